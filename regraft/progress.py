@@ -1,0 +1,88 @@
+"""One console and one progress bar for every command: on stderr, silent under --quiet and --json.
+
+A library caller gets silence unless it asks: `configure(quiet=False)` is what the command line does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_quiet = True
+_console: Console | None = None
+
+
+def configure(*, quiet: bool) -> None:
+    """Say whether progress, notes and warnings are shown (library default: not shown)."""
+    global _quiet
+    _quiet = quiet
+
+
+def console() -> Console:
+    """The rich console on stderr, quiet when configured so."""
+    global _console
+    if _console is None or _console.quiet != _quiet:
+        from rich.console import Console
+
+        _console = Console(stderr=True, quiet=_quiet, highlight=False)
+    return _console
+
+
+def note(text: str) -> None:
+    """One line of information."""
+    console().print(text, markup=False, style="dim")
+
+
+def warn(text: str) -> None:
+    """One line the user should not miss; also raised as a Python warning for library callers."""
+    if _quiet:
+        import warnings
+
+        warnings.warn(text, stacklevel=3)
+    console().print(f"warning: {text}", markup=False, style="yellow")
+
+
+class Bar:
+    """A progress bar over a known amount of work (bytes, steps), with rate and time left."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1, text: str | None = None) -> None:
+        """Count `amount` more as done; `text` replaces the description."""
+        if self._progress is not None and self._task is not None:
+            if text is None:
+                self._progress.update(self._task, advance=amount)
+            else:
+                self._progress.update(self._task, advance=amount, description=text)
+
+
+@contextmanager
+def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
+    """Show a bar with an ETA while the block runs. `unit='bytes'` shows sizes and MB/s."""
+    if _quiet:
+        yield Bar(None, None)
+        return
+    from rich import progress as rich_progress
+
+    amount: list[rich_progress.ProgressColumn] = (
+        [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
+        if unit == "bytes"
+        else [rich_progress.MofNCompleteColumn()]
+    )
+    with rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=28),
+        *amount,
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("eta"),
+        rich_progress.TimeRemainingColumn(),
+        console=console(),
+        transient=True,
+    ) as progress:
+        yield Bar(progress, progress.add_task(description, total=total))

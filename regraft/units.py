@@ -1,0 +1,56 @@
+"""Sizes as people write them: token counts (64k, 1M; binary) and bytes (300MB, 1.5GiB)."""
+
+from __future__ import annotations
+
+import re
+
+from regraft.errors import InputError
+
+_TOKENS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_BYTES = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "kib": 2**10,
+    "m": 10**6, "mb": 10**6, "mib": 2**20,
+    "g": 10**9, "gb": 10**9, "gib": 2**30,
+    "t": 10**12, "tb": 10**12, "tib": 2**40,
+}  # fmt: skip
+
+
+def parse_tokens(text: str | int) -> int:
+    """`8k` -> 8192, `1M` -> 1048576, `262144` -> 262144.
+
+    k, M and G are powers of 1024: the field's habit for context lengths.
+    """
+    return _parse(str(text), _TOKENS, "a token count such as 8192, 64k or 1M")
+
+
+def parse_bytes(text: str | int) -> int:
+    """`300MB` -> 300000000, `1GiB` -> 1073741824; a bare number is bytes."""
+    return _parse(str(text), _BYTES, "a size such as 300MB or 1.5GiB")
+
+
+def _parse(text: str, units: dict[str, int], wanted: str) -> int:
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in units:
+        raise InputError(f"'{text}' is not {wanted}.")
+    value = float(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
+    if value < 1 or value != int(value):
+        raise InputError(f"'{text}' is not a whole number of at least 1; give {wanted}.")
+    return int(value)
+
+
+def format_bytes(n: float) -> str:
+    """Decimal units, three significant digits: 335544320 -> '336 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(n) < 999.5 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "B" or abs(n) >= 99.95 else f"{n:.3g} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def format_tokens(n: int) -> str:
+    """8192 -> '8k', 1048576 -> '1M', 12000 -> '12000'."""
+    for unit, size in (("M", 1024**2), ("k", 1024)):
+        if n >= size and n % size == 0:
+            return f"{n // size}{unit}"
+    return str(n)
