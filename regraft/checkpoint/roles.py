@@ -195,7 +195,7 @@ def _meta_model(raw: dict[str, Any]) -> Any:
         )
     # Which attention kernel the author had installed says nothing about names.
     raw = {key: value for key, value in raw.items() if not key.endswith("attn_implementation")}
-    model_class = getattr(transformers, architecture, None) if architecture else None
+    model_class: Any = getattr(transformers, architecture, None) if architecture else None
     try:
         with torch.device("meta"):
             config = CONFIG_MAPPING[model_type].from_dict(raw)
