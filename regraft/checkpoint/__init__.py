@@ -1,0 +1,1 @@
+"""Models on disk: `source` reads them, `sink` writes them, `roles` says which tensor is what."""

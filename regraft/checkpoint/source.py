@@ -239,7 +239,10 @@ class Checkpoint:
             done = 0
             while done < info.nbytes:
                 want = min(len(buffer), info.nbytes - done)
-                got = os.preadv(fd, [buffer[:want]], info.offset + done)
+                try:
+                    got = os.preadv(fd, [buffer[:want]], info.offset + done)
+                except OSError as error:
+                    raise _unreadable(self.shard_path(info.shard), error) from error
                 if got == 0:
                     raise CheckpointError(
                         f"{self.shard_path(info.shard)} became shorter while it was read; let "
@@ -332,6 +335,7 @@ class Checkpoint:
 
 class _Files(Protocol):
     where: str  # for messages
+    remedy: str  # for messages: how a missing shard is got
     revision: str | None
 
     def names(self) -> list[str]:
@@ -353,6 +357,7 @@ class _Folder:
         self.revision: str | None = None
         self.root = root
         self.where = str(root)
+        self.remedy = "finish the download"
 
     def names(self) -> list[str]:
         found = []
@@ -385,11 +390,16 @@ class _Hub:
 
         self.repo = repo
         self.where = repo if revision is None else f"{repo}@{revision}"
+        self.remedy = "the repository is incomplete, so choose another"
         self._snapshot: Path | None = None  # set when offline: only what lies there exists
         try:
             info = HfApi().model_info(repo, revision=revision, timeout=20)
             self.revision: str | None = info.sha
             self._names = [sibling.rfilename for sibling in info.siblings or []]
+            if "config.json" in self._names:
+                # By its branch, not its commit: so the cache learns where the branch points, and
+                # the model opens offline by the same name.
+                self._download("config.json", revision or "main")
         except (HTTPError, OfflineModeIsEnabled) as error:
             status = getattr(getattr(error, "response", None), "status_code", 503)
             if isinstance(error, RepositoryNotFoundError) or status < 500:
@@ -401,6 +411,7 @@ class _Hub:
             if not self._snapshot.is_dir():
                 raise self._explain(error) from error
             self.revision = commit
+            self.remedy = "the Hub cannot be reached, so connect (and unset HF_HUB_OFFLINE) once"
             self._names = _Folder(self._snapshot).names()
 
     def names(self) -> list[str]:
@@ -413,16 +424,18 @@ class _Hub:
         if self._snapshot is not None:
             if not (self._snapshot / name).is_file():
                 raise CheckpointError(
-                    f"{name} of {self.where} is not in the local Hub cache and the Hub cannot be "
-                    "reached; connect to the network (and unset HF_HUB_OFFLINE) to download it."
+                    f"{name} of {self.where} is not in the local Hub cache; {self.remedy}."
                 )
             return self._snapshot / name
+        return self._download(name, self.revision)
+
+    def _download(self, name: str, revision: str | None) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
         try:
             with _hub_bars():
-                return Path(hf_hub_download(self.repo, name, revision=self.revision))
+                return Path(hf_hub_download(self.repo, name, revision=revision))
         except (HTTPError, EntryNotFoundError) as error:
             raise self._explain(error, name) from error
         except OSError as error:
@@ -561,7 +574,7 @@ def _shards(files: _Files) -> tuple[list[str], dict[str, str] | None]:
         raise CheckpointError(
             f"{files.where} lacks {', '.join(missing[:3])}"
             f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, which {INDEX} lists; "
-            "finish the download."
+            f"{files.remedy}."
         )
     return shards, weight_map
 
