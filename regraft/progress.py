@@ -1,18 +1,21 @@
 """One console and one progress bar for every command: on stderr, silent under --quiet and --json.
 
-A library caller gets silence unless it asks: `configure(quiet=False)` is what the command line does.
+A library caller gets silence unless it asks with `configure(quiet=False)`, as the command line does.
+Where stderr is a file, a line every fifteen seconds stands for the bar.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
+_LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
 
@@ -50,31 +53,35 @@ def warn(text: str) -> None:
 class Bar:
     """A progress bar over a known amount of work (bytes, steps), with rate and time left."""
 
-    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, description: str, total: float, progress: Progress | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total) if progress else None
+        self._description, self._total, self._done = description, total, 0.0
+        self._began = self._said = time.monotonic()
 
     def advance(self, amount: float = 1, text: str | None = None) -> None:
-        """Count `amount` more as done; `text` replaces the description."""
+        """Count `amount` more as done; `text` is shown beside the description."""
+        self._done += amount
         if self._progress is not None and self._task is not None:
-            if text is None:
-                self._progress.update(self._task, advance=amount)
-            else:
-                self._progress.update(self._task, advance=amount, description=text)
+            shown = self._description if text is None else f"{self._description} {text}"
+            self._progress.update(self._task, advance=amount, description=shown)
+        elif time.monotonic() - self._said > _LINE_EVERY and self._done:
+            self._said = time.monotonic()
+            left = (self._said - self._began) * (self._total / self._done - 1)
+            note(f"{self._description}: {self._done / self._total:.0%}, {left:.0f} s left")
 
 
 @contextmanager
 def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
     """Show a bar with an ETA while the block runs. `unit='bytes'` shows sizes and MB/s."""
-    if _quiet:
-        yield Bar(None, None)
+    if _quiet or not console().is_terminal:
+        yield Bar(description, total, None)
         return
     from rich import progress as rich_progress
 
-    amount: list[rich_progress.ProgressColumn] = (
-        [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
-        if unit == "bytes"
-        else [rich_progress.MofNCompleteColumn()]
-    )
+    amount: list[rich_progress.ProgressColumn] = [rich_progress.TaskProgressColumn()]
+    if unit == "bytes":
+        amount = [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
     with rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=28),
@@ -85,4 +92,4 @@ def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
         console=console(),
         transient=True,
     ) as progress:
-        yield Bar(progress, progress.add_task(description, total=total))
+        yield Bar(description, total, progress)

@@ -1,4 +1,4 @@
-"""Certified truncated SVD: the best rank-r approximation of a matrix, with a proof of how good it is.
+"""Certified truncated SVD: the best rank-r approximation of a matrix, and a proof that it is.
 
 Algorithm: randomised subspace iteration (Halko, Martinsson, Tropp, "Finding structure with
 randomness", arXiv 0909.4061), half-steps in bfloat16 where the chip multiplies bfloat16 fast (they
@@ -37,7 +37,7 @@ _STEEP = 1e4  # ratio of squared singular values in the block beyond which bfloa
 
 @dataclass(frozen=True)
 class LowRank:
-    """D ~ U diag(S) Vt: (m, k), (k,) float64 and descending, (k, n), with what is known of the rest.
+    """D ~ U diag(S) Vt: (m, k), (k,) float64 descending, (k, n), and what is known of the rest.
 
     `squared_norm` is ||D||_F^2; `upper` (k,) float64 bounds sigma_i^2 from above, so that
     `certificate(r)` bounds the error at any r <= rank against the optimum's.
@@ -57,7 +57,7 @@ class LowRank:
         return self.S.numel()
 
     def squared_error(self, rank: int | None = None) -> float:
-        """||D - U_r S_r V_r'||_F^2 = ||D||^2 - sum of the r leading s^2 (U spans the projection)."""
+        """||D - U_r S_r V_r'||_F^2 = ||D||^2 - sum of the r leading s^2: U spans a projection."""
         rank = self.rank if rank is None else rank
         dropped = float(self.S[rank:].square().sum())
         if self.squared_residual is not None:
@@ -96,7 +96,7 @@ class LowRank:
         )
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """(B, A), (m, r) and (r, n) float32, B = U sqrt(S), A = sqrt(S) V': LoRA's names, balanced."""
+        """(B, A), (m, r) and (r, n): B = U sqrt(S), A = sqrt(S) V', LoRA's names, balanced."""
         root = self.S.sqrt().to(self.U.dtype)
         return self.U * root, root[:, None] * self.Vt
 
@@ -117,8 +117,8 @@ def truncated_svd(
 
     The Frobenius error is at most (1 + tolerance) times that of the exact truncated SVD, proven
     a posteriori (see the module's docstring) unless `certify` is False. `exact` uses LAPACK
-    (QR first, so tall matrices cost no more than square ones). `half` is the same matrix in bfloat16
-    if the caller has it, `squared_norm` its ||.||_F^2, `start` (n, k) a basis to begin from.
+    (QR first, so tall matrices cost no more than square ones). `half` is the same matrix in
+    bfloat16 if the caller has it, `squared_norm` its ||.||_F^2, `start` (n, k) a basis to begin from.
     Deterministic for a seed, a thread count and a library version.
     """
     if delta.ndim != 2:
@@ -144,7 +144,7 @@ def squared_frobenius(matrix: Tensor) -> float:
 
 
 def fast_half(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones here (by the chip, never by timing)."""
+    """Whether bfloat16 products beat float32 ones here: by the chip, never by timing."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu":
@@ -326,13 +326,15 @@ class _Iteration:
         return None
 
     def _rounding(self) -> float:
-        """Spectral norm that rounding D to the fast copy can add: 2u/sqrt(3) times a random matrix's
-        edge with D's mean square (independent roundings; Bandeira and van Handel's sum of norms)."""
+        """Spectral norm that rounding D to the fast copy can add: twice the edge of a random matrix
+        with the mean square of independent roundings, u^2/3 that of D."""
         if self.half.dtype == self.delta.dtype:
             return 0.0
         m, n = self.delta.shape
         unit = torch.finfo(self.half.dtype).eps / 2
-        return 2 * unit / math.sqrt(3) * math.sqrt(self.total) * (1 / math.sqrt(m) + 1 / math.sqrt(n))
+        return (
+            2 * unit / math.sqrt(3) * math.sqrt(self.total) * (1 / math.sqrt(m) + 1 / math.sqrt(n))
+        )
 
 
 def _lanczos_shortfall(steps: int, n: int) -> float:
@@ -369,7 +371,9 @@ def _orthonormal(block: Tensor, *, strict: bool) -> Tensor:
         if int(failed) or float(pivots.min()) < 3e-3 * float(pivots.max()):
             return torch.linalg.qr(block / scale)[0]
         inverse = torch.linalg.solve_triangular(
-            factor, torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device), upper=False
+            factor,
+            torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device),
+            upper=False,
         )
         result = result @ inverse.T.to(result.dtype)
     return result

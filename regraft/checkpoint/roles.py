@@ -137,7 +137,7 @@ def _build(config_json: str) -> _Layout:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    model = _meta_model(json.loads(config_json))
+    model = meta_model(json.loads(config_json))
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     kinds: dict[str, Kind] = {}
@@ -177,7 +177,7 @@ def _without_prefixes(name: str, prefixes: frozenset[str]) -> str:
     return name
 
 
-def _meta_model(raw: dict[str, Any]) -> Any:
+def meta_model(raw: dict[str, Any]) -> Any:
     """The model of a config.json on the meta device, weights neither made nor initialized."""
     import torch
     import transformers

@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def write_adapter_card(folder, record):
+    pass

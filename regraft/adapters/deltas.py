@@ -1,0 +1,158 @@
+"""extended - base, one tensor at a time in float32, and what one pass over it tells.
+
+On the CPU two buffers of the largest shape are reused for every module (fresh memory costs more in
+page faults than the subtraction), filled in blocks that stay in cache. On a GPU the next pair is
+copied into pinned memory and sent on a side stream while the current one is decomposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regraft.adapters.lowrank import fast_half
+from regraft.adapters.pairing import Module, shared_shape
+from regraft.adapters.rank import Noise, rounding_noise
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import CheckpointError
+
+_BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
+
+
+@dataclass
+class Delta:
+    """extended - base of one module in float32, and what one pass over it tells."""
+
+    matrix: Tensor
+    half: Tensor | None
+    squared_norm: float
+    squared_base: float
+    noise: Noise
+
+
+def deltas(
+    b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
+) -> Iterator[tuple[Module, Delta]]:
+    """Each module's delta; the tensors are overwritten when the next one is asked for."""
+    if not modules:
+        return
+    if device.type == "cuda":
+        yield from _cuda_deltas(b, e, modules, device)
+        return
+    largest = max(math.prod(module.shape) for module in modules)
+    full = torch.empty(largest, dtype=torch.float32)
+    half = torch.empty(largest, dtype=torch.bfloat16) if fast_half(device) else None
+    for module in modules:
+        rows, columns = module.shape
+        delta = full[: rows * columns].view(rows, columns)
+        shadow = half[: rows * columns].view(rows, columns) if half is not None else None
+        x = b.rows(module.tensor, 0, rows)
+        y = e.rows(module.tensor, 0, rows)
+        squares = [0.0, 0.0]
+        step = max(1, _BLOCK // columns)
+        for i in range(0, rows, step):
+            block = delta[i : i + step]
+            block.copy_(x[i : i + step])
+            squares[1] += float(torch.linalg.vector_norm(block)) ** 2
+            torch.sub(y[i : i + step], block, out=block)
+            squares[0] += float(torch.linalg.vector_norm(block)) ** 2
+            if shadow is not None:
+                shadow[i : i + step].copy_(block)
+        _refuse_nonfinite(b, e, module.tensor, squares)
+        noise = rounding_noise(x, y)
+        del x, y
+        b.release(module.tensor)
+        e.release(module.tensor)
+        yield module, Delta(delta, shadow, squares[0], squares[1], noise)
+
+
+def _cuda_deltas(
+    b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
+) -> Iterator[tuple[Module, Delta]]:
+    """The same on a GPU: a thread copies the next pair into pinned memory and starts its transfer
+    on a side stream while this pair is decomposed, so that the disk is the limit."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    stream = torch.cuda.Stream(device)
+    half = fast_half(device)
+
+    def upload(checkpoint: Checkpoint, module: Module) -> Tensor:
+        pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).clone().pin_memory()
+        checkpoint.release(module.tensor)
+        return pinned.to(device, non_blocking=True)
+
+    def load(module: Module) -> tuple[Tensor, Tensor, torch.cuda.Event]:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            pair = upload(b, module), upload(e, module)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return (*pair, event)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(load, modules[0])
+        for index, module in enumerate(modules):
+            x, y, event = ahead.result()
+            if index + 1 < len(modules):
+                ahead = pool.submit(load, modules[index + 1])
+            current = torch.cuda.current_stream(device)
+            current.wait_event(event)
+            x.record_stream(current)
+            y.record_stream(current)
+            delta = y.float() - x.float()
+            squares = [
+                float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in (delta, x)
+            ]
+            _refuse_nonfinite(b, e, module.tensor, squares)
+            yield module, Delta(
+                delta, delta.bfloat16() if half else None, squares[0], squares[1],
+                rounding_noise(x, y),
+            )  # fmt: skip
+
+
+def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:
+    """[||e - b||^2, ||b||^2] of a tensor of any shape, block by block."""
+    squares = [0.0, 0.0]
+    for x, y in _blocks(b, e, name):
+        values = x.float()
+        squares[1] += float(torch.linalg.vector_norm(values)) ** 2
+        squares[0] += float(torch.linalg.vector_norm(y.float() - values)) ** 2
+    _refuse_nonfinite(b, e, name, squares)
+    b.release(name)
+    e.release(name)
+    return squares
+
+
+def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    shape = shared_shape(b, e, name)
+    count = math.prod(shape)
+    x, y = b.tensor(name).reshape(-1)[:count], e.tensor(name).reshape(-1)[:count]
+    for i in range(0, count, _BLOCK):
+        yield x[i : i + _BLOCK], y[i : i + _BLOCK]
+
+
+def difference(b: Checkpoint, e: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    """The dense difference of a tensor: vectors in float32, matrices in the adapter's dtype."""
+    shape = shared_shape(b, e, name)
+    stored = difference_dtype(shape, dtype)
+    blocks = [(y.float() - x.float()).to(stored) for x, y in _blocks(b, e, name)]
+    b.release(name)
+    e.release(name)
+    return torch.cat(blocks).view(shape)
+
+
+def difference_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
+    """Vectors (norms, biases) keep float32: they are small and every digit counts."""
+    return torch.float32 if len(shape) < 2 else dtype
+
+
+def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, squares: list[float]) -> None:
+    if math.isfinite(squares[0]) and math.isfinite(squares[1]):
+        return
+    guilty = b if not math.isfinite(squares[1]) else e
+    raise CheckpointError(
+        f"Tensor '{name}' of {guilty.name} holds NaN or infinite numbers; give a sound checkpoint."
+    )

@@ -1,0 +1,372 @@
+"""The adapter folder: PEFT's two files, and beside them what PEFT's format has no place for.
+
+    adapter_config.json, adapter_model.safetensors   what PEFT, vLLM, SGLang and llama.cpp read
+    regraft.json                                     RoPE, context, lineage, error of every module
+    regraft-lineage.safetensors                      1024 sampled weights of each base tensor
+    regraft-differences.safetensors                  layout `exact`: norms, embeddings, head, biases
+
+`Adapter` reads any plain PEFT LoRA, made here or elsewhere, and gives every module as B, A and a
+scale in the orientation of the stored weight. What it cannot apply exactly it refuses by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regraft.errors import CheckpointError, InputError
+from regraft.rope import ContextSpec
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD, LINEAGE, DIFFERENCES = (
+    "regraft.json",
+    "regraft-lineage.safetensors",
+    "regraft-differences.safetensors",
+)
+SCHEMA_VERSION = 1
+Layout = Literal["portable", "compact", "exact"]
+PORTABLE_CAP = 512  # the largest max-lora-rank that vLLM accepts
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+_PREFIX = "base_model.model."
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_KEY = re.compile(
+    r"(?P<module>.+)\.lora_(?P<emb>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?"
+)
+# PEFT switches that change what B A means, and the value at which they do nothing.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "trainable_token_indices": (None, [], {}),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One module of an adapter: where its factors lie and how they are scaled.
+
+    `transposed`: the weight is stored (in, out), so its change is (B A)' = A' B'.
+    """
+
+    name: str
+    key_a: str
+    key_b: str
+    scaling: float
+    transposed: bool
+
+    @property
+    def weight(self) -> str:
+        """The checkpoint tensor that changes."""
+        return f"{self.name}.weight"
+
+
+class Adapter:
+    """A LoRA adapter folder, read lazily. `record` is regraft.json, None for a stranger's adapter.
+
+    modules      checkpoint tensor name -> LoraModule
+    replaced     checkpoint tensor name -> key of a full copy (PEFT's modules_to_save)
+    differences  names of the tensors in regraft-differences.safetensors
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.config = _read_object(folder / CONFIG)
+        self.record = _read_object(folder / RECORD) if (folder / RECORD).is_file() else None
+        _refuse_unknown(self.config, name)
+        self._weights = _open(folder / WEIGHTS)
+        self.modules: dict[str, LoraModule] = {}
+        self.replaced: dict[str, str] = {}
+        self.ignored: list[str] = []
+        self._sort_keys()
+        self._differences = None
+        self.differences: list[str] = []
+        if (folder / DIFFERENCES).is_file():
+            self._differences = _open(folder / DIFFERENCES)
+            self.differences = sorted(self._differences.keys())
+        elif self.record is not None and self.record.get("differences"):
+            raise CheckpointError(
+                f"{name} lacks {DIFFERENCES}, which its {RECORD} lists; copy the whole folder."
+            )
+
+    @classmethod
+    def open(cls, source: str | Path) -> Adapter:
+        """Open a local adapter folder or the Hub id `org/name[@revision]`.
+
+        Raises CheckpointError for what is not a LoRA adapter, InputError for kinds of LoRA that
+        change more than W + s B A says.
+        """
+        folder = Path(source).expanduser()
+        if not folder.exists() and _HUB_ID.fullmatch(str(source)):
+            folder = _download(str(source))
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{source} does not exist; give an adapter folder or a Hub id such as org/name."
+            )
+        if not (folder / CONFIG).is_file():
+            what = "a model" if (folder / "config.json").is_file() else "not an adapter"
+            raise CheckpointError(
+                f"{source} is {what}: it has no {CONFIG}; give an adapter folder."
+            )
+        if not (folder / WEIGHTS).is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            raise CheckpointError(
+                f"{source} has {'only pickled weights (adapter_model.bin)' if pickled else 'no'} "
+                f"{'' if pickled else WEIGHTS}; load it with PEFT and save it again to get "
+                f"{WEIGHTS}."
+            )
+        return cls(folder, str(source))
+
+    @property
+    def context(self) -> tuple[ContextSpec, ContextSpec] | None:
+        """(base's context, extended's context) if the adapter carries them."""
+        if self.record is None or "context" not in self.record:
+            return None
+        both = self.record["context"]
+        return ContextSpec.from_json(both["base"]), ContextSpec.from_json(both["extended"])
+
+    def shape(self, tensor: str) -> tuple[int, int]:
+        """Shape of the weight that the module changes."""
+        module = self.modules[tensor]
+        rows = self._weights.get_slice(module.key_b).get_shape()[0]
+        columns = self._weights.get_slice(module.key_a).get_shape()[1]
+        return (columns, rows) if module.transposed else (rows, columns)
+
+    def rank(self, tensor: str) -> int:
+        """Columns of B."""
+        return int(self._weights.get_slice(self.modules[tensor].key_b).get_shape()[1])
+
+    def factors(self, tensor: str) -> tuple[Tensor, Tensor]:
+        """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A."""
+        module = self.modules[tensor]
+        b = self._weights.get_tensor(module.key_b).float()
+        a = self._weights.get_tensor(module.key_a).float()
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise CheckpointError(
+                f"{self.name} has NaN or infinite numbers in the factors of '{module.name}'; "
+                "make the adapter again."
+            )
+        if module.transposed:
+            b, a = a.T, b.T
+        return (b * module.scaling).contiguous(), a.contiguous()
+
+    def replacement(self, tensor: str) -> Tensor:
+        """The full copy that `modules_to_save` puts in place of the tensor."""
+        return self._weights.get_tensor(self.replaced[tensor])
+
+    def difference(self, tensor: str) -> Tensor:
+        """The dense difference of a tensor in layout `exact`."""
+        assert self._differences is not None
+        return self._differences.get_tensor(tensor)
+
+    def difference_shape(self, tensor: str) -> tuple[int, ...]:
+        assert self._differences is not None
+        return tuple(self._differences.get_slice(tensor).get_shape())
+
+    def replacement_shape(self, tensor: str) -> tuple[int, ...]:
+        return tuple(self._weights.get_slice(self.replaced[tensor]).get_shape())
+
+    def lineage(self) -> dict[str, Tensor] | None:
+        """Sampled weights of the base by tensor name, if the adapter carries them."""
+        path = self.folder / LINEAGE
+        if not path.is_file():
+            return None
+        with _open(path) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def _sort_keys(self) -> None:
+        sides: dict[str, dict[str, str]] = {}
+        embeddings: set[str] = set()
+        for key in self._weights.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+            plain = key.removeprefix(_PREFIX)
+            match = _KEY.fullmatch(plain)
+            if match:
+                sides.setdefault(match["module"], {})[match["side"]] = key
+                if match["emb"]:
+                    embeddings.add(match["module"])
+            elif "lora_" in plain:
+                raise InputError(
+                    f"{self.name} has '{key}', a part of LoRA that regraft does not apply (DoRA or "
+                    "a variant); merge it with PEFT instead."
+                )
+            elif ".base_layer." in plain:
+                self.ignored.append(key)  # PEFT's copy of the base embedding: not a change
+            else:
+                self.replaced[plain.replace(".modules_to_save.default", "")] = key
+        for module, keys in sorted(sides.items()):
+            if set(keys) != {"A", "B"}:
+                raise CheckpointError(
+                    f"{self.name} has only lora_{next(iter(keys))} for '{module}'; the file is "
+                    "incomplete, make the adapter again."
+                )
+            rank = self._weights.get_slice(keys["A"]).get_shape()[0]
+            columns = self._weights.get_slice(keys["B"]).get_shape()[1]
+            promised = self._pattern("rank_pattern", module, self.config.get("r", 8))
+            if rank != columns or rank != promised:
+                raise CheckpointError(
+                    f"'{module}' of {self.name} has factors of rank {rank} and {columns}, and "
+                    f"{CONFIG} says {promised}; the config belongs to another adapter."
+                )
+            transposed = module in embeddings or bool(self.config.get("fan_in_fan_out"))
+            self.modules[f"{module}.weight"] = LoraModule(
+                module, keys["A"], keys["B"], self._scaling(module, int(rank)), transposed
+            )
+        if not self.modules and not self.replaced:
+            raise CheckpointError(f"{self.name} holds no LoRA factors; give another adapter.")
+
+    def _scaling(self, module: str, rank: int) -> float:
+        alpha = float(self._pattern("alpha_pattern", module, self.config.get("lora_alpha", 8)))
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _pattern(self, pattern: str, module: str, default: Any) -> Any:
+        """PEFT's rule: the first key that matches at the end of the module's name, as a regex."""
+        for key, value in (self.config.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        return default
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One extracted module ready to be written: B (m, r), A (r, n) as PEFT wants them."""
+
+    module: str
+    kind: Literal["linear", "embedding"]
+    rank: int
+
+    def stored(
+        self, shape: tuple[int, int], uniform: int | None
+    ) -> list[tuple[str, tuple[int, int]]]:
+        """(key, shape) of A and B for a weight of `shape` (out, in), padded to `uniform`."""
+        rank = uniform or self.rank
+        rows, columns = shape if self.kind == "linear" else shape[::-1]
+        key_a, key_b = self.keys()
+        return [(key_a, (rank, columns)), (key_b, (rows, rank))]
+
+    def keys(self) -> tuple[str, str]:
+        """The names of A and B in adapter_model.safetensors."""
+        if self.kind == "embedding":
+            stem = f"{_PREFIX}{self.module}.lora_embedding_"
+            return f"{stem}A", f"{stem}B"
+        return (
+            f"{_PREFIX}{self.module}.lora_A.weight",
+            f"{_PREFIX}{self.module}.lora_B.weight",
+        )
+
+
+def peft_config(
+    modules: list[Factors],
+    all_modules: Iterable[str],
+    *,
+    uniform: int | None,
+    base: str,
+    revision: str | None,
+) -> dict[str, Any]:
+    """adapter_config.json. `uniform`: one rank for all (zero-padded), else patterns per module.
+
+    Targets are leaf names where every module of that leaf is in the adapter, full names otherwise,
+    so that no reader makes empty factors for a module that did not change.
+    """
+    names = {factors.module for factors in modules}
+    leaves: dict[str, set[str]] = {}
+    for name in {*all_modules, *names}:
+        leaves.setdefault(name.rpartition(".")[2], set()).add(name)
+    targets = [
+        target
+        for leaf, members in sorted(leaves.items())
+        for target in ([leaf] if members <= names else sorted(members & names))
+    ]
+    common = uniform or max(factors.rank for factors in modules)
+    odd = {f.module: f.rank for f in modules if f.rank != common} if uniform is None else {}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+        "r": common,
+        "lora_alpha": common,
+        "target_modules": targets,
+        "rank_pattern": {re.escape(name): rank for name, rank in sorted(odd.items())},
+        "alpha_pattern": {re.escape(name): rank for name, rank in sorted(odd.items())},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
+
+
+def _refuse_unknown(config: dict[str, Any], name: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise InputError(
+            f"{name} is a {kind or 'nameless'} adapter and regraft applies LoRA; convert it with "
+            "peft.tuners.lora.conversion.convert_to_lora."
+        )
+    for key, harmless in _REFUSED.items():
+        if config.get(key) not in harmless and key in config:
+            raise InputError(
+                f"{name} uses {key}={config[key]!r}, which changes more than W + s B A; merge it "
+                "with PEFT instead."
+            )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the adapter again.") from (
+            error
+        )
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy the adapter again.")
+    return value
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); copy the adapter again."
+        ) from error
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = source.partition("@")
+    patterns = [CONFIG, WEIGHTS, RECORD, LINEAGE, DIFFERENCES]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        raise CheckpointError(
+            f"{source} is neither a local folder nor an adapter that the Hub gives "
+            f"({type(error).__name__}); check the spelling, the network and `hf auth login`."
+        ) from error
