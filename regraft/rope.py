@@ -112,8 +112,8 @@ class ContextSpec:
         two spellings state different values, readers of different age would load different
         models: CheckpointError, naming both. A null `rope_scaling` states nothing.
         """
-        config = _text_config(config)
-        length = config.get("max_position_embeddings") or _DEFAULT_LENGTH.get(_model_type(config))
+        model_type, config = _text_model(config)
+        length = config.get("max_position_embeddings") or _DEFAULT_LENGTH.get(model_type)
         if length is None:
             raise CheckpointError(
                 "config.json states no max_position_embeddings; add the model's context length."
@@ -121,26 +121,23 @@ class ContextSpec:
         modern, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
         if not isinstance(modern, Mapping) or not isinstance(scaling, Mapping):
             raise CheckpointError("config.json: rope_parameters and rope_scaling must be objects.")
-        legacy = _legacy(config)
         original = config.get("original_max_position_embeddings")
-        if not (_is_layered(modern) or _is_layered(legacy)):
-            merged = _agree(modern, legacy, _DEFAULT_THETA, length, original)
-            return cls(merged, length, original)
-        thetas = _LAYERED.get(_model_type(config), {})
-        modern, legacy = _by_layer_type(modern), _by_layer_type(legacy)
-        layered = {
-            kind: None
-            if kind in modern and modern[kind] is None
-            else _agree(
-                modern.get(kind, {}),
-                legacy.get(kind, {}),
-                thetas.get(kind) or config.get("rope_theta") or _DEFAULT_THETA,
-                length,
-                None,
+        if not _rotates_by_layer(model_type, config):
+            return cls(
+                _agree(modern, _legacy(config), _DEFAULT_THETA, length, original), length, original
             )
-            for kind in modern | legacy
-        }
-        return cls(layered, length, original)
+        thetas = _LAYERED.get(model_type, {})
+        modern, legacy = _by_layer_type(modern), _legacy_by_layer_type(model_type, config)
+        parameters: dict[str, Any] = {}
+        for kind in modern or legacy:
+            if modern.get(kind, {}) is None and kind not in thetas:
+                parameters[kind] = None  # layers without RoPE
+                continue
+            default = thetas.get(kind) or config.get("rope_theta") or _DEFAULT_THETA
+            parameters[kind] = _agree(
+                modern.get(kind) or {}, legacy.get(kind) or {}, default, length, None
+            )
+        return cls(parameters, length, original)
 
     def write_into(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of `config` that says this context in both spellings.
@@ -152,31 +149,30 @@ class ContextSpec:
         Raises InputError when one side rotates by layer type and the other does not.
         """
         result = copy.deepcopy(dict(config))
-        target = _text_config(result)
-        wants_layers = _model_type(target) in _LAYERED or _is_layered(
-            target.get("rope_parameters") or {}
-        )
-        if wants_layers != self.is_layered:
-            have, want = ("one RoPE", "a RoPE per layer type")
-            if not wants_layers:
+        model_type, target = _text_model(result)
+        if _rotates_by_layer(model_type, target) != self.is_layered:
+            have, want = "one RoPE for all layers", "a RoPE per layer type"
+            if self.is_layered:
                 have, want = want, have
             raise InputError(
-                f"A context with {have} cannot be written into a {_model_type(target) or 'model'} "
-                f"config, which needs {want}; state the context for this model instead."
+                f"A context with {have} cannot be written into a {model_type or 'model'} config, "
+                f"which has {want}; state the context for this model instead."
             )
         main = self._main()
         target["rope_parameters"] = copy.deepcopy(self.rope_parameters)
         target["rope_theta"] = main["rope_theta"]
-        target["rope_scaling"] = _scaling_block(main)
+        target["rope_scaling"] = _scaling_block(main, model_type)
         target["max_position_embeddings"] = self.max_position_embeddings
-        sliding = self.rope_parameters.get("sliding_attention") if self.is_layered else None
-        if sliding is not None and _model_type(target) != "olmo3":
-            target[_SLIDING_THETA] = sliding["rope_theta"]
-        _put(target, "partial_rotary_factor", main.get("partial_rotary_factor"))
-        original = self.original_max_position_embeddings
-        in_block = main["rope_type"] in ("llama3", "yarn")
-        if not in_block or "original_max_position_embeddings" in target:
-            _put(target, "original_max_position_embeddings", original)
+        if self.is_layered:
+            target.pop("partial_rotary_factor", None)  # would leak into every layer type
+            sliding = self.rope_parameters.get("sliding_attention")
+            if sliding is not None and model_type != "olmo3":
+                target[_SLIDING_THETA] = sliding["rope_theta"]
+        else:
+            _put(target, "partial_rotary_factor", main.get("partial_rotary_factor"))
+        key = "original_max_position_embeddings"
+        if main["rope_type"] not in ("llama3", "yarn") or key in target:
+            _put(target, key, self.original_max_position_embeddings)
         return result
 
     @property
@@ -236,52 +232,59 @@ class ContextSpec:
     ) -> ContextSpec:
         """A copy with new values; what is not given stays.
 
-        A new `rope_type` drops the old family's parameters. It takes `original` from this
-        spec's original (or present) length and `factor` from length / original unless given;
-        Llama 3.1's low and high frequency factors are its published 1 and 4. Where layer types
-        differ the full-attention layers change, the sliding ones never see the longer context.
-        Raises InputError for values no family can use.
+        A new `rope_type` drops the old family's parameters and takes `original` from this spec's
+        original (or present) length. Naming `rope_type` with a length but no `factor` sets factor
+        to length / original. Llama 3.1's low and high frequency factors are its published 1 and
+        4. Where layer types differ the full-attention layers change: the sliding ones never see
+        the longer context. Raises InputError for values the family cannot use.
         """
         main = dict(self._main())
-        new_length = length or self.max_position_embeddings
-        if rope_type is not None and rope_type != main["rope_type"]:
-            if rope_type not in _REQUIRED:
+        family = main["rope_type"] if rope_type is None else rope_type
+        before = original or self.original_max_position_embeddings or self.max_position_embeddings
+        if family != main["rope_type"]:
+            if family not in _REQUIRED:
                 raise InputError(
-                    f"'{rope_type}' is no RoPE family{_suggest(rope_type, _REQUIRED)}; "
+                    f"'{family}' is no RoPE family{_suggest(family, _REQUIRED)}; "
                     f"choose from {', '.join(_REQUIRED)}."
                 )
-            if rope_type == "longrope":
+            if family == "longrope":
                 raise InputError(
                     "longrope needs a factor per dimension, which cannot be given here; "
                     "take the context from a checkpoint that has them."
                 )
-            kept = ("rope_theta", "partial_rotary_factor", "mrope_section")
-            main = {key: main[key] for key in kept if key in main} | {"rope_type": rope_type}
-            before = (
-                original or self.original_max_position_embeddings or self.max_position_embeddings
-            )
-            if rope_type in _NEEDS_ORIGINAL:
-                main["original_max_position_embeddings"] = before
-            if rope_type not in ("default", "proportional") and factor is None:
-                factor = new_length / before
-            if rope_type == "llama3":
+            kept = {key: main[key] for key in _SHARED if key in main}
+            main = {"rope_type": family, **kept}
+            if family == "llama3":
                 main |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        if theta is not None:
-            main["rope_theta"] = theta
+        scales = "factor" in _REQUIRED.get(family, ())
+        if family == "dynamic" and length not in (None, self.max_position_embeddings):
+            raise InputError(
+                "dynamic RoPE takes max_position_embeddings as the length before scaling; "
+                "leave the length out and give the factor."
+            )
+        if scales and factor is None and rope_type is not None and length is not None:
+            factor = length / before
         if factor is not None:
-            if main["rope_type"] in ("default", "longrope"):
+            if not scales:
                 raise InputError(
-                    f"RoPE family {main['rope_type']} takes no factor; "
+                    f"RoPE family {family} takes no factor; "
                     "leave it out or name a family, such as rope_type=yarn."
                 )
             if not factor >= 1 or math.isinf(factor):
-                raise InputError(f"A RoPE factor must be at least 1, not {factor}.")
+                raise InputError(f"A RoPE factor must be at least 1, not {factor:g}.")
             main["factor"] = factor
-        if original is not None and main["rope_type"] in _NEEDS_ORIGINAL:
-            main["original_max_position_embeddings"] = original
+        if scales and "factor" not in main:
+            raise InputError(f"RoPE family {family} needs a factor; give factor or length.")
+        if theta is not None:
+            main["rope_theta"] = theta
+        known = original or (
+            None if rope_type == "default" else self.original_max_position_embeddings
+        )
+        if family in _NEEDS_ORIGINAL:
+            main["original_max_position_embeddings"] = known = before
         parameters = {**self.rope_parameters, self._main_kind(): main} if self.is_layered else main
-        old = self.original_max_position_embeddings if rope_type != "default" else None
-        return ContextSpec(parameters, new_length, original or old)
+        new_length = self.max_position_embeddings if length is None else length
+        return ContextSpec(parameters, new_length, known)
 
     def _main_kind(self) -> str:
         kinds = [kind for kind, value in self.rope_parameters.items() if value is not None]
@@ -566,37 +569,43 @@ def _is_layered(parameters: Mapping[str, Any]) -> bool:
     return any(isinstance(value, Mapping) for value in parameters.values())
 
 
-def _text_config(config: Mapping[str, Any]) -> Any:
-    """The part of a (multimodal) config that describes the language model."""
+def _text_model(config: Any) -> tuple[str, Any]:
+    """(model type, config) of the language model; a multimodal config holds it in text_config."""
     inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
+    inner = inner if isinstance(inner, Mapping) else config
+    return str(inner.get("model_type") or config.get("model_type") or ""), inner
 
 
-def _model_type(config: Mapping[str, Any]) -> str:
-    return str(config.get("model_type") or "")
+def _rotates_by_layer(model_type: str, config: Mapping[str, Any]) -> bool:
+    return (
+        model_type in _LAYERED
+        or config.get(_SLIDING_THETA) is not None
+        or any(_is_layered(config.get(key) or {}) for key in ("rope_parameters", "rope_scaling"))
+    )
 
 
 def _legacy(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `rope_theta`, `rope_scaling` and their kin state, in the canonical shape; may be {}."""
-    block = dict(config.get("rope_scaling") or {})
-    for key in _SHARED:
-        if config.get(key) is not None:
-            block.setdefault(key, config[key])
-    model_type = _model_type(config)
-    if model_type not in _LAYERED and config.get(_SLIDING_THETA) is None:
-        return block
-    sliding: dict[str, Any] = {}
-    if model_type == "olmo3" and "rope_theta" in block:
-        sliding["rope_theta"] = block["rope_theta"]
-    if config.get(_SLIDING_THETA) is not None:
-        sliding["rope_theta"] = config[_SLIDING_THETA]
-    return {"full_attention": block, "sliding_attention": sliding}
+    """What `rope_scaling` and the keys beside it state, as one block; may be empty."""
+    beside = {key: config[key] for key in _SHARED if config.get(key) is not None}
+    return {**beside, **(config.get("rope_scaling") or {})}
+
+
+def _legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    block = _legacy(config)
+    if _is_layered(block):
+        return _by_layer_type(block)
+    partial = {key: block[key] for key in ("partial_rotary_factor",) if key in block}
+    sliding = config.get(_SLIDING_THETA) or (model_type == "olmo3" and block.get("rope_theta"))
+    return {
+        "full_attention": block,
+        "sliding_attention": {**partial, **({"rope_theta": sliding} if sliding else {})},
+    }
 
 
 def _by_layer_type(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """One shared block belongs to the full-attention layers, as transformers 5 has it."""
     if not _is_layered(parameters):
-        return {"full_attention": parameters} if parameters else {}
+        return {"full_attention": parameters, "sliding_attention": {}} if parameters else {}
     return {kind: value for kind, value in parameters.items() if _is_entry(value)}
 
 
@@ -624,7 +633,7 @@ def _agree(
     if "rope_type" not in modern:
         # transformers drops rope_parameters when rope_scaling is there, its theta included.
         new = {**old, **{key: new[key] for key in shared.keys() | modern.keys()}}
-    for key in sorted(old.keys() | new.keys()):
+    for key in ("rope_type", *sorted(old.keys() | new.keys())):
         if old.get(key) != new.get(key):
             raise _contradiction(key, new.get(key), old.get(key))
     return old
@@ -640,10 +649,14 @@ def _contradiction(key: str, modern: Any, legacy: Any) -> CheckpointError:
 def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
     """Without nulls, under today's key names; a scaling block always says its type."""
     result = {key: value for key, value in block.items() if value is not None and key != "type"}
-    if block.get("type") is not None:
-        result.setdefault("rope_type", block["type"])
-    if result.get("rope_type") == "su":  # LongRoPE's name in the first Phi-3 configs
-        result["rope_type"] = "longrope"
+    kind = block.get("type")
+    if kind is not None and result.setdefault("rope_type", kind) != kind:
+        raise CheckpointError(
+            f"config.json contradicts itself: one RoPE block has type {kind} and rope_type "
+            f"{result['rope_type']}; keep the one the weights were trained with."
+        )
+    if "long_factor" in result and result.get("rope_type") in ("su", "yarn"):
+        result["rope_type"] = "longrope"  # its names in the first Phi-3 configs
     if "rope_type" not in result and result.keys() - set(_SHARED):
         result["rope_type"] = "default"
     return result
@@ -664,8 +677,8 @@ def _canonical(block: Mapping[str, Any], length: int, original: int | None) -> d
     for key in _FLOATS:
         if key in result:
             result[key] = _number(result[key], key)
-    if not result["rope_theta"] > 0:
-        raise CheckpointError(f"rope_theta must be above 0, not {result['rope_theta']}.")
+    if not result["rope_theta"] > 1:
+        raise CheckpointError(f"rope_theta must be above 1, not {result['rope_theta']:g}.")
     if kind in _NEEDS_ORIGINAL:
         inside = result.get("original_max_position_embeddings")
         if inside is not None and original is not None and inside != original:
@@ -705,15 +718,16 @@ def _settle_longrope(rope: dict[str, Any], length: int) -> None:
         rope.setdefault("attention_factor", _longrope_scale(factor, original))
 
 
-def _scaling_block(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+def _scaling_block(rope: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
     """The legacy `rope_scaling` of one entry: None for plain RoPE."""
     block = {key: copy.deepcopy(value) for key, value in rope.items() if key not in _SHARED}
     if block == {"rope_type": "default"}:
         return None
     if rope["rope_type"] == "longrope":
-        # Phi-3 in transformers 4.57 takes exactly {type, short_factor, long_factor}.
-        del block["original_max_position_embeddings"]
-        block = {"type": block.pop("rope_type"), **block}
+        del block["original_max_position_embeddings"]  # read at top level only
+        if model_type.startswith("phi"):
+            # transformers 4.57 takes exactly {type, short_factor, long_factor} here, nothing else.
+            block = {"type": block.pop("rope_type"), **block}
     return block
 
 
