@@ -1,5 +1,52 @@
-"""regraft: lift a capability off one model and graft it onto its relatives."""
+"""regraft: lift a capability off one model and graft it onto its relatives.
+
+    import regraft
+    regraft.extract_lora("base", "extended", "adapter", rank=64)
+    regraft.apply("adapter", "derivative", "graft")
+
+The functions are those behind the command line, with the same arguments; nothing heavy is imported
+until one of them is used.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from regraft.adapters.apply import apply
+    from regraft.adapters.extract import extract_lora
+    from regraft.adapters.format import Adapter
+    from regraft.adapters.inspect import inspect
+    from regraft.checkpoint.source import Checkpoint
+    from regraft.errors import RegraftError
+    from regraft.rope import ContextSpec, theta_report
+
+_HOMES = {
+    "Adapter": "regraft.adapters.format",
+    "Checkpoint": "regraft.checkpoint.source",
+    "ContextSpec": "regraft.rope",
+    "RegraftError": "regraft.errors",
+    "apply": "regraft.adapters.apply",
+    "extract_lora": "regraft.adapters.extract",
+    "inspect": "regraft.adapters.inspect",
+    "theta_report": "regraft.rope",
+}
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "ContextSpec",
+    "RegraftError",
+    "apply",
+    "extract_lora",
+    "inspect",
+    "theta_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regraft' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

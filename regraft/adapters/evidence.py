@@ -216,10 +216,6 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if record["unchanged"]:
         lines.append(("unchanged", f"{len(record['unchanged'])} modules, skipped"))
     if before == after:
-        lines.append(
-            (
-                "note",
-                f"both models have the same context ({format_tokens(after.max_position_embeddings)})",
-            )
-        )
+        length = format_tokens(after.max_position_embeddings)
+        lines.append(("note", f"both models have the same context ({length})"))
     return lines

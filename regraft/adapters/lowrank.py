@@ -118,8 +118,8 @@ def truncated_svd(
     The Frobenius error is at most (1 + tolerance) times that of the exact truncated SVD, proven
     a posteriori (see the module's docstring) unless `certify` is False. `exact` uses LAPACK
     (QR first, so tall matrices cost no more than square ones). `half` is the same matrix in
-    bfloat16 if the caller has it, `squared_norm` its ||.||_F^2, `start` (n, k) a basis to begin from.
-    Deterministic for a seed, a thread count and a library version.
+    bfloat16 if the caller has it, `squared_norm` its ||.||_F^2, `start` (n, k) a basis to begin
+    from. Deterministic for a seed, a thread count and a library version.
     """
     if delta.ndim != 2:
         raise ValueError(f"truncated_svd takes a matrix, not shape {tuple(delta.shape)}")
