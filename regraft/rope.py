@@ -61,7 +61,13 @@ _LAYERED = {
 # Settings the legacy spelling keeps beside `rope_scaling`, not in it.
 _SHARED = ("rope_theta", "partial_rotary_factor")
 _SLIDING_THETA = "rope_local_base_freq"
-_DEFAULT_THETA = 10000.0
+# Theta of a config that states none, by model type ("" is a config that does not say). Other
+# types have other defaults, or no RoPE at all: there silence is an error, not a guess.
+_DEFAULT_THETA = {
+    **dict.fromkeys(("", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"), 1e4),
+    **dict.fromkeys(("olmo", "olmo2", "granite", "starcoder2", "internlm3"), 1e4),
+    "mixtral": 1e6,
+}
 # Gemma 3's published configs leave out whatever equals the class default.
 _DEFAULT_LENGTH = {"gemma3": 131072, "gemma3_text": 131072}
 
@@ -123,9 +129,9 @@ class ContextSpec:
             raise CheckpointError("config.json: rope_parameters and rope_scaling must be objects.")
         original = config.get("original_max_position_embeddings")
         if not _rotates_by_layer(model_type, config):
-            return cls(
-                _agree(modern, _legacy(config), _DEFAULT_THETA, length, original), length, original
-            )
+            theta = _DEFAULT_THETA.get(model_type)
+            merged = _agree(modern, _legacy(config), theta, length, original)
+            return cls(merged, length, original)
         thetas = _LAYERED.get(model_type, {})
         modern, legacy = _by_layer_type(modern), _legacy_by_layer_type(model_type, config)
         parameters: dict[str, Any] = {}
@@ -133,7 +139,7 @@ class ContextSpec:
             if modern.get(kind, {}) is None and kind not in thetas:
                 parameters[kind] = None  # layers without RoPE
                 continue
-            default = thetas.get(kind) or config.get("rope_theta") or _DEFAULT_THETA
+            default = thetas.get(kind) or config.get("rope_theta")
             parameters[kind] = _agree(
                 modern.get(kind) or {}, legacy.get(kind) or {}, default, length, None
             )
@@ -166,7 +172,9 @@ class ContextSpec:
         if self.is_layered:
             target.pop("partial_rotary_factor", None)  # would leak into every layer type
             sliding = self.rope_parameters.get("sliding_attention")
-            if sliding is not None and model_type != "olmo3":
+            if sliding is not None and (
+                model_type.startswith("gemma3") or _SLIDING_THETA in target
+            ):
                 target[_SLIDING_THETA] = sliding["rope_theta"]
         else:
             _put(target, "partial_rotary_factor", main.get("partial_rotary_factor"))
@@ -616,7 +624,7 @@ def _is_entry(value: Any) -> bool:
 def _agree(
     modern: Mapping[str, Any],
     legacy: Mapping[str, Any],
-    default_theta: float,
+    default_theta: float | None,
     length: int,
     original: int | None,
 ) -> dict[str, Any]:
@@ -672,7 +680,10 @@ def _canonical(block: Mapping[str, Any], length: int, original: int | None) -> d
     kind = result.pop("rope_type", "default")
     theta = result.pop("rope_theta", None)
     if theta is None:
-        raise CheckpointError("rope_parameters states no rope_theta; add the model's RoPE base.")
+        raise CheckpointError(
+            "config.json states no rope_theta and this model type has no default known here; "
+            "add the RoPE base the weights were trained with."
+        )
     result = {"rope_type": str(kind), "rope_theta": theta, **result}
     for key in _FLOATS:
         if key in result:
@@ -723,11 +734,10 @@ def _scaling_block(rope: Mapping[str, Any], model_type: str) -> dict[str, Any] |
     block = {key: copy.deepcopy(value) for key, value in rope.items() if key not in _SHARED}
     if block == {"rope_type": "default"}:
         return None
-    if rope["rope_type"] == "longrope":
-        del block["original_max_position_embeddings"]  # read at top level only
-        if model_type.startswith("phi"):
-            # transformers 4.57 takes exactly {type, short_factor, long_factor} here, nothing else.
-            block = {"type": block.pop("rope_type"), **block}
+    if rope["rope_type"] == "longrope" and model_type.startswith("phi"):
+        # transformers 4.57 takes exactly {type, short_factor, long_factor} here, nothing else.
+        del block["original_max_position_embeddings"]
+        block = {"type": block.pop("rope_type"), **block}
     return block
 
 
@@ -751,10 +761,12 @@ def _put(config: Any, key: str, value: Any) -> None:
 
 
 def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (value >= 1 and value % 1 == 0)
+    ):
         raise CheckpointError(f"{name} must be a whole number of tokens, not {value!r}.")
-    if value < 1:
-        raise CheckpointError(f"{name} must be at least 1, not {value}.")
     return int(value)
 
 
