@@ -409,6 +409,7 @@ class CheckpointWriter:
                 f"'{info.name}' is {info.dtype} {list(info.shape)}, planned for '{name}' were "
                 f"{place.tensor.dtype} {list(place.tensor.shape)}"
             )
+        checkpoint.shard_path(info.shard)  # downloads here, not in the thread
         hasher = xxhash.xxh3_128()
         self._put(_Task(place, 0, checkpoint.chunks(info.name, _CHUNK), hasher))
         self._put(_Task(place, info.nbytes, None, hasher))
@@ -450,9 +451,9 @@ class CheckpointWriter:
         self.close()
 
     def close(self) -> None:
-        """Stop the thread and close the files; what was not finished is left out of the journal."""
-        self._error = self._error or RuntimeError("the writer is closed")
+        """Let the thread write what it was given, stop it and close the files."""
         self._stop()
+        self._error = self._error or RuntimeError("the writer is closed")
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()

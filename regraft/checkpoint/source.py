@@ -284,13 +284,16 @@ class Checkpoint:
         or one with the embedding's very bytes.
         """
         if self._tied is None:
-            head = next((n for n in self.tensors if n.endswith("lm_head.weight")), None)
-            embedding = next(
-                (n for n in self.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None
-            )
-            shared = head is None or (embedding is not None and self._same(head, embedding))
-            self._tied = shared and _ties(self.config)
+            self._tied = _ties(self.config) and self._one_matrix()
         return self._tied
+
+    def _one_matrix(self) -> bool:
+        """Whether no head is stored, or one equal to the embedding."""
+        head = next((n for n in self.tensors if n.endswith("lm_head.weight")), None)
+        embedding = next(
+            (n for n in self.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None
+        )
+        return head is None or (embedding is not None and self._same(head, embedding))
 
     def _same(self, one: str, other: str) -> bool:
         a, b = self._info(one), self._info(other)
