@@ -1,0 +1,1 @@
+"""Merging models: recipes, the maths of the methods, and their streamed execution."""

@@ -1,0 +1,16 @@
+"""Passthrough: the one input, perhaps scaled. What layer stacks are made of."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from regraft.merge.methods.registry import PerInput, every, method
+
+
+@method("passthrough", paper="none: a copy", base="ignored", inputs=(1, 1))
+def passthrough(
+    tensors: list[Tensor], base: None, *, scale: PerInput[float | None] = every(None)
+) -> Tensor:
+    """The input times `scale` (nothing, if it is not given)."""
+    factor = scale[0]
+    return tensors[0] if factor is None else tensors[0] * factor
