@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regraft.merge.methods.registry import PerInput, every, method
+from regraft.merge.methods.registry import PerInput, method
 
 
 @method("passthrough", paper="none: a copy", base="ignored", inputs=(1, 1))
 def passthrough(
-    tensors: list[Tensor], base: None, *, scale: PerInput[float | None] = every(None)
+    tensors: list[Tensor], base: None, *, scale: PerInput[float | None] = (None,)
 ) -> Tensor:
     """The input times `scale` (nothing, if it is not given)."""
     factor = scale[0]

@@ -2,9 +2,9 @@
 
 A method is a plain function `(tensors, base, *, parameters..., state, offset, seed) -> tensor`
 under the `method` decorator. Its parameters are its signature: `weight: PerInput[float]` is one
-number per input, `density: PerInput[float] = every(1.0)` the same with a default, `lambda_: float =
-1.0` one number for all (a trailing underscore is dropped in recipes, so `lambda`); without a
-default a recipe must give it. `state`, `offset` and `seed` go to those functions that name them.
+number per input, `density: PerInput[float] = (1.0,)` the same with a default, `lambda_: float = 1.0`
+one number for all (a trailing underscore is dropped in recipes, so `lambda`); without a default a
+recipe must give it. `state`, `offset` and `seed` go to those functions that name them.
 
 The stream. A tensor is seen as rows: its first axis, everything behind it belongs to the row; a
 tensor with fewer than two axes is one row. A block is a run of whole rows of every input and of
@@ -64,11 +64,6 @@ class _Marker:
 REQUIRED = _Marker("REQUIRED")
 _PER_INPUT = _Marker("per input")
 PerInput: TypeAlias = Annotated[Sequence[T], _PER_INPUT]
-
-
-def every(value: Any) -> Any:
-    """A default for each input, in a signature where the function gets a list."""
-    return value
 
 
 @dataclass(frozen=True)
@@ -365,6 +360,7 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     per_input = False
     if get_origin(hint) is Annotated and _PER_INPUT in get_args(hint):
         per_input, hint = True, get_args(get_args(hint)[0])[0]
+        default = default[0] if isinstance(default, tuple) else default
     bounds: tuple[float, float] | None = None
     if get_origin(hint) is Annotated:
         hint, limits = get_args(hint)
