@@ -139,10 +139,11 @@ class ContextSpec:
             if modern.get(kind, {}) is None and kind not in thetas:
                 parameters[kind] = None  # layers without RoPE
                 continue
+            new, old = modern.get(kind) or {}, legacy.get(kind) or {}
+            if "partial_rotary_factor" in new:  # rope_scaling is laid over a layer type's block
+                old = {"partial_rotary_factor": new["partial_rotary_factor"], **old}
             default = thetas.get(kind) or config.get("rope_theta")
-            parameters[kind] = _agree(
-                modern.get(kind) or {}, legacy.get(kind) or {}, default, length, None
-            )
+            parameters[kind] = _agree(new, old, default, length, None)
         return cls(parameters, length, original)
 
     def write_into(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,7 +419,7 @@ def tables(
 
     The last axis holds every frequency twice, first half then second, as transformers'
     `apply_rotary_pos_emb` wants it; the attention factor is already in. Angles are products in
-    float64, so the tables are exact to float32 rounding (1e-7) at any position below 2**32.
+    float64, so the tables are exact to float32 rounding (1e-7) at any position below 2**28.
     """
     import torch
 

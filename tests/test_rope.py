@@ -319,6 +319,16 @@ def test_gemma_3_keeps_a_theta_per_layer_type() -> None:
     assert ContextSpec.from_config(inner) == spec
 
 
+def test_a_partial_rotation_of_one_layer_type_stays_there() -> None:
+    full = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
+    spec = ContextSpec({"full_attention": full, "sliding_attention": {"rope_theta": 1e4}}, 131072)
+    written = spec.write_into({**GEMMA_3, "partial_rotary_factor": 0.5})
+    assert as_transformers_reads(written) == ContextSpec.from_config(written) == spec
+    shared = {k: v for k, v in GEMMA_3.items() if k != "rope_scaling"}
+    read = ContextSpec.from_config({**shared, "partial_rotary_factor": 0.5})
+    assert {r["partial_rotary_factor"] for r in read.rope_parameters.values()} == {0.5}
+
+
 def test_layered_and_shared_rope_do_not_mix() -> None:
     with pytest.raises(InputError, match="RoPE per layer type"):
         plain().write_into(GEMMA_3)
@@ -453,9 +463,9 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("partial", [None, 0.5])
-@pytest.mark.parametrize("stretch", [1, 3])
+@pytest.mark.parametrize("stretch", [0.5, 1, 3])
 def test_frequencies_agree_with_transformers(
-    name: str, partial: float | None, stretch: int
+    name: str, partial: float | None, stretch: float
 ) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -472,9 +482,9 @@ def test_frequencies_agree_with_transformers(
         max_position_embeddings=length,
         rope_parameters=json.loads(json.dumps(rope)),
     )
-    expected, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, seq_len=length * stretch)
+    expected, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, seq_len=int(length * stretch))
     spec = ContextSpec(rope, length)
-    found, attention = inverse_frequencies(spec, HEAD_DIM, length * stretch)
+    found, attention = inverse_frequencies(spec, HEAD_DIM, int(length * stretch))
 
     assert found.dtype == torch.float64
     assert attention == pytest.approx(scale, rel=1e-12)
@@ -541,9 +551,9 @@ def exact(theta: int, dim: int, pair: int, position: int) -> tuple[float, float]
 
 
 @pytest.mark.parametrize("theta", [500000, 45_200_000_000])
-def test_tables_are_exact_at_four_million_tokens(theta: int) -> None:
+def test_tables_are_exact_at_four_million_tokens_and_beyond(theta: int) -> None:
     dim = 128
-    positions = torch.tensor([0, 1, 131071, 1048575, 2**22 - 3, 2**22 - 1])
+    positions = torch.tensor([0, 1, 131071, 1048575, 2**22 - 1, 2**25 + 1])
     cos, sin = tables(plain(theta, 2**22), dim, positions)
     assert cos.dtype == sin.dtype == torch.float32
     assert cos.shape == (6, dim)
