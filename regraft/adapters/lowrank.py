@@ -32,6 +32,7 @@ _FAILURE = 1e-6  # probability that the certificate of one matrix is wrong
 _PROBES = 16  # columns of the Krylov probe
 _EXACT_BELOW = 256  # min(m, n) up to which LAPACK is the faster way
 _MAX_ROUNDS = 40
+_POWER_STEPS = 3  # before the first projection
 _STEEP = 1e4  # ratio of squared singular values in the block beyond which bfloat16 is too coarse
 
 
@@ -210,20 +211,21 @@ class _Iteration:
             half = delta.to(torch.bfloat16) if quick else delta
         self.half = half
         self.passes = 0
+        self.bounds: _Bounds | None = None
         first = _gaussian(delta.shape[1], columns, seed, delta)
         if start is not None:
             first[:, : start.shape[1]] = start
         self.basis = first
 
     def run(self, rank: int, tolerance: float, certify: bool) -> LowRank:
-        self._power(1 if self.total else 0)
+        self._power(_POWER_STEPS)
         for _ in range(_MAX_ROUNDS):
-            result = self._project(rank)
-            if not certify:
+            result = self._project(rank, certify)
+            if self.bounds is None:
                 return result
-            optimistic = _upper(self.ritz, self.spill, float(self.ritz[0]))
+            optimistic = self.bounds.above(float(self.ritz[0]))
             if result.ratio(optimistic, rank) <= 1 + tolerance:
-                certified = self._certify(result, rank, tolerance)
+                certified = self._certify(result, self.bounds, rank, tolerance)
                 if certified is not None:
                     return certified
             self.basis = self.right
@@ -233,7 +235,10 @@ class _Iteration:
 
     def _product(self, matrix: Tensor, block: Tensor) -> Tensor:
         self.passes += 1
-        return (matrix @ block.to(matrix.dtype)).to(self.delta.dtype)
+        if matrix.dtype == self.delta.dtype:
+            return matrix @ block
+        # written as (X'D')' because bfloat16 kernels like the long side last
+        return (block.to(matrix.dtype).T @ matrix.T).T.to(self.delta.dtype)
 
     def _power(self, steps: int) -> None:
         """Whole steps with the fast copy: the basis turns towards the leading right space."""
@@ -241,7 +246,7 @@ class _Iteration:
             left = _orthonormal(self._product(self.half, self.basis), strict=False)
             self.basis = self._product(self.half.T, left)
 
-    def _project(self, rank: int) -> LowRank:
+    def _project(self, rank: int, certify: bool) -> LowRank:
         """The last two half-steps, in full precision, and Rayleigh-Ritz on their left space."""
         basis = _orthonormal(self.basis, strict=True)
         image = self._product(self.delta, basis)
@@ -255,7 +260,8 @@ class _Iteration:
         self.basis, self.right = basis, right
         gram = (spill.T @ spill).double()
         self.ritz, vectors = torch.linalg.eigh(hessian)
-        self.spill = vectors.T @ ((gram + gram.T) / 2) @ vectors
+        spilled = vectors.T @ ((gram + gram.T) / 2) @ vectors
+        self.bounds = _Bounds(self.ritz, spilled) if certify else None
         q, r = torch.linalg.qr(right)
         u, s, vt = torch.linalg.svd(r.T.double(), full_matrices=False)
         u = left @ u[:, :rank].to(left.dtype)
@@ -284,7 +290,9 @@ class _Iteration:
             for d, b in zip(self.delta.split(rows), u.split(rows), strict=True)
         )
 
-    def _certify(self, result: LowRank, rank: int, tolerance: float) -> LowRank | None:
+    def _certify(
+        self, result: LowRank, bounds: _Bounds, rank: int, tolerance: float
+    ) -> LowRank | None:
         """Raise the probe's accuracy until the ratio is proven, or give up (more power steps)."""
         remainder = max(self.total - float(self.ritz.sum()), 0.0)
         rounding, matrix = self._rounding(), self.half
@@ -296,7 +304,7 @@ class _Iteration:
         images: list[Tensor] = []
         bound = remainder
         for steps in range(1, 25):
-            upper = _upper(self.ritz, self.spill, bound)[:rank]
+            upper = bounds.above(bound)[:rank]
             if result.ratio(upper, rank) <= 1 + tolerance:
                 return LowRank(
                     result.U,
@@ -320,7 +328,7 @@ class _Iteration:
             if shortfall < 1:
                 stacked = torch.cat(images, 1)
                 seen = float(torch.linalg.eigvalsh((stacked.T @ stacked).double())[-1])
-                if result.ratio(_upper(self.ritz, self.spill, seen), rank) > 1 + tolerance:
+                if result.ratio(bounds.above(seen), rank) > 1 + tolerance:
                     return None  # not even with the lower bound of mu: more power steps needed
                 bound = min(remainder, (math.sqrt(seen / (1 - shortfall)) + rounding) ** 2)
         return None
@@ -345,18 +353,30 @@ def _lanczos_shortfall(steps: int, n: int) -> float:
     return (math.log(1.648 * math.sqrt(n) / each) / (2 * steps - 1)) ** 2
 
 
-def _upper(ritz: Tensor, spill: Tensor, mu: float) -> Tensor:
-    """Bounds on the leading sigma_i^2, descending: the best of a few eta (see the module)."""
-    top = float(ritz[-1])
-    best = torch.full_like(ritz, math.inf)
-    etas = [max(mu * (1 + margin), mu + 1e-12 * top) for margin in (0.003, 0.01, 0.03, 0.1, 0.3)]
-    quantiles = torch.linspace(0, ritz.numel() - 1, 10).round().long().tolist()
-    etas += [0.8 * float(ritz[i]) for i in quantiles if 0.8 * float(ritz[i]) > mu]
-    for eta in etas:
-        raised = torch.diag(ritz) + spill / (eta - mu)
-        values = torch.linalg.eigvalsh((raised + raised.T) / 2).clamp_min(eta)
-        best = torch.minimum(best, values)
-    return best.flip(0).cpu()
+class _Bounds:
+    """Upper bounds on the leading sigma_i^2 for any mu, from a few eigenvalue problems done once.
+
+    With gap = eta - mu, lambda_i(H + E'E / gap) depends on the gap alone.
+    """
+
+    def __init__(self, ritz: Tensor, spill: Tensor) -> None:
+        top, low = float(ritz[-1]), max(float(ritz[0]), 1e-9 * float(ritz[-1]))
+        count = 6 + int(1.5 * math.log(top / low))
+        self.gaps = torch.logspace(
+            math.log10(0.01 * low), math.log10(0.8 * top), count, dtype=torch.float64
+        ).tolist()
+        self.raised = [_eigenvalues(torch.diag(ritz) + spill / gap) for gap in self.gaps]
+
+    def above(self, mu: float) -> Tensor:
+        """(q,) descending; valid if mu >= ||D(I - VV')||_2^2."""
+        best = torch.full_like(self.raised[0], math.inf)
+        for gap, values in zip(self.gaps, self.raised, strict=True):
+            best = torch.minimum(best, values.clamp_min(mu + gap))
+        return best.flip(0)
+
+
+def _eigenvalues(symmetric: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh((symmetric + symmetric.T) / 2).cpu()
 
 
 def _orthonormal(block: Tensor, *, strict: bool) -> Tensor:

@@ -1,0 +1,341 @@
+"""The command line: parse, call one function, render. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regraft import __version__, progress
+from regraft.errors import InputError, RegraftError
+
+app = typer.Typer(
+    name="regraft",
+    help="Lift long context off one Llama-3 model and graft it onto its relatives.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check everything, print bytes, memory and time; write nothing."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what a killed run left.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start again.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads torch may use.")]
+Seed = Annotated[int, typer.Option(help="Seed of the randomised parts; the same seed, same bytes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on where the lineage check refuses.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
+
+
+class Layout(str, Enum):
+    portable = "portable"
+    compact = "compact"
+    exact = "exact"
+
+
+@app.command("extract-lora", rich_help_panel="Verbs")
+def extract_lora(
+    base: Annotated[str, typer.Argument(help="The model before: a folder or org/name[@revision].")],
+    extended: Annotated[
+        str, typer.Argument(help="The model made from it, with the longer context.")
+    ],
+    out: Out,
+    rank: Annotated[
+        str | None,
+        typer.Option(help="A number, or auto: all above bfloat16 rounding noise. [default: 64]"),
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Share of the energy above the noise to keep, such as 0.9.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Size of the adapter, such as 300MB, shared by merit.")
+    ] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="portable: PEFT, vLLM, SGLang and llama.cpp read it; compact: a rank per module, "
+            "PEFT only; exact: compact plus differences of norms, embeddings and head."
+        ),
+    ] = Layout.portable,
+    modules: Annotated[
+        str,
+        typer.Option(help="all-linear, attention, mlp, leaf names or regexes, by commas."),
+    ] = "all-linear",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    exact: Annotated[bool, typer.Option("--exact", help="LAPACK's full SVD (slow).")] = False,
+    verify: Annotated[bool, typer.Option(help="Read the adapter back with PEFT.")] = True,
+    full_fingerprint: Annotated[
+        bool, typer.Option("--full-fingerprint", help="Hash every byte of both models.")
+    ] = False,
+    force: Force = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write what EXTENDED learned beyond BASE as a LoRA adapter.
+
+    Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.adapters.extract import extract_lora
+        from regraft.device import use_threads
+
+        use_threads(threads)
+        return extract_lora(
+            base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout.value,
+            modules=modules, dtype=dtype, exact=exact, verify=verify,
+            full_fingerprint=full_fingerprint, device=device, seed=seed, force=force,
+            overwrite=overwrite, resume=resume, dry_run=dry_run,
+        )  # fmt: skip
+
+    def render(record: dict[str, Any]) -> None:
+        from regraft.adapters.evidence import summary
+
+        _lines(f"Adapter in {out}", summary(record))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+@app.command("apply", rich_help_panel="Verbs")
+def apply(
+    adapter: Annotated[str, typer.Argument(help="An adapter folder or org/name[@revision].")],
+    checkpoint: Annotated[str, typer.Argument(help="The model that shall get the change.")],
+    out: Out,
+    scale: Annotated[float, typer.Option(help="How much of the change.")] = 1.0,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose RoPE and length: adapter, checkpoint, or values such as "
+            "theta=283461213,length=256k. [default: adapter, if CHECKPOINT has its base's]"
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Such as 5GB. [default: shards like CHECKPOINT's]")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything back.")] = False,
+    force: Force = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Graft ADAPTER on CHECKPOINT, the context with it. Takes any PEFT LoRA.
+
+    Example: regraft apply ctx-lora NousResearch/Hermes-2-Pro-Llama-3-8B -o hermes-262k
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.adapters.apply import apply
+        from regraft.device import use_threads
+
+        use_threads(threads)
+        return apply(
+            adapter, checkpoint, out, scale=scale, context=context, max_shard_size=max_shard_size,
+            verify=verify, device=device, force=force, overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def render(record: dict[str, Any]) -> None:
+        from regraft.adapters.apply import summary
+
+        _lines(f"Graft in {out}", summary(record))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+@app.command("inspect", rich_help_panel="Look")
+def inspect(
+    path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
+    other: Annotated[str | None, typer.Argument(help="A second one, to relate to it.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a folder is; with OTHER, how the two are related.
+
+    Example: regraft inspect base extended
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.adapters.inspect import inspect
+        from regraft.device import use_threads
+
+        use_threads(threads)
+        return inspect(path, other, device=device)
+
+    def render(result: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from regraft.adapters.inspect import tables
+
+        console = Console()
+        for table in tables(result):
+            console.print(table)
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+@app.command("theta", rich_help_panel="Look")
+def theta(
+    trained: Annotated[str, typer.Argument(help="Length the model was trained for, such as 8k.")],
+    target: Annotated[str, typer.Argument(help="Length it shall reach, such as 1M.")],
+    base: Annotated[float, typer.Option(help="The model's RoPE theta.")] = 500000.0,
+    law: Annotated[str, typer.Option(help="The one to print: scaling, ntk or bound.")] = "scaling",
+    head_dim: Annotated[int, typer.Option(help="Size of a head, for the NTK law.")] = 128,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Print the RoPE theta for a longer context (all laws on stderr).
+
+    Example: regraft theta 8k 262144 --base 500000    prints 283461213
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.rope import theta_report
+        from regraft.units import parse_tokens
+
+        report = theta_report(parse_tokens(trained), parse_tokens(target), base, head_dim)
+        if law not in report["laws"]:
+            raise InputError(f"--law '{law}' is not one of {', '.join(report['laws'])}.")
+        return {**report, "law": law, "theta": report["laws"][law]["theta"]}
+
+    def render(report: dict[str, Any]) -> None:
+        print(report["theta"])
+        for name, found in report["laws"].items():
+            progress.note(
+                f"{name:8} theta {found['theta']:>14,}   longest wavelength "
+                f"{found['longest_wavelength']:,} tokens"
+            )
+        for warning in report["warnings"]:
+            progress.note(warning)
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+@app.command("demo", rich_help_panel="Look")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("demo-out"),
+    seed: Seed = 2,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train, extract, graft and measure on a model small enough for two cores (three minutes).
+
+    Example: regraft demo -o demo-out
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.demo import run
+
+        return run(out, seed=seed, overwrite=overwrite)
+
+    def render(result: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from regraft.demo import render as table
+
+        Console().print(table(result))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _run(
+    work: Callable[[], dict[str, Any]],
+    render: Callable[[dict[str, Any]], None],
+    *,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Do the work, show its result, and turn errors into one line and an exit code."""
+    progress.configure(quiet=quiet or as_json)
+    try:
+        result = work()
+    except RegraftError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; --resume continues where it can", 130)
+    except MemoryError as error:
+        if debug:
+            raise
+        _fail(f"not enough memory ({error}); close other programs or use a smaller --rank", 1)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"the system refused{where}: {error.strerror or error}", 1)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    elif "plan" in result:
+        _lines("Nothing is written (--dry-run)", [(k, str(v)) for k, v in result["plan"].items()])
+    else:
+        render(result)
+
+
+def _lines(title: str, lines: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    for label, text in lines:
+        table.add_row(f"[dim]{label}[/dim]", text)
+    Console().print(table)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"regraft: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """The `regraft` command."""
+    app()
