@@ -118,6 +118,7 @@ def test_misaligned_tensor_reads(tmp_path: Path) -> None:
     raw(tmp_path, {"b": entry("BOOL", [1], 0, 1), "t": entry("F32", [3], 1, 13)}, data)
     with Checkpoint.open(tmp_path) as checkpoint:
         assert torch.equal(checkpoint.tensor("t"), values)
+        assert checkpoint.tensor("t").data_ptr() % 4 == 0
         assert torch.equal(checkpoint.rows("t", 1, 3), values[1:])
         assert torch.equal(checkpoint.sample("t"), values)
 
@@ -289,6 +290,9 @@ def test_sample_is_sixteen_blocks_spread_over_the_tensor(tmp_path: Path) -> None
 
 def test_missing_path_and_file_and_empty_folder_are_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "a" / "b" / "c")
+    for name in ("./absent", "../absent", "absent", "a/b/c", "a\0/b"):
+        assert "does not exist" in refusal(name)
+    assert "possible Hub id" in refusal("absent/a..b")
     (tmp_path / "file").write_text("x")
     assert "is a file" in refusal(tmp_path / "file")
     (tmp_path / "empty").mkdir()

@@ -47,7 +47,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _OTHER_FORMATS = {"original", "onnx", "gguf", "openvino", "coreml"}
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5",
@@ -389,7 +389,12 @@ class _Hub:
 
     def __init__(self, repo: str, revision: str | None) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            HFValidationError,
+            HTTPError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
 
         self.repo = repo
         self.where = repo if revision is None else f"{repo}@{revision}"
@@ -403,6 +408,11 @@ class _Hub:
                 # By its branch, not its commit: so the cache learns where the branch points, and
                 # the model opens offline by the same name.
                 self._download("config.json", revision or "main")
+        except HFValidationError as error:
+            raise CheckpointError(
+                f"{repo} is neither a local folder nor a possible Hub id; give a model folder or "
+                "org/name@revision."
+            ) from error
         except (HTTPError, OfflineModeIsEnabled) as error:
             status = getattr(getattr(error, "response", None), "status_code", 503)
             if isinstance(error, RepositoryNotFoundError) or status < 500:
