@@ -32,7 +32,7 @@ from regraft.units import format_tokens, parse_bytes
 
 _BLOCK = 1 << 20  # elements worked on at once: 4 MB in float32
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_OWN_FILES = (format.RECORD, "graft.png")
+_OWN_FILES = (format.RECORD, card.GRAFT_FIGURE)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def apply(
             record |= _results(results, changes, lora)
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
-            card.write_graft_card(staging.folder, record)
+            card.write_graft_card(staging.folder, record, summary(record))
             writer.finish()
             staging.publish()
     return record

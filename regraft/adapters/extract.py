@@ -105,7 +105,7 @@ def extract_lora(
             run.measure_rest(role_of)
             record |= run.assemble(role_of)
             _write_json(staging.folder / format.RECORD, record)
-            card.write_adapter_card(staging.folder, record)
+            card.write_adapter_card(staging.folder, record, evidence.summary(record))
             if verify:
                 worst = run.verify_with_peft()
                 progress.note(f"PEFT loads it; largest deviation from what was asked {worst:.1e}")

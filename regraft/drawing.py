@@ -1,0 +1,66 @@
+"""Figures and cards in one hand: matplotlib without a screen, a palette that survives grey and
+colour-blindness, and Jinja2 for the model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, ordered so that neighbours differ in lightness too; every colour comes
+# with its own dash and marker.
+_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), "-")
+_MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*")
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Line styles without end: colour, dash and marker that belong together."""
+    for colour, dash, marker in cycle(zip(_COLOURS, _DASHES, _MARKERS, strict=True)):
+        yield {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+
+
+@contextmanager
+def figure(
+    path: Path, columns: int = 1, *, width: float = 5.2, height: float = 3.6
+) -> Iterator[Any]:
+    """Axes (one, or a list of `columns`) to draw on; saved to `path` as PNG at 150 dpi."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "regraft"}
+    ):  # fmt: skip
+        drawn, axes = pyplot.subplots(
+            1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
+        )
+        try:
+            yield list(axes[0]) if columns > 1 else axes[0][0]
+            # no date and no version in the file: the same result gives the same bytes
+            drawn.savefig(path, dpi=150, metadata={"Software": None})
+        finally:
+            pyplot.close(drawn)
+
+
+def legend(axes: Axes) -> None:
+    """A legend only where there is something to tell apart."""
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=8)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a Jinja2 template; a name it lacks is an error, not a blank."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template).render(**values)
