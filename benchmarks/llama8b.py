@@ -146,7 +146,9 @@ def environment(*packages: str) -> str:
     """One line on date, software and machine for the tables."""
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", *packages))
     model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ()
+    ):
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
@@ -160,5 +162,3 @@ def record(name: str, text: str) -> None:
     path = Path(__file__).parent / "results" / f"{name}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
-
-

@@ -1,0 +1,34 @@
+# Each target is complete on a fresh machine: it makes the virtual environment it needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Idle OpenMP threads that spin make two busy processes ten times slower than two quiet ones.
+export OMP_WAIT_POLICY = passive
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/regraft demo -o demo-out --overwrite
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/extract.py
+	$(BIN)/python benchmarks/apply.py
+	$(BIN)/python benchmarks/config_roundtrip.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out bench-out

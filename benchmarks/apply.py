@@ -1,0 +1,103 @@
+"""regraft apply against `cp` of the same files and against PEFT's merge_and_unload.
+
+    python benchmarks/apply.py [--layers 2 8] [--rank 64] [-o bench-out]
+
+A derivative with Llama-3-8B's layer shapes in bfloat16 gets a rank-64 adapter. Each contender runs
+in a process of its own on files in the page cache; PEFT's is the usual script (load the model, load
+the adapter, merge, save). Results are compared tensor by tensor in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from llama8b import Child, environment, make, record, run, script, warm
+
+from regraft.checkpoint.source import Checkpoint
+
+PEFT_MERGE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from peft import PeftModel
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+model = PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload()
+model.save_pretrained(sys.argv[3])
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    arguments = parser.parse_args()
+    lines = [
+        f"# Apply, rank {arguments.rank}, Llama-3-8B's layer shapes, bfloat16",
+        "",
+        environment("transformers", "peft"),
+        "",
+        "| layers | | wall s | CPU s | peak memory | against cp |",
+        "|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for layers in arguments.layers:
+        rows, note = _contend(arguments.out, layers, arguments.rank)
+        cp = rows["cp"].wall
+        lines += [
+            f"| {layers} | {name} | {c.wall:.2f} | {c.cpu:.2f} | {c.peak / 1e9:.2f} GB "
+            f"| {c.wall / cp:.1f}x |"
+            for name, c in rows.items()
+        ]
+        notes.append(note)
+    record("apply", "\n".join([*lines, "", *notes]))
+
+
+def _contend(out: Path, layers: int, rank: int) -> tuple[dict[str, Child], str]:
+    base, extended, derivative = (make(out, layers, k) for k in ("base", "extended", "derivative"))
+    adapter = out / f"adapter-{layers}"
+    if not adapter.is_dir():
+        run(
+            [script("regraft"), "extract-lora", str(base), str(extended), "-o", str(adapter),
+             "--rank", str(rank), "--quiet", "--no-verify"]
+        )  # fmt: skip
+    target, peft = out / "grafted", out / "grafted-peft"
+    rows = {}
+    for name, command in {
+        "cp": ["cp", "-r", str(derivative), str(target)],
+        "regraft apply": [
+            script("regraft"), "apply", str(adapter), str(derivative), "-o", str(target), "--quiet",
+        ],
+        "PEFT merge_and_unload": [
+            sys.executable, "-c", PEFT_MERGE, str(derivative), str(adapter), str(peft),
+        ],
+    }.items():  # fmt: skip
+        shutil.rmtree(peft if "PEFT" in name else target, ignore_errors=True)
+        warm(derivative)
+        rows[name] = run(command)
+    return rows, f"{layers} layers: {_difference(target, peft)}"
+
+
+def _difference(ours: Path, theirs: Path) -> str:
+    """How far two results are apart, relative to bfloat16's own step."""
+    differing = total = 0
+    largest = 0.0
+    with Checkpoint.open(ours) as a, Checkpoint.open(theirs) as b:
+        for name in a.tensors:
+            x, y = a.tensor(name).float(), b.tensor(name).float()
+            apart = (x - y).abs()
+            differing += int((apart > 0).sum())
+            total += x.numel()
+            largest = max(largest, float((apart / x.abs().clamp_min(1e-6)).max()))
+            a.release(name)
+            b.release(name)
+    return (
+        f"regraft and PEFT differ in {differing / total:.2%} of the weights, by at most "
+        f"{largest:.1%} (PEFT rounds the delta to bfloat16 before adding it, regraft rounds once)."
+    )
+
+
+if __name__ == "__main__":
+    main()
