@@ -1,0 +1,210 @@
+"""The models of a recipe as streams of float32 rows, adapters applied from their factors.
+
+`base+adapter`, and an adapter alone on the recipe's base, cost no copy of the model: each block of
+rows is W + s B A when it is asked for. One checkpoint named by several inputs is opened once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.adapters import apply, format
+from regraft.adapters.format import Adapter
+from regraft.checkpoint.roles import Role, roles
+from regraft.checkpoint.source import Checkpoint, TensorInfo
+from regraft.errors import CheckpointError, InputError
+from regraft.merge.document import Where
+from regraft.merge.recipe import ModelRef, Recipe
+from regraft.rope import ContextSpec
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Input:
+    """One model. `names`: a tensor's name in transformers -> its name in this checkpoint."""
+
+    def __init__(self, ref: ModelRef, checkpoint: Checkpoint, adapter: Adapter | None) -> None:
+        self.ref, self.checkpoint, self.adapter = ref, checkpoint, adapter
+        self.role_of: dict[str, Role] = roles(checkpoint.config, checkpoint.tensors)
+        self.names = {home(name, role): name for name, role in self.role_of.items()}
+        if len(self.names) < len(self.role_of):
+            self.names = {name: name for name in self.role_of}
+        self.changes: dict[str, apply.Change] = {}
+        self.lineage: dict[str, Any] | None = None
+        if adapter is not None:
+            self.changes = apply._match(adapter, checkpoint, self.role_of, 1.0)
+            relation, _ = apply._check_lineage(adapter, checkpoint, self.role_of, False)
+            self.lineage = relation.to_json() if relation else None
+        self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+    def info(self, name: str) -> TensorInfo:
+        return self.checkpoint.tensors[name]
+
+    @cached_property
+    def layers(self) -> int:
+        """How many layers the checkpoint has."""
+        found = {role.layer for role in self.role_of.values() if role.layer is not None}
+        return 1 + max(found) if found else 0
+
+    @cached_property
+    def contexts(self) -> tuple[ContextSpec, ...]:
+        """The context of this input; two where model and adapter disagree and nobody decided."""
+        own = ContextSpec.from_config(self.checkpoint.config)
+        if self.adapter is None or self.adapter.context is None:
+            return (own,)
+        before, after = self.adapter.context
+        if own in (before, after):
+            return (after,)
+        return (own,) if before == after else (own, after)
+
+    def hold(self, name: str) -> None:
+        """Load what `rows` needs of the adapter for one tensor, until `release`."""
+        change = self.changes.get(name)
+        if change is None or self.adapter is None or name in self._held:
+            return
+        if change.kind == "factors":
+            self._held[name] = (change.kind, *self.adapter.factors(change.key))
+        elif change.kind == "difference":
+            self._held[name] = (change.kind, None, self.adapter.difference(change.key))
+        else:
+            self._held[name] = (change.kind, None, self.adapter.replacement(change.key))
+
+    def rows(self, name: str, rows: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """These rows as `dtype`, a fresh tensor; one without axes counts as one row.
+
+        Raises CheckpointError where a number is not finite.
+        """
+        stored = self.checkpoint.tensor(name)
+        stored = stored if stored.ndim else stored.reshape(1)
+        block = stored[rows].to(device=device, dtype=dtype, copy=True)
+        change = self.changes.get(name)
+        if change is not None:
+            part = slice(rows.start, min(rows.stop, change.rows), rows.step)
+            kind, b, a = self._held[name]
+            count = len(range(*part.indices(len(stored))))
+            if kind == "factors" and count:
+                assert b is not None
+                block[:count].addmm_(b[part].to(block), a.to(block))
+            elif kind == "difference" and count:
+                block[:count] += a.reshape(-1, *block.shape[1:])[part].to(block)
+            elif kind == "replacement":
+                block = a.reshape(-1, *block.shape[1:])[rows].to(block, copy=True)
+        if not math.isfinite(float(block.sum())) and not bool(torch.isfinite(block).all()):
+            raise CheckpointError(
+                f"Tensor '{name}' of {self} holds NaN or infinite numbers; give a sound model."
+            )
+        return block
+
+    def free(self, name: str) -> None:
+        """Give the pages that the tensor's rows took back; more rows may be asked for."""
+        self.checkpoint.release(name)
+
+    def release(self, name: str) -> None:
+        """Give all memory of the tensor back."""
+        self._held.pop(name, None)
+        self.checkpoint.release(name)
+
+    def record(self) -> dict[str, Any]:
+        """What the output's record says of this input."""
+        found: dict[str, Any] = {
+            "name": self.ref.model,
+            "revision": self.checkpoint.revision,
+            "fingerprint": self.checkpoint.fingerprint(),
+            "context": [context.to_json() for context in self.contexts],
+        }
+        if self.adapter is not None:
+            path = self.adapter.folder / format.WEIGHTS
+            digests = {"sha256": apply._digest(path)}
+            if self.adapter.differences:
+                digests["differences"] = apply._digest(self.adapter.folder / format.DIFFERENCES)
+            found["adapter"] = {"name": self.adapter.name, **digests, "lineage": self.lineage}
+        return found
+
+
+class Inputs:
+    """The models of a recipe, opened and checked; a context manager. Iterates in file order."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._open: dict[str, Checkpoint] = {}
+        self._found: dict[ModelRef, Input] = {}
+        try:
+            for ref, where in recipe.references():
+                self._found[ref] = self._input(recipe, ref, where)
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, ref: ModelRef) -> Input:
+        return self._found[ref]
+
+    def __iter__(self) -> Iterator[Input]:
+        return iter(self._found.values())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for checkpoint in self._open.values():
+            checkpoint.close()
+
+    def paths(self) -> list[str]:
+        """Every folder that is read."""
+        adapters = [str(found.adapter.folder) for found in self if found.adapter is not None]
+        return [*self._open, *adapters]
+
+    def _input(self, recipe: Recipe, ref: ModelRef, where: Where) -> Input:
+        model, lora = ref.model, ref.lora
+        if lora is None and is_adapter(model):
+            base = recipe.body.base_model
+            if base is None or is_adapter(base.model):
+                raise recipe.error(
+                    where, f"{model} is an adapter; name the model it belongs on as base_model."
+                )
+            assert base is not None
+            if base.adapter is not None:
+                raise recipe.error(
+                    where,
+                    f"{model} is an adapter and base_model has one already; write model+adapter.",
+                )
+            model, lora = base.model, model
+        try:
+            if model not in self._open:
+                self._open[model] = Checkpoint.open(model)
+            return Input(ref, self._open[model], Adapter.open(lora) if lora else None)
+        except InputError as error:
+            message = str(error)
+            raise recipe.error(where, message if len(message) < 500 else message[:500]) from None
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a local folder is an adapter and not a model."""
+    folder = Path(name).expanduser()
+    return (folder / format.CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def home(name: str, role: Role) -> str:
+    """The tensor's name in transformers, however the checkpoint spells it."""
+    return f"{role.module}.{name.rpartition('.')[2]}"
+
+
+def at_layer(name: str, layer: int) -> str:
+    """The name with its layer's number replaced."""
+    parts = name.split(".")
+    index = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join([*parts[:index], str(layer), *parts[index + 1 :]])

@@ -1,0 +1,132 @@
+"""The value of every parameter for one output tensor: scopes, filters and gradients resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from regraft import progress
+from regraft.errors import InputError
+from regraft.merge.document import Where
+from regraft.merge.methods.registry import Method, Parameter, get, names
+from regraft.merge.recipe import Condition, Recipe, Setting, Slice, Source, near
+
+# Parameters of mergekit's methods that have none of the same name here: harmless to leave out.
+_MERGEKITS = ("int8_mask", "r", "alpha")
+
+
+def check_names(recipe: Recipe, method: Method) -> None:
+    """Refuse parameters that no method has; say which ones this method does not use."""
+    elsewhere = {name for other in names() for name in get(other).parameters} | set(_MERGEKITS)
+    unused: set[str] = set()
+    for settings, where in _scopes(recipe):
+        for name in settings:
+            if name in method.parameters:
+                continue
+            if name not in elsewhere:
+                hint = near(name, method.parameters)
+                known = ", ".join(method.parameters) or "none"
+                raise recipe.error(
+                    (*where, name), f"no method has a parameter '{name}'{hint}; {method.name} "
+                    f"has: {known}."
+                )  # fmt: skip
+            unused.add(name)
+    for name in sorted(unused - {"int8_mask"}):
+        progress.warn(f"{method.name} has no parameter '{name}'; the recipe's is not used.")
+
+
+def bind(
+    recipe: Recipe,
+    part: Slice,
+    method: Method,
+    inputs: list[tuple[Source, str]],
+    tensor: str,
+    t: float,
+) -> dict[str, Any]:
+    """The method's parameters for one output tensor, checked.
+
+    inputs: the sources besides the base, each with its tensor's name, which filters are matched
+    against; `tensor` is the output's name, for parameters that all inputs share. t: the fraction
+    of the slice's layers that lie below, for gradients. Raises InputError with a line.
+    """
+    given: dict[str, Any] = {}
+    for parameter in method.parameters.values():
+        if parameter.name == "variant" and recipe.body.ties is not None:
+            given["variant"] = recipe.body.ties.variant
+        elif parameter.per_input:
+            given[parameter.name] = [
+                _value(recipe, method, parameter, _of_source(source, part), name, t, source)
+                for source, name in inputs
+            ]
+        else:
+            given[parameter.name] = _value(recipe, method, parameter, part.scopes, tensor, t, None)
+    try:
+        return method.bind(given, len(inputs))
+    except InputError as error:
+        raise recipe.error(("parameters",), f"{str(error).rstrip('.')}.") from None
+
+
+def _value(
+    recipe: Recipe,
+    method: Method,
+    parameter: Parameter,
+    scopes: Iterable[tuple[Mapping[str, Setting], Where]],
+    tensor: str,
+    t: float,
+    source: Source | None,
+) -> Any:
+    for settings, where in scopes:
+        held = next((c for c in settings.get(parameter.name, ()) if c.holds(tensor)), None)
+        if held is not None:
+            try:
+                return parameter.check(_at(parameter, held, t))
+            except InputError as error:
+                raise recipe.error((*where, parameter.name), f"{error} (for '{tensor}').") from None
+    if parameter.required:
+        whose = f" of {source.ref}" if source else ""
+        raise recipe.error(
+            source.where if source else ("merge_method",),
+            f"{method.name} needs the parameter {parameter.name}{whose}, and nothing sets it for "
+            f"'{tensor}'.",
+        )
+    return parameter.default
+
+
+def _at(parameter: Parameter, condition: Condition, t: float) -> Any:
+    """The condition's value at `t`: numbers are interpolated, words and switches chosen."""
+    if not isinstance(condition.value, tuple):
+        return _typed(parameter, condition.value)
+    values = [parameter.check(_typed(parameter, value)) for value in condition.value]
+    scaled = t * (len(values) - 1)
+    low = int(scaled)
+    if parameter.kind not in (int, float):
+        return values[low]
+    high = min(low + 1, len(values) - 1)
+    share = scaled - low
+    return (1 - share) * values[low] + share * values[high]
+
+
+def _typed(parameter: Parameter, value: Any) -> Any:
+    """YAML's near misses as the type that was meant: '1e-4' is a word to it, 1 is no switch."""
+    if parameter.kind in (int, float):
+        if isinstance(value, bool):
+            return int(value)
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                return value
+    if parameter.kind is bool and value in (0, 1):
+        return bool(value)
+    return value
+
+
+def _of_source(source: Source, part: Slice) -> tuple[tuple[Mapping[str, Setting], Where], ...]:
+    return ((source.parameters, (*source.where, "parameters")), *part.scopes)
+
+
+def _scopes(recipe: Recipe) -> Iterable[tuple[Mapping[str, Setting], Where]]:
+    for part in recipe.slices:
+        yield from part.scopes
+        for source in part.sources:
+            yield source.parameters, (*source.where, "parameters")
