@@ -31,6 +31,7 @@ class Delta:
     half: Tensor | None
     squared_norm: float
     squared_base: float
+    dot: float  # <base, delta>
     noise: Noise
 
 
@@ -46,28 +47,28 @@ def deltas(
     largest = max(math.prod(module.shape) for module in modules)
     full = torch.empty(largest, dtype=torch.float32)
     half = torch.empty(largest, dtype=torch.bfloat16) if fast_half(device) else None
+    scratch = torch.empty(max(_BLOCK, *(module.shape[1] for module in modules)))
     for module in modules:
         rows, columns = module.shape
         delta = full[: rows * columns].view(rows, columns)
         shadow = half[: rows * columns].view(rows, columns) if half is not None else None
         x = b.rows(module.tensor, 0, rows)
         y = e.rows(module.tensor, 0, rows)
-        squares = [0.0, 0.0]
+        sums = [0.0, 0.0, 0.0]
         step = max(1, _BLOCK // columns)
         for i in range(0, rows, step):
             block = delta[i : i + step]
-            block.copy_(x[i : i + step])
-            squares[1] += float(torch.linalg.vector_norm(block)) ** 2
-            torch.sub(y[i : i + step], block, out=block)
-            squares[0] += float(torch.linalg.vector_norm(block)) ** 2
+            base = scratch[: block.numel()].view(block.shape).copy_(x[i : i + step])
+            torch.sub(y[i : i + step], base, out=block)
+            _add(sums, base, block)
             if shadow is not None:
                 shadow[i : i + step].copy_(block)
-        _refuse_nonfinite(b, e, module.tensor, squares)
+        _refuse_nonfinite(b, e, module.tensor, sums)
         noise = rounding_noise(x, y)
         del x, y
         b.release(module.tensor)
         e.release(module.tensor)
-        yield module, Delta(delta, shadow, squares[0], squares[1], noise)
+        yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
 
 
 def _cuda_deltas(
@@ -102,28 +103,36 @@ def _cuda_deltas(
             current.wait_event(event)
             x.record_stream(current)
             y.record_stream(current)
-            delta = y.float() - x.float()
-            squares = [
-                float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in (delta, x)
+            base = x.float()
+            delta = y.float() - base
+            sums = [
+                float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in (delta, base)
             ]
-            _refuse_nonfinite(b, e, module.tensor, squares)
+            sums.append(float(torch.dot(base.flatten(), delta.flatten())))
+            del base
+            _refuse_nonfinite(b, e, module.tensor, sums)
             yield module, Delta(
-                delta, delta.bfloat16() if half else None, squares[0], squares[1],
+                delta, delta.bfloat16() if half else None, sums[0], sums[1], sums[2],
                 rounding_noise(x, y),
             )  # fmt: skip
 
 
 def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:
-    """[||e - b||^2, ||b||^2] of a tensor of any shape, block by block."""
-    squares = [0.0, 0.0]
+    """[||d||^2, ||b||^2, <b, d>], d = e - b, of a tensor of any shape, block by block."""
+    sums = [0.0, 0.0, 0.0]
     for x, y in _blocks(b, e, name):
-        values = x.float()
-        squares[1] += float(torch.linalg.vector_norm(values)) ** 2
-        squares[0] += float(torch.linalg.vector_norm(y.float() - values)) ** 2
-    _refuse_nonfinite(b, e, name, squares)
+        base = x.float()
+        _add(sums, base, y.float() - base)
+    _refuse_nonfinite(b, e, name, sums)
     b.release(name)
     e.release(name)
-    return squares
+    return sums
+
+
+def _add(sums: list[float], base: Tensor, delta: Tensor) -> None:
+    sums[0] += float(torch.linalg.vector_norm(delta)) ** 2
+    sums[1] += float(torch.linalg.vector_norm(base)) ** 2
+    sums[2] += float(torch.dot(base.flatten(), delta.flatten()))
 
 
 def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,10 +158,10 @@ def difference_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if len(shape) < 2 else dtype
 
 
-def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, squares: list[float]) -> None:
-    if math.isfinite(squares[0]) and math.isfinite(squares[1]):
+def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, sums: list[float]) -> None:
+    if math.isfinite(sums[0]) and math.isfinite(sums[1]):
         return
-    guilty = b if not math.isfinite(squares[1]) else e
+    guilty = b if not math.isfinite(sums[1]) else e
     raise CheckpointError(
         f"Tensor '{name}' of {guilty.name} holds NaN or infinite numbers; give a sound checkpoint."
     )
