@@ -89,9 +89,11 @@ def write(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]])
         versions=record["versions"],
         lines=lines,
         recipe=record["recipe"].rstrip(),
-        reference=_last(record["donor"]["config"]),
+        reference=_last(record["donor"]["config"])
+        if record["donor"]["why"] == "base_model"
+        else "the first model of its slice",
         inputs=[label[name] for name in names],
-        pairs=[_pair(name, label) for name in pairs],
+        pairs=[pair_label(name, label) for name in pairs],
         roles={
             role: {
                 "tensors": row["tensors"],
@@ -115,13 +117,13 @@ def labels(names: list[str]) -> dict[str, str]:
 
 
 def _input(row: Mapping[str, Any], name: str) -> str:
-    if name not in row.get("relative_change", {}):
-        return " | |"
+    if not row.get("relative_change", {}).get(name):
+        return " unchanged | |"
     return f" {row['relative_change'][name]:.2%} | {row['kept'][name]:.2f} |"
 
 
 def _conflict(row: Mapping[str, Any], name: str) -> str:
-    if name not in row.get("cosine", {}):
+    if not row.get("cosine", {}).get(name):
         return " | | |"
     overlap = row["overlap"][name]
     shown = "n/a" if overlap is None else f"{overlap:.3f}"
@@ -149,6 +151,8 @@ def _draw(
             left.plot(*zip(*points, strict=True), label=name, **style)
         left.set_xlabel("layer")
         left.set_ylabel("entries moved apart, %" if pairs else "change / weights, %")
+        if pairs:
+            left.set_ylim(0, 100)
         left.set_title("Sign conflicts between the changes" if pairs else "Size of the change")
         legend(left)
         for name, style in zip(names, styles(), strict=False):
@@ -162,13 +166,14 @@ def _draw(
         right.set_xlabel("layer")
         right.set_ylabel("kept of the change")
         right.set_title("What the result keeps of each change")
-        right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
+        low, high = right.get_ylim()
+        right.set_ylim(min(0.0, low), max(1.05, high))
         legend(right)
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _pair(name: str, label: Mapping[str, str]) -> str:
+def pair_label(name: str, label: Mapping[str, str]) -> str:
     one, other = name.split(" | ")
     return f"{label[one]} and {label[other]}"
 

@@ -1,6 +1,6 @@
 """How the inputs' changes get on with each other, and what the result keeps of each.
 
-A change is an input minus the base (without a base: minus the first input). All figures come from
+A change is an input minus the base, or minus the slice's first input where the recipe has no base. All figures come from
 evenly spaced rows of every tensor, at least 64 of a matrix, so they are estimates, to about one
 percent; the norms of the merged change and of what storage took from it are exact.
 
@@ -31,14 +31,13 @@ _DIRECTIONS = 8
 
 def measure(output: Output, tally: Tally) -> dict[str, Any]:
     """What `report` needs of one tensor, as JSON: sums over its sampled rows."""
-    names = [str(one) for one, _ in output.inputs]
-    skipped = 0 if output.base is not None else 1
-    if len(names) == skipped or not tally.samples:
+    chosen = [i for i in range(len(output.inputs)) if output.base or i != output.anchor][:MOST]
+    if not chosen or not tally.samples:
         return {}
-    parts = [torch.cat(blocks).flatten(1) if blocks[0].ndim > 1 else torch.cat(blocks)
-             for blocks in zip(*tally.samples, strict=True)]  # fmt: skip
+    parts = [torch.cat(blocks) for blocks in zip(*tally.samples, strict=True)]
+    parts = [part.flatten(1) if part.ndim > 1 else part for part in parts]
     result, reference = parts.pop(), parts.pop()
-    deltas = [part - reference for part in parts[skipped:]][:MOST]
+    deltas = [parts[i] - reference for i in chosen]
     merged = result - reference
     flat = torch.stack([*(d.flatten() for d in deltas), merged.flatten()]).double()
     gram = (flat @ flat.T).tolist()
@@ -54,7 +53,7 @@ def measure(output: Output, tally: Tally) -> dict[str, Any]:
             else None
         )
     return {
-        "names": names[skipped:][:MOST],
+        "names": [str(output.inputs[i][0]) for i in chosen],
         "gram": gram,
         "reference": float(torch.linalg.vector_norm(reference, dtype=torch.float64)) ** 2,
         "signs": signs,

@@ -10,13 +10,14 @@ import hashlib
 import importlib.util
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from regraft.adapters import format
 from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import config_bytes
@@ -35,26 +36,37 @@ class Files:
     """`tokenizer` files come from `donor`, `others` from the config's donor; `template` replaces
     the chat template."""
 
-    donor: Input
+    donor: Checkpoint
     tokenizer: list[str]
-    other_donor: Input
+    other_donor: Checkpoint
     others: list[str]
     template: str | None
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "tokenizer": str(self.donor),
+            "tokenizer": self.donor.name,
             "files": self.tokenizer + self.others,
             "chat_template": "given" if self.template else "of the tokenizer",
         }
 
 
-def tokenizer_files(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
+def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
     """Settle who gives what. Raises InputError for a tokenizer source that is no input."""
-    chosen = source(recipe, inputs, donor)
-    names = [n for n in chosen.checkpoint.other_files() if _is_tokenizer(n)]
-    others = [n for n in donor.checkpoint.other_files() if not _is_tokenizer(n) and n not in _OWN]
-    return Files(chosen, names, donor, others, _template(recipe, inputs))
+    chosen = source(recipe, inputs, donor).checkpoint
+    names = [name for name in chosen.other_files() if is_tokenizer(name)]
+    others = [
+        name
+        for name in donor.checkpoint.other_files()
+        if not is_tokenizer(name) and name not in _OWN
+    ]
+    return Files(chosen, names, donor.checkpoint, others, _template(recipe, inputs))
+
+
+def realigned(files: Files, made: Checkpoint) -> Files:
+    """The same with the tokenizer that mergekit made for the new vocabulary."""
+    names = [name for name in made.other_files() if is_tokenizer(name)]
+    kept = [name for name in files.tokenizer if name == "generation_config.json"]
+    return replace(files, donor=made, tokenizer=names, others=files.others + kept)
 
 
 def source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
@@ -88,7 +100,7 @@ def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files:
     writer.add_file("config.json", config_bytes(config))
     for one, names in ((files.other_donor, files.others), (files.donor, files.tokenizer)):
         for name in names:
-            path = one.checkpoint.file(name)
+            path = one.file(name)
             if path is not None:
                 writer.add_file(name, path)
     if files.template is None:
@@ -101,7 +113,7 @@ def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files:
         writer.add_file(settings.name, config_bytes(kept))
 
 
-def _is_tokenizer(name: str) -> bool:
+def is_tokenizer(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)
 
 

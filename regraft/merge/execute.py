@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,24 @@ from regraft.device import pick_device
 from regraft.errors import InputError
 from regraft.merge import card, conflicts, donors, mergekit
 from regraft.merge.inputs import Inputs
-from regraft.merge.methods.registry import get
-from regraft.merge.plan import Plan, make_plan
+from regraft.merge.methods.registry import BLOCK, get
+from regraft.merge.plan import (
+    Output,
+    Plan,
+    check_relatives,
+    find_donor,
+    make_plan,
+    settle_context,
+)
 from regraft.merge.recipe import Recipe, schema
-from regraft.merge.stream import Tally, Workers, merged
+from regraft.merge.stream import FREE_EVERY, Tally, Workers, merged
 from regraft.rope import ContextSpec
-from regraft.units import parse_bytes
+from regraft.units import format_bytes, parse_bytes
 
 __all__ = ["merge", "schema", "summary"]
 
+# Bytes read a second on two cores, measured with benchmarks/merge.py.
+_RATES = {"": 0.5e9}
 ENGINES = ("auto", "native", "mergekit")
 
 
@@ -80,38 +90,49 @@ def merge(
             "arguments": arguments,
             "versions": evidence.versions(),
         }
-        if reason is not None:
-            raise NotImplementedError
-        plan = make_plan(parsed, inputs, get(parsed.body.merge_method), shard_bytes)
-        files = donors.tokenizer_files(parsed, inputs, plan.donor)
-        record |= _header(plan, files)
-        for text in plan.notes:
+        donor, why = find_donor(parsed, inputs)
+        notes = check_relatives(parsed, inputs, donor)
+        context, policy = settle_context(parsed, inputs, donor)
+        files = donors.choose(parsed, inputs, donor)
+        plan = None
+        if reason is None:
+            method = get(parsed.body.merge_method)
+            plan = make_plan(parsed, inputs, method, donor, context, shard_bytes)
+        record |= {
+            "donor": {"config": str(donor), "why": why, **files.to_json()},
+            "context": {"output": context.to_json(), "policy": policy},
+            "notes": notes,
+        }
+        for text in notes:
             progress.warn(text)
         if dry_run:
-            return {**record, "plan": _plan_lines(record, plan, inputs)}
-        progress.note(f"config from {plan.donor}, {plan.donor_why}; tokenizer from {files.donor}")
+            return {**record, "plan": _described(record, inputs, plan, where)}
+        if reason is not None:
+            progress.note(f"{reason}: merging in mergekit, a separate process")
+        progress.note(f"config from {donor} ({why}), tokenizer from {files.donor}")
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
         with Staging(
             Path(out), job=job, overwrite=overwrite, resume=resume, inputs=inputs.paths()
         ) as staging:
-            writer = CheckpointWriter(staging, plan.shards, verify=verify)
-            facts = _stream(plan, parsed.body.scale, seed, writer, staging, where)
-            record |= conflicts.report(plan, facts)
-            donors.write(writer, staging.folder, plan.config, files)
+            if plan is not None:
+                writer = CheckpointWriter(staging, plan.shards, verify=verify)
+                donors.write(writer, staging.folder, plan.config, files)
+                facts = _stream(plan, parsed.body.scale, seed, writer, staging, where)
+                record |= conflicts.report(plan, facts)
+            else:
+                made = mergekit.run(
+                    parsed, inputs, donor, context, files, staging,
+                    seed=seed, device=where, max_shard_bytes=shard_bytes, verify=verify,
+                )  # fmt: skip
+                writer = made.writer
+                donors.write(writer, staging.folder, made.config, made.files)
+                record |= {"totals": {"tensors": len(made.tensors)}, "tensors": made.tensors}
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
             card.write(staging.folder, record, summary(record))
             writer.finish()
             staging.publish()
     return record
-
-
-def _header(plan: Plan, files: donors.Files) -> dict[str, Any]:
-    return {
-        "donor": {"config": str(plan.donor), "why": plan.donor_why, **files.to_json()},
-        "context": {"output": plan.context.to_json(), "policy": plan.context_why},
-        "notes": plan.notes,
-    }
 
 
 def _stream(
@@ -143,22 +164,90 @@ def _stream(
     return facts
 
 
-def _plan_lines(record: dict[str, Any], plan: Plan, inputs: Inputs) -> dict[str, str]:
-    raise NotImplementedError
+def _described(
+    record: dict[str, Any], inputs: Inputs, plan: Plan | None, device: torch.device
+) -> dict[str, str]:
+    """What a merge will do, for `--dry-run`: label -> text."""
+    context, donor = ContextSpec.from_json(record["context"]["output"]), record["donor"]
+    lines = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
+    lines |= {
+        "method": record["method"],
+        "engine": record["engine"] + (f": {record['engine_why']}" if not plan else ""),
+        "context": f"{context.describe()} ({record['context']['policy']})",
+        "config": f"of {donor['config']} ({donor['why']})",
+        "tokenizer": f"of {donor['tokenizer']}",
+    }
+    if plan is None:
+        return lines
+    by_role: dict[str, list[Output]] = {}
+    for output in plan.outputs:
+        by_role.setdefault(conflicts.role(output), []).append(output)
+    for name, outputs in by_role.items():
+        lines[name] = f"{len(outputs)} x {_spread(outputs)}"
+    seconds = plan.read_bytes / _RATES.get(record["method"], _RATES[""])
+    return lines | {
+        "reads": format_bytes(plan.read_bytes),
+        "writes": format_bytes(plan.write_bytes),
+        "peak memory": f"about {format_bytes(peak_memory(plan, device))}",
+        "time": f"about {max(1, round(seconds))} s on two cores",
+    }
+
+
+def _spread(outputs: list[Output]) -> str:
+    """Shape and parameters of some tensors, from least to most where they differ."""
+    shapes = sorted({out.shape for out in outputs})
+    text = [" or ".join(str(list(shape)) for shape in shapes[:2])]
+    for name in outputs[0].params:
+        values = [out.params[name] for out in outputs]
+        text.append(f"{name} {_range(values)}")
+    return ", ".join(text)
+
+
+def _range(values: list[Any]) -> str:
+    if isinstance(values[0], list):
+        each = [_range(list(column)) for column in zip(*values, strict=False)]
+        return each[0] if len(set(each)) == 1 else f"({', '.join(each)})"
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    if len(set(shown)) == 1:
+        return shown[0]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) < len(values):
+        return " or ".join(dict.fromkeys(shown))
+    return f"{min(numbers):.4g} to {max(numbers):.4g}"
+
+
+def peak_memory(plan: Plan, device: torch.device) -> int:
+    """Bytes, an estimate: torch itself, blocks in flight, mapped pages, or one whole tensor."""
+    threads = max(1, torch.get_num_threads())
+    inputs = max(len(out.tensors) for out in plan.outputs)
+    largest = max(math.prod(out.shape) for out in plan.outputs)
+    if not plan.method.blockwise:
+        return (600 << 20) + 4 * largest * (2 * inputs + 3)
+    return (600 << 20) + threads * (inputs + 6) * BLOCK * 4 + 2 * inputs * FREE_EVERY
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines a person wants to see after a merge: (label, text)."""
     context = ContextSpec.from_json(record["context"]["output"])
     totals, donor = record["totals"], record["donor"]
-    return [
-        ("method", f"{record['method']}, {len(record['inputs'])} models ({record['engine']})"),
+    lines = [
+        ("method", f"{record['method']}, {len(record['inputs'])} models"),
+        ("engine", record["engine_why"] or "native, float32, one rounding"),
         ("context", f"{context.describe()} ({record['context']['policy']})"),
         ("config", f"of {donor['config']} ({donor['why']})"),
         ("tokenizer", f"of {donor['tokenizer']}"),
-        ("tensors", f"{totals['tensors']}"),
-        (
-            "lost to storage",
-            f"{totals['lost_to_storage']:.2%} of the merged change, by rounding once",
-        ),
+        ("tensors", str(totals["tensors"])),
     ]
+    if "lost_to_storage" in totals:
+        lost = f"{totals['lost_to_storage']:.2%} of the merged change, by rounding once"
+        lines.append(("lost to storage", lost))
+    short = card.labels(list(totals.get("kept", {})))
+    for name, kept in totals.get("kept", {}).items():
+        change = totals["relative_change"][name]
+        text = f"{change:.2%} of the weights, {kept:.0%} kept"
+        lines.append((f"change of {short[name]}", text))
+    for pair, share in totals.get("sign_conflict", {}).items():
+        cosine = totals["cosine"][pair]
+        text = f"cosine {cosine:.3f}, {share:.1%} of shared entries move apart"
+        lines.append((card.pair_label(pair, short), text))
+    return lines

@@ -1,11 +1,212 @@
-"""The bridge to mergekit, for what is not native; a separate process, its result checked."""
+"""The bridge to mergekit, for what is not native: a process of its own, its result checked.
+
+mergekit (LGPL-3.0) is not a dependency and none of it is in this package: `pip install mergekit`
+provides it. It works in float32 here, whatever the recipe's dtype, and its config.json is replaced
+by one from a known donor with the context that the recipe settles.
+"""
 
 from __future__ import annotations
 
-from regraft.merge.inputs import Inputs
-from regraft.merge.recipe import Recipe
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from regraft.checkpoint.roles import roles
+from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, plan_shards
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import CheckpointError, RegraftError
+from regraft.merge import donors
+from regraft.merge.inputs import Input, Inputs, is_adapter
+from regraft.merge.methods.registry import names
+from regraft.merge.plan import output_config
+from regraft.merge.recipe import BRIDGED, Recipe, near
+from regraft.rope import ContextSpec
+
+_OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
+_SHOWN = 4  # lines of what mergekit says last
 
 
 def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
-    """Why the merge has to run in mergekit; None if it runs natively."""
+    """Why the merge has to run in mergekit; None if it runs natively.
+
+    Raises InputError where the wanted engine cannot do it, or nobody knows the method.
+    """
+    method = recipe.body.merge_method
+    found = _needed(recipe, inputs)
+    if method not in names() and method not in BRIDGED:
+        known = [*names(), *BRIDGED]
+        raise recipe.error(
+            ("merge_method",), f"'{method}' is no merge method{near(method, known)}; known are "
+            f"{', '.join(sorted(known))}.",
+        )  # fmt: skip
+    if engine == "native" and found is not None:
+        raise recipe.error(found[1], f"{found[0]}, which needs --engine mergekit or auto.")
+    if engine == "mergekit" and found is None:
+        found = ("it was asked for", ())
+    if found is None:
+        return None
+    variant = recipe.body.ties.variant if recipe.body.ties else "mergekit"
+    if recipe.body.scale is not None or variant != "mergekit":
+        key = "ties" if recipe.body.scale is None else "scale"
+        raise recipe.error((key,), f"'{key}' is not for a merge that runs in mergekit.")
+    if importlib.util.find_spec("mergekit") is None:
+        raise recipe.error(
+            found[1], f"{found[0]}, and mergekit is not installed; pip install mergekit."
+        )
+    return found[0]
+
+
+def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, tuple[str, ...]] | None:
+    """What is not native, and where the recipe says so."""
+    body = recipe.body
+    if body.merge_method in BRIDGED:
+        return f"{body.merge_method} has no native form", ("merge_method",)
+    if body.modules is not None and list(body.modules) not in (["default"], []):
+        return "several modules are merged", ("modules",)
+    if body.tokenizer is not None and (body.tokenizer.tokens or body.tokenizer.pad_to_multiple_of):
+        return "tokens are rearranged", ("tokenizer",)
+    key = "tokenizer" if body.tokenizer is not None else "tokenizer_source"
+    if getattr(body, key) is not None:
+        sizes = {
+            one.info(name).shape[0]
+            for one in inputs
+            for name, role in one.role_of.items()
+            if role.kind in ("embedding", "head") and one.info(name).shape
+        }
+        if len(sizes) > 1 or not donors.one_vocabulary(inputs):
+            return "the vocabularies differ", (key,)
     return None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What mergekit made, checked and on its way into the output folder."""
+
+    writer: CheckpointWriter
+    config: dict[str, Any]
+    files: donors.Files
+    tensors: dict[str, dict[str, Any]]
+
+
+def run(
+    recipe: Recipe,
+    inputs: Inputs,
+    donor: Input,
+    context: ContextSpec,
+    files: donors.Files,
+    staging: Staging,
+    *,
+    seed: int,
+    device: torch.device,
+    max_shard_bytes: int | None,
+    verify: bool,
+) -> Made:
+    """Merge in mergekit and copy its tensors to `staging`.
+
+    Raises RegraftError with mergekit's last words where it fails, CheckpointError where its result
+    has NaN.
+    """
+    folder = staging.spool / "mergekit"
+    if staging.done("mergekit") is None:
+        _run(recipe, inputs, donor, staging.spool, folder, seed, device)
+        staging.record("mergekit")
+    with Checkpoint.open(folder) as made:
+        role_of = roles(made.config, made.tensors)
+        planned = [Planned(name, info.shape, info.dtype) for name, info in made.tensors.items()]
+        shards = plan_shards(planned, like=made, max_shard_bytes=max_shard_bytes)
+        writer = CheckpointWriter(staging, shards, verify=verify)
+        for name in made.tensors:
+            if not writer.finished(name):
+                _check_finite(made, name)
+                writer.copy(name, made)
+                made.release(name)
+        tensors = {
+            name: {
+                "role": role_of[name].kind,
+                "layer": role_of[name].layer,
+                "shape": list(info.shape),
+                "dtype": str(info.dtype).removeprefix("torch."),
+            }
+            for name, info in made.tensors.items()
+        }
+        dtypes = {str(t["dtype"]) for t in tensors.values() if t["role"] == "projection"}
+        layers = 1 + max((r.layer for r in role_of.values() if r.layer is not None), default=-1)
+        config = output_config(recipe, inputs, donor, context, layers, dtypes)
+        text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+        embedding = next(n for n, role in role_of.items() if role.kind == "embedding")
+        text["vocab_size"] = made.tensors[embedding].shape[0]
+        if recipe.body.tokenizer is not None or recipe.body.tokenizer_source is not None:
+            files = donors.realigned(files, made)
+    return Made(writer, config, files, tensors)
+
+
+def translated(recipe: Recipe, donor: Input) -> dict[str, Any]:
+    """The recipe without what is ours, adapters on their base, arithmetic in float32."""
+    body = {key: value for key, value in recipe.document.value.items() if key not in _OURS}
+    base = recipe.body.base_model
+
+    def spelled(value: Any, key: str | None = None) -> Any:
+        if isinstance(value, dict):
+            return {k: spelled(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spelled(item) for item in value]
+        if key == "model" and isinstance(value, str) and base is not None and is_adapter(value):
+            return f"{base}+{value}"
+        return value
+
+    kept = next(
+        (donor.info(n).dtype for n, role in donor.role_of.items() if role.kind == "projection"),
+        torch.float32,
+    )
+    out_dtype = recipe.out_dtype or str(kept).removeprefix("torch.")
+    return {**spelled(body), "dtype": "float32", "out_dtype": out_dtype}
+
+
+def _run(
+    recipe: Recipe,
+    inputs: Inputs,
+    donor: Input,
+    spool: Path,
+    out: Path,
+    seed: int,
+    device: torch.device,
+) -> None:
+    source = spool / "recipe.yaml"
+    source.write_text(yaml.safe_dump(translated(recipe, donor), sort_keys=False), encoding="utf-8")
+    command = [
+        sys.executable, "-m", "mergekit.scripts.run_yaml", str(source), str(out),
+        "--no-write-model-card", "--no-copy-tokenizer", "--quiet",
+        "--random-seed", str(seed), "--lora-merge-cache", str(spool / "lora"),
+    ]  # fmt: skip
+    if device.type == "cuda":
+        command += ["--device", str(device)]
+    environment = dict(os.environ)
+    if all(Path(one.ref.path).expanduser().is_dir() for one in inputs):
+        environment["HF_HUB_OFFLINE"] = "1"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0 or not (out / "config.json").is_file():
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()][-_SHOWN:]
+        raise RegraftError(
+            f"mergekit could not run {recipe.document.name}: "
+            f"{said[-1] if said else f'exit code {done.returncode}'}; correct the recipe, or leave "
+            "it to the native engine."
+        )
+
+
+def _check_finite(result: Checkpoint, name: str) -> None:
+    flat = result.tensor(name).reshape(-1)
+    if not flat.dtype.is_floating_point:
+        return
+    for part in flat.split(1 << 20):
+        if not math.isfinite(float(part.float().sum())) and not bool(torch.isfinite(part).all()):
+            raise CheckpointError(
+                f"mergekit gave NaN or infinite numbers in '{name}'; check inputs and weights."
+            )

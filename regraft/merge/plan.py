@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ _SHARD_BYTES = 5_000_000_000  # as transformers cuts, where no input shows how
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor to make: from which tensors, relative to which base, with which parameters."""
+    """One tensor to make: from which tensors, on which base, with which parameters."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,12 +41,13 @@ class Output:
     layer: int | None
     inputs: tuple[Tensor, ...]
     base: Tensor | None
+    anchor: int  # which input changes are measured against where there is no base
     params: dict[str, Any]
 
     @property
     def reference(self) -> Tensor:
-        """What changes are measured against: the base, else the first input."""
-        return self.base or self.inputs[0]
+        """What changes are measured against."""
+        return self.base or self.inputs[self.anchor]
 
     @property
     def nbytes(self) -> int:
@@ -58,53 +59,47 @@ class Output:
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """A merge ready to run. `donor` gives the config, `context` the RoPE that is put in it."""
+    """A native merge ready to run."""
 
     method: Method
     outputs: list[Output]
-    donor: Input
-    donor_why: str
-    context: ContextSpec
-    context_why: str
     config: dict[str, Any]
     shards: dict[str, list[Planned]]
-    notes: list[str] = field(default_factory=list)
 
     @property
     def read_bytes(self) -> int:
-        return sum(i.info(name).nbytes for out in self.outputs for i, name in out.tensors)
+        return sum(one.info(name).nbytes for out in self.outputs for one, name in out.tensors)
 
     @property
     def write_bytes(self) -> int:
-        return sum(tensor.nbytes for shard in self.shards.values() for tensor in shard)
+        return sum(out.nbytes for out in self.outputs)
 
 
 def make_plan(
-    recipe: Recipe, inputs: Inputs, method: Method, max_shard_bytes: int | None = None
+    recipe: Recipe,
+    inputs: Inputs,
+    method: Method,
+    donor: Input,
+    context: ContextSpec,
+    max_shard_bytes: int | None = None,
 ) -> Plan:
-    """Check the recipe against the models' headers. Raises InputError: line, what, what to do."""
+    """Every tensor to make, checked against the models' headers. Raises InputError by line."""
     parameters.check_names(recipe, method)
-    donor, why = find_donor(recipe, inputs)
-    notes = _check_relatives(recipe, inputs, donor)
-    context, context_why = settle_context(recipe, inputs, donor)
-    outputs: list[Output] = []
-    names: dict[str, str] = {}
-    for part, tensor, layer, t in _tensors(recipe, inputs, notes):
-        output = _output(recipe, inputs, method, part, tensor, layer, t)
-        if output.name in names:
-            raise recipe.error(part.where, f"two slices give '{output.name}'.")
-        names[output.name] = output.name
-        outputs.append(output)
-    config = _config(recipe, inputs, donor, context, outputs)
-    planned = [Planned(out.name, out.shape, out.dtype) for out in outputs]
-    same = set(names) == set(donor.checkpoint.tensors)
-    like = donor.checkpoint if same else None
-    if like is None and max_shard_bytes is None:
+    outputs = [_output(recipe, inputs, method, *place) for place in _tensors(recipe, inputs)]
+    layers = 1 + max((out.layer for out in outputs if out.layer is not None), default=-1)
+    dtypes = {_short(out.dtype) for out in outputs if out.kind == "projection"}
+    config = output_config(recipe, inputs, donor, context, layers, dtypes)
+    same = {out.name for out in outputs} == set(donor.checkpoint.tensors)
+    if not same and max_shard_bytes is None:
         max_shard_bytes = _SHARD_BYTES
-    shards = plan_shards(planned, like=like, max_shard_bytes=max_shard_bytes)
-    return Plan(method, outputs, donor, why, context, context_why, config, shards, notes)
+    shards = plan_shards(
+        [Planned(out.name, out.shape, out.dtype) for out in outputs],
+        like=donor.checkpoint if same else None,
+        max_shard_bytes=max_shard_bytes,
+    )
+    return Plan(method, outputs, config, shards)
 
 
 def find_donor(recipe: Recipe, inputs: Inputs) -> tuple[Input, str]:
@@ -159,7 +154,7 @@ def _named(recipe: Recipe, inputs: Inputs, name: str) -> Input:
     raise recipe.error(("context", "from"), f"'{name}' is no input here ({known}).")
 
 
-def _check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
+def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
     """Architecture, heads and vocabularies fit together; what is left out of the merge."""
     config = donor.checkpoint.config
     where = {one: at for (ref, at), one in zip(recipe.references(), inputs, strict=True)}
@@ -194,9 +189,7 @@ def _check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
     return notes
 
 
-def _tensors(
-    recipe: Recipe, inputs: Inputs, notes: list[str]
-) -> Iterator[tuple[Slice, str, int | None, float]]:
+def _tensors(recipe: Recipe, inputs: Inputs) -> Iterator[tuple[Slice, str, int | None, float]]:
     """(slice, name in transformers with the layer of the first source, output's layer, t)."""
     parts = recipe.slices
     before, after = [], []
@@ -299,6 +292,7 @@ def _output(
         layer=layer,
         inputs=tuple(entry[2] for entry in others),
         base=next((entry[2] for entry in found if entry[0] is base), None),
+        anchor=next((i for i, entry in enumerate(others) if entry[0].ref == part.base), 0),
         params=parameters.bind(
             recipe, part, method, [(source, own) for source, own, _ in others],
             tensor if layer is None else at_layer(tensor, layer), t,
@@ -357,13 +351,17 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _config(
-    recipe: Recipe, inputs: Inputs, donor: Input, context: ContextSpec, outputs: list[Output]
+def output_config(
+    recipe: Recipe,
+    inputs: Inputs,
+    donor: Input,
+    context: ContextSpec,
+    layers: int,
+    dtypes: set[str],
 ) -> dict[str, Any]:
-    """The donor's config with the output's context, depth, dtype and tying."""
+    """The donor's config with the output's context, depth, tying and the projections' dtype."""
     config = copy.deepcopy(donor.checkpoint.config)
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    layers = 1 + max((out.layer for out in outputs if out.layer is not None), default=-1)
     if layers != text.get("num_hidden_layers"):
         text["num_hidden_layers"] = layers
     if isinstance(text.get("layer_types"), list):
@@ -372,11 +370,9 @@ def _config(
             for part in recipe.slices
             for index in range(*layer_range(recipe, inputs, part.sources[0]))
         ]
-    dtypes = {out.dtype for out in outputs if out.kind == "projection"}
     if len(dtypes) == 1:
-        name = _short(dtypes.pop())
         keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
-        config.update(dict.fromkeys(keys, name))
+        config.update(dict.fromkeys(keys, next(iter(dtypes))))
     if not donor.checkpoint.tied and roles.tied_head(donor.checkpoint.config):
         config["tie_word_embeddings"] = False
     try:

@@ -358,11 +358,6 @@ class Recipe:
         if body.modules is None:
             yield from self._of(body.models, body.slices, outer, ())
             return
-        if len(body.modules) > 1:
-            raise self.error(
-                ("modules",),
-                "models of several modules are merged by mergekit (--engine mergekit).",
-            )
         for name, module in body.modules.items():
             where = ("modules", name)
             if (module.models is None) == (module.slices is None):

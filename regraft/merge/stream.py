@@ -23,7 +23,7 @@ from regraft.merge.plan import Output
 
 T = TypeVar("T")
 _CUDA_BLOCK = 1 << 25
-_FREE_EVERY = 1 << 24  # elements after which the pages read so far are given back
+FREE_EVERY = 1 << 24  # elements after which the pages read so far are given back
 
 
 class Workers:
@@ -147,7 +147,7 @@ class _Stream:
             )
             if scale is not None and base is not None:
                 result = torch.lerp(base, result, scale)
-            reference = inputs[0] if base is None else base
+            reference = inputs[output.anchor] if base is None else base
             stored = result.to(output.dtype)
             own = range(-start % self.stride, rows.stop - start, self.stride)
             sample = [t[own.start :: self.stride].clone() for t in (*inputs, reference, result)]
@@ -165,7 +165,7 @@ class _Stream:
 
     def _free(self, rows: slice) -> None:
         self._freed += (rows.stop - rows.start) * self.row
-        if self._freed >= _FREE_EVERY:
+        if self._freed >= FREE_EVERY:
             self._freed = 0
             for one, name in self.output.tensors:
                 one.free(name)
