@@ -1,4 +1,4 @@
-"""Checkpoints of Llama-3-8B's shapes with few layers and random weights, and how a child is measured.
+"""Checkpoints of Llama-3-8B's shapes with few layers and random weights; measuring a process.
 
 The extended model is the base plus, in every projection, a delta of 2% of the weights' norm whose
 singular values fall slowly (i^-0.7 over 256 directions) on a full-rank tail, rounded to bfloat16.

@@ -76,7 +76,7 @@ def apply(
     lora = Adapter.open(adapter)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     with Checkpoint.open(checkpoint) as target:
-        role_of = roles(target.config, target.tensors)
+        role_of = _roles(lora, target)
         changes = _match(lora, target, role_of, scale)
         spec, policy = _context(lora, target, context)
         relation, base = _check_lineage(lora, target, role_of, force)
@@ -124,6 +124,18 @@ def apply(
 
 
 # Before any work: does the adapter fit, whose context, is it a relative.
+
+
+def _roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
+    """What each tensor of the target is: the adapter knows where the names are its base's, so that
+    transformers (two seconds of imports) is only asked about other spellings and architectures."""
+    known = lora.roles()
+    same = lora.record is not None and target.config.get("model_type") == lora.record["base"].get(
+        "model_type"
+    )
+    if known is not None and same and target.tensors.keys() <= known.keys():
+        return {name: known[name] for name in target.tensors}
+    return roles(target.config, target.tensors)
 
 
 def _match(

@@ -144,7 +144,12 @@ def header(
     return {
         "schema_version": format.SCHEMA_VERSION,
         "kind": "adapter",
-        "base": {"name": b.name, "revision": b.revision, "fingerprint": prints[0]},
+        "base": {
+            "name": b.name,
+            "revision": b.revision,
+            "fingerprint": prints[0],
+            "model_type": b.config.get("model_type"),
+        },
         "extended": {"name": e.name, "revision": e.revision, "fingerprint": prints[1]},
         "context": {"base": contexts[0].to_json(), "extended": contexts[1].to_json()},
         "lineage": relation.to_json(),

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,10 @@ class _Run:
         )
         samples = sorted(lineage.sketch(self.b).items())
         self._write(
-            format.LINEAGE, iter(samples), [Planned(n, tuple(t.shape), t.dtype) for n, t in samples]
+            format.LINEAGE,
+            iter(samples),
+            [Planned(n, tuple(t.shape), t.dtype) for n, t in samples],
+            {"roles": json.dumps({name: asdict(role) for name, role in role_of.items()})},
         )
         differences = []
         if self.plan.layout == "exact":
@@ -285,8 +289,16 @@ class _Run:
             )
         return self._record(kept, roundings, differences, uniform)
 
-    def _write(self, name: str, tensors: Iterator[tuple[str, Tensor]], plan: list[Planned]) -> None:
-        write_safetensors(self.staging.folder / name, tensors, plan, {"format": "pt"})
+    def _write(
+        self,
+        name: str,
+        tensors: Iterator[tuple[str, Tensor]],
+        plan: list[Planned],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        write_safetensors(
+            self.staging.folder / name, tensors, plan, {"format": "pt", **(metadata or {})}
+        )
 
     def _stored_factors(
         self,

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regraft.checkpoint.roles import Role
 from regraft.errors import CheckpointError, InputError
 from regraft.rope import ContextSpec
 
@@ -190,6 +191,15 @@ class Adapter:
             return None
         with _open(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def roles(self) -> dict[str, Role] | None:
+        """What each tensor of the base is, if the adapter says so: saves building the model."""
+        path = self.folder / LINEAGE
+        if not path.is_file():
+            return None
+        with _open(path) as file:
+            text = (file.metadata() or {}).get("roles")
+        return {name: Role(**role) for name, role in json.loads(text).items()} if text else None
 
     def _sort_keys(self) -> None:
         sides: dict[str, dict[str, str]] = {}
