@@ -2,9 +2,9 @@
 
 A method is a plain function `(tensors, base, *, parameters..., state, offset, seed) -> tensor`
 under the `method` decorator. Its parameters are its signature: `weight: PerInput[float]` is one
-number per input, `density: PerInput[float] = (1.0,)` the same with a default, `lambda_: float = 1.0`
-one number for all (a trailing underscore is dropped in recipes, so `lambda`); without a default a
-recipe must give it. `state`, `offset` and `seed` go to those functions that name them.
+number per input, `density: PerInput[float] = (1.0,)` the same with a default, `lambda_: float =
+1.0` one number for all (a trailing underscore is dropped in recipes, so `lambda`); without a
+default a recipe must give it. `state`, `offset` and `seed` go to those functions that name them.
 
 The stream. A tensor is seen as rows: its first axis, everything behind it belongs to the row; a
 tensor with fewer than two axes is one row. A block is a run of whole rows of every input and of
@@ -44,7 +44,7 @@ from torch import Tensor
 
 from regraft.errors import InputError
 
-FAMILIES = ("nearswap", "passthrough")
+FAMILIES = ("linear", "nearswap", "passthrough", "sce", "spherical", "stock", "subspace", "task")
 BLOCK = 2**18  # elements of a block: 1 MiB in float32, so that a few of them stay in cache
 
 Block: TypeAlias = tuple[list[Tensor], Tensor | None]

@@ -1,0 +1,277 @@
+"""The exact k largest magnitudes of a tensor that comes as a stream of blocks, without sorting it.
+
+A sample of whole rows brackets the k-th largest value; one pass counts what lies above the bracket
+and collects what lies inside (a few per cent), among which the k-th is found. Deltas of bfloat16
+weights sit on a lattice, so a bracket's end may be a value that many entries share: those are
+counted per row, never collected. Where the sample misled (rows of very unequal size, hostile data)
+a radix histogram over the floats' bits finds the value in two more passes: the result is exact
+whatever the data.
+
+The tie rule: exactly k entries are kept, those above the k-th largest magnitude and, of those equal
+to it, the ones with the lowest flat indices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.errors import InputError
+
+Stream = Callable[[int], Iterator[list[Tensor]]]
+
+_SAMPLE = 2**20  # elements of the sample; a tensor of at most twice as many is taken whole
+_LEAST_ROWS = 64  # a tensor with fewer rows is taken whole too: its sample would say little
+_ATOM = 8  # equal entries in the sample from which a value counts as shared by many
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+_DEVIATIONS = 4.5  # half the bracket's width, in standard errors of the sample's quantile
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The k largest: every entry above `value`, and of those equal to it all in the rows before
+    `row` and the first `within` in that row."""
+
+    value: float
+    row: int = 0
+    within: int = 0
+
+    def mask(self, magnitudes: Tensor, first_row: int) -> Tensor:
+        """(rows, n) -> bool, for the block that begins at `first_row`."""
+        ahead = min(max(self.row - first_row, 0), magnitudes.shape[0])
+        if ahead == magnitudes.shape[0]:
+            return magnitudes >= self.value
+        keep = magnitudes > self.value
+        if ahead:
+            keep[:ahead] = magnitudes[:ahead] >= self.value
+        if self.within and first_row <= self.row:
+            equal = magnitudes[ahead] == self.value
+            keep[ahead] |= equal & (equal.cumsum(0) <= self.within)
+        return keep
+
+    def trim(self, values: Tensor, first_row: int) -> Tensor:
+        """(rows, n) -> the same with zeros where `mask` of the magnitudes is false."""
+        hardshrink = torch.nn.functional.hardshrink  # one pass where a mask would take three
+        ahead = min(max(self.row - first_row, 0), values.shape[0])
+        bound = torch.tensor(self.value, dtype=values.dtype)
+        below = float(torch.nextafter(bound, bound.new_tensor(-math.inf)))
+        if ahead == values.shape[0]:
+            return hardshrink(values, below)
+        result = hardshrink(values, self.value)
+        if ahead:
+            result[:ahead] = hardshrink(values[:ahead], below)
+        if self.within and first_row <= self.row:
+            row = values[ahead : ahead + 1]
+            result[ahead : ahead + 1] = row.where(self.mask(row.abs(), self.row), 0)
+        return result
+
+
+ALL, NONE = Cut(-1.0), Cut(math.inf)
+
+
+def largest(stream: Stream, wanted: list[tuple[int, int]], rows: int, columns: int) -> list[Cut]:
+    """The cuts that keep exactly k entries, for each (input, k) in `wanted`.
+
+    `stream(step)` yields, block by block, the magnitudes of every input as (rows, columns), of the
+    rows 0, step, 2 step, ... only. Passes over the stream: none if every k is trivial, one for
+    small tensors, else a sample and one, or up to four (six in float64) if the sample misled.
+    Raises InputError if the k-th largest is not a number.
+    """
+    count = rows * columns
+    cuts = {i: ALL if k >= count else NONE for i, (_, k) in enumerate(wanted)}
+    searches = {i: _Search(k) for i, (_, k) in enumerate(wanted) if 0 < k < count}
+    if searches and count > 2 * _SAMPLE and rows >= _LEAST_ROWS:
+        parts = list(stream(count // _SAMPLE | 1))  # odd: heads repeat with powers of two
+        for i, search in searches.items():
+            search.bracket(torch.cat([part[wanted[i][0]] for part in parts]), count)
+        del parts
+    while searches:
+        row = 0
+        for part in stream(1):
+            for i, search in searches.items():
+                search.probe.add(part[wanted[i][0]], row)
+            row += part[0].shape[0]
+        cuts.update((i, search.cut) for i, search in searches.items() if search.finished())
+        searches = {i: search for i, search in searches.items() if search.cut is NONE}
+    return [cuts[i] for i in range(len(wanted))]
+
+
+class _Search:
+    """The search for one k: what the next pass looks for, and the cut once it is known."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.probe: _Range | _Radix = _Range(0.0, math.inf)
+        self.cut = NONE
+        self.value_known = False
+
+    def bracket(self, sample: Tensor, count: int) -> None:
+        """Look between two quantiles of a sample (rows, columns), `_DEVIATIONS` standard errors
+        away from where k should be. Rows are drawn whole, so the error is that of their means."""
+        flat = sample.flatten()
+        place = self.k / count * flat.numel()
+        center = _kth_largest(flat, place)
+        above = torch.count_nonzero(sample > center, dim=1) / sample.shape[1]
+        margin = (_DEVIATIONS * float(above.std()) / math.sqrt(above.numel()) + 1e-4) * flat.numel()
+        low = _kth_largest(flat, place + margin) if place + margin < flat.numel() else 0.0
+        high = _kth_largest(flat, place - margin) if place - margin >= 1 else math.inf
+        shared_low, shared_high = (_count(_array(flat) == end) >= _ATOM for end in (low, high))
+        self.probe = _Range(low, high, shared_low, shared_high, limit=count // 4)
+
+    def finished(self) -> bool:
+        """After a whole pass: whether the cut is known; if not, the next probe is set up."""
+        if isinstance(self.probe, _Radix):
+            value = self.probe.narrow()
+            if value is not None:
+                self.value_known, self.probe = True, _Range(value, value)
+            return False
+        cut = self.probe.cut(self.k)
+        if cut is not None:
+            self.cut = cut
+            return True
+        if self.value_known:
+            raise InputError("a delta holds values that are not numbers")
+        self.probe = _Radix(self.k)
+        return False
+
+
+class _Range:
+    """A pass that counts the entries above `high` and collects those in [low, high], at most about
+    `limit` of them. An end that many entries share is counted row by row instead."""
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        shared_low: bool = False,
+        shared_high: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.low, self.high, self.limit = low, high, limit
+        self.shared_high = shared_high or low == high
+        self.shared_low = shared_low and low != high
+        self.above = self.collected = 0
+        self.at_high: list[Tensor] = []
+        self.at_low: list[Tensor] = []
+        self.inside: list[tuple[Tensor, Tensor]] = []
+        self.columns = 1
+
+    def add(self, magnitudes: Tensor, row: int) -> None:
+        self.columns = magnitudes.shape[1]
+        flat = _array(magnitudes)
+        above = flat > self.high
+        self.above += _count(above)
+        if self.shared_high:
+            self.at_high.append(_rows_with(magnitudes, self.high))
+        if self.shared_low:
+            self.at_low.append(_rows_with(magnitudes, self.low))
+        if self.low == self.high or (self.limit is not None and self.collected > self.limit):
+            return
+        if self.shared_high:
+            above = flat >= self.high
+        index = _places((flat > self.low if self.shared_low else flat >= self.low) ^ above)
+        self.inside.append((magnitudes.flatten()[index], index + row * self.columns))
+        self.collected += index.numel()
+
+    def cut(self, k: int) -> Cut | None:
+        """The cut for k, None if the k-th largest lies elsewhere."""
+        k -= self.above
+        if k <= 0 or (self.limit is not None and self.collected > self.limit):
+            return None
+        if self.shared_high:
+            counts = torch.cat(self.at_high)
+            if k <= int(counts.sum()):
+                return _within_rows(self.high, counts, k)
+            k -= int(counts.sum())
+        if k <= self.collected:
+            values = torch.cat([value for value, _ in self.inside])
+            index = torch.cat([index for _, index in self.inside])
+            value = _kth_largest(values, k)
+            equal = index[values == value]
+            last = int(equal[k - int(torch.count_nonzero(values > value)) - 1])
+            start = last - last % self.columns
+            within = int(torch.count_nonzero((equal >= start) & (equal <= last)))
+            return Cut(value, last // self.columns, within)
+        k -= self.collected
+        if self.shared_low:
+            counts = torch.cat(self.at_low)
+            if k <= int(counts.sum()):
+                return _within_rows(self.low, counts, k)
+        return None
+
+
+class _Radix:
+    """Passes that fix the k-th largest value 16 bits at a time, by a histogram of those entries
+    whose higher bits are known. Magnitudes order as the integers their bits spell."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.known, self.shift = 0, -1  # the higher bits; how far right the digit looked at is
+        self.counts = torch.zeros(2**16, dtype=torch.int64)
+        self.dtype = torch.float32
+
+    def add(self, magnitudes: Tensor, row: int) -> None:
+        self.dtype = magnitudes.dtype
+        top = 48 if self.dtype == torch.float64 else 16
+        if self.shift < 0:
+            self.shift = top
+        bits = magnitudes.flatten().view(_INTEGER[self.dtype]) >> self.shift
+        if self.shift < top:
+            bits = bits[bits >> 16 == self.known]
+        digits = (bits & 0xFFFF).to(torch.int64)
+        self.counts += torch.bincount(digits, minlength=2**16).cpu()
+
+    def narrow(self) -> float | None:
+        """After a pass: the value once all of its bits are known."""
+        from_top = self.counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_top, self.k))
+        self.k -= int(from_top[place - 1]) if place else 0
+        self.known = self.known << 16 | (2**16 - 1 - place)
+        self.counts.zero_()
+        if self.shift:
+            self.shift -= 16
+            return None
+        return float(torch.tensor(self.known, dtype=_INTEGER[self.dtype]).view(self.dtype))
+
+
+def _kth_largest(values: Tensor, place: float) -> float:
+    count = values.numel()
+    place = min(max(round(place), 1), count)
+    return float(values.kthvalue(count - place + 1).values)
+
+
+def _array(values: Tensor) -> Any:
+    """The flat values in what compares them fastest: on CPU numpy, ten times faster than torch."""
+    return values.flatten().numpy() if values.device.type == "cpu" else values.flatten()
+
+
+def _count(chosen: Any) -> int:
+    return int(np.count_nonzero(chosen) if isinstance(chosen, np.ndarray) else chosen.sum())
+
+
+def _places(chosen: Any) -> Tensor:
+    """The indices of the true entries of a flat array."""
+    if isinstance(chosen, np.ndarray):
+        return torch.from_numpy(np.flatnonzero(chosen))
+    return chosen.nonzero()[:, 0]
+
+
+def _rows_with(values: Tensor, value: float) -> Tensor:
+    """How many entries of each row equal `value`: (rows,) int64."""
+    equal = _array(values) == value
+    if isinstance(equal, np.ndarray):
+        return torch.from_numpy(np.count_nonzero(equal.reshape(values.shape), axis=1))
+    return equal.view(values.shape).sum(1)
+
+
+def _within_rows(value: float, counts: Tensor, k: int) -> Cut:
+    """The cut that keeps the first k of the entries equal to `value`, `counts` of them a row."""
+    ends = counts.cumsum(0)
+    row = int(torch.searchsorted(ends, k))
+    return Cut(value, row, k - (int(ends[row - 1]) if row else 0))

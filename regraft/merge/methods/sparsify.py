@@ -1,0 +1,188 @@
+"""Which entries of a delta stay: the largest, all but the extremes, a random or a ranked draw.
+
+Each scheme is an object with `keep(delta, row)`: the block of the delta that begins at that row,
+with the dropped entries set to 0, the same whatever the block. On CPU torch's boolean masks cost
+ten times an arithmetic pass, hence hardshrink and masks of 0.0 and 1.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regraft.merge.methods.noise import uniform
+from regraft.merge.methods.reduce import as_rows, row_sums, rows_and_columns, total
+from regraft.merge.methods.registry import Blocks
+from regraft.merge.methods.select import Cut, Stream, largest
+
+_NO_NORM = 1e-7  # L1 norms below it are not matched, as in mergekit
+
+
+class Scheme(Protocol):
+    """What stays of one input's delta."""
+
+    def keep(self, delta: Tensor, row: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class All:
+    """Everything: what density 1 means for every method."""
+
+    def keep(self, delta: Tensor, row: int) -> Tensor:
+        return delta
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest magnitudes."""
+
+    cut: Cut
+
+    def keep(self, delta: Tensor, row: int) -> Tensor:
+        return self.cut.trim(as_rows(delta), row).view(delta.shape)
+
+
+@dataclass(frozen=True)
+class Between:
+    """The largest magnitudes but for the very largest."""
+
+    outer: Cut
+    inner: Cut
+
+    def keep(self, delta: Tensor, row: int) -> Tensor:
+        rows = as_rows(delta)
+        kept = self.outer.trim(rows, row) - self.inner.trim(rows, row)
+        return kept.view(delta.shape)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Every entry with probability `density`."""
+
+    density: float
+    seed: int
+    stream: int
+
+    def keep(self, delta: Tensor, row: int) -> Tensor:
+        rows, columns = as_rows(delta).shape
+        drawn = uniform(self.seed, self.stream, row, rows, columns).lt_(self.density)
+        return delta * drawn.view(delta.shape).to(delta)
+
+
+@dataclass(frozen=True)
+class RankDrawn:
+    """Every entry with a probability that rises with the rank of its magnitude along axis 1, from
+    density - epsilon to density + epsilon; a lone entry with `density`. Of equal magnitudes the one
+    with the lower index ranks lower."""
+
+    density: float
+    epsilon: float
+    seed: int
+    stream: int
+
+    def keep(self, delta: Tensor, row: int) -> Tensor:
+        ranked = delta if delta.ndim > 1 else delta.reshape(1, -1)
+        count = ranked.shape[1]
+        order = ranked.abs().sort(dim=1, stable=True).indices
+        places = torch.arange(count, dtype=delta.dtype, device=delta.device)
+        places = places.view(1, -1, *[1] * (ranked.ndim - 2)).expand_as(ranked)
+        share = torch.empty_like(ranked).scatter_(1, order, places).div_(max(1, count - 1))
+        if count == 1:
+            share += 0.5
+        bound = share.mul_(2 * self.epsilon).add_(self.density - self.epsilon)
+        rows, columns = as_rows(ranked).shape
+        drawn = uniform(self.seed, self.stream, row, rows, columns).view(ranked.shape)
+        return delta * drawn.to(delta).lt_(bound).view(delta.shape)
+
+
+@dataclass(frozen=True)
+class Sparsifier:
+    """A scheme for each input, and the factors that give a delta its L1 norm back."""
+
+    schemes: Sequence[Scheme]
+    factors: Sequence[float]
+
+
+def trim(
+    blocks: Blocks, shape: tuple[int, ...], density: Sequence[float], rescale: bool = False
+) -> Sparsifier:
+    """TIES: keep the int(density n) largest entries, at least one unless the density is 0."""
+    rows, columns = rows_and_columns(shape)
+    counts = [max(1, int(d * rows * columns)) if d > 0 else 0 for d in density]
+    cuts = largest(_magnitudes(blocks), list(enumerate(counts)), rows, columns)
+    schemes = [All() if d >= 1 else Largest(cut) for d, cut in zip(density, cuts, strict=True)]
+    return _rescaled(blocks, schemes, rescale)
+
+
+def trim_both_ends(
+    blocks: Blocks,
+    shape: tuple[int, ...],
+    density: Sequence[float],
+    gamma: Sequence[float],
+    rescale: bool,
+) -> Sparsifier:
+    """Breadcrumbs: drop the int(gamma n) largest entries, or fewer if int(density n) would not be
+    left, and keep the int(density n) next ones. Density 1 keeps all, whatever gamma."""
+    rows, columns = rows_and_columns(shape)
+    count = rows * columns
+    wanted = []
+    for source, (share, extreme) in enumerate(zip(density, gamma, strict=True)):
+        kept = count if share >= 1 else int(share * count)
+        dropped = min(int(extreme * count), count - kept)
+        wanted += [(source, dropped + kept), (source, dropped)]
+    cuts = largest(_magnitudes(blocks), wanted, rows, columns)
+    pairs = zip(density, cuts[::2], cuts[1::2], strict=True)
+    schemes = [All() if d >= 1 else Between(outer, inner) for d, outer, inner in pairs]
+    return _rescaled(blocks, schemes, rescale)
+
+
+def draw(blocks: Blocks, seed: int, density: Sequence[float], rescale: bool) -> Sparsifier:
+    """DARE: keep each entry with probability `density`."""
+    schemes = [All() if d >= 1 else Drawn(d, seed, i) for i, d in enumerate(density)]
+    return _rescaled(blocks, schemes, rescale)
+
+
+def draw_by_rank(
+    blocks: Blocks, seed: int, density: Sequence[float], epsilon: Sequence[float], rescale: bool
+) -> Sparsifier:
+    """DELLA's MagPrune: keep large entries of a row more often than small ones."""
+    schemes: list[Scheme] = []
+    for i, (share, spread) in enumerate(zip(density, epsilon, strict=True)):
+        certain = All() if share >= 1 else Drawn(0.0, seed, i) if share <= 0 else None
+        schemes.append(certain or RankDrawn(share, spread, seed, i))
+    return _rescaled(blocks, schemes, rescale)
+
+
+def _magnitudes(blocks: Blocks) -> Stream:
+    def stream(step: int) -> Iterator[list[Tensor]]:
+        for tensors, base in blocks(step):
+            assert base is not None
+            yield [as_rows(t - base).abs_() for t in tensors]
+
+    return stream
+
+
+def _rescaled(blocks: Blocks, schemes: Sequence[Scheme], rescale: bool) -> Sparsifier:
+    """One pass over the blocks if some input is rescaled and not kept whole."""
+    sparse = [not isinstance(scheme, All) for scheme in schemes]
+    if not rescale or not any(sparse):
+        return Sparsifier(schemes, [1.0] * len(schemes))
+    before: list[list[Tensor]] = [[] for _ in schemes]
+    after: list[list[Tensor]] = [[] for _ in schemes]
+    row = 0
+    for tensors, base in blocks():
+        assert base is not None
+        for i, scheme in enumerate(schemes):
+            if sparse[i]:
+                delta = tensors[i] - base
+                before[i].append(row_sums(as_rows(delta).abs()))
+                after[i].append(row_sums(as_rows(scheme.keep(delta, row)).abs()))
+        row += as_rows(base).shape[0]
+    factors = []
+    for whole, kept in zip(map(total, before), map(total, after), strict=True):
+        factors.append(1.0 if min(whole, kept) < _NO_NORM else whole / kept)
+    return Sparsifier(schemes, factors)

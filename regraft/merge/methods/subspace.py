@@ -1,0 +1,188 @@
+"""Merging through singular vectors, and by agreement between tasks. All experimental: they help
+on vision models; on language models a study of 16 benchmarks found no gain (arXiv 2511.21437).
+
+KnOTS: model merging with SVD to tie the knots (2410.19735). TSV-Merge: task singular vectors
+(2412.00081). Iso-C: no task left behind (2502.04959). Consensus task arithmetic: localizing task
+information, TALL masks (2405.07813).
+
+The first three work on whole matrices, `consensus_ta` on blocks. Their `weight` is ours: it scales
+a delta, 1 unless given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from regraft.adapters.lowrank import truncated_svd
+from regraft.merge.methods.registry import Block, Count, Fraction, PerInput, Positive, method
+from regraft.merge.methods.sparsify import Sparsifier, trim
+from regraft.merge.methods.task import elect_and_add
+
+_ROUNDING = 1e-6  # singular values below this share of the largest are rounding in float32
+
+
+@method(
+    "knots_ties",
+    paper="arXiv 2410.19735",
+    inputs=(1, None),
+    blockwise=False,
+    experimental=True,
+    symmetric=True,
+)
+def knots_ties(
+    tensors: list[Tensor],
+    base: Tensor,
+    *,
+    weight: PerInput[float] = (1.0,),
+    density: PerInput[Fraction] = (1.0,),
+    lambda_: float = 1.0,
+    normalize: bool = True,
+) -> Tensor:
+    """TIES in the singular basis that the deltas share: with [D_1 ... D_N] = U S [V_1 ... V_N]',
+    the parts S V_i' = U' D_i are trimmed and merged, and U leads back.
+
+    U holds the eigenvectors of sum D_i D_i'. A matrix with more rows than columns is transposed
+    first, so that the smaller Gram matrix serves. Tensors that are no matrices get plain TIES.
+    """
+    deltas = [t - base for t in tensors]
+    if base.ndim != 2:
+        return base + _ties(deltas, weight, density, normalize, lambda_)
+    tall = base.shape[0] > base.shape[1]
+    wide = [d.T if tall else d for d in deltas]
+    gram = torch.zeros(wide[0].shape[0], wide[0].shape[0], dtype=torch.float64, device=base.device)
+    for delta in wide:
+        gram += delta.double() @ delta.double().T
+    basis = torch.linalg.eigh(gram).eigenvectors.to(base.dtype)
+    parts = [basis.T @ delta for delta in wide]
+    merged = basis @ _ties(parts, weight, density, normalize, lambda_)
+    return base + (merged.T if tall else merged)
+
+
+def _ties(
+    deltas: list[Tensor],
+    weight: Sequence[float],
+    density: Sequence[float],
+    normalize: bool,
+    scale: float,
+) -> Tensor:
+    zero = torch.zeros_like(deltas[0])
+
+    def blocks(step: int = 1) -> Iterator[Block]:
+        rows = slice(None, None, step) if zero.ndim > 1 else slice(None)
+        yield [d[rows] if zero.ndim else d for d in deltas], zero[rows] if zero.ndim else zero
+
+    state: Sparsifier = trim(blocks, tuple(zero.shape), density)
+    kept = [scheme.keep(d, 0) for scheme, d in zip(state.schemes, deltas, strict=True)]
+    return elect_and_add(zero, kept, weight, normalize, scale)
+
+
+@method(
+    "tsv_merge",
+    paper="arXiv 2412.00081",
+    inputs=(1, None),
+    blockwise=False,
+    experimental=True,
+    symmetric=True,
+)
+def tsv_merge(
+    tensors: list[Tensor],
+    base: Tensor,
+    *,
+    weight: PerInput[float] = (1.0,),
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Keep the leading 1 / N of each delta's singular triplets, make the singular vectors of all
+    tasks orthonormal together (the nearest such set), and add up.
+
+    Of equal inputs the result is their leading part itself: directions that the tasks span twice
+    are shared, where the reference code leaves them to chance. Tensors that are no matrices get the
+    mean of the deltas.
+    """
+    deltas = [t - base for t in tensors]
+    if base.ndim != 2:
+        return base + _mean(deltas, weight) * lambda_
+    rank = max(1, min(base.shape) // len(deltas))
+    parts = [truncated_svd(delta, rank) for delta in deltas]
+    scales = [part.S.to(base) * w for part, w in zip(parts, weight, strict=True)]
+    left = _orthonormalized(torch.cat([part.U for part in parts], 1))
+    right = _orthonormalized(torch.cat([part.Vt.T for part in parts], 1))
+    return base + (left * torch.cat(scales).to(left)) @ right.T * lambda_
+
+
+def _orthonormalized(vectors: Tensor) -> Tensor:
+    """V (V'V)^(-1/2) for V (n, k), with the pseudo-inverse where the columns are dependent."""
+    if not vectors.shape[1]:
+        return vectors
+    values, basis = torch.linalg.eigh(vectors.T.double() @ vectors.double())
+    inverse = values.clamp_min(0).rsqrt().masked_fill(values <= _ROUNDING * values[-1], 0.0)
+    return vectors @ ((basis * inverse) @ basis.T).to(vectors)
+
+
+@method(
+    "iso_c",
+    paper="arXiv 2502.04959",
+    inputs=(1, None),
+    blockwise=False,
+    experimental=True,
+    symmetric=True,
+)
+def iso_c(
+    tensors: list[Tensor],
+    base: Tensor,
+    *,
+    weight: PerInput[float] = (1.0,),
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Add the deltas and replace every singular value of the sum by their mean. Values that are
+    zero, but for rounding, stay zero and do not count: a low-rank sum keeps its directions. Tensors
+    that are no matrices get the mean of the deltas."""
+    deltas = [t - base for t in tensors]
+    mean = _mean(deltas, weight)
+    if base.ndim != 2:
+        return base + mean * lambda_
+    decomposed = truncated_svd(mean * len(deltas), min(base.shape), exact=True)
+    least = _ROUNDING * decomposed.S[:1]
+    rank = int(decomposed.S.gt(least).sum())
+    if not rank:
+        return base.clone()
+    level = float(decomposed.S[:rank].mean()) * lambda_
+    return base + (decomposed.U[:, :rank] @ decomposed.Vt[:rank]) * level
+
+
+def _mean(deltas: Sequence[Tensor], weight: Sequence[float]) -> Tensor:
+    mean = torch.zeros_like(deltas[0])
+    for delta, factor in zip(deltas, weight, strict=True):
+        mean += delta * factor
+    return mean.div_(len(deltas))
+
+
+@method(
+    "consensus_ta",
+    paper="arXiv 2405.07813",
+    inputs=(1, None),
+    experimental=True,
+    symmetric=True,
+)
+def consensus_ta(
+    tensors: list[Tensor],
+    base: Tensor,
+    *,
+    weight: PerInput[float] = (1.0,),
+    lambda_: float = 1.0,
+    tall_lambda: PerInput[Positive] = (0.4,),
+    min_tasks: Count = 2,
+) -> Tensor:
+    """Task arithmetic, but only where at least `min_tasks` tasks want the entry (all of them, if
+    there are fewer): task i does where |d_i| >= tall_lambda_i |sum of the others' deltas|."""
+    deltas = [(t - base) * w for t, w in zip(tensors, weight, strict=True)]
+    merged = torch.zeros_like(base)
+    for delta in deltas:
+        merged += delta
+    wanted = torch.zeros_like(base)
+    for delta, share in zip(deltas, tall_lambda, strict=True):
+        wanted += delta.abs().ge_((merged - delta).abs_().mul_(share))
+    agreed = wanted.ge_(min(min_tasks, len(deltas)))
+    return base + merged.mul_(agreed).mul_(lambda_)
