@@ -120,7 +120,7 @@ def truncated_svd(
     a posteriori (see the module's docstring) unless `certify` is False. `exact` uses LAPACK
     (QR first, so tall matrices cost no more than square ones). `half` is the same matrix in
     bfloat16 if the caller has it, `squared_norm` its ||.||_F^2, `start` (n, k) a basis to begin
-    from. Deterministic for a seed, a thread count and a library version.
+    from, leading directions first. Deterministic for a seed, a thread count and a library version.
     """
     if delta.ndim != 2:
         raise ValueError(f"truncated_svd takes a matrix, not shape {tuple(delta.shape)}")
@@ -147,7 +147,7 @@ def squared_frobenius(matrix: Tensor) -> float:
 def fast_half(device: torch.device) -> bool:
     """Whether bfloat16 products beat float32 ones here: by the chip, never by timing."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -214,7 +214,8 @@ class _Iteration:
         self.bounds: _Bounds | None = None
         first = _gaussian(delta.shape[1], columns, seed, delta)
         if start is not None:
-            first[:, : start.shape[1]] = start
+            known = start[:, :columns]
+            first[:, : known.shape[1]] = known
         self.basis = first
 
     def run(self, rank: int, tolerance: float, certify: bool) -> LowRank:

@@ -73,6 +73,9 @@ def parse_rule(
     """One rule from the arguments. Raises InputError for impossible values and combinations."""
     if energy is not None and budget is not None:
         raise InputError("--energy and --budget both decide the ranks; give one of them.")
+    if rank not in (None, "auto") and (energy is not None or budget is not None):
+        other = "--budget" if energy is None else "--energy"
+        raise InputError(f"--rank and {other} both decide the ranks; give one of them.")
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"--energy {energy} is not a share; give a number in (0, 1], such as 0.9.")
     if budget is not None:
