@@ -26,7 +26,7 @@ from regraft.errors import CheckpointError, InputError
 from regraft.rope import ContextSpec, inverse_frequencies
 from regraft.units import format_tokens
 
-_ROPE_KEYS = ("rope_theta", "rope_parameters", "rope_scaling", "max_position_embeddings")
+_ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
 
 def open_any(source: str) -> Checkpoint | Adapter:
@@ -38,8 +38,8 @@ def open_any(source: str) -> Checkpoint | Adapter:
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", format.CONFIG)):
             raise CheckpointError(
-                f"{source} is neither a model (no config.json) nor an adapter (no {format.CONFIG}); "
-                "give a folder that holds one."
+                f"{source} is neither a model (no config.json) nor an adapter (no "
+                f"{format.CONFIG}); give a folder that holds one."
             )
         if not (folder / "config.json").is_file():
             return Adapter.open(source)
@@ -52,13 +52,16 @@ def open_any(source: str) -> Checkpoint | Adapter:
             raise no_model from None
 
 
-def context_of(checkpoint: Checkpoint) -> ContextSpec | None:
-    """The checkpoint's RoPE and length; None where its config speaks of no RoPE."""
+def context_of(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
+    """(context, its description), or (None, why there is none): no RoPE, or a config at odds."""
     config = checkpoint.config
-    inner = config.get("text_config", config)
-    if not any(key in block for key in _ROPE_KEYS for block in (config, inner)):
-        return None
-    return ContextSpec.from_config(config)
+    try:
+        spec = ContextSpec.from_config(config)
+    except CheckpointError as error:
+        blocks = config, config.get("text_config") or {}
+        named = any(key in block for key in _ROPE for block in blocks)
+        return None, str(error) if named else "no RoPE in the config"
+    return spec, spec.describe()
 
 
 # A checkpoint.
@@ -98,8 +101,9 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocabulary": getattr(text, "vocab_size", None),
         "tied": checkpoint.tied,
     }
-    spec = context_of(checkpoint)
+    spec, text = context_of(checkpoint)
     found["context"] = _context(spec, found["head_dim"]) if spec else None
+    found["context_text"] = text
     found["tokenizer_max_length"] = _tokenizer_length(checkpoint)
     # of a Hub model the fingerprint would download every shard
     found["fingerprint"] = None if checkpoint.revision else checkpoint.fingerprint()
@@ -121,7 +125,6 @@ def _context(spec: ContextSpec, head_dim: int) -> dict[str, Any]:
         "theta": spec.theta,
         "rope_type": spec.rope_type,
         "longest_wavelength": wavelength,
-        "text": spec.describe(),
     }
 
 
