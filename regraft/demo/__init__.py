@@ -1,0 +1,130 @@
+"""The whole story on a model small enough for two cores: `regraft demo`.
+
+A base learns to look things up in rows of 64 words. An extended copy learns to do so in 1024. A
+derivative of the base learns a skill of its own, `shout`. Then the real commands work on the real
+folders: `extract_lora(base, extended)`, `apply(adapter, derivative)`; and every folder is read back
+and examined: did the derivative get the long context, and did it keep its skill?
+
+All is trained here and now, from a seed; nothing is stored. `world` is the text, `model` and
+`lessons` the training, `exam` the examination, `page` the table and the figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from regraft.demo.lessons import Plan
+
+_THREADS = 2
+
+
+def run(
+    out: str | Path, *, seed: int = 2, overwrite: bool = False, plan: Plan | None = None
+) -> dict[str, Any]:
+    """Play the story into the folder `out`; the result, which is also `out`/result.json.
+
+    `out` gets every checkpoint (float32, 1.2 MB each), the adapters, README.md and demo.png. Takes
+    about a minute and a half of two cores. `plan` has other hyperparameters than the demo's.
+    The same seed gives the same numbers on one machine and library version; the times taken are in
+    the result under 'seconds', and not in the file.
+
+    Raises InputError if `out` is not empty and `overwrite` is not given.
+    """
+    if "torch" not in sys.modules:
+        # Threads that spin while they wait slow a shared machine down up to ten times.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    began = time.perf_counter(), time.process_time()
+    import torch
+
+    from regraft.checkpoint.sink import Staging
+    from regraft.demo.lessons import Plan
+
+    plan = plan or Plan()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, _THREADS))
+    try:
+        job = json.dumps({"demo": asdict(plan), "seed": seed})
+        with Staging(Path(out), job=job, overwrite=overwrite) as staging:
+            result = _play(staging.folder, plan, seed)
+            staging.publish()
+    finally:
+        torch.set_num_threads(threads)
+    result["seconds"] = {
+        "wall": round(time.perf_counter() - began[0], 1),
+        "cpu": round(time.process_time() - began[1], 1),
+    }
+    return result
+
+
+def render(result: dict[str, Any]) -> Table:
+    """The result as a rich table."""
+    from regraft.demo.page import render
+
+    return render(result)
+
+
+def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
+    from regraft.adapters.apply import apply
+    from regraft.adapters.evidence import versions
+    from regraft.adapters.extract import extract_lora
+    from regraft.demo import lessons
+    from regraft.demo.exam import examine
+    from regraft.demo.model import with_context
+    from regraft.demo.page import write_page
+    from regraft.demo.world import write_tokenizer
+    from regraft.rope import scaling_law
+
+    theta = float(round(scaling_law(plan.theta, plan.trained, plan.target)))
+    with progress.bar("demo", total=lessons.words_to_read(plan), unit="words") as bar:
+        base, steps = lessons.train_base(plan, seed, bar)
+        bar.advance(lessons.words_spared(plan, steps))
+        derivative = lessons.train_derivative(plan, base, seed, bar)
+        extended = lessons.train_extended(plan, base, theta, seed, bar)
+    models = {
+        "base": base,
+        "derivative": derivative,
+        "derivative, theta only": with_context(derivative, plan.target, theta),
+        "extended": extended,
+    }
+    folders = {name: folder / name.replace(", ", "-").replace(" ", "-") for name in models}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
+        write_tokenizer(folders[name])
+    errors = {}
+    for rank in plan.ranks:
+        adapter, name = folder / f"adapter-rank-{rank}", f"graft, rank {rank}"
+        record = extract_lora(folders["base"], folders["extended"], adapter, rank=rank)
+        folders[name] = folder / f"graft-rank-{rank}"
+        apply(adapter, folders["derivative"], folders[name])
+        errors[name] = record["totals"]["error"]
+    exams = {}
+    with progress.bar("exam", total=len(folders), unit="models") as bar:
+        for name, place in folders.items():
+            exams[name] = {"folder": place.name, **examine(place, plan, seed)}
+            bar.advance(1, f"exam: {name}")
+    result = {
+        "schema_version": 1,
+        "kind": "demo",
+        "seed": seed,
+        "hyperparameters": asdict(plan),
+        "theta": {"trained": plan.theta, "target": theta},
+        "base_steps": steps,
+        "parameters": base.num_parameters(),
+        "adapter_error": errors,
+        "models": exams,
+        "versions": versions(),
+    }
+    write_page(folder, result)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result

@@ -1,0 +1,95 @@
+"""Examining a checkpoint folder as a stranger would: AutoTokenizer and AutoModel, from disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils import logging
+
+from regraft.demo.lessons import Plan
+from regraft.demo.model import word_nll
+from regraft.demo.world import Row, Skill, exam_row, needle_count, prose_row
+
+_WORDS_AT_ONCE = 8192
+
+
+def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
+    """All of a model's numbers: retrieval by length, its skill, NLL of prose by position.
+
+    Every model gets the same rows. A question counts as answered when both words are the most
+    likely ones; the second is asked for with the right first word before it, which is what greedy
+    decoding does whenever the first was right.
+    """
+    with _no_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rope = model.config.rope_parameters
+    return {
+        "context": model.config.max_position_embeddings,
+        "theta": rope["rope_theta"],
+        "needle": {
+            str(length): _answered(model, tokenizer, plan, seed, length, "ask")
+            for length in plan.lengths
+        },
+        "shout": {
+            str(length): _answered(model, tokenizer, plan, seed, length, "shout")
+            for length in (plan.trained, plan.target)
+        },
+        "prose_nll": _prose_nll(model, tokenizer, plan, seed),
+    }
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def ids_of(tokenizer: Any, rows: list[Row]) -> Tensor:
+    """Token ids by the tokenizer, which puts the `<s>` in front by itself."""
+    return torch.tensor(tokenizer([" ".join(row.words[1:]) for row in rows])["input_ids"])
+
+
+@torch.no_grad()
+def _answered(
+    model: LlamaForCausalLM, tokenizer: Any, plan: Plan, seed: int, length: int, skill: Skill
+) -> float:
+    rng = random.Random(f"{seed} exam {skill} {length}")
+    count = needle_count(length)
+    rows = [exam_row(rng, length, skill) for _ in range(max(1, plan.questions // count))]
+    ids = ids_of(tokenizer, rows)
+    right = 0
+    at_once = max(1, _WORDS_AT_ONCE // length)
+    for start in range(0, len(rows), at_once):
+        batch = ids[start : start + at_once]
+        said = model(input_ids=batch, use_cache=False).logits.argmax(-1)
+        for row, says, is_so in zip(rows[start:], said, batch, strict=False):
+            right += sum(
+                bool((says[at - 1 : at + 1] == is_so[at : at + 2]).all()) for at in row.answers
+            )
+    return right / (count * len(rows))
+
+
+@torch.no_grad()
+def _prose_nll(model: LlamaForCausalLM, tokenizer: Any, plan: Plan, seed: int) -> dict[str, float]:
+    rng = random.Random(f"{seed} exam prose")
+    length = plan.lengths[-1]
+    ids = ids_of(tokenizer, [prose_row(rng, length) for _ in range(plan.prose_rows)])
+    at_once = max(1, _WORDS_AT_ONCE // length)
+    nll = torch.cat([word_nll(model, rows) for rows in ids.split(at_once)]).mean(0)
+    edges = (0, *plan.lengths)
+    return {f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)}

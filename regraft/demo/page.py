@@ -1,0 +1,170 @@
+"""The demo's result for people: a table on the screen, README.md and demo.png in the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from regraft import drawing
+from regraft.demo.world import WORDS, needle_count
+
+_README = """\
+# regraft demo, seed {{ seed }}
+
+{% for line in story %}
+{{ line }}
+{% endfor %}
+
+## Looking things up
+
+Share of questions answered, by length of the row; `shout` is the derivative's own skill.
+
+{{ retrieval }}
+
+![Questions answered by length, and NLL of prose by position](demo.png)
+
+## Plain prose
+
+Mean negative log likelihood (nats a word) by position in rows of {{ length }} words without
+needles.
+
+{{ prose }}
+
+## What is unusual about this toy
+
+{% for line in notes %}
+- {{ line }}
+{% endfor %}
+
+Every number, hyperparameter and version is in [result.json](result.json).
+"""
+
+
+def write_page(folder: Path, result: dict[str, Any]) -> None:
+    """README.md and demo.png."""
+    draw(folder / "demo.png", result)
+    text = drawing.render(
+        _README,
+        seed=result["seed"],
+        story=story(result),
+        retrieval=_markdown(_retrieval(result)),
+        prose=_markdown(_prose(result)),
+        length=result["hyperparameters"]["lengths"][-1],
+        notes=notes(result),
+    )
+    (folder / "README.md").write_text(text)
+
+
+def render(result: dict[str, Any]) -> Table:
+    """Both tables and the notes, one below the other."""
+    page = Table.grid(padding=(0, 0, 1, 0))
+    page.add_row("\n".join(story(result)))
+    page.add_row(_rich("Questions answered, by length of the row", _retrieval(result)))
+    page.add_row(_rich("NLL of plain prose (nats a word), by position", _prose(result)))
+    page.add_row("[dim]" + "\n".join(f"* {line}" for line in notes(result)) + "[/dim]")
+    if "seconds" in result:
+        page.add_row(
+            f"[dim]{result['seconds']['wall']:.0f} s, {result['seconds']['cpu']:.0f} s of CPU[/dim]"
+        )
+    return page
+
+
+def story(result: dict[str, Any]) -> list[str]:
+    """What was done, and what came of it."""
+    plan, models = result["hyperparameters"], result["models"]
+    far = str(plan["lengths"][-1])
+    graft = f"graft, rank {plan['ranks'][-1]}"
+
+    def needle(name: str) -> float:
+        return float(models[name]["needle"][far])
+
+    return [
+        f"A base was trained at {plan['trained']} tokens and extended to {plan['target']} with "
+        f"theta {result['theta']['trained']:.0f} -> {result['theta']['target']:.0f}.",
+        f"A derivative of the base learned to shout, at {plan['trained']} tokens. Then: "
+        "extract-lora, apply.",
+        f"At {far} tokens the derivative answers {needle('derivative'):.0%} of questions, with "
+        f"the new theta alone {needle('derivative, theta only'):.0%}, grafted {needle(graft):.0%}; "
+        f"its skill went from {models['derivative']['shout'][str(plan['trained'])]:.0%} to "
+        f"{models[graft]['shout'][str(plan['trained'])]:.0%}.",
+    ]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader has to know to judge the numbers."""
+    plan = result["hyperparameters"]
+    counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan["lengths"])
+    return [
+        f"A toy: {result['parameters'] / 1000:.0f}k parameters, 2 layers, a vocabulary of "
+        f"{len(WORDS)} whole words; trained just now from seed {result['seed']}, kept in float32.",
+        "Embeddings start at a standard deviation of 0.4 and the base trains with Muon: without "
+        "either, it takes far longer to discover how to look things up. The fine-tunes use AdamW.",
+        f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
+        "8192; the longer one follows from the scaling law.",
+        f"Needles in a row: {counts}; all asked for at its end, {plan['questions']} questions a "
+        "cell. Both words of a value must be right; naming one of the row's values at random "
+        "scores 1 in so many.",
+        "Control: 'theta only' is the derivative's own weights with the extended model's RoPE and "
+        "length.",
+        "The extended model trained its layers only, not embedding, head and last norm. The "
+        "adapters hold the projections in bfloat16; what the norms learned is left behind.",
+        "Every model was read from its folder with transformers' AutoModel and AutoTokenizer.",
+    ]
+
+
+def draw(path: Path, result: dict[str, Any]) -> None:
+    """Questions answered by length, and NLL of prose by position; told apart without colour."""
+    plan, models = result["hyperparameters"], result["models"]
+    lengths = plan["lengths"]
+    with drawing.figure(path, 2, width=5.0, height=3.9) as (left, right):
+        for style, (name, exam) in zip(drawing.styles(), models.items(), strict=False):
+            left.plot(lengths, [exam["needle"][str(n)] for n in lengths], label=name, **style)
+            right.plot(lengths, list(exam["prose_nll"].values()), label=name, **style)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(lengths, [str(length) for length in lengths])
+            axes.axvline(plan["trained"], color="0.6", linewidth=0.8)
+        left.set(ylim=(-0.03, 1.05), xlabel="length of the row", ylabel="questions answered")
+        right.set(xlabel="position up to", ylabel="NLL of prose, nats a word")
+        right.legend(fontsize=8)
+
+
+def _retrieval(result: dict[str, Any]) -> list[list[str]]:
+    plan = result["hyperparameters"]
+    near, far = str(plan["trained"]), str(plan["target"])
+    head = ["model", "theta", *map(str, plan["lengths"]), f"shout {near}", f"shout {far}"]
+    return [head] + [
+        [
+            name,
+            f"{exam['theta']:.0f}",
+            *(f"{exam['needle'][str(length)]:.2f}" for length in plan["lengths"]),
+            f"{exam['shout'][near]:.2f}",
+            f"{exam['shout'][far]:.2f}",
+        ]
+        for name, exam in result["models"].items()
+    ]
+
+
+def _prose(result: dict[str, Any]) -> list[list[str]]:
+    models = result["models"]
+    head = ["model", *models["base"]["prose_nll"]]
+    return [head] + [
+        [name, *(f"{nll:.3f}" for nll in exam["prose_nll"].values())]
+        for name, exam in models.items()
+    ]
+
+
+def _rich(title: str, cells: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(cells[0]):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in cells[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
