@@ -12,7 +12,7 @@ FIGURE = "merge.png"
 
 _CARD = """\
 ---
-library_name: transformers
+library_name: {{ library }}
 base_model:
 {% for name in models %}
   - {{ name }}
@@ -68,14 +68,19 @@ directions are the same (estimated from sampled rows).
 ![Conflicts by layer](merge.png)
 {% endif %}
 
-The config has the RoPE and the context length in both spellings. What a merge is worth is not known
-from weights: measure it at long and short positions before relying on it.
+{% if adapter %}
+The RoPE must change with the weights: `regraft apply` does both.
+{% else %}
+The config has the RoPE and the context length in both spellings.
+{% endif %}
+What a merge is worth is not known from weights: measure it at long and short positions before
+relying on it.
 """
 
 
 def write(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]]) -> None:
     """README.md and, where there is something to compare, the figure. `lines`: the summary."""
-    totals = record.get("totals", {})
+    totals, adapter = record["totals"], record["kind"] == "adapter"
     names = list(totals.get("relative_change", {}))
     pairs = list(totals.get("cosine", {}))
     label = labels(names)
@@ -85,6 +90,8 @@ def write(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]])
         title=f"A {record['method']} merge of {', '.join(_last(name) for name in models)}",
         models=list(models),
         method=record["method"],
+        library="peft" if adapter else "transformers",
+        adapter=adapter,
         engine="float32, one rounding" if record["engine"] == "native" else "in mergekit",
         versions=record["versions"],
         lines=lines,

@@ -1,6 +1,6 @@
 """How the inputs' changes get on with each other, and what the result keeps of each.
 
-A change is an input minus the base, or minus the slice's first input where the recipe has no base. All figures come from
+A change is an input minus the base; in a recipe without one, minus the first input of its slice.
 evenly spaced rows of every tensor, at least 64 of a matrix, so they are estimates, to about one
 percent; the norms of the merged change and of what storage took from it are exact.
 

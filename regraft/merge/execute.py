@@ -24,7 +24,7 @@ from regraft.adapters.extract import module_seed
 from regraft.checkpoint.sink import CheckpointWriter, Staging
 from regraft.device import pick_device
 from regraft.errors import InputError
-from regraft.merge import card, conflicts, donors, mergekit
+from regraft.merge import card, conflicts, donors, factors, mergekit
 from regraft.merge.inputs import Inputs
 from regraft.merge.methods.registry import BLOCK, get
 from regraft.merge.plan import (
@@ -78,7 +78,9 @@ def merge(
     parsed = Recipe.read(recipe)
     with Inputs(parsed) as inputs:
         reason = mergekit.reason(parsed, inputs, engine)
-        arguments = {"engine": engine, "seed": seed, "max_shard_size": shard_bytes}
+        arguments = {
+            "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
+        }  # fmt: skip
         record: dict[str, Any] = {
             "schema_version": format.SCHEMA_VERSION,
             "kind": "merge",
@@ -98,6 +100,10 @@ def merge(
         if reason is None:
             method = get(parsed.body.merge_method)
             plan = make_plan(parsed, inputs, method, donor, context, shard_bytes)
+        if as_adapter:
+            if plan is None:
+                raise InputError(f"--as-adapter cannot run in mergekit, but {reason}.")
+            factors.check(parsed, inputs, plan)
         record |= {
             "donor": {"config": str(donor), "why": why, **files.to_json()},
             "context": {"output": context.to_json(), "policy": policy},
@@ -114,6 +120,17 @@ def merge(
         with Staging(
             Path(out), job=job, overwrite=overwrite, resume=resume, inputs=inputs.paths()
         ) as staging:
+            if as_adapter:
+                assert plan is not None
+                found = factors.write(
+                    parsed, inputs, plan, context, staging, seed=seed, device=where
+                )
+                record |= {"kind": "adapter", "layout": "portable", **found}
+                text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+                (staging.folder / format.RECORD).write_text(text, encoding="utf-8")
+                card.write(staging.folder, record, summary(record))
+                staging.publish()
+                return record
             if plan is not None:
                 writer = CheckpointWriter(staging, plan.shards, verify=verify)
                 donors.write(writer, staging.folder, plan.config, files)
@@ -228,6 +245,8 @@ def peak_memory(plan: Plan, device: torch.device) -> int:
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines a person wants to see after a merge: (label, text)."""
+    if record["kind"] == "adapter":
+        return _adapter_summary(record)
     context = ContextSpec.from_json(record["context"]["output"])
     totals, donor = record["totals"], record["donor"]
     lines = [
@@ -251,3 +270,15 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"cosine {cosine:.3f}, {share:.1%} of shared entries move apart"
         lines.append((card.pair_label(pair, short), text))
     return lines
+
+
+def _adapter_summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+    context, totals = record["context"], record["totals"]
+    before, after = (ContextSpec.from_json(context[key]) for key in ("base", "extended"))
+    how = "in factors, exactly" if totals["exact"] else "densely, then extracted again"
+    return [
+        ("method", f"{record['method']}, {len(record['inputs'])} inputs, {how}"),
+        ("context", f"{before.describe()}  ->  {after.describe()}"),
+        ("modules", f"{totals['modules']} of rank up to {totals['rank_max']}"),
+        ("error", f"{totals['error']:.2e} of the merged change, rounding of the factors included"),
+    ]
