@@ -97,7 +97,7 @@ def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
     ]
     if found["context"]:
         both = found["context"]
-        lines.append(("context", f"{both['base']['text']}  ->  {both['extended']['text']}"))
+        lines.append(("context", _arrow(both["base"]["text"], both["extended"]["text"])))
     else:
         lines.append(("context", "not carried: give --context when you apply it"))
     if found["totals"]:
@@ -136,12 +136,7 @@ def _checkpoints(found: Mapping[str, Any]) -> list[Table | str]:
         ("first", _revised(found["first"]["name"], found["first"]["revision"])),
         ("second", _revised(found["second"]["name"], found["second"]["revision"])),
         ("relation", _relation(found)),
-        (
-            "context",
-            f"{context['first_text']} (both)"
-            if context["first_text"] == context["second_text"]
-            else f"{context['first_text']}  ->  {context['second_text']}",
-        ),
+        ("context", _arrow(context["first_text"], context["second_text"])),
     ]
     if total["tensors"]:
         lines += [
@@ -183,7 +178,7 @@ def _checkpoints(found: Mapping[str, Any]) -> list[Table | str]:
         shown.append(layers)
     if total["changed"] and found["leaves"]:
         shown.append(
-            "[dim]Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
+            "\n[dim]Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
             "n equal singular values give n.\nAbove rounding: share of ||D||² beyond what storing "
             "both checkpoints can have made.[/dim]"
         )
@@ -230,7 +225,7 @@ def _fit(found: Mapping[str, Any]) -> list[Table | str]:
     lines.append(("checkpoint's context", context["checkpoint"]))
     if context["adapter_extended"]:
         lines.append(
-            ("adapter's context", f"{context['adapter_base']}  ->  {context['adapter_extended']}")
+            ("adapter's context", _arrow(context["adapter_base"], context["adapter_extended"]))
         )
     if context["output"]:
         lines.append(("context after apply", f"{context['output']} (the {context['policy']}'s)"))
@@ -266,7 +261,7 @@ def _adapters(found: Mapping[str, Any]) -> list[Table | str]:
                 leaf, str(row["modules"]), f"{row['norm']:.4g}", f"{row['other_norm']:.4g}",
                 _cosine(row["cosine"]), _number(row["overlap"]), _number(row["by_chance"]),
             )  # fmt: skip
-        shown += [leaves, f"[dim]Overlap: {found['definitions']['overlap']}.[/dim]"]
+        shown += [leaves, f"\n[dim]Overlap: {found['definitions']['overlap']}.[/dim]"]
     for title, key in (
         ("Only in the first", "only_in_first"),
         ("Only in the second", "only_in_second"),
@@ -314,6 +309,10 @@ def _names(title: str, names: Iterable[str]) -> str:
     more = f"\n  and {len(found) - _LISTED} more (--json has all)" if len(found) > _LISTED else ""
     lines = "".join(f"\n  {escape(name)}" for name in found[:_LISTED])
     return f"\n[bold]{title}[/bold] ({len(found)}){lines}{more}"
+
+
+def _arrow(before: str, after: str) -> str:
+    return f"{before}  ->  {after}" if before != after else f"{after} (both)"
 
 
 def _change(row: Mapping[str, Any]) -> tuple[str, str, str]:

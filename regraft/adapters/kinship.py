@@ -1,4 +1,4 @@
-"""How two checkpoints are related: relation, contexts, and the exact figures of their difference."""
+"""How two checkpoints are related: verdict, contexts, exact figures of their difference."""
 
 from __future__ import annotations
 
