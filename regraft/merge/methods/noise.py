@@ -17,14 +17,17 @@ _MIX_A, _MIX_B = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MURMUR_A, _MURMUR_B = 0x85EBCA6B, 0xC2B2AE35
 
 
-def uniform(seed: int, stream: int, first_row: int, rows: int, columns: int) -> Tensor:
+def uniform(
+    seed: int, stream: int, first_row: int, shape: tuple[int, int], device: torch.device
+) -> Tensor:
     """(rows, columns) float32 in [0, 1), multiples of 2^-24, for rows `first_row` and on of the
     tensor with this seed; `stream` tells its inputs apart."""
+    rows, columns = shape
     key = _split_mix(_split_mix(seed % _WORD) + stream)
-    row = torch.arange(first_row, first_row + rows, dtype=torch.int64)
+    row = torch.arange(first_row, first_row + rows, dtype=torch.int64, device=device)
     keys = _split_mix_rows(row * _signed(_GOLDEN, 64) + _signed(key, 64))
     low, high = keys.to(torch.int32)[:, None], (keys >> 32).to(torch.int32)[:, None]
-    bits = torch.arange(columns, dtype=torch.int32) ^ low
+    bits = torch.arange(columns, dtype=torch.int32, device=device) ^ low
     bits ^= (bits >> 16).bitwise_and_(2**16 - 1)  # shifts of int32 are arithmetic, hence the masks
     bits *= _signed(_MURMUR_A, 32)
     bits += high

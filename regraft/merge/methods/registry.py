@@ -24,6 +24,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import (
@@ -254,11 +255,10 @@ def method(
     functions too and get what they name: parameters; `prepare` also blocks, shape and seed."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        arguments = inspect.signature(function).parameters
         hints = get_type_hints(function, include_extras=True)
         parameters = [
             _parameter(argument.name, hints[argument.name], argument.default)
-            for argument in arguments.values()
+            for argument in _arguments(function).values()
             if argument.name not in ("tensors", "base", "state", "offset", "seed")
         ]
         if name in _METHODS:
@@ -270,7 +270,7 @@ def method(
             inputs=inputs,
             parameters={parameter.name: parameter for parameter in parameters},
             symmetric=symmetric,
-            stochastic="seed" in arguments,
+            stochastic=any("seed" in _arguments(f) for f in (function, prepare) if f),
             blockwise=blockwise,
             experimental=experimental,
             doc=inspect.getdoc(function) or "",
@@ -346,10 +346,14 @@ def _named(
     function: Callable[..., Any], params: Mapping[str, Any], extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Those of `params` and `extra` that the function names."""
-    arguments = inspect.signature(function).parameters
     chosen = {_argument(name): value for name, value in params.items()}
     chosen.update(extra or {})
-    return {name: value for name, value in chosen.items() if name in arguments}
+    return {name: value for name, value in chosen.items() if name in _arguments(function)}
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _argument(name: str) -> str:

@@ -59,6 +59,11 @@ class Between:
         return kept.view(delta.shape)
 
 
+def _uniform_like(delta: Tensor, seed: int, stream: int, row: int) -> Tensor:
+    rows, columns = as_rows(delta).shape
+    return uniform(seed, stream, row, (rows, columns), delta.device).view(delta.shape)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Every entry with probability `density`."""
@@ -68,9 +73,8 @@ class Drawn:
     stream: int
 
     def keep(self, delta: Tensor, row: int) -> Tensor:
-        rows, columns = as_rows(delta).shape
-        drawn = uniform(self.seed, self.stream, row, rows, columns).lt_(self.density)
-        return delta * drawn.view(delta.shape).to(delta)
+        drawn = _uniform_like(delta, self.seed, self.stream, row)
+        return delta * drawn.lt_(self.density).to(delta.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,8 @@ class RankDrawn:
         if count == 1:
             share += 0.5
         bound = share.mul_(2 * self.epsilon).add_(self.density - self.epsilon)
-        rows, columns = as_rows(ranked).shape
-        drawn = uniform(self.seed, self.stream, row, rows, columns).view(ranked.shape)
-        return delta * drawn.to(delta).lt_(bound).view(delta.shape)
+        drawn = _uniform_like(ranked, self.seed, self.stream, row).to(delta.dtype)
+        return delta * drawn.lt_(bound).view(delta.shape)
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,10 @@ def _nuslerp_coefficients(
         return _arc(aa, ab, bb, weight)
     if not nuslerp_row_wise:
         return None
-    sums = [torch.zeros(shape[1:], dtype=torch.float64) for _ in range(3)]
+    sums: list[Tensor] = []
     for tensors, base in blocks():
         a, b = ((t if base is None else t - base).double() for t in tensors)
+        sums = sums or [torch.zeros_like(a[0]) for _ in range(3)]
         for x, y in zip(a, b, strict=True):  # one by one: the order of a sum is the rows' order
             for accumulated, product in zip(sums, (x * x, x * y, y * y), strict=True):
                 accumulated += product
