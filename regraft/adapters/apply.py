@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from regraft.rope import ContextSpec, parse_context
 from regraft.units import format_tokens, parse_bytes
 
 _BLOCK = 1 << 20  # elements worked on at once: 4 MB in float32
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_OWN_FILES = (format.RECORD, card.GRAFT_FIGURE)
+_PRESENT = 0.5  # share of the change beyond which a target has it already
+# Of a target that regraft or PEFT wrote: our own say something else, theirs would be loaded again.
+_LEFT_BEHIND = (format.RECORD, card.GRAFT_FIGURE, format.CONFIG)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,13 @@ def apply(
         role_of = _roles(lora, target)
         changes = _match(lora, target, role_of, scale)
         spec, policy = _context(lora, target, context)
+        config = _config(target, spec)
         relation, base = _check_lineage(lora, target, role_of, force)
+        present = _check_absent(lora, target, role_of, changes, scale, force)
         record: dict[str, Any] = {
             "schema_version": format.SCHEMA_VERSION,
             "kind": "graft",
-            "adapter": {"name": lora.name, "sha256": _digest(lora.folder / format.WEIGHTS)},
+            "adapter": {"name": lora.name, "sha256": _digests(lora.folder)},
             "base": base,
             "checkpoint": {
                 "name": target.name,
@@ -96,6 +99,7 @@ def apply(
                 "policy": policy,
             },
             "lineage": relation.to_json() if relation else None,
+            "already_present": present,
             "arguments": {"scale": scale, "context": context, "max_shard_size": shard_bytes},
             "versions": evidence.versions(),
         }
@@ -109,10 +113,10 @@ def apply(
         ) as staging:
             writer = CheckpointWriter(staging, shards, metadata=target.metadata, verify=verify)
             results = _stream(lora, target, changes, scale, writer, staging, where)
-            writer.add_file("config.json", _config(target, spec))
+            writer.add_file("config.json", config)
             for name in target.other_files():
                 path = target.file(name)
-                if path is not None and name not in _OWN_FILES:
+                if path is not None and name not in _LEFT_BEHIND:
                     writer.add_file(name, path)
             record |= _results(results, changes, lora)
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -147,25 +151,32 @@ def _match(
             f"{lora.name} replaces whole tensors (modules_to_save), which --scale {scale} cannot "
             "scale; use --scale 1."
         )
-    home = {f"{role.module}.weight": name for name, role in role_of.items() if role.kind != "bias"}
-    home |= {f"{role.module}.bias": name for name, role in role_of.items() if role.kind == "bias"}
+    home = _homes(role_of)
     wanted = (
-        [("factors", key, lora.shape(key)) for key in lora.modules]
-        + [("difference", key, lora.difference_shape(key)) for key in lora.differences]
-        + [("replacement", key, lora.replacement_shape(key)) for key in lora.replaced]
+        [("factors", key) for key in lora.modules]
+        + [("difference", key) for key in lora.differences]
+        + [("replacement", key) for key in lora.replaced]
     )
     changes: dict[str, Change] = {}
-    for kind, key, shape in wanted:
+    for kind, key in wanted:
         name = key if key in target.tensors else home.get(key)
-        if name is None:
+        if name is None or (target.tied and role_of[name].kind == "head"):
             tied = " (it is tied to the embedding there)" if target.tied and "head" in key else ""
             raise CheckpointError(
                 f"{target.name} has no tensor '{key}'{tied}, which {lora.name} changes; give a "
                 "checkpoint of the adapter's architecture."
             )
         info = target.tensors[name]
+        if kind == "factors":
+            if role_of[name].kind in ("projection", "head"):
+                lora.ignore_fan_in_fan_out(key)
+            shape: tuple[int, ...] = lora.shape(key)
+        elif kind == "difference":
+            shape = lora.difference_shape(key)
+        else:
+            shape = lora.replacement_shape(key)
         rows_only = role_of[name].kind in ("embedding", "head") and kind != "replacement"
-        fits = tuple(shape) == info.shape or (
+        fits = shape == info.shape or (
             rows_only and shape[1:] == info.shape[1:] and shape[0] <= info.shape[0]
         )
         if not fits:
@@ -173,7 +184,7 @@ def _match(
                 f"Tensor '{name}' of {target.name} is {list(info.shape)} and {lora.name} changes "
                 f"one of {list(shape)}; give a checkpoint of the adapter's architecture."
             )
-        if info.dtype not in _FLOATS:
+        if info.dtype not in format.FLOATS:
             raise CheckpointError(
                 f"Tensor '{name}' of {target.name} is stored as {info.dtype}; give a checkpoint "
                 "that is not quantised."
@@ -181,7 +192,28 @@ def _match(
         if name in changes:
             raise CheckpointError(f"{lora.name} changes '{name}' twice; make the adapter again.")
         changes[name] = Change(name, kind, key, shape[0] if shape else 1, role_of[name].kind)
-    return changes
+    return changes | _tied_heads(target, role_of, changes)
+
+
+def _homes(role_of: dict[str, Role]) -> dict[str, str]:
+    """The model's own name of each weight and bias -> the target's, which may be spelled without
+    `model.` or otherwise."""
+    kinds = {name: "bias" if role.kind == "bias" else "weight" for name, role in role_of.items()}
+    return {f"{role_of[name].module}.{kind}": name for name, kind in kinds.items()}
+
+
+def _tied_heads(
+    target: Checkpoint, role_of: dict[str, Role], changes: dict[str, Change]
+) -> dict[str, Change]:
+    """The embedding's change for a head that is stored although it is the embedding."""
+    if not target.tied:
+        return {}
+    return {
+        head: replace(change, tensor=head, role="head")
+        for head in (name for name, role in role_of.items() if role.kind == "head")
+        for name, change in changes.items()
+        if change.role == "embedding" and target.tensors[name].shape == target.tensors[head].shape
+    }
 
 
 def _context(lora: Adapter, target: Checkpoint, wanted: str | None) -> tuple[ContextSpec, str]:
@@ -218,33 +250,73 @@ def _check_lineage(
     lora: Adapter, target: Checkpoint, role_of: dict[str, Role], force: bool
 ) -> tuple[lineage.Relation | None, dict[str, Any] | None]:
     """The distance from the adapter's base to the target, and what is known of that base."""
-    base = dict(lora.record["base"]) if lora.record else None
-    print_ = target.fingerprint()
-    if lora.record and print_ == lora.record["extended"]["fingerprint"] and not force:
-        raise LineageError(
-            f"{target.name} is the very model that {lora.name} was extracted from, so the change "
-            "is in it already; give another checkpoint, or --force."
+    named = str(lora.config.get("base_model_name_or_path") or "")
+    base = dict(lora.record["base"]) if lora.record else {"name": named or None}
+    sketches = _sketches(lora, target, role_of)
+    if sketches is None:
+        progress.warn(
+            f"{lora.name} does not say what its base's weights were, so it cannot be checked "
+            f"whether {target.name} is a relative."
         )
-    samples = lora.lineage()
-    if samples is None:
-        named = str(lora.config.get("base_model_name_or_path") or "")
-        if not (named and Path(named).is_dir()):
-            progress.warn(
-                f"{lora.name} does not say what its base's weights were, so it cannot be checked "
-                f"whether {target.name} is a relative."
-            )
-            return None, {"name": named or None}
-        with Checkpoint.open(named) as original:
-            samples = lineage.sketch(original)
-        base = {"name": named}
-    relation = lineage.relate(samples, lineage.sketch(target), role_of)
+        return None, base
+    relation = lineage.relate(*sketches)
     if relation.verdict == "stranger" and not force:
-        name = base["name"] if base else "its base"
         raise LineageError(
-            f"{target.name} is no relative of {name}, the base of {lora.name}: "
+            f"{target.name} is no relative of {base['name']}, the base of {lora.name}: "
             f"{relation.sentence()}; give a model made from that base, or --force."
         )
     return relation, base
+
+
+def _sketches(
+    lora: Adapter, target: Checkpoint, role_of: dict[str, Role]
+) -> tuple[lineage.Sketch, lineage.Sketch, dict[str, Role]] | None:
+    """Samples of the adapter's base and of the target, and roles, under the base's names."""
+    samples = lora.lineage() or _samples(str(lora.config.get("base_model_name_or_path") or ""))
+    if samples is None:
+        return None
+    home, here = _homes(role_of), lineage.sketch(target)
+    own = {name: name if name in here else home.get(name, "") for name in samples}
+    known = {name: there for name, there in own.items() if there in here}
+    return (
+        samples,
+        {name: here[there] for name, there in known.items()},
+        {name: role_of[there] for name, there in known.items()},
+    )
+
+
+def _samples(base: str) -> dict[str, Tensor] | None:
+    """Sampled weights of the base that a plain adapter names, if that is a model at hand."""
+    if not base or not Path(base).is_dir():
+        return None
+    try:
+        with Checkpoint.open(base) as original:
+            return lineage.sketch(original)
+    except CheckpointError as error:
+        progress.warn(f"The adapter's base cannot be read: {error}")
+        return None
+
+
+def _check_absent(
+    lora: Adapter,
+    target: Checkpoint,
+    role_of: dict[str, Role],
+    changes: dict[str, Change],
+    scale: float,
+    force: bool,
+) -> float | None:
+    """How much of the change the target has already, if that can be known; refuses half of it."""
+    sketches = _sketches(lora, target, role_of)
+    if sketches is None:
+        return None
+    factors = ((c.key, *lora.factors(c.key)) for c in changes.values() if c.kind == "factors")
+    present = lineage.present(sketches[0], sketches[1], factors)
+    if present > _PRESENT and scale > 0 and not force:
+        raise LineageError(
+            f"{target.name} already has {present:.0%} of the change that {lora.name} makes; give a "
+            "checkpoint without it, or --force."
+        )
+    return present
 
 
 # The work.
@@ -311,7 +383,8 @@ def _changed(
     if change.kind == "factors":
         b, a = (part.to(device) for part in lora.factors(change.key))
         b = b * scale
-        tally.change = float(((b.T @ b).double() * (a @ a.T).double()).sum())
+        gram = (b.T @ b).double() * (a @ a.T).double()
+        tally.change = max(float(gram.sum()), 0.0)
     elif change.kind == "difference":
         dense = lora.difference(change.key)
     else:
@@ -387,6 +460,12 @@ def _plan(target: Checkpoint, changes: dict[str, Change]) -> dict[str, Any]:
         "peak_memory_bytes": 800 << 20,
         "seconds_on_two_cores": round(target.total_bytes / 0.5e9, 1),
     }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The files that decide the change -> SHA-256."""
+    names = (format.CONFIG, format.WEIGHTS, format.DIFFERENCES)
+    return {name: _digest(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from regraft.adapters.lowrank import fast_half
 from regraft.adapters.pairing import Module, shared_shape
 from regraft.adapters.rank import Noise, rounding_noise
 from regraft.checkpoint.source import Checkpoint
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, InputError
 
 _BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
 
@@ -146,11 +146,17 @@ def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, T
 def difference(b: Checkpoint, e: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     """The dense difference of a tensor: vectors in float32, matrices in the adapter's dtype."""
     shape = shared_shape(b, e, name)
-    stored = difference_dtype(shape, dtype)
-    blocks = [(y.float() - x.float()).to(stored) for x, y in _blocks(b, e, name)]
+    dense = torch.empty(math.prod(shape), dtype=difference_dtype(shape, dtype))
+    for i, (x, y) in enumerate(_blocks(b, e, name)):
+        block = dense[i * _BLOCK : (i + 1) * _BLOCK]
+        block.copy_(y.float() - x.float())
+        if not torch.isfinite(block).all():
+            raise InputError(
+                f"The difference of '{name}' does not fit {dense.dtype}; give another --dtype."
+            )
     b.release(name)
     e.release(name)
-    return torch.cat(blocks).view(shape)
+    return dense.view(shape)
 
 
 def difference_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:

@@ -155,6 +155,7 @@ def header(
         "lineage": relation.to_json(),
         "layout": plan.layout,
         "rule": plan.rule.describe(),
+        "notes": plan.notes,
         "arguments": dict(arguments),
         "versions": versions(),
     }
@@ -220,6 +221,7 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
     if record["unchanged"]:
         lines.append(("unchanged", f"{len(record['unchanged'])} modules, skipped"))
+    lines += [("note", note) for note in record["notes"]]
     if before == after:
         length = format_tokens(after.max_position_embeddings)
         lines.append(("note", f"both models have the same context ({length})"))

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from regraft import progress
@@ -95,6 +94,8 @@ def extract_lora(
             e.fingerprint(full=full_fingerprint),
         )
         record = evidence.header(b, e, prints, contexts, relation, plan, arguments)
+        for note in plan.notes:
+            progress.warn(note)
         if dry_run:
             return {**record, "plan": evidence.plan_json(plan)}
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
@@ -212,10 +213,9 @@ class _Run:
         b, a = svd.factors()
         if module.kind == "embedding":  # PEFT stores an embedding's change transposed
             b, a = a.T, b.T
-        path = self._spooled(module)
-        temporary = path.with_suffix(".partial")
-        save_file({"A": a.contiguous().cpu(), "B": b.contiguous().cpu()}, temporary)
-        temporary.replace(path)
+        factors = {"A": a.cpu(), "B": b.cpu()}
+        plan = [Planned(side, tuple(part.shape), part.dtype) for side, part in factors.items()]
+        write_safetensors(self._spooled(module), factors.items(), plan)
 
     def _load(self, module: Module, rank: int) -> tuple[Tensor, Tensor]:
         """The spooled (B, A) cut to `rank`."""
@@ -254,7 +254,11 @@ class _Run:
         folder = self.staging.folder
         config = format.peft_config(
             list(factors.values()),
-            [m.name for m in self.plan.modules],
+            {
+                role.module
+                for role in role_of.values()
+                if role.kind in ("projection", "embedding", "head")
+            },
             uniform=uniform,
             base=self.b.name,
             revision=self.b.revision,
@@ -267,7 +271,7 @@ class _Run:
             [
                 Planned(key, shape, self.dtype)
                 for module in kept
-                for key, shape in factors[module.name].stored(module.shape, uniform)
+                for key, shape in factors[module.name].stored(self._base_shape(module), uniform)
             ],
         )
         samples = sorted(lineage.sketch(self.b).items())
@@ -319,9 +323,19 @@ class _Run:
             if uniform is not None and rank < uniform:
                 a2 = torch.cat([a2, a2.new_zeros(uniform - rank, a2.shape[1])])
                 b2 = torch.cat([b2, b2.new_zeros(b2.shape[0], uniform - rank)], 1)
+            missing = self._base_shape(module)[0] - module.shape[0]
+            if missing and module.kind == "embedding":
+                a2 = torch.cat([a2, a2.new_zeros(a2.shape[0], missing)], 1)
+            elif missing:
+                b2 = torch.cat([b2, b2.new_zeros(missing, b2.shape[1])])
             key_a, key_b = factors[module.name].keys()
             yield key_a, a2.contiguous()
             yield key_b, b2.contiguous()
+
+    def _base_shape(self, module: Module) -> tuple[int, int]:
+        """Of the base's tensor: tokens that the extended model lacks get a change of zero."""
+        rows, columns = self.b.tensors[module.tensor].shape
+        return rows, columns
 
     def _record(
         self,
@@ -358,10 +372,10 @@ class _Run:
                 b, a = self._load(module, self.ranks[name])
                 asked = (b @ a).T if module.kind == "embedding" else b @ a
                 rows = asked.shape[0]
-                norm = float(asked.norm())
-                off = float((loaded[:rows] - asked).norm()) / norm if norm else 0.0
+                loaded[:rows] -= asked
+                off = float(loaded.norm()) / float(asked.norm())
                 allowed = 1.5 * 2 * torch.finfo(self.dtype).eps + 1e-5
-                if not off <= allowed or loaded.shape != asked.shape:
+                if not off <= allowed:
                     raise CheckpointError(
                         f"PEFT rebuilds '{name}' {off:.2%} away from what was extracted; the "
                         "installed PEFT reads this adapter differently, please report it."

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ RECORD, LINEAGE, DIFFERENCES = (
 SCHEMA_VERSION = 1
 Layout = Literal["portable", "compact", "exact"]
 PORTABLE_CAP = 512  # the largest max-lora-rank that vLLM accepts
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # weights as numbers
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _PREFIX = "base_model.model."
@@ -58,6 +59,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
+# Ways to begin training after which the base is W - s B0 A0, so B A is no change of W.
+_SHIFTS_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,12 @@ class Adapter:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.config = _read_object(folder / CONFIG)
-        self.record = _read_object(folder / RECORD) if (folder / RECORD).is_file() else None
+        self.record = _read_record(folder / RECORD) if (folder / RECORD).is_file() else None
         _refuse_unknown(self.config, name)
+        self._patterns = {
+            key: _compiled(self.config.get(key) or {}, folder / CONFIG, key)
+            for key in ("rank_pattern", "alpha_pattern")
+        }
         self._weights = _open(folder / WEIGHTS)
         self.modules: dict[str, LoraModule] = {}
         self.replaced: dict[str, str] = {}
@@ -118,8 +125,9 @@ class Adapter:
         if not folder.exists() and _HUB_ID.fullmatch(str(source)):
             folder = _download(str(source))
         if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(
-                f"{source} does not exist; give an adapter folder or a Hub id such as org/name."
+                f"{source} {what}; give an adapter folder or a Hub id such as org/name."
             )
         if not (folder / CONFIG).is_file():
             what = "a model" if (folder / "config.json").is_file() else "not an adapter"
@@ -138,7 +146,7 @@ class Adapter:
     @property
     def context(self) -> tuple[ContextSpec, ContextSpec] | None:
         """(base's context, extended's context) if the adapter carries them."""
-        if self.record is None or "context" not in self.record:
+        if self.record is None:
             return None
         both = self.record["context"]
         return ContextSpec.from_json(both["base"]), ContextSpec.from_json(both["extended"])
@@ -149,6 +157,12 @@ class Adapter:
         rows = self._weights.get_slice(module.key_b).get_shape()[0]
         columns = self._weights.get_slice(module.key_a).get_shape()[1]
         return (columns, rows) if module.transposed else (rows, columns)
+
+    def ignore_fan_in_fan_out(self, tensor: str) -> None:
+        """To be called where the module is an nn.Linear: PEFT ignores the switch there."""
+        if self.modules[tensor].key_a.endswith("lora_embedding_A"):
+            return
+        self.modules[tensor] = replace(self.modules[tensor], transposed=False)
 
     def rank(self, tensor: str) -> int:
         """Columns of B."""
@@ -170,12 +184,19 @@ class Adapter:
 
     def replacement(self, tensor: str) -> Tensor:
         """The full copy that `modules_to_save` puts in place of the tensor."""
-        return self._weights.get_tensor(self.replaced[tensor])
+        return self._finite(tensor, self._weights.get_tensor(self.replaced[tensor]))
 
     def difference(self, tensor: str) -> Tensor:
         """The dense difference of a tensor in layout `exact`."""
         assert self._differences is not None
-        return self._differences.get_tensor(tensor)
+        return self._finite(tensor, self._differences.get_tensor(tensor))
+
+    def _finite(self, tensor: str, values: Tensor) -> Tensor:
+        if not torch.isfinite(values).all():
+            raise CheckpointError(
+                f"{self.name} has NaN or infinite numbers for '{tensor}'; make the adapter again."
+            )
+        return values
 
     def difference_shape(self, tensor: str) -> tuple[int, ...]:
         assert self._differences is not None
@@ -226,10 +247,15 @@ class Adapter:
                     f"{self.name} has only lora_{next(iter(keys))} for '{module}'; the file is "
                     "incomplete, make the adapter again."
                 )
-            rank = self._weights.get_slice(keys["A"]).get_shape()[0]
-            columns = self._weights.get_slice(keys["B"]).get_shape()[1]
+            shapes = [self._weights.get_slice(keys[side]).get_shape() for side in "AB"]
+            if any(len(shape) != 2 for shape in shapes):
+                raise InputError(
+                    f"'{module}' of {self.name} has factors of shape {shapes[0]} and {shapes[1]}, "
+                    "and regraft changes matrices; merge it with PEFT instead."
+                )
+            rank, columns = shapes[0][0], shapes[1][1]
             promised = self._pattern("rank_pattern", module, self.config.get("r", 8))
-            if rank != columns or rank != promised:
+            if rank != columns or rank != promised or rank < 1:
                 raise CheckpointError(
                     f"'{module}' of {self.name} has factors of rank {rank} and {columns}, and "
                     f"{CONFIG} says {promised}; the config belongs to another adapter."
@@ -242,13 +268,18 @@ class Adapter:
             raise CheckpointError(f"{self.name} holds no LoRA factors; give another adapter.")
 
     def _scaling(self, module: str, rank: int) -> float:
-        alpha = float(self._pattern("alpha_pattern", module, self.config.get("lora_alpha", 8)))
+        alpha = self._pattern("alpha_pattern", module, self.config.get("lora_alpha", 8))
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise CheckpointError(
+                f"{CONFIG} of {self.name} gives '{module}' the lora_alpha {alpha!r}, which is no "
+                "number; copy the adapter again."
+            )
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _pattern(self, pattern: str, module: str, default: Any) -> Any:
         """PEFT's rule: the first key that matches at the end of the module's name, as a regex."""
-        for key, value in (self.config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
+        for key, value in self._patterns[pattern]:
+            if key.match(module):
                 return value
         return default
 
@@ -341,6 +372,47 @@ def _refuse_unknown(config: dict[str, Any], name: str) -> None:
                 f"{name} uses {key}={config[key]!r}, which changes more than W + s B A; merge it "
                 "with PEFT instead."
             )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_SHIFTS_BASE):
+        raise InputError(
+            f"{name} was trained with init_lora_weights={start!r}, which took its first factors "
+            "out of the base; save it with PEFT's path_initial_model_for_weight_conversion."
+        )
+
+
+def _compiled(patterns: Any, path: Path, key: str) -> list[tuple[re.Pattern[str], Any]]:
+    """Compiled once: the hundreds of names of a large model overflow the cache of `re`."""
+    try:
+        return [(re.compile(rf"(.*\.)?({name})$"), value) for name, value in patterns.items()]
+    except (AttributeError, re.error) as error:
+        raise CheckpointError(
+            f"{path}: {key} does not map regular expressions to numbers ({error}); copy the "
+            "adapter again."
+        ) from None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """regraft.json, with all that `apply` relies on in its place."""
+    record = _read_object(path)
+    version = record.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {version} and this regraft reads {SCHEMA_VERSION}; update "
+            "regraft."
+        )
+    try:
+        whole = record["kind"] == "adapter" and isinstance(record["differences"], list)
+        for which in ("base", "extended"):
+            whole &= isinstance(record[which]["fingerprint"], str)
+            ContextSpec.from_json(record["context"][which])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"{path} is not the record of an adapter; copy the adapter again (without that file it "
+            "is a plain PEFT adapter, whose context and base nobody knows)."
+        )
+    return record
 
 
 def _read_object(path: Path) -> dict[str, Any]:

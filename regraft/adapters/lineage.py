@@ -9,14 +9,15 @@ enough to travel with an adapter: a target can be measured against a base that i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.source import Checkpoint, sample_blocks
+from regraft.errors import CheckpointError
 
 STRANGER_BELOW = 0.5  # cosine of the projections' weights
 Sketch = Mapping[str, Tensor]
@@ -24,7 +25,8 @@ Sketch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Distance:
-    """How two sets of sampled weights relate: ||a - b|| / ||a|| and the cosine between them."""
+    """How two sets of sampled weights relate: ||a - b|| / ||a|| (where a is zero: / ||b||) and the
+    cosine between them."""
 
     distance: float
     cosine: float
@@ -55,12 +57,22 @@ class Relation:
 
 
 def sketch(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Sampled weights of every floating-point tensor, in the stored dtype."""
-    return {
+    """Sampled weights of every floating-point tensor, in the stored dtype.
+
+    Raises CheckpointError where a sample holds NaN or infinity.
+    """
+    samples = {
         name: checkpoint.sample(name)
         for name, info in checkpoint.tensors.items()
         if info.dtype.is_floating_point
     }
+    for name, values in samples.items():
+        if not torch.isfinite(values.float()).all():
+            raise CheckpointError(
+                f"Tensor '{name}' of {checkpoint.name} holds NaN or infinite numbers; give a sound "
+                "checkpoint."
+            )
+    return samples
 
 
 def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> Relation:
@@ -81,13 +93,32 @@ def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> Relation
         total[4] += 1
     distances = {
         role: Distance(
-            math.sqrt(dd / aa) if aa else (0.0 if dd == 0 else math.inf),
+            math.sqrt(dd / (aa or bb)) if dd else 0.0,
             ab / math.sqrt(aa * bb) if aa and bb else (1.0 if aa == bb else 0.0),
             int(count),
         )
         for role, (aa, bb, ab, dd, count) in sorted(sums.items(), key=_role_order)
     }
     return Relation(_verdict(distances, missing), distances, missing)
+
+
+def present(first: Sketch, second: Sketch, changes: Iterable[tuple[str, Tensor, Tensor]]) -> float:
+    """How much of a change the second model has beyond the first: <second - first, change> over
+    ||change||^2 at the sampled weights. 0 for a model that knows nothing of it, 1 where it is in.
+
+    changes: tensor name, B (m, r), A (r, n), for tensors of m n elements; others are left out.
+    """
+    dot = squared = 0.0
+    for name, b, a in changes:
+        x, y = first.get(name), second.get(name)
+        columns = a.shape[1]
+        at = torch.cat([torch.arange(*block) for block in sample_blocks(b.shape[0] * columns)])
+        if x is None or y is None or not x.numel() == y.numel() == at.numel():
+            continue
+        change = (b[at // columns] * a[:, at % columns].T).sum(1).double()
+        dot += float((y.double() - x.double()) @ change)
+        squared += float(change @ change)
+    return dot / squared if squared else 0.0
 
 
 def _role_order(item: tuple[str, list[float]]) -> int:

@@ -14,10 +14,13 @@ import torch
 from regraft.adapters import format, lineage
 from regraft.adapters.lowrank import fast_half
 from regraft.adapters.rank import RankRule, uniform_rank
-from regraft.checkpoint.roles import Role
+from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.rope import ContextSpec
+
+
+_COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def make_plan(
         read_bytes=sum(b.tensors[n].nbytes + e.tensors[n].nbytes for n in names),
         write_bytes=rule.budget or factors * dtype.itemsize,
         peak_bytes=largest * (6 if fast_half(torch.device("cpu")) else 4) + (600 << 20),
+        notes=_heads_apart(b, e),
     )
 
 
@@ -88,11 +92,17 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
     names = []
     for name, info in b.tensors.items():
         role = role_of[name]
-        if not info.dtype.is_floating_point or role.kind == "other":
+        if role.kind == "head" and e.tied and (b.tied or name not in e.tensors):
+            continue  # the embedding once more, or gone
+        if name.endswith("rotary_emb.inv_freq"):
+            continue  # old checkpoints store what the config says
+        if role.kind == "other" and not (
+            name in e.tensors
+            and info.dtype.is_floating_point
+            and info.shape == e.tensors[name].shape
+        ):
             continue
         if name not in e.tensors:
-            if role.kind == "head" and e.tied:
-                continue
             raise CheckpointError(
                 f"{e.name} lacks tensor '{name}' of {b.name}; give the model that was made from it."
             )
@@ -104,13 +114,32 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
                 f"Tensor '{name}' is {list(info.shape)} in {b.name} and {list(other.shape)} in "
                 f"{e.name}; the extended model must be made from the base."
             )
-        if not other.dtype.is_floating_point:
-            raise CheckpointError(
-                f"Tensor '{name}' of {e.name} is stored as {other.dtype}; give a checkpoint that "
-                "is not quantised."
-            )
+        for model, dtype in ((b, info.dtype), (e, other.dtype)):
+            if dtype not in format.FLOATS:
+                raise CheckpointError(
+                    f"Tensor '{name}' of {model.name} is stored as {dtype}; give a checkpoint that "
+                    "is not quantised."
+                )
         names.append(name)
+    extra = [name for name in e.tensors if name not in b.tensors]
+    for name, role in roles(e.config, extra).items():
+        if role.kind != "other" and not (role.kind == "head" and b.tied):
+            raise CheckpointError(
+                f"{e.name} has tensor '{name}', which {b.name} lacks; the extended model must be "
+                "made from the base."
+            )
     return names
+
+
+def _heads_apart(b: Checkpoint, e: Checkpoint) -> list[str]:
+    """What to say where one model's head is its embedding and the other's is not."""
+    if b.tied == e.tied:
+        return []
+    own, shared = (e, b) if b.tied else (b, e)
+    return [
+        f"{own.name} has a head of its own and {shared.name} uses its embedding: what changed in "
+        "the head is not in the adapter."
+    ]
 
 
 def shared_shape(b: Checkpoint, e: Checkpoint, name: str) -> tuple[int, ...]:
@@ -130,7 +159,7 @@ def _select(
         and len(b.tensors[name].shape) == 2
     }
     chosen: set[str] = set()
-    for part in (part.strip() for part in selector.split(",")):
+    for part in (part.strip() for part in re.split(_COMMA, selector)):
         found = {name for name, role in matrices.items() if _matches(part, role)}
         if not found:
             leaves = sorted({role.leaf for role in matrices.values()})

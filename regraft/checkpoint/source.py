@@ -194,7 +194,7 @@ class Checkpoint:
             return torch.empty(0, dtype=info.dtype)
         data = bytearray()
         with _opened(self.shard_path(info.shard)) as fd:
-            for start, stop in _sample_blocks(prod(info.shape)):
+            for start, stop in sample_blocks(prod(info.shape)):
                 data += os.pread(fd, (stop - start) * size, info.offset + start * size)
         return torch.frombuffer(data, dtype=info.dtype)
 
@@ -811,7 +811,7 @@ def _ties(config: dict[str, Any]) -> bool:
     return bool(getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
 
 
-def _sample_blocks(count: int) -> list[tuple[int, int]]:
+def sample_blocks(count: int) -> list[tuple[int, int]]:
     """Element ranges [start, stop) that `sample` reads from a tensor of `count` elements."""
     if count <= _SAMPLE_BLOCKS * _SAMPLE_BLOCK:
         return [(0, count)]
