@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 from regraft.errors import CheckpointError, InputError
 from regraft.rope import (
-    _DEFAULT_THETA,
-    _LAYERED,
     ContextSpec,
     inverse_frequencies,
     longest_wavelength,
@@ -28,6 +26,7 @@ from regraft.rope import (
     tables,
     theta_report,
 )
+from regraft.rope.spelling import DEFAULT_THETA, LAYERED
 
 HEAD_DIM = 64
 SHORT = [1.0 + 0.01 * i for i in range(HEAD_DIM // 2)]
@@ -84,7 +83,7 @@ def test_both_spellings_of_one_context_are_equal(type_key: str) -> None:
 
 @pytest.mark.parametrize(
     "model_type",
-    sorted((_DEFAULT_THETA.keys() | _LAYERED.keys()) - {"", "gemma3"}),
+    sorted((DEFAULT_THETA.keys() | LAYERED.keys()) - {"", "gemma3"}),
 )
 def test_a_silent_config_means_what_transformers_takes_it_for(model_type: str) -> None:
     config = {"model_type": model_type, "max_position_embeddings": 4096}

@@ -1,0 +1,326 @@
+"""`ContextSpec`: the rotary settings and context length of a checkpoint, read from a config.json
+in either spelling and written back in both."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.errors import CheckpointError, InputError
+from regraft.rope.spelling import (
+    DEFAULT_LENGTH,
+    DEFAULT_THETA,
+    LAYERED,
+    NEEDS_ORIGINAL,
+    REQUIRED,
+    SHARED,
+    SLIDING_THETA,
+    agree,
+    by_layer_type,
+    canonical,
+    is_entry,
+    is_layered,
+    legacy_block,
+    legacy_by_layer_type,
+    phrase,
+    put,
+    rotates_by_layer,
+    scaling_block,
+    suggest,
+    text_model,
+    whole,
+)
+from regraft.units import format_tokens, parse_tokens
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """How a checkpoint places tokens: rotary parameters and context length.
+
+    rope_parameters: transformers 5's form, {"rope_type": ..., "rope_theta": ..., ...}, or nested
+        by layer type, {"full_attention": {...}, "sliding_attention": {...} or None}. Made canonical
+        on construction: `type` becomes `rope_type`, numbers become floats, what transformers
+        would infer (theta, original length, YaRN's factor) is stated.
+    max_position_embeddings: context length in tokens.
+    original_max_position_embeddings: length before extension, where the config knows it.
+
+    Two specs are equal when their numbers are: 500000 is 500000.0, and key order is nothing.
+    Raises CheckpointError when a family lacks a parameter it cannot work without.
+    """
+
+    rope_parameters: dict[str, Any]
+    max_position_embeddings: int
+    original_max_position_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        length = whole(self.max_position_embeddings, "max_position_embeddings")
+        original = self.original_max_position_embeddings
+        if original is not None:
+            original = whole(original, "original_max_position_embeddings")
+        if is_layered(self.rope_parameters):
+            parameters: dict[str, Any] = {
+                kind: None if value is None else canonical(value, length, None)
+                for kind, value in self.rope_parameters.items()
+                if is_entry(value)
+            }
+        else:
+            parameters = canonical(self.rope_parameters, length, original)
+        object.__setattr__(self, "rope_parameters", parameters)
+        stated = self._main().get("original_max_position_embeddings")
+        object.__setattr__(self, "max_position_embeddings", length)
+        object.__setattr__(self, "original_max_position_embeddings", stated or original)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ContextSpec:
+        """Read a raw config.json (a dict), in either spelling or both; text_config is entered.
+
+        Follows transformers 5.23: a `rope_scaling` block stands before `rope_parameters`, theta is
+        looked for in the block, then at top level, then is the model type's default. Where the
+        two spellings state different values, readers of different age would load different
+        models: CheckpointError, naming both. A null `rope_scaling` states nothing.
+        """
+        model_type, config = text_model(config)
+        length = config.get("max_position_embeddings") or DEFAULT_LENGTH.get(model_type)
+        if length is None:
+            raise CheckpointError(
+                "config.json states no max_position_embeddings; add the model's context length."
+            )
+        modern, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+        if not isinstance(modern, Mapping) or not isinstance(scaling, Mapping):
+            raise CheckpointError("config.json: rope_parameters and rope_scaling must be objects.")
+        original = config.get("original_max_position_embeddings")
+        if not rotates_by_layer(model_type, config):
+            theta = DEFAULT_THETA.get(model_type)
+            merged = agree(modern, legacy_block(config), theta, length, original)
+            return cls(merged, length, original)
+        thetas = LAYERED.get(model_type, {})
+        modern, legacy = by_layer_type(modern), legacy_by_layer_type(model_type, config)
+        parameters: dict[str, Any] = {}
+        for kind in modern or legacy:
+            if modern.get(kind, {}) is None and kind not in thetas:
+                parameters[kind] = None  # layers without RoPE
+                continue
+            new, old = modern.get(kind) or {}, legacy.get(kind) or {}
+            if "partial_rotary_factor" in new:  # rope_scaling is laid over a layer type's block
+                old = {"partial_rotary_factor": new["partial_rotary_factor"], **old}
+            default = thetas.get(kind) or config.get("rope_theta")
+            parameters[kind] = agree(new, old, default, length, None)
+        return cls(parameters, length, original)
+
+    def write_into(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of `config` that says this context in both spellings.
+
+        Written: `rope_parameters`; top-level `rope_theta`; `rope_scaling` (null for plain RoPE);
+        `max_position_embeddings`; and, where a reader looks there, `partial_rotary_factor`,
+        `original_max_position_embeddings` (transformers 4.57 finds LongRoPE's nowhere else) and
+        Gemma 3's `rope_local_base_freq`. Keys already present keep their place, new ones follow.
+        Raises InputError when one side rotates by layer type and the other does not.
+        """
+        result = copy.deepcopy(dict(config))
+        model_type, target = text_model(result)
+        if rotates_by_layer(model_type, target) != self.is_layered:
+            have, want = "one RoPE for all layers", "a RoPE per layer type"
+            if self.is_layered:
+                have, want = want, have
+            raise InputError(
+                f"A context with {have} cannot be written into a {model_type or 'model'} config, "
+                f"which has {want}; state the context for this model instead."
+            )
+        main = self._main()
+        target["rope_parameters"] = copy.deepcopy(self.rope_parameters)
+        target["rope_theta"] = main["rope_theta"]
+        target["rope_scaling"] = scaling_block(main, model_type)
+        target["max_position_embeddings"] = self.max_position_embeddings
+        if self.is_layered:
+            target.pop("partial_rotary_factor", None)  # would leak into every layer type
+            sliding = self.rope_parameters.get("sliding_attention")
+            if sliding is not None and (model_type.startswith("gemma3") or SLIDING_THETA in target):
+                target[SLIDING_THETA] = sliding["rope_theta"]
+        else:
+            put(target, "partial_rotary_factor", main.get("partial_rotary_factor"))
+        key = "original_max_position_embeddings"
+        if main["rope_type"] not in ("llama3", "yarn") or key in target:
+            put(target, key, self.original_max_position_embeddings)
+        return result
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether layer types rotate differently (Gemma 3)."""
+        return is_layered(self.rope_parameters)
+
+    @property
+    def theta(self) -> float:
+        """RoPE base; of the full-attention layers where layer types differ."""
+        return float(self._main()["rope_theta"])
+
+    @property
+    def rope_type(self) -> str:
+        """RoPE family; of the full-attention layers where layer types differ."""
+        return str(self._main()["rope_type"])
+
+    def of_layer(self, layer_type: str | None) -> dict[str, Any]:
+        """The parameters of a layer type; of the full-attention layers for None.
+
+        Raises InputError for a layer type that does not rotate.
+        """
+        if layer_type is None or not self.is_layered:
+            return self._main()
+        entry = self.rope_parameters.get(layer_type)
+        if entry is None:
+            raise InputError(
+                f"This context has no rotating layers of type '{layer_type}'; it knows "
+                f"{', '.join(self.rope_parameters)}."
+            )
+        return dict(entry)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, for regraft.json."""
+        return {
+            "rope_parameters": copy.deepcopy(self.rope_parameters),
+            "max_position_embeddings": self.max_position_embeddings,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ContextSpec:
+        """The inverse of `to_json`. Raises CheckpointError when a field is missing."""
+        try:
+            return cls(
+                data["rope_parameters"],
+                data["max_position_embeddings"],
+                data.get("original_max_position_embeddings"),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"The stored context lacks {error}; extract it again.") from None
+
+    def describe(self) -> str:
+        """One phrase: 'theta 500000, 8k' or 'llama3 x8 (theta 500000, from 8k), 128k'."""
+        length = format_tokens(self.max_position_embeddings)
+        if not self.is_layered:
+            return f"{phrase(self.rope_parameters)}, {length}"
+        parts = [
+            f"{kind.removesuffix('_attention')} {'no RoPE' if value is None else phrase(value)}"
+            for kind, value in self.rope_parameters.items()
+        ]
+        return f"{'; '.join(parts)}, {length}"
+
+    def extended(
+        self,
+        *,
+        theta: float | None = None,
+        length: int | None = None,
+        rope_type: str | None = None,
+        factor: float | None = None,
+        original: int | None = None,
+    ) -> ContextSpec:
+        """A copy with new values; what is not given stays.
+
+        A new `rope_type` drops the old family's parameters and takes `original` from this spec's
+        original (or present) length. Naming `rope_type` with a length but no `factor` sets factor
+        to length / original. Llama 3.1's low and high frequency factors are its published 1 and
+        4. Where layer types differ the full-attention layers change: the sliding ones never see
+        the longer context. Raises InputError for values the family cannot use.
+        """
+        main = dict(self._main())
+        family = main["rope_type"] if rope_type is None else rope_type
+        before = original or self.original_max_position_embeddings or self.max_position_embeddings
+        if family != main["rope_type"]:
+            if family not in REQUIRED:
+                raise InputError(
+                    f"'{family}' is no RoPE family{suggest(family, REQUIRED)}; "
+                    f"choose from {', '.join(REQUIRED)}."
+                )
+            if family == "longrope":
+                raise InputError(
+                    "longrope needs a factor per dimension, which cannot be given here; "
+                    "take the context from a checkpoint that has them."
+                )
+            kept = {key: main[key] for key in SHARED if key in main}
+            main = {"rope_type": family, **kept}
+            if family == "llama3":
+                main |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        scales = "factor" in REQUIRED.get(family, ())
+        if family == "dynamic" and length not in (None, self.max_position_embeddings):
+            raise InputError(
+                "dynamic RoPE takes max_position_embeddings as the length before scaling; "
+                "leave the length out and give the factor."
+            )
+        if scales and factor is None and rope_type is not None and length is not None:
+            factor = length / before
+        if factor is not None:
+            if not scales:
+                raise InputError(
+                    f"RoPE family {family} takes no factor; "
+                    "leave it out or name a family, such as rope_type=yarn."
+                )
+            if not factor >= 1 or math.isinf(factor):
+                raise InputError(f"A RoPE factor must be at least 1, not {factor:g}.")
+            main["factor"] = factor
+        if scales and "factor" not in main:
+            raise InputError(f"RoPE family {family} needs a factor; give factor or length.")
+        if theta is not None:
+            main["rope_theta"] = theta
+        known = original or (
+            None if rope_type == "default" else self.original_max_position_embeddings
+        )
+        if family in NEEDS_ORIGINAL:
+            main["original_max_position_embeddings"] = known = before
+        parameters = {**self.rope_parameters, self._main_kind(): main} if self.is_layered else main
+        new_length = self.max_position_embeddings if length is None else length
+        return ContextSpec(parameters, new_length, known)
+
+    def _main_kind(self) -> str:
+        kinds = [kind for kind, value in self.rope_parameters.items() if value is not None]
+        if not kinds:
+            raise CheckpointError("rope_parameters names no layer type that rotates.")
+        return "full_attention" if "full_attention" in kinds else kinds[0]
+
+    def _main(self) -> dict[str, Any]:
+        """The parameters that decide the context length."""
+        if not self.is_layered:
+            return self.rope_parameters
+        return dict(self.rope_parameters[self._main_kind()])
+
+
+def parse_context(text: str, base: ContextSpec) -> ContextSpec:
+    """`--context theta=283461213,length=256k` applied to `base`.
+
+    Keys: theta, length, rope_type (or family), factor, original. Raises InputError for an unknown
+    key (with the nearest known one), a repeated key or a value that is no number.
+    """
+    names = {
+        "theta": "theta",
+        "length": "length",
+        "rope_type": "rope_type",
+        "family": "rope_type",
+        "factor": "factor",
+        "original": "original",
+    }
+    values: dict[str, Any] = {}
+    for item in text.split(","):
+        key, sign, value = (part.strip() for part in item.partition("="))
+        if not sign or not value:
+            raise InputError(
+                f"--context: '{item.strip()}' is not key=value, such as theta=8000000,length=128k."
+            )
+        if key not in names:
+            raise InputError(
+                f"--context: '{key}' is no setting{suggest(key, names)}; "
+                f"choose from {', '.join(names)}."
+            )
+        name = names[key]
+        if name in values:
+            raise InputError(f"--context: '{key}' is given twice; keep one.")
+        if name in ("length", "original"):
+            values[name] = parse_tokens(value)
+        elif name == "rope_type":
+            values[name] = value
+        else:
+            try:
+                values[name] = float(value.replace("_", ""))
+            except ValueError:
+                raise InputError(f"--context: {key}={value} is not a number.") from None
+    return base.extended(**values)
