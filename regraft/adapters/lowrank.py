@@ -14,22 +14,25 @@ D'D in the basis [V, V_perp] gives, for every eta > mu and every i,
 
 with no gap needed between the values kept and dropped. Summed over i <= r it bounds from above
 what *any* rank-r matrix can capture, so error / optimum is bounded from above by computed numbers.
-mu comes from a block Krylov probe of the deflated matrix and the bound of Kuczynski and
-Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992) on how far Lanczos with random starts can be
-below the largest eigenvalue; it is wrong with probability at most `_FAILURE` per matrix. Iteration
-goes on until the ratio is at most 1 + tolerance.
+mu comes from a block Krylov probe of the deflated matrix with Gaussian starts: how far the largest
+Ritz value of a Krylov space can lie below the largest eigenvalue is bounded as in Kuczynski and
+Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992), sharpened for blocks in `_krylov_shortfall`; it
+is wrong with probability at most `_FAILURE` per matrix. Iteration goes on until the ratio is at
+most 1 + tolerance.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 _FAILURE = 1e-6  # probability that the certificate of one matrix is wrong
-_PROBES = 16  # columns of the Krylov probe
+_PROBES = 32  # columns of the Krylov probe
 _EXACT_BELOW = 256  # min(m, n) up to which LAPACK is the faster way
 _MAX_ROUNDS = 40
 _POWER_STEPS = 3  # before the first projection
@@ -325,8 +328,8 @@ class _Iteration:
             probe = _orthonormal(probe, strict=True)
             blocks.append(probe)
             images.append(self._product(matrix, probe))
-            shortfall = _lanczos_shortfall(steps, n)
-            if shortfall < 1:
+            shortfall = _krylov_shortfall(steps, n)
+            if shortfall < 0.9:
                 stacked = torch.cat(images, 1)
                 seen = float(torch.linalg.eigvalsh((stacked.T @ stacked).double())[-1])
                 if result.ratio(bounds.above(seen), rank) > 1 + tolerance:
@@ -346,12 +349,46 @@ class _Iteration:
         )
 
 
-def _lanczos_shortfall(steps: int, n: int) -> float:
-    """epsilon such that block Lanczos with `_PROBES` random starts and a Krylov space of `steps`
-    blocks finds at least (1 - epsilon) lambda_1, but for probability `_FAILURE`: every start alone
-    misses with at most 1.648 sqrt(n) exp(-sqrt(epsilon) (2 steps - 1))."""
-    each = _FAILURE ** (1 / _PROBES)
-    return (math.log(1.648 * math.sqrt(n) / each) / (2 * steps - 1)) ** 2
+@lru_cache(maxsize=256)
+def _krylov_shortfall(steps: int, n: int) -> float:
+    """epsilon such that a block Krylov space of `steps` blocks from `_PROBES` Gaussian columns
+    in R^n holds a Ritz value of at least (1 - epsilon) lambda_1, but for probability `_FAILURE`.
+
+    Some combination of the columns is a u_1 + z with a^2 ~ chi^2 of `_PROBES` degrees and |z|^2 ~
+    chi^2 of n - 1. Applying the Chebyshev polynomial T of degree steps - 1 on [0, (1 - epsilon)
+    lambda_1] to it gives such a Ritz value if epsilon T((1 + epsilon) / (1 - epsilon))^2 a^2 exceeds
+    (1 - epsilon) |z|^2. Returns 1 where nothing can be said.
+    """
+    slack = math.log(2 / _FAILURE)
+    rest = n + 2 * math.sqrt(n * slack) + 2 * slack  # Laurent and Massart's bound on chi^2
+    ratio = rest / _chi_square_low(_PROBES, _FAILURE / 2)
+
+    def enough(epsilon: float) -> bool:
+        angle = (steps - 1) * math.acosh((1 + epsilon) / (1 - epsilon))
+        # log of cosh^2, which overflows
+        grown = 2 * (angle + math.log1p(math.exp(-2 * angle)) - math.log(2))
+        return grown >= math.log(ratio * (1 - epsilon) / epsilon)
+
+    return _smallest(enough, 1e-6, 1 - 1e-6)
+
+
+def _chi_square_low(degrees: int, probability: float) -> float:
+    """The value that a chi^2 variable stays below with `probability`."""
+    half = torch.tensor(degrees / 2, dtype=torch.float64)
+
+    def reached(x: float) -> bool:
+        below = torch.special.gammainc(half, torch.tensor(x / 2, dtype=torch.float64))
+        return float(below) >= probability
+
+    return _smallest(reached, 1e-12, float(degrees))
+
+
+def _smallest(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The least x in [low, high] at which a monotone condition holds; `high` if it never does."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 class _Bounds:
