@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from regraft.errors import InputError
 
@@ -19,24 +20,32 @@ _BYTES = {
 def parse_tokens(text: str | int) -> int:
     """`8k` -> 8192, `1M` -> 1048576, `262144` -> 262144.
 
-    k, M and G are powers of 1024: the field's habit for context lengths.
+    k, M and G are powers of 1024: the field's habit for context lengths. Raises InputError for
+    what is not a whole number of tokens.
     """
-    return _parse(str(text), _TOKENS, "a token count such as 8192, 64k or 1M")
-
-
-def parse_bytes(text: str | int) -> int:
-    """`300MB` -> 300000000, `1GiB` -> 1073741824; a bare number is bytes."""
-    return _parse(str(text), _BYTES, "a size such as 300MB or 1.5GiB")
-
-
-def _parse(text: str, units: dict[str, int], wanted: str) -> int:
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in units:
-        raise InputError(f"'{text}' is not {wanted}.")
-    value = float(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
+    wanted = "a token count such as 8192, 64k or 1M"
+    value = _parse(str(text), _TOKENS, wanted)
     if value < 1 or value != int(value):
         raise InputError(f"'{text}' is not a whole number of at least 1; give {wanted}.")
     return int(value)
+
+
+def parse_bytes(text: str | int) -> int:
+    """`300MB` -> 300000000, `1GiB` -> 1073741824, `0.7kib` -> 717 (rounded to the nearest byte); a
+    bare number is bytes. Raises InputError for what rounds to less than one byte."""
+    wanted = "a size such as 300MB or 1.5GiB"
+    value = round(_parse(str(text), _BYTES, wanted))
+    if value < 1:
+        raise InputError(f"'{text}' is less than one byte; give {wanted}.")
+    return value
+
+
+def _parse(text: str, units: dict[str, int], wanted: str) -> Decimal:
+    """The number the text says, exactly: in binary 2.05 GB would not be whole."""
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in units:
+        raise InputError(f"'{text}' is not {wanted}.")
+    return Decimal(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
 
 
 def format_bytes(n: float) -> str:

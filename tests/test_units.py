@@ -38,10 +38,34 @@ def test_token_counts_are_binary(text: str | int, tokens: int) -> None:
         ("17", 17),
         ("17b", 17),
         ("2t", 2 * 10**12),
+        ("2.05GB", 2_050_000_000),
+        ("1.1MB", 1_100_000),
+        ("4.35 gb", 4_350_000_000),
+        ("0.29MB", 290_000),
     ],
 )
 def test_bytes_are_decimal_unless_they_say_so(text: str, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0.7kib", 717), ("1.4b", 1), ("2.0000000001kB", 2000), ("0.9b", 1)]
+)
+def test_fractions_of_a_byte_are_rounded(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@given(st.integers(1, 10**15))
+def test_decimal_sizes_lose_no_byte(size: int) -> None:
+    whole, rest = divmod(size, 10**9)
+    assert parse_bytes(f"{whole}.{rest:09}GB") == size
+
+
+@given(st.integers(1, 2**50))
+def test_binary_fractions_of_tokens_lose_none(tokens: int) -> None:
+    whole, rest = divmod(tokens, 1024)
+    fraction = f"{rest / 1024:.10f}"[1:]  # 1024ths end within ten digits
+    assert parse_tokens(f"{whole}{fraction}k") == tokens
 
 
 @pytest.mark.parametrize(
