@@ -356,8 +356,8 @@ def _krylov_shortfall(steps: int, n: int) -> float:
 
     Some combination of the columns is a u_1 + z with a^2 ~ chi^2 of `_PROBES` degrees and |z|^2 ~
     chi^2 of n - 1. Applying the Chebyshev polynomial T of degree steps - 1 on [0, (1 - epsilon)
-    lambda_1] to it gives such a Ritz value if epsilon T((1 + epsilon) / (1 - epsilon))^2 a^2 exceeds
-    (1 - epsilon) |z|^2. Returns 1 where nothing can be said.
+    lambda_1] to it gives such a Ritz value if epsilon T((1 + epsilon) / (1 - epsilon))^2 a^2 is at
+    least (1 - epsilon) |z|^2. Near 1 where nothing can be said.
     """
     slack = math.log(2 / _FAILURE)
     rest = n + 2 * math.sqrt(n * slack) + 2 * slack  # Laurent and Massart's bound on chi^2
