@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ Force = Annotated[bool, typer.Option("--force", help="Go on where the lineage ch
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     portable = "portable"
     compact = "compact"
     exact = "exact"
@@ -49,14 +50,16 @@ class Layout(str, Enum):
 
 @app.command("extract-lora", rich_help_panel="Verbs")
 def extract_lora(
-    base: Annotated[str, typer.Argument(help="The model before: a folder or org/name[@revision].")],
+    base: Annotated[
+        str, typer.Argument(help="The model before: a folder or org/name\\[@revision].")
+    ],
     extended: Annotated[
         str, typer.Argument(help="The model made from it, with the longer context.")
     ],
     out: Out,
     rank: Annotated[
         str | None,
-        typer.Option(help="A number, or auto: all above bfloat16 rounding noise. [default: 64]"),
+        typer.Option(help="A number, or auto: all above bfloat16 rounding noise. \\[default: 64]"),
     ] = None,
     energy: Annotated[
         float | None, typer.Option(help="Share of the energy above the noise to keep, such as 0.9.")
@@ -119,7 +122,7 @@ def extract_lora(
 
 @app.command("apply", rich_help_panel="Verbs")
 def apply(
-    adapter: Annotated[str, typer.Argument(help="An adapter folder or org/name[@revision].")],
+    adapter: Annotated[str, typer.Argument(help="An adapter folder or org/name\\[@revision].")],
     checkpoint: Annotated[str, typer.Argument(help="The model that shall get the change.")],
     out: Out,
     scale: Annotated[float, typer.Option(help="How much of the change.")] = 1.0,
@@ -127,11 +130,11 @@ def apply(
         str | None,
         typer.Option(
             help="Whose RoPE and length: adapter, checkpoint, or values such as "
-            "theta=283461213,length=256k. [default: adapter, if CHECKPOINT has its base's]"
+            "theta=283461213,length=256k. \\[default: adapter, if CHECKPOINT has its base's]"
         ),
     ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Such as 5GB. [default: shards like CHECKPOINT's]")
+        str | None, typer.Option(help="Such as 5GB. \\[default: shards like CHECKPOINT's]")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back.")] = False,
     force: Force = False,
@@ -294,6 +297,7 @@ def _run(
 ) -> None:
     """Do the work, show its result, and turn errors into one line and an exit code."""
     progress.configure(quiet=quiet or as_json)
+    warnings.formatwarning = lambda message, *_args, **_: f"regraft: warning: {message}\n"
     try:
         result = work()
     except RegraftError as error:
@@ -311,23 +315,39 @@ def _run(
             raise
         where = f" {error.filename}" if error.filename else ""
         _fail(f"the system refused{where}: {error.strerror or error}", 1)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
+        _fail("not enough GPU memory; use --device cpu or a smaller --rank", 1)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     elif "plan" in result:
-        _lines("Nothing is written (--dry-run)", [(k, str(v)) for k, v in result["plan"].items()])
+        _lines(
+            "Nothing is written (--dry-run)", [_planned(*item) for item in result["plan"].items()]
+        )
     else:
         render(result)
+
+
+def _planned(name: str, value: Any) -> tuple[str, str]:
+    """A line of a plan: ('read', '32.1 GB') of ('read_bytes', 32121044992)."""
+    if name.endswith("_bytes"):
+        from regraft.units import format_bytes
+
+        name, value = name.removesuffix("_bytes"), format_bytes(value)
+    return name.replace("_", " "), str(value)
 
 
 def _lines(title: str, lines: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+        title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
     for label, text in lines:
-        table.add_row(f"[dim]{label}[/dim]", text)
+        table.add_row(Text(label, "dim"), Text(text))
     Console().print(table)
 
 

@@ -50,6 +50,11 @@ def figure(
             pyplot.close(drawn)
 
 
+def from_zero(axes: Axes) -> None:
+    """The y axis from 0 to a little above the highest marker, so that none is cut."""
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
+
+
 def legend(axes: Axes) -> None:
     """A legend only where there is something to tell apart."""
     if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -107,7 +107,9 @@ def apply(
         shards = plan_shards(planned, like=target, max_shard_bytes=shard_bytes)
         if dry_run:
             return {**record, "plan": _plan(target, changes)}
-        job = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        job = hashlib.sha256(
+            json.dumps(record, sort_keys=True, allow_nan=False).encode()
+        ).hexdigest()
         with Staging(
             Path(out), job=job, overwrite=overwrite, resume=resume, inputs=[adapter, checkpoint]
         ) as staging:
@@ -119,7 +121,7 @@ def apply(
                 if path is not None and name not in _LEFT_BEHIND:
                     writer.add_file(name, path)
             record |= _results(results, changes, lora)
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
             card.write_graft_card(staging.folder, record, summary(record))
             writer.finish()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.adapters import format
-from regraft.drawing import figure, legend, render, styles
+from regraft.drawing import figure, from_zero, legend, render, styles
 from regraft.rope import ContextSpec
 
 ADAPTER_FIGURE, GRAFT_FIGURE = "extraction.png", "graft.png"
@@ -17,7 +17,9 @@ ADAPTER_FIGURE, GRAFT_FIGURE = "extraction.png", "graft.png"
 _ADAPTER = """\
 ---
 library_name: peft
-base_model: {{ base }}
+{% if hub_id %}
+base_model: {{ hub_id }}
+{% endif %}
 tags: [regraft, lora, long-context]
 ---
 # {{ title }}
@@ -44,7 +46,7 @@ lower bound for any adapter of these ranks.
 | module | modules | rank | change / weights | kept above noise | error | best |
 |---|---|---|---|---|---|---|
 {% for row in rows %}
-| {{ row.leaf }} | {{ row.count }} | {{ row.rank }} | {{ row.relative }} | {{ row.kept }} | {{ row.error }} | {{ row.best }} |
+| {{ row.values() | join(" | ") }} |
 {% endfor %}
 
 ![Singular values and error by layer](extraction.png)
@@ -74,7 +76,9 @@ The adapter alone does not change a server's RoPE. On the base model:
 _GRAFT = """\
 ---
 library_name: transformers
-base_model: {{ checkpoint }}
+{% if hub_id %}
+base_model: {{ hub_id }}
+{% endif %}
 tags: [regraft, long-context]
 ---
 # {{ title }}
@@ -95,7 +99,8 @@ tags: [regraft, long-context]
 | tensors | how many | norm of the change | lost |
 |---|---|---|---|
 {% for role, row in roles.items() %}
-| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} | {{ "%.2f%%" % (100 * row.lost_to_storage) }} |
+| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
+{{- " %.2f%%" % (100 * row.lost_to_storage) }} |
 {% endfor %}
 {% if distances %}
 
@@ -128,6 +133,7 @@ def write_adapter_card(
     text = render(
         _ADAPTER,
         title=f"{_last(record['extended']['name'])} as a LoRA of {_last(record['base']['name'])}",
+        hub_id=_hub_id(record["base"]),
         base=record["base"]["name"],
         extended=record["extended"]["name"],
         versions=record["versions"],
@@ -158,6 +164,7 @@ def write_graft_card(folder: Path, record: Mapping[str, Any], lines: list[tuple[
     text = render(
         _GRAFT,
         title=f"{_last(name)} with {_last(record['adapter']['name'])}",
+        hub_id=_hub_id(record["checkpoint"]),
         checkpoint=name,
         adapter=record["adapter"]["name"],
         versions=record["versions"],
@@ -210,6 +217,11 @@ def llamacpp_flags(context: ContextSpec) -> str:
     return f"llama-server -m BASE.gguf --lora ADAPTER.gguf {' '.join(flags)}"
 
 
+def _hub_id(model: Mapping[str, Any]) -> str | None:
+    """org/name for the front matter, where the Hub shows a link; None for a local folder."""
+    return None if model["revision"] is None else str(model["name"]).partition("@")[0]
+
+
 def _last(name: str) -> str:
     return Path(name).name or name
 
@@ -258,7 +270,7 @@ def _draw_extraction(path: Path, modules: Mapping[str, Any]) -> None:
         )
         legend(left)
         right.set(xlabel="layer", ylabel="relative error", title="Error of the adapter by layer")
-        right.set_ylim(bottom=0)
+        from_zero(right)
 
 
 def _layers(modules: Mapping[str, Any], leaf: str) -> list[tuple[int, float]]:
@@ -287,6 +299,6 @@ def _draw_graft(path: Path, tensors: Mapping[str, Any]) -> None:
             right.plot(numbers, [100 * share for share in lost], label=leaf, **style)
         left.set(xlabel="layer", ylabel="norm", title="Change added to each tensor")
         right.set(xlabel="layer", ylabel="% of the change", title="Lost by rounding to storage")
-        left.set_ylim(bottom=0)
-        right.set_ylim(bottom=0)
+        from_zero(left)
+        from_zero(right)
         legend(left)
