@@ -171,6 +171,66 @@ def apply(
     _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
 
 
+@app.command("merge", rich_help_panel="Verbs")
+def merge(
+    recipe: Annotated[Path | None, typer.Argument(help="A mergekit YAML, or one of ours.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, native (float32 streams) or mergekit (its own process).")
+    ] = "auto",
+    as_adapter: Annotated[
+        bool, typer.Option("--as-adapter", help="Write a LoRA on base_model instead of a model.")
+    ] = False,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Such as 5GB. [default: like the donor's]")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything back.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the recipe's JSON schema and stop.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Merge models and adapters by a YAML recipe, the context with them.
+
+    Example: regraft merge examples/merge-ties-long-context.yaml -o merged
+    """
+
+    def work() -> dict[str, Any]:
+        if schema:
+            from regraft.merge.recipe import schema as recipe_schema
+
+            return recipe_schema()
+        if recipe is None or out is None:
+            raise InputError("merge needs a recipe and an output: regraft merge recipe.yaml -o OUT")
+        from regraft.device import use_threads
+        from regraft.merge.execute import merge
+
+        use_threads(threads)
+        return merge(
+            recipe, out, engine=engine, as_adapter=as_adapter, max_shard_size=max_shard_size,
+            verify=verify, device=device, seed=seed, overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def render(record: dict[str, Any]) -> None:
+        if schema:
+            print(json.dumps(record, indent=1))
+            return
+        from regraft.merge.execute import summary
+
+        _lines(f"Merge in {out}", summary(record))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
 @app.command("inspect", rich_help_panel="Look")
 def inspect(
     path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
