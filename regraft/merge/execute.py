@@ -175,7 +175,10 @@ def _stream(
                 own = module_seed(seed, output.name)
                 blocks = merged(output, plan.method, own, scale, workers, tally)
                 writer.write(output.name, blocks)
-                facts[output.name] = {**tally.facts(), **conflicts.measure(output, tally)}
+                facts[output.name] = {
+                    **tally.facts(),
+                    **workers.run(conflicts.measure, output, tally),
+                }
                 staging.record(f"merge:{output.name}", **facts[output.name])
             bar.advance(output.nbytes)
     return facts

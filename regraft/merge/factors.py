@@ -145,7 +145,11 @@ def write(
             "revision": base.checkpoint.revision,
             "fingerprint": base.checkpoint.fingerprint(),
         },
-        "extended": {"name": None, "revision": None, "fingerprint": None},
+        "extended": {
+            "name": f"a merge of {', '.join(map(str, inputs))}",
+            "revision": None,
+            "fingerprint": f"merge:{staging.job}",
+        },
         "context": {"base": before.to_json(), "extended": context.to_json()},
         "totals": {
             "modules": len(kept),

@@ -435,12 +435,14 @@ class Recipe:
                 raise self.error(part.where, "all layer_ranges of a slice must be of one length.")
 
     def _explained(self, error: ValidationError) -> InputError:
-        """The first of pydantic's errors, by line, as one sentence."""
+        """The first of pydantic's errors as one sentence: misspelt keys, then by line."""
         found = []
         for item in error.errors(include_url=False):
             where, block = _place(item["loc"], self.document.value)
             found.append((self.document.line(where), where, block, item))
-        _, where, block, item = min(found, key=lambda entry: entry[0])
+        _, where, block, item = min(
+            found, key=lambda entry: (entry[3]["type"] != "extra_forbidden", entry[0])
+        )
         key = ".".join(str(part) for part in where)
         kind, message = item["type"], item["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":

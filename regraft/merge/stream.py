@@ -41,6 +41,10 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
+    def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """One task, by one thread like every other: its sums do not depend on their number."""
+        return self._pool.submit(work, *arguments).result()
+
     def map(self, work: Callable[[int], T], count: int) -> Iterator[T]:
         """work(0), work(1), ... in order."""
         running: deque[Future[T]] = deque()
