@@ -462,6 +462,13 @@ def test_selection_among_values_that_are_no_numbers_is_refused() -> None:
         largest(stream, [(0, 3)], 4, 4)
 
 
+def test_a_bracket_answers_only_for_what_lies_in_it() -> None:
+    bracket = select._Range(2.0, 3.0)
+    bracket.add(torch.tensor([[4.0, 3.0, 2.5, 2.0, 1.0]]), 0)
+    assert [bracket.cut(k) for k in (1, 5)] == [None, None]
+    assert [bracket.cut(k) for k in (2, 4)] == [Cut(3.0, 0, 1), Cut(2.0, 0, 1)]
+
+
 def test_a_cut_keeps_equals_up_to_its_place() -> None:
     equal = torch.ones(3, 4)
     mask = Cut(1.0, row=1, within=2).mask(equal, 0)
@@ -520,6 +527,18 @@ def test_della_keeps_the_large_more_often() -> None:
     kept = (merge_tensors("della_linear", [model], base, params) != 0).double().mean(0)
     expected = torch.linspace(0.2, 0.8, 50, dtype=torch.float64)
     assert float((kept - expected).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (4, 30, 3), (50,)], ids=str)
+def test_della_ranks_floats_as_it_ranks_doubles(shape: tuple[int, ...]) -> None:
+    for make in (relatives, lattice):
+        base, inputs = make(shape, 2, 0)
+        params = SETTINGS["della"] | {"rescale": False}
+        single, double = (
+            merge_tensors("della", inputs, base, params, dtype=dtype) - base
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert torch.equal(single != 0, double.float() != 0)
 
 
 # The others, where mergekit says nothing
