@@ -101,7 +101,7 @@ class LowRank:
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(B, A), (m, r) and (r, n): B = U sqrt(S), A = sqrt(S) V', LoRA's names, balanced."""
-        root = self.S.sqrt().to(self.U.dtype)
+        root = self.S.sqrt().to(self.U)
         return self.U * root, root[:, None] * self.Vt
 
 
