@@ -218,6 +218,20 @@ def test_an_adapter_is_measured_as_its_dense_change_would_be(folders: dict[str, 
     assert "of the projections' change" in text
 
 
+def test_an_adapter_that_was_merged_says_of_what(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "merged")
+    context = inspect(str(folders["lora"]))["context"]
+    record = {
+        "kind": "adapter", "method": "ties", "layout": "portable", "context": context,
+        "inputs": [{"name": "b"}, {"name": "b", "adapter": {"name": "one"}}],
+        "totals": {"error": 0.125},
+    }  # fmt: skip
+    (folder / RECORD).write_text(json.dumps(record))
+    text = shown(inspect(str(folder)))
+    assert "by ties from one" in text
+    assert "0.1250 of the merged change" in text
+
+
 def foreign(folder: Path, **config: Any) -> Path:
     """A LoRA as others save it, on q_proj of layer 0 (rank 4) and 1 (rank 2 under a pattern)."""
     folder.mkdir()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from regraft.adapters import evidence, format
+from regraft.adapters import format
 from regraft.adapters.apply import summary as graft_summary
 from regraft.adapters.effective_rank import effective_rank_of_factors
 from regraft.adapters.format import Adapter
@@ -196,6 +196,8 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "base_revision": adapter.config.get("revision"),
         "base_fingerprint": record.get("base", {}).get("fingerprint"),
         "extended": record.get("extended", {}).get("name"),
+        "method": record.get("method"),
+        "merged_from": [i["adapter"]["name"] for i in record.get("inputs", []) if "adapter" in i],
         "layout": record.get("layout"),
         "rule": record.get("rule"),
         "rank_min": min(ranks, default=0),
@@ -225,7 +227,6 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "carries_lineage": (adapter.folder / format.LINEAGE).is_file(),
         "totals": record.get("totals"),
         "not_captured": record.get("not_captured"),
-        "lines": [list(line) for line in evidence.summary(record)] if record else None,
         "readers": _readers(adapter, max(ranks, default=0)),
         "modules": modules,
     }

@@ -79,7 +79,9 @@ def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
     alpha = f"alpha {found['lora_alpha']:g}" if found["lora_alpha"] is not None else "alpha 8"
     scaling = _range(found["scaling_min"] or 0, found["scaling_max"] or 0, "{:.4g}")
     lines = [("base", _revised(found["base"], found["base_revision"]))]
-    if found["extended"]:
+    if found["method"]:
+        lines.append(("merged", f"by {found['method']} from {', '.join(found['merged_from'])}"))
+    elif found["extended"]:
         lines.append(("extracted from", found["extended"]))
     lines += [
         (
@@ -100,11 +102,12 @@ def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
         lines.append(("context", _arrow(both["base"]["text"], both["extended"]["text"])))
     else:
         lines.append(("context", "not carried: give --context when you apply it"))
-    if found["totals"]:
-        totals = found["totals"]
-        lines.append(("error", f"{totals['error']:.4f} of the projections' change"))
-        if totals["energy_above_floor"] is not None:
-            lines.append(("kept", f"{totals['energy_above_floor']:.1%} of the energy above noise"))
+    totals = found["totals"] or {}
+    if "error" in totals:
+        what = "merged" if found["method"] else "projections'"
+        lines.append(("error", f"{totals['error']:.4f} of the {what} change"))
+    if totals.get("energy_above_floor") is not None:
+        lines.append(("kept", f"{totals['energy_above_floor']:.1%} of the energy above noise"))
     lines += [
         ("not captured", f"{role}: {fact['changed']} tensors, "
          f"{fact['share_of_all_change']:.2%} of all change")
