@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -197,7 +197,10 @@ def _lapack(delta: Tensor, rank: int, total: float) -> LowRank:
 
 
 class _Iteration:
-    """One matrix being decomposed: the block basis, the products, the probe."""
+    """One matrix being decomposed: the block basis, the products, the probe.
+
+    All of it is about D / ||D||, so that squares of squares stay within float32's range.
+    """
 
     def __init__(
         self,
@@ -209,6 +212,7 @@ class _Iteration:
         start: Tensor | None,
     ) -> None:
         self.delta, self.total, self.columns, self.seed = delta, total, columns, seed
+        self.exhausted = False  # the probe has filled what the block leaves
         if half is None:
             quick = delta.dtype == torch.float32 and fast_half(delta.device)
             half = delta.to(torch.bfloat16) if quick else delta
@@ -226,23 +230,37 @@ class _Iteration:
         for _ in range(_MAX_ROUNDS):
             result = self._project(rank, certify)
             if self.bounds is None:
-                return result
+                return self._in_full(result)
             optimistic = self.bounds.above(float(self.ritz[0]))
             if result.ratio(optimistic, rank) <= 1 + tolerance:
                 certified = self._certify(result, self.bounds, rank, tolerance)
                 if certified is not None:
-                    return certified
+                    return self._in_full(certified)
+                if self.exhausted:
+                    break
             self.basis = self.right
             if float(self.ritz[-1]) < _STEEP * float(self.ritz[0].clamp_min(0)):
                 self._power(1)  # in a steep spectrum rounding would blur the small directions
         return _lapack(self.delta, rank, self.total)
 
+    def _in_full(self, result: LowRank) -> LowRank:
+        """The decomposition of D from that of D / ||D||."""
+        residual = result.squared_residual
+        return replace(
+            result,
+            S=result.S * math.sqrt(self.total),
+            squared_norm=self.total,
+            upper=result.upper * self.total,
+            squared_residual=None if residual is None else residual * self.total,
+        )
+
     def _product(self, matrix: Tensor, block: Tensor) -> Tensor:
         self.passes += 1
         if matrix.dtype == self.delta.dtype:
-            return matrix @ block
-        # written as (X'D')' because bfloat16 kernels like the long side last
-        return (block.to(matrix.dtype).T @ matrix.T).T.to(self.delta.dtype)
+            product = matrix @ block
+        else:  # written as (X'D')' because bfloat16 kernels like the long side last
+            product = (block.to(matrix.dtype).T @ matrix.T).T.to(self.delta.dtype)
+        return product.mul_(1 / math.sqrt(self.total))
 
     def _power(self, steps: int) -> None:
         """Whole steps with the fast copy: the basis turns towards the leading right space."""
@@ -272,13 +290,13 @@ class _Iteration:
         vt = vt[:rank].to(q.dtype) @ q.T
         values = s.cpu()
         residual: float | None = None
-        if self.total - float(values[:rank].square().sum()) < 1e-4 * self.total:
+        if 1 - float(values[:rank].square().sum()) < 1e-4:
             residual = self._residual(u, values[:rank], vt)
         return LowRank(
             u,
             values[:rank],
             vt,
-            self.total,
+            1.0,
             torch.full((rank,), math.inf, dtype=torch.float64),
             "subspace",
             self.passes,
@@ -286,19 +304,20 @@ class _Iteration:
         )
 
     def _residual(self, u: Tensor, s: Tensor, vt: Tensor) -> float:
-        """||D - U S Vt||^2 by subtraction, block by block: where ||D||^2 - sum s^2 would cancel."""
-        scaled = s.to(u)[:, None] * vt
+        """||D - U S Vt||^2 by subtraction, block by block: where 1 - sum s^2 would cancel."""
+        scaled = (s * math.sqrt(self.total)).to(u)[:, None] * vt
         rows = max(1, 2**20 // self.delta.shape[1])
-        return sum(
+        squared = sum(
             float(torch.linalg.vector_norm(d - b @ scaled, dtype=torch.float64)) ** 2
             for d, b in zip(self.delta.split(rows), u.split(rows), strict=True)
         )
+        return squared / self.total
 
     def _certify(
         self, result: LowRank, bounds: _Bounds, rank: int, tolerance: float
     ) -> LowRank | None:
         """Raise the probe's accuracy until the ratio is proven, or give up (more power steps)."""
-        remainder = max(self.total - float(self.ritz.sum()), 0.0)
+        remainder = max(1 - float(self.ritz.sum()), 0.0)
         rounding, matrix = self._rounding(), self.half
         if rounding > 0.005 * math.sqrt(max(float(self.ritz[0]), 0.0)):
             rounding, matrix = 0.0, self.delta
@@ -320,6 +339,9 @@ class _Iteration:
                     self.passes,
                     result.squared_residual,
                 )
+            self.exhausted = self.columns + steps * _PROBES > min(self.delta.shape)
+            if self.exhausted:
+                return None
             if steps > 1:
                 probe = self._product(matrix.T, images[-1])
             for _ in range(2):
@@ -338,15 +360,13 @@ class _Iteration:
         return None
 
     def _rounding(self) -> float:
-        """Spectral norm that rounding D to the fast copy can add: twice the edge of a random matrix
-        with the mean square of independent roundings, u^2/3 that of D."""
+        """Spectral norm, relative to ||D||, of rounding to the fast copy: at most twice the edge of
+        a random matrix with the mean square of independent roundings, u^2/3 that of D."""
         if self.half.dtype == self.delta.dtype:
             return 0.0
         m, n = self.delta.shape
         unit = torch.finfo(self.half.dtype).eps / 2
-        return (
-            2 * unit / math.sqrt(3) * math.sqrt(self.total) * (1 / math.sqrt(m) + 1 / math.sqrt(n))
-        )
+        return 2 * unit / math.sqrt(3) * (1 / math.sqrt(m) + 1 / math.sqrt(n))
 
 
 @lru_cache(maxsize=256)
