@@ -21,6 +21,7 @@ from regraft.errors import InputError
 
 _TRACY_WIDOM_999 = 3.2724  # 99.9% quantile of the Tracy-Widom law of order 1
 _SAMPLED_ROWS = 64
+_RESOLUTION = 2.0**-25  # of ||D||: singular values below it are float32's own arithmetic
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,16 @@ def noise_floor(
     """The floor seen from the leading singular values (k,) of a delta with `squared_norm`.
 
     The variance is what the values below the edge leave, held between `noise.low` and
-    `noise.high`: a residual larger than two roundings can make is not rounding.
+    `noise.high`: a residual larger than two roundings can make is not rounding. The edge is never
+    below what float32 resolves.
     """
     m, n = shape
+    resolved = _RESOLUTION * math.sqrt(squared_norm)
     squares = singular.square()
     variance = noise.high
     above = 0
     for _ in range(singular.numel() + 1):
-        edge = noise_edge(variance, m, n)
+        edge = max(noise_edge(variance, m, n), resolved)
         above = int((singular > edge).sum())
         rest = squared_norm - float(squares[:above].sum())
         left = max(rest, 0.0) / max(1, (m - above) * (n - above))
@@ -154,7 +157,7 @@ def noise_floor(
         if lower >= variance * (1 - 1e-3):
             break
         variance = lower
-    return Floor(variance, noise_edge(variance, m, n), above)
+    return Floor(variance, max(noise_edge(variance, m, n), resolved), above)
 
 
 def decompose(
