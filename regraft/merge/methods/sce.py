@@ -22,7 +22,7 @@ class Selection:
 
 
 def _variance(deltas: list[Tensor]) -> Tensor:
-    """Across the inputs, element by element; exactly 0 where all inputs agree."""
+    """Across the N inputs, element by element, times N; exactly 0 where all inputs agree."""
     shifted = [d - deltas[0] for d in deltas[1:]]
     mean = torch.zeros_like(deltas[0])
     for shift in shifted:
@@ -31,7 +31,7 @@ def _variance(deltas: list[Tensor]) -> Tensor:
     variance = mean.square()
     for shift in shifted:
         variance += (shift - mean).square_()
-    return variance.div_(len(deltas))
+    return variance
 
 
 def _select(
