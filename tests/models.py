@@ -25,6 +25,23 @@ LLAMA: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 LONG = {"rope_theta": 160000.0, "max_position_embeddings": 2048}
+DEEP = {
+    **LLAMA,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 12,
+    "num_key_value_heads": 4,
+}
+TIED = {**LLAMA, "tie_word_embeddings": True}
+QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+GEMMA2 = {
+    **TIED,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 64,
+}
 
 
 def weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -101,6 +118,15 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob("model*.safetensors")):
         state |= load_file(path)
     return state
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Relative file name -> bytes, of everything in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def family(

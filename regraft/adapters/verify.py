@@ -52,6 +52,8 @@ def _load(model: Any, folder: Path) -> Any:
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5 for a property that was renamed.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # It also warns of merging into a tied embedding; here nothing is merged.
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
         try:
             return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
         except Exception as error:  # whatever PEFT raises for an adapter that it cannot use

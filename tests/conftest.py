@@ -1,0 +1,24 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from forked import Children
+
+
+@pytest.fixture(scope="session")
+def children() -> Iterator[Children]:
+    """A process with the imports done, to run commands in that are killed or find a full disk."""
+    with Children() as started:
+        yield started
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards without their figure, which takes longer to draw than a small model to extract."""
+    from regraft.adapters import card
+
+    monkeypatch.setattr(card, "_draw_extraction", lambda path, modules: None)
+    monkeypatch.setattr(card, "_draw_graft", lambda path, tensors: None)
