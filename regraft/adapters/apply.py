@@ -22,7 +22,8 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters import card, evidence, format, lineage
 from regraft.adapters.format import Adapter
-from regraft.checkpoint.roles import Role, roles
+from regraft.adapters.pairing import context_of, roles_of
+from regraft.checkpoint.roles import Role
 from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, plan_shards
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import pick_device
@@ -94,7 +95,7 @@ def apply(
                 "fingerprint": target.fingerprint(),
             },
             "context": {
-                "checkpoint": ContextSpec.from_config(target.config).to_json(),
+                "checkpoint": context_of(target).to_json(),
                 "output": spec.to_json(),
                 "policy": policy,
             },
@@ -141,7 +142,7 @@ def _roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
     )
     if known is not None and same and target.tensors.keys() <= known.keys():
         return {name: known[name] for name in target.tensors}
-    return roles(target.config, target.tensors)
+    return roles_of(target)
 
 
 def _match(
@@ -220,7 +221,7 @@ def _tied_heads(
 
 def _context(lora: Adapter, target: Checkpoint, wanted: str | None) -> tuple[ContextSpec, str]:
     """The output's context and where it is from. Raises LineageError if nobody decided."""
-    own = ContextSpec.from_config(target.config)
+    own = context_of(target)
     if wanted == "checkpoint":
         return own, "checkpoint"
     if wanted not in (None, "adapter"):

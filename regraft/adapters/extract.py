@@ -24,15 +24,22 @@ from regraft import progress
 from regraft.adapters import card, evidence, format, lineage
 from regraft.adapters.deltas import Delta, compare, deltas, difference, difference_dtype
 from regraft.adapters.lowrank import LowRank, rounding_error
-from regraft.adapters.pairing import Module, Plan, check_lineage, make_plan, shared_shape
+from regraft.adapters.pairing import (
+    Module,
+    Plan,
+    check_lineage,
+    context_of,
+    make_plan,
+    roles_of,
+    shared_shape,
+)
 from regraft.adapters.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
 from regraft.adapters.verify import peft_deltas
-from regraft.checkpoint.roles import Role, roles
+from regraft.checkpoint.roles import Role
 from regraft.checkpoint.sink import Planned, Staging, write_safetensors
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import pick_device
 from regraft.errors import CheckpointError, InputError
-from regraft.rope import ContextSpec
 from regraft.units import parse_bytes
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -81,8 +88,8 @@ def extract_lora(
     rule = parse_rule(rank, energy, parse_bytes(budget) if budget is not None else None, cap)
     where = pick_device(device)
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e:
-        role_of = roles(b.config, b.tensors)
-        contexts = ContextSpec.from_config(b.config), ContextSpec.from_config(e.config)
+        role_of = roles_of(b)
+        contexts = context_of(b), context_of(e)
         plan = make_plan(b, e, role_of, rule, layout, modules, DTYPES[dtype])
         relation = check_lineage(b, e, role_of, contexts, force)
         arguments = {

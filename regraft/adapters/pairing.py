@@ -6,7 +6,8 @@ Everything here is known from headers, configs and sampled weights, before any l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +19,6 @@ from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.rope import ContextSpec
-
 
 _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
 
@@ -45,6 +45,27 @@ class Plan:
     write_bytes: int
     peak_bytes: int
     notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of which model a config.json is that cannot be used."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.name}: {error}") from error
+
+
+def context_of(checkpoint: Checkpoint) -> ContextSpec:
+    """The checkpoint's own context. Raises CheckpointError naming it."""
+    with naming(checkpoint):
+        return ContextSpec.from_config(checkpoint.config)
+
+
+def roles_of(checkpoint: Checkpoint) -> dict[str, Role]:
+    """What each tensor of the checkpoint is. Raises CheckpointError naming it."""
+    with naming(checkpoint):
+        return roles(checkpoint.config, checkpoint.tensors)
 
 
 def make_plan(
@@ -122,7 +143,9 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
                 )
         names.append(name)
     extra = [name for name in e.tensors if name not in b.tensors]
-    for name, role in roles(e.config, extra).items():
+    with naming(e):
+        own = roles(e.config, extra) if extra else {}
+    for name, role in own.items():
         if role.kind != "other" and not (role.kind == "head" and b.tied):
             raise CheckpointError(
                 f"{e.name} has tensor '{name}', which {b.name} lacks; the extended model must be "
