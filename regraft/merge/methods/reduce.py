@@ -7,7 +7,7 @@ exactly (`math.fsum`), so neither the block size nor the number of threads can s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,40 +28,40 @@ def first_row(block: Tensor, offset: int) -> int:
     return offset // max(1, block[0].numel()) if block.ndim > 1 else 0
 
 
-def row_sums(values: Tensor) -> Tensor:
-    """(rows, n) -> (rows,) float64."""
-    values = values.double()
+def row_sums(values: Tensor) -> list[float]:
+    """(rows, n) -> each row's sum. As Python numbers: a small tensor that outlives its block would
+    pin the free megabyte around it, and the heap grow with the stream."""
+    return list(_row_sums(values.double()).tolist())
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    """(rows, n) float64 -> (rows,)."""
     if values.shape[0] == 1:  # torch would split a sum with a single result between threads
         return values.expand(2, -1).sum(1)[:1]
     return values.sum(1)
 
 
-def total(parts: Iterable[Tensor]) -> float:
-    """The correctly rounded sum of all `row_sums` of a stream."""
-    return math.fsum(value for part in parts for value in part.tolist())
-
-
 def gram_rows(blocks: Sequence[Tensor]) -> list[list[Tensor]]:
     """The inner products of N blocks (rows, n), row by row: [i][j] (rows,) float64 for j <= i."""
     wide = [block.double() for block in blocks]
-    return [[row_sums(x * y) for y in wide[: i + 1]] for i, x in enumerate(wide)]
+    return [[_row_sums(x * y) for y in wide[: i + 1]] for i, x in enumerate(wide)]
 
 
 class Gram:
     """The matrix of inner products of N tensors that come block by block."""
 
     def __init__(self, count: int) -> None:
-        self.parts: list[list[list[Tensor]]] = [[[] for _ in range(i + 1)] for i in range(count)]
+        self.sums: list[list[list[float]]] = [[[] for _ in range(i + 1)] for i in range(count)]
 
     def add(self, blocks: Sequence[Tensor]) -> None:
         """The next block of each tensor."""
         for i, row in enumerate(gram_rows([as_rows(block) for block in blocks])):
             for j, part in enumerate(row):
-                self.parts[i][j].append(part)
+                self.sums[i][j] += part.tolist()
 
     def matrix(self) -> Tensor:
         """(N, N) float64."""
-        lower = [[total(part) for part in row] for row in self.parts]
+        lower = [[math.fsum(sums) for sums in row] for row in self.sums]
         count = len(lower)
         full = [[lower[max(i, j)][min(i, j)] for j in range(count)] for i in range(count)]
         return torch.tensor(full, dtype=torch.float64)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from regraft.merge.methods.reduce import as_rows, first_row, row_sums, rows_and_columns, total
+from regraft.merge.methods.reduce import as_rows, first_row, row_sums, rows_and_columns
 from regraft.merge.methods.registry import Blocks, Fraction, Positive, method
 from regraft.merge.methods.select import ALL, Cut, largest
 
@@ -49,16 +50,16 @@ def _select(
     if select_topk < 1 and inputs:
         varying = sum(int(torch.count_nonzero(part[0])) for part in variances(1))
         (cut,) = largest(variances, [(0, int(varying * select_topk))], rows, columns)
-    sums: list[list[Tensor]] = []
+    sums: list[list[float]] = []
     row = 0
     for tensors, base in blocks():
         assert base is not None
         deltas = _masked([t - base for t in tensors], cut, row)
         sums = sums or [[] for _ in deltas]
         for part, delta in zip(sums, deltas, strict=True):
-            part.append(row_sums(as_rows(delta).double().square()))
+            part += row_sums(as_rows(delta).double().square())
         row += as_rows(base).shape[0]
-    energies = [total(part) / (rows * columns) for part in sums]
+    energies = [math.fsum(part) / (rows * columns) for part in sums]
     whole = sum(energies)
     if whole <= energy_floor:
         return Selection(cut, [1 / len(energies) for _ in energies])

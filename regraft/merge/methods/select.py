@@ -14,8 +14,10 @@ to it, the ones with the lowest flat indices.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from regraft.errors import InputError
 Stream = Callable[[int], Iterator[list[Tensor]]]
 
 _SAMPLE = 2**20  # elements of the sample; a tensor of at most twice as many is taken whole
+_SPARSEST = 63  # every how many rows at most: huge tensors get larger samples, narrower brackets
 _LEAST_ROWS = 64  # a tensor with fewer rows is taken whole too: its sample would say little
 _ATOM = 8  # equal entries in the sample from which a value counts as shared by many
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -87,7 +90,8 @@ def largest(stream: Stream, wanted: list[tuple[int, int]], rows: int, columns: i
     cuts = {i: ALL if k >= count else NONE for i, (_, k) in enumerate(wanted)}
     searches = {i: _Search(k) for i, (_, k) in enumerate(wanted) if 0 < k < count}
     if searches and count > 2 * _SAMPLE and rows >= _LEAST_ROWS:
-        parts = list(stream(count // _SAMPLE | 1))  # odd: heads repeat with powers of two
+        step = min(count // _SAMPLE, _SPARSEST) | 1  # odd: heads repeat with powers of two
+        parts = list(stream(step))
         for i, search in searches.items():
             search.bracket(torch.cat([part[wanted[i][0]] for part in parts]), count)
         del parts
@@ -156,10 +160,10 @@ class _Range:
         self.low, self.high, self.limit = low, high, limit
         self.shared_high = shared_high or low == high
         self.shared_low = shared_low and low != high
-        self.above = self.collected = 0
-        self.at_high: list[Tensor] = []
-        self.at_low: list[Tensor] = []
-        self.inside: list[tuple[Tensor, Tensor]] = []
+        self.above = 0
+        self.at_high: list[int] = []
+        self.at_low: list[int] = []
+        self.inside = _Pile()
         self.columns = 1
 
     def add(self, magnitudes: Tensor, row: int) -> None:
@@ -168,42 +172,61 @@ class _Range:
         above = flat > self.high
         self.above += _count(above)
         if self.shared_high:
-            self.at_high.append(_rows_with(magnitudes, self.high))
+            self.at_high += _rows_with(magnitudes, self.high)
         if self.shared_low:
-            self.at_low.append(_rows_with(magnitudes, self.low))
-        if self.low == self.high or (self.limit is not None and self.collected > self.limit):
+            self.at_low += _rows_with(magnitudes, self.low)
+        if self.low == self.high or self._too_many():
             return
         if self.shared_high:
             above = flat >= self.high
         index = _places((flat > self.low if self.shared_low else flat >= self.low) ^ above)
-        self.inside.append((magnitudes.flatten()[index], index + row * self.columns))
-        self.collected += index.numel()
+        self.inside.add(magnitudes.flatten()[index], index + row * self.columns)
 
     def cut(self, k: int) -> Cut | None:
         """The cut for k, None if the k-th largest lies elsewhere."""
         k -= self.above
-        if k <= 0 or (self.limit is not None and self.collected > self.limit):
+        if k <= 0 or self._too_many():
             return None
-        if self.shared_high:
-            counts = torch.cat(self.at_high)
-            if k <= int(counts.sum()):
-                return _within_rows(self.high, counts, k)
-            k -= int(counts.sum())
-        if k <= self.collected:
-            values = torch.cat([value for value, _ in self.inside])
-            index = torch.cat([index for _, index in self.inside])
+        if k <= sum(self.at_high):
+            return _within_rows(self.high, self.at_high, k)
+        k -= sum(self.at_high)
+        if k <= self.inside.size:
+            values, index = self.inside.content()
             value = _kth_largest(values, k)
             equal = index[values == value]
             last = int(equal[k - int(torch.count_nonzero(values > value)) - 1])
             start = last - last % self.columns
             within = int(torch.count_nonzero((equal >= start) & (equal <= last)))
             return Cut(value, last // self.columns, within)
-        k -= self.collected
-        if self.shared_low:
-            counts = torch.cat(self.at_low)
-            if k <= int(counts.sum()):
-                return _within_rows(self.low, counts, k)
-        return None
+        k -= self.inside.size
+        return _within_rows(self.low, self.at_low, k) if k <= sum(self.at_low) else None
+
+    def _too_many(self) -> bool:
+        return self.limit is not None and self.inside.size > self.limit
+
+
+class _Pile:
+    """Values and their flat indices in two growing buffers. Many small tensors that outlive their
+    block would each pin the free megabyte around them: the heap then grows with the stream."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.values, self.index = torch.empty(0), torch.empty(0, dtype=torch.int64)
+
+    def add(self, values: Tensor, index: Tensor) -> None:
+        end = self.size + values.numel()
+        if end > self.values.numel() or not self.values.numel():
+            room = max(2 * end, 2**16)
+            grown = values.new_empty(room), index.new_empty(room)
+            grown[0][: self.size] = self.values[: self.size]
+            grown[1][: self.size] = self.index[: self.size]
+            self.values, self.index = grown
+        self.values[self.size : end] = values
+        self.index[self.size : end] = index
+        self.size = end
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        return self.values[: self.size], self.index[: self.size]
 
 
 class _Radix:
@@ -262,16 +285,15 @@ def _places(chosen: Any) -> Tensor:
     return chosen.nonzero()[:, 0]
 
 
-def _rows_with(values: Tensor, value: float) -> Tensor:
-    """How many entries of each row equal `value`: (rows,) int64."""
-    equal = _array(values) == value
-    if isinstance(equal, np.ndarray):
-        return torch.from_numpy(np.count_nonzero(equal.reshape(values.shape), axis=1))
-    return equal.view(values.shape).sum(1)
+def _rows_with(values: Tensor, value: float) -> list[int]:
+    """How many entries of each row equal `value`."""
+    equal = (_array(values) == value).reshape(tuple(values.shape))
+    counts = np.count_nonzero(equal, axis=1) if isinstance(equal, np.ndarray) else equal.sum(1)
+    return list(counts.tolist())
 
 
-def _within_rows(value: float, counts: Tensor, k: int) -> Cut:
+def _within_rows(value: float, counts: list[int], k: int) -> Cut:
     """The cut that keeps the first k of the entries equal to `value`, `counts` of them a row."""
-    ends = counts.cumsum(0)
-    row = int(torch.searchsorted(ends, k))
-    return Cut(value, row, k - (int(ends[row - 1]) if row else 0))
+    ends = list(accumulate(counts))
+    row = bisect_left(ends, k)
+    return Cut(value, row, k - (ends[row] - counts[row]))

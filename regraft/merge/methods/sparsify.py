@@ -7,6 +7,7 @@ ten times an arithmetic pass, hence hardshrink and masks of 0.0 and 1.0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regraft.merge.methods.noise import uniform
-from regraft.merge.methods.reduce import as_rows, row_sums, rows_and_columns, total
+from regraft.merge.methods.reduce import as_rows, row_sums, rows_and_columns
 from regraft.merge.methods.registry import Blocks
 from regraft.merge.methods.select import Cut, Stream, largest
 
@@ -185,18 +186,18 @@ def _rescaled(blocks: Blocks, schemes: Sequence[Scheme], rescale: bool) -> Spars
     sparse = [not isinstance(scheme, All) for scheme in schemes]
     if not rescale or not any(sparse):
         return Sparsifier(schemes, [1.0] * len(schemes))
-    before: list[list[Tensor]] = [[] for _ in schemes]
-    after: list[list[Tensor]] = [[] for _ in schemes]
+    before: list[list[float]] = [[] for _ in schemes]
+    after: list[list[float]] = [[] for _ in schemes]
     row = 0
     for tensors, base in blocks():
         assert base is not None
         for i, scheme in enumerate(schemes):
             if sparse[i]:
                 delta = tensors[i] - base
-                before[i].append(row_sums(as_rows(delta).abs()))
-                after[i].append(row_sums(as_rows(scheme.keep(delta, row)).abs()))
+                before[i] += row_sums(as_rows(delta).abs())
+                after[i] += row_sums(as_rows(scheme.keep(delta, row)).abs())
         row += as_rows(base).shape[0]
     factors = []
-    for whole, kept in zip(map(total, before), map(total, after), strict=True):
+    for whole, kept in zip(map(math.fsum, before), map(math.fsum, after), strict=True):
         factors.append(1.0 if min(whole, kept) < _NO_NORM else whole / kept)
     return Sparsifier(schemes, factors)
