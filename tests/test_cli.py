@@ -171,6 +171,8 @@ def test_quiet_says_nothing_on_stderr(family, tmp_path):
         (["--modules", "nope"], "names no matrix"),
         (["--dtype", "int4"], "--dtype 'int4' is not"),
         (["--device", "cuda:77"], "sees no such GPU"),
+        (["--device", "meta"], "--device 'meta' is not"),
+        (["--device", "gpu"], "--device 'gpu' is not"),
         (["--threads", "0"], "--threads 0 is too few"),
     ],
 )

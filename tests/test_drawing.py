@@ -1,0 +1,35 @@
+"""Figures and cards: nothing cut, nothing blank, the same bytes twice."""
+
+from __future__ import annotations
+
+import pytest
+from jinja2 import UndefinedError
+
+from regraft.drawing import figure, from_zero, render, styles
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.4, 0.3], [0.0, 0.0, 0.0]])
+def test_the_highest_marker_is_not_cut(values, tmp_path):
+    with figure(tmp_path / "f.png") as axes:
+        axes.plot(values, **next(styles()))
+        from_zero(axes)
+        low, high = axes.get_ylim()
+    assert low == 0
+    assert high >= 1.07 * max(values)
+    assert high > 0
+
+
+def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path):
+    for name in ("one.png", "two.png"):
+        with figure(tmp_path / name, 2) as (left, right):
+            left.plot([1, 2], label="a")
+            right.plot([2, 1])
+    one = (tmp_path / "one.png").read_bytes()
+    assert one == (tmp_path / "two.png").read_bytes()
+    assert one.startswith(b"\x89PNG")
+
+
+def test_a_name_the_template_lacks_is_an_error():
+    assert render("{{ a }}\n", a=1) == "1\n"
+    with pytest.raises(UndefinedError):
+        render("{{ b }}", a=1)
