@@ -133,6 +133,7 @@ def test_small_matrices_are_decomposed_exactly(m, n, rank, decay, scale, seed):
     scale=st.sampled_from([1e-12, 1e-9, 1.0, 1e9]),
     seed=st.integers(0, 99),
 )
+@example(m=257, n=257, rank=2, decay=2.0, floor=0.0, scale=1e-9, seed=0)
 def test_larger_matrices_keep_the_promise_whatever_their_spectrum(
     m, n, rank, decay, floor, scale, seed
 ):
