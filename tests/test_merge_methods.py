@@ -14,7 +14,7 @@ from peft.utils.merge_utils import ties as peft_ties
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.merge.methods import REQUIRED, get, merge_tensors, names, select
+from regraft.merge.methods import REQUIRED, StoredBlocks, get, merge_tensors, names, select
 from regraft.merge.methods.noise import uniform
 from regraft.merge.methods.reduce import row_sums
 from regraft.merge.methods.select import Cut, largest
@@ -142,6 +142,17 @@ def test_wrong_numbers_of_inputs_and_unknown_names_are_refused() -> None:
         merge_tensors("ties", [a, b], None, SETTINGS["ties"])
     with pytest.raises(InputError, match="did you mean ties"):
         get("tise")
+
+
+@pytest.mark.parametrize("step", [1, 3, 50])
+def test_stored_blocks_give_whole_rows_or_every_so_many(step: int) -> None:
+    base, inputs = relatives((23, 2, 5))
+    half = [t.bfloat16() for t in inputs]
+    blocks = list(StoredBlocks(half, base, 40)(step))
+    assert all(len(block[0][0]) <= 4 for block in blocks)
+    for i, tensor in enumerate(half):
+        assert torch.equal(torch.cat([block[0][i] for block in blocks]), tensor[::step].float())
+    assert torch.equal(torch.cat([b for _, b in blocks if b is not None]), base[::step])
 
 
 # What holds for every method
