@@ -90,7 +90,7 @@ def report(plan: Plan, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
             **figures([fact]),
         }
     return {
-        "totals": {"tensors": len(tensors), **figures(facts.values())},
+        "totals": {"tensors": len(tensors), **figures(facts[out.name] for out in plan.outputs)},
         "roles": {
             name: {"tensors": len(members), **figures(members)} for name, members in roles.items()
         },

@@ -36,7 +36,7 @@ from regraft.merge.plan import (
     settle_context,
 )
 from regraft.merge.recipe import Recipe, schema
-from regraft.merge.stream import FREE_EVERY, Tally, Workers, merged
+from regraft.merge.stream import FREE_EVERY, Tally, each, merged, threads
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, parse_bytes
 
@@ -162,25 +162,21 @@ def _stream(
 ) -> dict[str, dict[str, Any]]:
     """Write every tensor; output tensor -> what was learnt of it."""
     facts: dict[str, dict[str, Any]] = {}
-    with (
-        Workers(device) as workers,
-        progress.bar("Merging", plan.write_bytes, unit="bytes") as bar,
-    ):
-        for output in plan.outputs:
+    with progress.bar("Merging", plan.write_bytes, unit="bytes") as bar:
+
+        def make(output: Output) -> None:
             noted = staging.done(f"merge:{output.name}")
-            if noted is not None and writer.finished(output.name):
-                facts[output.name] = noted
-            else:
+            if noted is None or not writer.finished(output.name):
                 tally = Tally()
                 own = module_seed(seed, output.name)
-                blocks = merged(output, plan.method, own, scale, workers, tally)
+                blocks = merged(output, plan.method, own, scale, device, tally)
                 writer.write(output.name, blocks)
-                facts[output.name] = {
-                    **tally.facts(),
-                    **workers.run(conflicts.measure, output, tally),
-                }
-                staging.record(f"merge:{output.name}", **facts[output.name])
+                noted = {**tally.facts(), **conflicts.measure(output, tally)}
+                staging.record(f"merge:{output.name}", **noted)
+            facts[output.name] = noted
             bar.advance(output.nbytes)
+
+        each(plan.outputs, make, threads(plan.method, device))
     return facts
 
 
@@ -238,12 +234,13 @@ def _range(values: list[Any]) -> str:
 
 def peak_memory(plan: Plan, device: torch.device) -> int:
     """Bytes, an estimate: torch itself, blocks in flight, mapped pages, or one whole tensor."""
-    threads = max(1, torch.get_num_threads())
     inputs = max(len(out.tensors) for out in plan.outputs)
     largest = max(math.prod(out.shape) for out in plan.outputs)
     if not plan.method.blockwise:
         return (600 << 20) + 4 * largest * (2 * inputs + 3)
-    return (600 << 20) + threads * (inputs + 6) * BLOCK * 4 + 2 * inputs * FREE_EVERY
+    return (600 << 20) + threads(plan.method, device) * (
+        (inputs + 6) * BLOCK * 4 + 2 * inputs * FREE_EVERY
+    )
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:

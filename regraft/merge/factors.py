@@ -27,7 +27,7 @@ from regraft.checkpoint.sink import Planned, Staging, write_safetensors
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import Output, Plan
 from regraft.merge.recipe import Recipe
-from regraft.merge.stream import Tally, Workers, merged
+from regraft.merge.stream import Tally, merged
 from regraft.rope import ContextSpec
 
 
@@ -84,13 +84,13 @@ def write(
     dtype = getattr(torch, recipe.out_dtype or "float32")
     scale = 1.0 if recipe.body.scale is None else recipe.body.scale
     spool = _Spool(staging)
-    with Workers(device) as workers, progress.bar("Merging", len(changed)) as bar:
+    with progress.bar("Merging", len(changed)) as bar:
         for output in changed:
             if not spool.has(output.name):
                 if plan.method.name == "task_arithmetic":
                     spool.put(output.name, _added(output, scale))
                 else:
-                    spool.put(output.name, _extracted(output, plan, scale, seed, workers))
+                    spool.put(output.name, _extracted(output, plan, scale, seed, device))
             bar.advance()
     kept = [out for out in changed if spool.facts(out.name)["rank"]]
     if not kept:
@@ -219,12 +219,12 @@ def _added(output: Output, scale: float) -> Merged:
     return Merged(b.float(), a.float(), norm, 0.0)
 
 
-def _extracted(output: Output, plan: Plan, scale: float, seed: int, workers: Workers) -> Merged:
+def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torch.device) -> Merged:
     """The densely merged change, cut to the summed rank of the inputs."""
     assert output.base is not None
     exact = replace(output, dtype=torch.float32)
     own = module_seed(seed, output.name)
-    blocks = merged(exact, plan.method, own, scale, workers, Tally())
+    blocks = merged(exact, plan.method, own, scale, device, Tally())
     delta = torch.cat(list(blocks))
     one, name = output.base
     delta -= one.rows(name, slice(0, len(delta)), torch.float32, torch.device("cpu"))

@@ -1,0 +1,178 @@
+"""regraft merge against mergekit-yaml: one decoder layer of Llama-3-8B and embeddings, bfloat16.
+
+    python benchmarks/merge.py [--layers 1] [-o bench-out] [--methods ties,linear] [--repeat 3]
+
+Three models (TIES, DARE-TIES: two on a base; linear: three; SLERP: two). Each contender runs in a
+process of its own on the same files from a warm page cache; wall, CPU and peak memory are those of
+the process with its imports, the best of --repeat runs. mergekit runs as it is installed, without
+card and tokenizer copy. Errors are taken against the method in float64 on the k and v projections,
+relative to the merged change; entries where two magnitudes tie at the trim threshold or the votes
+cancel exactly have no right answer and are left out. A draw has no reference, so DARE has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from llama8b import Child, environment, make, record, run, script, warm
+
+from regraft.checkpoint.source import Checkpoint
+
+TENSORS = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "kv"]
+WEIGHTS, DENSITY, T = (0.6, 0.4), 0.5, 0.35
+OURS = (
+    "import sys; from regraft.merge.execute import merge; "
+    "merge(sys.argv[1], sys.argv[2], overwrite=True)"
+)
+
+
+def recipes(base: Path, first: Path, second: Path) -> dict[str, dict[str, Any]]:
+    """Method -> recipe for both."""
+    inputs = [
+        {"model": str(path), "parameters": {"weight": weight, "density": DENSITY}}
+        for path, weight in zip((first, second), WEIGHTS, strict=True)
+    ]
+    three = [
+        {"model": str(path), "parameters": {"weight": weight}}
+        for path, weight in zip((base, first, second), (0.2, 0.5, 0.3), strict=True)
+    ]
+    two = [{"model": str(base)}, {"model": str(first)}]
+    return {
+        "ties": {"merge_method": "ties", "base_model": str(base), "models": inputs},
+        "dare_ties": {"merge_method": "dare_ties", "base_model": str(base), "models": inputs},
+        "linear": {"merge_method": "linear", "models": three},
+        "slerp": {
+            "merge_method": "slerp", "base_model": str(base), "models": two,
+            "parameters": {"t": T},
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    parser.add_argument("--methods", default="ties,dare_ties,linear,slerp")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--skip-mergekit", action="store_true")
+    arguments = parser.parse_args()
+    out = arguments.out
+    models = [make(out, arguments.layers, kind) for kind in ("base", "extended", "derivative")]
+    found = recipes(*models)
+    lines = [
+        f"# Merging three models, {arguments.layers} layer(s) of Llama-3-8B's shapes, bfloat16",
+        "",
+        environment("transformers", "mergekit"),
+        "",
+        "| method | | wall s | CPU s | peak memory | error | times faster | of the memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in arguments.methods.split(","):
+        recipe = found[method]
+        contenders: list[tuple[str, Child, float | None]] = []
+        for name in ("regraft",) if arguments.skip_mergekit else ("mergekit", "regraft"):
+            warm(*models)
+            children = [
+                _merge(name, recipe, out / f"merge-{method}-{name}")
+                for _ in range(arguments.repeat)
+            ]
+            child = min(children, key=lambda c: c.wall)
+            error = _error(method, models, out / f"merge-{method}-{name}")
+            contenders.append((name, child, error))
+        peer = contenders[0][1]
+        for name, child, error in contenders:
+            shown = "n/a" if error is None else f"{error:.2e}"
+            ratios = "| |" if child is peer else (
+                f"| {peer.wall / child.wall:.1f} | {child.peak / peer.peak:.2f} |"
+            )  # fmt: skip
+            lines.append(
+                f"| {method} | {name} | {child.wall:.1f} | {child.cpu:.1f} | "
+                f"{child.peak / 1e9:.2f} GB | {shown} {ratios}"
+            )
+            print(lines[-1], file=sys.stderr)
+    record("merge", "\n".join(lines))
+
+
+def _merge(name: str, recipe: dict[str, Any], out: Path) -> Child:
+    path = out.with_suffix(".yaml")
+    ours = {**recipe, "context": {"from": recipe.get("base_model") or _first(recipe)}}
+    path.write_text(yaml.safe_dump(ours if name == "regraft" else recipe, sort_keys=False))
+    shutil.rmtree(out, ignore_errors=True)
+    if name == "regraft":
+        return run([sys.executable, "-c", OURS, str(path), str(out)])
+    command = [script("mergekit-yaml"), str(path), str(out)]
+    return run(
+        [*command, "--no-write-model-card", "--no-copy-tokenizer", "--quiet"], HF_HUB_OFFLINE="1"
+    )
+
+
+def _first(recipe: dict[str, Any]) -> str:
+    return str(recipe["models"][0]["model"])
+
+
+def _error(method: str, models: list[Path], out: Path) -> float | None:
+    """||result - method in float64|| / ||merged change|| over TENSORS, before any rounding."""
+    references: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+        "ties": _ties, "linear": _linear, "slerp": _slerp,
+    }  # fmt: skip
+    if method not in references:
+        return None
+    off = change = 0.0
+    for tensor in TENSORS:
+        stored = []
+        for path in (*models, out):
+            with Checkpoint.open(path) as checkpoint:
+                stored.append(checkpoint.tensor(tensor).double())
+        base, first, second, result = stored
+        exact, decided = references[method](base, first, second)
+        off += float((result - exact)[decided].square().sum())
+        change += float((exact - base)[decided].square().sum())
+    return float((off / change) ** 0.5)
+
+
+def _linear(
+    base: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    exact = 0.2 * base + 0.5 * first + 0.3 * second
+    return exact, torch.ones_like(exact, dtype=torch.bool)
+
+
+def _slerp(
+    base: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cosine = (base / base.norm() * (first / first.norm())).sum()
+    angle = torch.arccos(cosine)
+    parts = torch.sin((1 - T) * angle) * base + torch.sin(T * angle) * first
+    exact = parts / torch.sin(angle) if abs(cosine) <= 0.9995 else torch.lerp(base, first, T)
+    return exact, torch.ones_like(exact, dtype=torch.bool)
+
+
+def _ties(
+    base: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    decided = torch.ones_like(base, dtype=torch.bool)
+    deltas = []
+    for model in (first, second):
+        delta = model - base
+        kept = int(DENSITY * delta.numel())
+        threshold = delta.abs().flatten().kthvalue(delta.numel() - kept + 1).values
+        decided &= (delta.abs() - threshold).abs() > 1e-12
+        deltas.append(torch.where(delta.abs() >= threshold, delta, 0))
+    weighted = torch.stack([d * w for d, w in zip(deltas, WEIGHTS, strict=True)])
+    votes = weighted.sum(0)
+    decided &= (votes.abs() > 1e-12) | (weighted.abs().sum(0) == 0)
+    agree = (weighted != 0) & ((weighted > 0) == (votes > 0))
+    shares = (agree * torch.tensor(WEIGHTS, dtype=torch.float64)[:, None, None]).sum(0)
+    total = (weighted * agree).sum(0)
+    return base + torch.where(shares > 0, total / shares.clamp_min(1e-30), 0), decided
+
+
+if __name__ == "__main__":
+    main()
