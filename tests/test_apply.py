@@ -463,6 +463,29 @@ def test_resume_after_kills_gives_the_same_bytes(family, adapter, tmp_path, chil
     assert models.contents(tmp_path / "again") == models.contents(tmp_path / "whole")
 
 
+def test_resume_does_not_repeat_what_is_done(family, adapter, tmp_path, monkeypatch):
+    from regraft.adapters import apply as module
+
+    done: list[str] = []
+    changed = module._changed
+
+    def counted(lora: Any, target: Any, change: Any, *arguments: Any) -> Any:
+        if len(done) == 9:
+            done.append("interrupted")
+            raise KeyboardInterrupt
+        done.append(change.tensor)
+        return changed(lora, target, change, *arguments)
+
+    monkeypatch.setattr(module, "_changed", counted)
+    with pytest.raises(KeyboardInterrupt):
+        apply(adapter, family[2], tmp_path / "out")
+    record = apply(adapter, family[2], tmp_path / "out", resume=True)
+    done.remove("interrupted")
+    assert len(done) == len(set(done)) == 14
+    monkeypatch.undo()
+    assert record["totals"] == apply(adapter, family[2], tmp_path / "whole")["totals"]
+
+
 def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children):
     line = ["apply", adapter, family[2], "-q", "-o", tmp_path / "out"]
     assert children.run(*line, die=60)["code"] == -9

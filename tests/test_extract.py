@@ -361,6 +361,19 @@ def test_the_record_tells_the_error_that_the_stored_adapter_makes(tmp_path):
     assert record["totals"]["bytes"] == size
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_rounding_of_the_factors_counts_as_error(dtype, family, tmp_path):
+    base, long, _ = family
+    record = extract_lora(base, long, tmp_path / "a", rank=4, dtype=dtype, verify=False)
+    before, after, rebuilt = models.load(base), models.load(long), changes(tmp_path / "a")
+    for name, fact in record["modules"].items():
+        delta = after[f"{name}.weight"].double() - before[f"{name}.weight"].double()
+        error = relative(rebuilt[f"{name}.weight"], delta)
+        assert fact["error"] == pytest.approx(error, rel=1e-2)
+        assert fact["rounding_error"] == pytest.approx(error, rel=1e-2)
+        assert fact["truncation_error"] < 1e-4
+
+
 @pytest.mark.parametrize("layout", ["portable", "compact"])
 @pytest.mark.parametrize("budget", [12_000, 30_000, 60_000])
 def test_a_budget_holds_on_disk(layout, budget, tmp_path, family):
@@ -447,15 +460,22 @@ def test_tensors_that_transformers_does_not_know_are_measured(tmp_path):
 # Files.
 
 
-def test_the_same_input_gives_the_same_bytes(family, tmp_path, monkeypatch):
-    monkeypatch.undo()  # with the figure
-    base, long, _ = family
+def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
+    """Of matrices large enough for the randomised method, and with the figure."""
+    monkeypatch.undo()
+    config = {
+        **models.LLAMA, "hidden_size": 320, "intermediate_size": 448, "num_hidden_layers": 1,
+    }  # fmt: skip
+    base, long, _ = models.family(tmp_path / "models", config=config, rank=12)
     for out in ("one", "two"):
-        extract_lora(base, long, tmp_path / out, rank=4, layout="exact")
+        record = extract_lora(base, long, tmp_path / out, rank=8, layout="exact")
+    assert {fact["method"] for fact in record["modules"].values()} == {"subspace", "lapack"}
     one, two = models.contents(tmp_path / "one"), models.contents(tmp_path / "two")
     assert one == two
     assert {"extraction.png", "README.md", "regraft.json"} <= one.keys()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "one", "two"]
+    other = extract_lora(base, long, tmp_path / "three", rank=8, seed=1, verify=False)
+    assert other["totals"]["error"] == pytest.approx(record["totals"]["error"], rel=1e-3)
 
 
 def test_how_a_model_is_sharded_changes_no_weight(tmp_path):
@@ -515,6 +535,31 @@ def test_resume_after_kills_gives_the_same_bytes(family, tmp_path, children):
         assert not (tmp_path / "again").exists()
     assert children.run(*again)["code"] == 0
     assert models.contents(tmp_path / "again") == models.contents(tmp_path / "whole")
+
+
+def test_resume_does_not_repeat_what_is_done(family, tmp_path, monkeypatch):
+    from regraft.adapters import extract
+
+    done: list[str] = []
+    decompose = extract._Run._decompose
+
+    def counted(run: Any, module: Any, *arguments: Any) -> Any:
+        if len(done) == 9:
+            done.append("interrupted")
+            raise KeyboardInterrupt
+        done.append(module.name)
+        return decompose(run, module, *arguments)
+
+    monkeypatch.setattr(extract._Run, "_decompose", counted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False)
+    with pytest.raises(InputError, match="--resume continues it"):
+        extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False)
+    with pytest.raises(InputError, match="had other inputs or arguments"):
+        extract_lora(*family[:2], tmp_path / "a", rank=3, verify=False, resume=True)
+    extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False, resume=True)
+    done.remove("interrupted")
+    assert len(done) == len(set(done)) == 14
 
 
 def test_a_kill_while_publishing_loses_neither_old_nor_new(family, tmp_path, children):

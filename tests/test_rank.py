@@ -221,6 +221,8 @@ def test_a_budget_goes_where_a_byte_buys_most():
     header = rank_module._header_bytes(3)
     assert share_budget(named, header + 3 * 40, 2) == {"strong": 3, "weak": 0, "large": 0}
     assert share_budget(named, header + 5 * 40, 2) == {"strong": 3, "weak": 2, "large": 0}
+    # 4000 bytes would buy one value of the large module, or all of the small ones
+    assert share_budget(named, header + 4000, 2) == {"strong": 3, "weak": 2, "large": 0}
     assert share_budget(named, header + 10**6, 2) == {"strong": 3, "weak": 2, "large": 2}
 
 
