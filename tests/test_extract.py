@@ -276,6 +276,10 @@ def test_a_head_that_only_one_model_has_is_said(tmp_path):
     assert "has a head of its own" in record["notes"][0]
     with pytest.warns(UserWarning, match="has a head of its own"):
         extract_lora(long, base, tmp_path / "b", rank=3, force=True)
+    stored = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    models.save(base, models.TIED, stored)
+    with pytest.raises(InputError, match=r"names the head of .* tied to the embedding"):
+        extract_lora(base, long, tmp_path / "c", rank=3, modules="lm_head")
 
 
 @pytest.mark.parametrize(("before", "after"), [(80, 88), (88, 80)])
