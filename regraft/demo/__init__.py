@@ -15,6 +15,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +58,8 @@ def run(
     try:
         job = json.dumps({"demo": asdict(plan), "seed": seed})
         with Staging(Path(out), job=job, overwrite=overwrite) as staging:
-            result = _play(staging.folder, plan, seed)
+            with _no_bars():
+                result = _play(staging.folder, plan, seed)
             staging.publish()
     finally:
         torch.set_num_threads(threads)
@@ -72,6 +75,20 @@ def render(result: dict[str, Any]) -> Table:
     from regraft.demo.page import render
 
     return render(result)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from transformers.utils import logging
 
 from regraft.demo.lessons import Plan
 from regraft.demo.model import word_nll
@@ -28,8 +25,7 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     likely ones; the second is asked for with the right first word before it, which is what greedy
     decoding does whenever the first was right.
     """
-    with _no_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rope = model.config.rope_parameters
     return {
@@ -45,18 +41,6 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
         },
         "prose_nll": _prose_nll(model, tokenizer, plan, seed),
     }
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through ours."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def ids_of(tokenizer: Any, rows: list[Row]) -> Tensor:

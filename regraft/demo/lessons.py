@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from transformers import LlamaForCausalLM
 
-from regraft.demo.model import adamw, muon, newborn, teach, with_context
+from regraft.demo.model import adamw, newborn, teach, with_context
 from regraft.demo.world import Mix, Row, training_row
 from regraft.progress import Bar
 
@@ -27,17 +27,18 @@ class Plan:
     target: int = 1024
     theta: float = 70.0
     """What 500000 is to Llama 3: ln(length / 2 pi) / ln(theta) = .547 for both."""
-    most_search: int = 400
-    """Steps in which the base may discover retrieval (it takes about 250)."""
+    most_search: int = 700
+    """Steps in which the base may discover retrieval (it takes about 300)."""
     discovered: float = 0.35
     """Answer NLL, running mean, at which it has."""
-    settle: int = 180
+    settle: int = 220
     base_rows: int = 32
+    base_rate: float = 3e-3
     base_mixes: tuple[Mix, Mix] = (Mix(prose=0.1, questions=0.75), _DENSE)
     """Before and after the discovery."""
-    extension: tuple[tuple[int, int, int], ...] = ((32, 512, 16), (48, 1024, 4))
+    extension: tuple[tuple[int, int, int], ...] = ((24, 512, 8), (24, 1024, 4))
     """Steps, length, rows."""
-    extension_rate: float = 1e-3
+    extension_rate: float = 4e-4
     extension_mix: Mix = _DENSE
     derivative_steps: int = 150
     derivative_rate: float = 2e-3
@@ -61,7 +62,7 @@ def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
                 break
             yield min(1, (step + 1) / 20)
         for step in range(plan.settle):
-            yield 1 - step / plan.settle
+            yield 0.7 * (1 - step / plan.settle)
 
     def rows(step: int) -> list[Row]:
         mix = plan.base_mixes[discovered]
@@ -73,7 +74,7 @@ def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
         discovered = discovered or answer_nll < plan.discovered
         bar.advance(plan.trained * plan.base_rows, f"base: answer NLL {answer_nll:.2f}")
 
-    steps = teach(model, muon(model), rows, factors(), watch)
+    steps = teach(model, adamw(model.parameters(), plan.base_rate), rows, factors(), watch)
     return model, steps
 
 

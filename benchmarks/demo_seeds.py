@@ -1,0 +1,83 @@
+"""`regraft demo` for several seeds, held against what it has to show.
+
+    python benchmarks/demo_seeds.py [--seeds 2 3 6] [-o bench-out]
+
+Prints a table of the seeds, writes it to benchmarks/results/demo_seeds.md, and exits with 1 if one
+seed misses one bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from regraft import demo
+
+GRAFT, CONTROL = "graft, rank 16", "derivative, theta only"
+# What is measured, whether it shall be at least or at most the bound.
+BOUNDS: list[tuple[str, Callable[[dict[str, Any]], float], str, float]] = [
+    ("base, needle at 64", lambda m: m["base"]["needle"]["64"], ">=", 0.93),
+    ("base, needle at 1024", lambda m: m["base"]["needle"]["1024"], "<=", 0.10),
+    ("derivative, needle at 1024", lambda m: m["derivative"]["needle"]["1024"], "<=", 0.10),
+    ("derivative, skill at 64", lambda m: m["derivative"]["shout"]["64"], ">=", 0.93),
+    ("theta only, needle at 1024", lambda m: m[CONTROL]["needle"]["1024"], "<=", 0.45),
+    ("extended, needle at 1024", lambda m: m["extended"]["needle"]["1024"], ">=", 0.95),
+    ("graft 4, needle at 1024", lambda m: m["graft, rank 4"]["needle"]["1024"], ">=", 0.60),
+    ("graft 16, needle at 1024", lambda m: m[GRAFT]["needle"]["1024"], ">=", 0.75),
+    (
+        "graft 16 - theta only at 1024",
+        lambda m: m[GRAFT]["needle"]["1024"] - m[CONTROL]["needle"]["1024"],
+        ">=",
+        0.30,
+    ),
+    ("graft 16, skill at 64", lambda m: m[GRAFT]["shout"]["64"], ">=", 0.85),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 6])
+    parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    arguments = parser.parse_args()
+    results = []
+    for seed in arguments.seeds:
+        folder = arguments.out / f"demo-seed-{seed}"
+        results.append(demo.run(folder, seed=seed, overwrite=True))
+        print(f"seed {seed}: {results[-1]['seconds']}", flush=True)
+
+    held = True
+    lines = []
+    for label, measure, sense, bound in BOUNDS:
+        values = [measure(result["models"]) for result in results]
+        good = all(value >= bound if sense == ">=" else value <= bound for value in values)
+        held = held and good
+        cells = " | ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {label} | {cells} | {sense} {bound:.2f} | {'yes' if good else 'NO'} |")
+    from llama8b import environment, record  # not before demo.run has seen to torch's threads
+
+    text = "\n".join(
+        [
+            "# regraft demo by seed",
+            "",
+            environment("transformers", "peft"),
+            "",
+            "Share of questions answered; seconds on a machine shared with other work.",
+            "",
+            f"| | {' | '.join(f'seed {seed}' for seed in arguments.seeds)} | bound | held |",
+            f"|---|{'--:|' * len(results)}---|---|",
+            *lines,
+            f"| steps until the base was done | "
+            f"{' | '.join(str(result['base_steps']) for result in results)} | | |",
+            f"| wall / CPU seconds | "
+            f"{' | '.join('{wall:.0f} / {cpu:.0f}'.format(**r['seconds']) for r in results)} | | |",
+            "",
+        ]
+    )
+    record("demo_seeds", text)
+    raise SystemExit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()
