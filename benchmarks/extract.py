@@ -65,7 +65,7 @@ def main() -> None:
             f"Whole command against whole command: **{peer.wall / ours.wall:.0f}x** faster "
             f"({peer.wall / checked.wall:.0f}x with the PEFT check), "
             f"{peer.peak / ours.peak:.1f}x less memory. Against the cost of a further layer: "
-            f"**{peer.wall / layers / further:.0f}x** (mergekit's imports of a few seconds counted).",
+            f"**{peer.wall / layers / further:.0f}x** (mergekit's imports included).",
             "",
         ]
     table += _errors(base, extended, out, rank, arguments)

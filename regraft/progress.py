@@ -1,6 +1,6 @@
 """One console and one progress bar for every command: on stderr, silent under --quiet and --json.
 
-A library caller gets silence unless it asks with `configure(quiet=False)`, as the command line does.
+A library caller gets silence unless it asks with `configure(quiet=False)`, as the commands do.
 Where stderr is a file, a line every fifteen seconds stands for the bar.
 """
 

@@ -98,9 +98,9 @@ def notes(result: dict[str, Any]) -> list[str]:
     return [
         f"A toy: {result['parameters'] / 1000:.0f}k parameters, 2 layers, a vocabulary of "
         f"{len(WORDS)} whole words; trained just now from seed {result['seed']}, kept in float32.",
-        "Embeddings start at a standard deviation of 0.4, and two heads of the first layer start by "
-        "looking one word and two words back: without either, AdamW takes far longer to discover "
-        "how to look things up.",
+        "Embeddings start at a standard deviation of 0.4, and two heads of the first layer start "
+        "by looking one word and two words back: without either, AdamW takes far longer to "
+        "discover how to look things up.",
         f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
         f"{needle_count(plan['target'])} needles in a row of any length, all asked for at its end, "
