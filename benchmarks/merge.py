@@ -4,10 +4,12 @@
 
 Three models (TIES, DARE-TIES: two on a base; linear: three; SLERP: two). Each contender runs in a
 process of its own on the same files from a warm page cache; wall, CPU and peak memory are those of
-the process with its imports, the best of --repeat runs. mergekit runs as it is installed, without
-card and tokenizer copy. Errors are taken against the method in float64 on the k and v projections,
-relative to the merged change; entries where two magnitudes tie at the trim threshold or the votes
-cancel exactly have no right answer and are left out. A draw has no reference, so DARE has none.
+the process with its imports, the best of --repeat runs. Most of a one-layer run is imports, so a
+larger run gives the cost of a further layer, which is what an 8B model is made of. mergekit runs as
+it is installed, without card and tokenizer copy. Errors are taken against the method in float64 on
+the k and v projections, relative to the merged change; entries where two magnitudes tie at the trim
+threshold or the votes cancel exactly have no right answer and are left out. A draw has no
+reference, so DARE has none.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    parser.add_argument("--more", type=int, default=2, help="layers added in the second run")
     parser.add_argument("--methods", default="ties,dare_ties,linear,slerp")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--skip-mergekit", action="store_true")
@@ -66,38 +69,49 @@ def main() -> None:
     out = arguments.out
     models = [make(out, arguments.layers, kind) for kind in ("base", "extended", "derivative")]
     found = recipes(*models)
+    layers = arguments.layers + arguments.more
+    more = [make(out, layers, kind) for kind in ("base", "extended", "derivative")]
+    large = recipes(*more)
     lines = [
         f"# Merging three models, {arguments.layers} layer(s) of Llama-3-8B's shapes, bfloat16",
         "",
         environment("transformers", "mergekit"),
         "",
-        "| method | | wall s | CPU s | peak memory | error | times faster | of the memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | | wall s | s a further layer | CPU s | peak memory | error "
+        "| times faster | a further layer | of the memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in arguments.methods.split(","):
         recipe = found[method]
-        contenders: list[tuple[str, Child, float | None]] = []
+        contenders: list[tuple[str, Child, float, float | None]] = []
         for name in ("regraft",) if arguments.skip_mergekit else ("mergekit", "regraft"):
+            target = out / f"merge-{method}-{name}"
             warm(*models)
-            children = [
-                _merge(name, recipe, out / f"merge-{method}-{name}")
-                for _ in range(arguments.repeat)
-            ]
-            child = min(children, key=lambda c: c.wall)
-            error = _error(method, models, out / f"merge-{method}-{name}")
-            contenders.append((name, child, error))
-        peer = contenders[0][1]
-        for name, child, error in contenders:
+            child = _best(name, recipe, target, arguments.repeat)
+            error = _error(method, models, target)
+            shutil.rmtree(target)
+            warm(*more)
+            larger = _best(name, large[method], target, arguments.repeat)
+            shutil.rmtree(target)
+            further = (larger.wall - child.wall) / arguments.more
+            contenders.append((name, child, further, error))
+        peer, peer_further = contenders[0][1:3]
+        for name, child, further, error in contenders:
             shown = "n/a" if error is None else f"{error:.2e}"
-            ratios = "| |" if child is peer else (
-                f"| {peer.wall / child.wall:.1f} | {child.peak / peer.peak:.2f} |"
-            )  # fmt: skip
+            ratios = (
+                f"| {peer.wall / child.wall:.1f} | {peer_further / further:.1f} "
+                f"| {child.peak / peer.peak:.2f} |"
+            )
             lines.append(
-                f"| {method} | {name} | {child.wall:.1f} | {child.cpu:.1f} | "
+                f"| {method} | {name} | {child.wall:.1f} | {further:.1f} | {child.cpu:.1f} | "
                 f"{child.peak / 1e9:.2f} GB | {shown} {ratios}"
             )
             print(lines[-1], file=sys.stderr)
     record("merge", "\n".join(lines))
+
+
+def _best(name: str, recipe: dict[str, Any], out: Path, repeat: int) -> Child:
+    return min((_merge(name, recipe, out) for _ in range(repeat)), key=lambda child: child.wall)
 
 
 def _merge(name: str, recipe: dict[str, Any], out: Path) -> Child:

@@ -224,3 +224,11 @@ def test_schema_has_every_key_method_and_parameter() -> None:
         if kind["type"] == "object"
     )
     assert "linear" in settings["properties"]["weight"]["description"]
+
+
+def test_examples_are_recipes() -> None:
+    examples = sorted((Path(__file__).parent.parent / "examples").glob("merge-*.yaml"))
+    assert len(examples) >= 3
+    for path in examples:
+        recipe = Recipe.read(path)
+        assert recipe.slices

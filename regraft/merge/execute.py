@@ -143,6 +143,8 @@ def merge(
                 )  # fmt: skip
                 writer = made.writer
                 donors.write(writer, staging.folder, made.config, made.files)
+                if made.files is not files:
+                    record["donor"]["tokenizer"] = "mergekit, which aligned the vocabularies"
                 record |= {"totals": {"tensors": len(made.tensors)}, "tensors": made.tensors}
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
@@ -165,18 +167,22 @@ def _stream(
     with progress.bar("Merging", plan.write_bytes, unit="bytes") as bar:
 
         def make(output: Output) -> None:
-            noted = staging.done(f"merge:{output.name}")
-            if noted is None or not writer.finished(output.name):
-                tally = Tally()
-                own = module_seed(seed, output.name)
-                blocks = merged(output, plan.method, own, scale, device, tally)
-                writer.write(output.name, blocks)
-                noted = {**tally.facts(), **conflicts.measure(output, tally)}
-                staging.record(f"merge:{output.name}", **noted)
-            facts[output.name] = noted
+            tally = Tally()
+            own = module_seed(seed, output.name)
+            writer.write(output.name, merged(output, plan.method, own, scale, device, tally))
+            facts[output.name] = {**tally.facts(), **conflicts.measure(output, tally)}
+            staging.record(f"merge:{output.name}", **facts[output.name])
             bar.advance(output.nbytes)
 
-        each(plan.outputs, make, threads(plan.method, device))
+        missing = []
+        for output in plan.outputs:
+            noted = staging.done(f"merge:{output.name}")
+            if noted is not None and writer.finished(output.name):
+                facts[output.name] = noted
+                bar.advance(output.nbytes)
+            else:
+                missing.append(output)
+        each(missing, make, threads(plan.method, device))
     return facts
 
 
@@ -188,10 +194,10 @@ def _described(
     lines = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
     lines |= {
         "method": record["method"],
-        "engine": record["engine"] + (f": {record['engine_why']}" if not plan else ""),
+        "engine": _engine(record),
         "context": f"{context.describe()} ({record['context']['policy']})",
         "config": f"of {donor['config']} ({donor['why']})",
-        "tokenizer": f"of {donor['tokenizer']}",
+        "tokenizer": f"from {donor['tokenizer']}",
     }
     if plan is None:
         return lines
@@ -251,10 +257,10 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     totals, donor = record["totals"], record["donor"]
     lines = [
         ("method", f"{record['method']}, {len(record['inputs'])} models"),
-        ("engine", record["engine_why"] or "native, float32, one rounding"),
+        ("engine", _engine(record)),
         ("context", f"{context.describe()} ({record['context']['policy']})"),
         ("config", f"of {donor['config']} ({donor['why']})"),
-        ("tokenizer", f"of {donor['tokenizer']}"),
+        ("tokenizer", f"from {donor['tokenizer']}"),
         ("tensors", str(totals["tensors"])),
     ]
     if "lost_to_storage" in totals:
@@ -270,6 +276,11 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"cosine {cosine:.3f}, {share:.1%} of shared entries move apart"
         lines.append((card.pair_label(pair, short), text))
     return lines
+
+
+def _engine(record: dict[str, Any]) -> str:
+    why = record["engine_why"]
+    return f"mergekit, since {why}" if why else "native, float32, one rounding"
 
 
 def _adapter_summary(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -34,11 +34,12 @@ def each(outputs: Iterable[Output], work: Callable[[Output], None], count: int) 
     """`work` on every output, by `count` threads, largest first. The first error is raised when
     the tensors in work are done."""
     ordered = sorted(outputs, key=lambda output: -output.nbytes)
-    if count == 1:
+    if count == 1 or len(ordered) < 2:
         for output in ordered:
             work(output)
         return
     with ThreadPoolExecutor(count, "regraft-merge", torch.set_num_threads, (1,)) as pool:
+        pool.submit(work, ordered.pop()).result()  # alone: the writer starts its thread with it
         running = [pool.submit(work, output) for output in ordered]
         try:
             done, _ = wait(running, return_when=FIRST_EXCEPTION)
@@ -154,11 +155,11 @@ class _Stream:
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:
-    """Every how many rows one is kept for the conflict report: all of a vector, else about half
-    a million numbers and at least 64 rows."""
+    """Every how many rows one is kept for the conflict report: all of a vector, else 64 to 256
+    rows, about half a million numbers."""
     if len(shape) < 2:
         return 1
-    wanted = max(64, (1 << 19) // max(1, math.prod(shape[1:])))
+    wanted = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))
     return max(1, shape[0] // wanted)
 
 
