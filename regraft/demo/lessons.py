@@ -36,9 +36,9 @@ class Plan:
     base_rate: float = 3e-3
     base_mixes: tuple[Mix, Mix] = (Mix(prose=0.1, questions=0.75), _DENSE)
     """Before and after the discovery."""
-    extension: tuple[tuple[int, int, int], ...] = ((24, 512, 8), (24, 1024, 4))
+    extension: tuple[tuple[int, int, int], ...] = ((32, 512, 8), (32, 1024, 4))
     """Steps, length, rows."""
-    extension_rate: float = 4e-4
+    extension_rate: float = 5e-4
     extension_mix: Mix = _DENSE
     derivative_steps: int = 150
     derivative_rate: float = 2e-3
