@@ -17,9 +17,10 @@ what *any* rank-r matrix can capture, so error / optimum is bounded from above b
 mu comes from a block Krylov probe of the deflated matrix with Gaussian starts: how far the largest
 Ritz value of a Krylov space can lie below the largest eigenvalue is bounded as in Kuczynski and
 Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992), sharpened for blocks in `_krylov_shortfall`; it
-is wrong with probability at most `_FAILURE` per matrix. Where the probe runs in bfloat16, the rounding
-of D is allowed for as noise spread evenly over the matrix (`_rounding`); one dominating row would make
-more, which is not covered. Iteration goes on until the ratio is at most 1 + tolerance.
+is wrong with probability at most `_FAILURE` per matrix. Where the probe runs in bfloat16, the
+rounding of D is allowed for as noise spread evenly over the matrix (`_rounding`); one dominating
+row would make more, which is not covered. Iteration goes on until the ratio is at most
+1 + tolerance.
 """
 
 from __future__ import annotations
