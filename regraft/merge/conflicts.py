@@ -34,8 +34,7 @@ def measure(output: Output, tally: Tally) -> dict[str, Any]:
     chosen = [i for i in range(len(output.inputs)) if output.base or i != output.anchor][:MOST]
     if not chosen or not tally.samples:
         return {}
-    parts = [torch.cat(blocks) for blocks in zip(*tally.samples, strict=True)]
-    parts = [part.flatten(1) if part.ndim > 1 else part for part in parts]
+    parts = [part.flatten(1) if part.ndim > 1 else part for part in tally.samples]
     result, reference = parts.pop(), parts.pop()
     deltas = [parts[i] - reference for i in chosen]
     merged = result - reference

@@ -8,11 +8,9 @@ tensor whole get all threads for one tensor at a time, and so does a GPU.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,20 +48,34 @@ def each(outputs: Iterable[Output], work: Callable[[Output], None], count: int) 
                 future.cancel()
 
 
-@dataclass
 class Tally:
-    """What is learnt of one tensor on the way. `samples`: inputs, reference and result of some
-    rows, float32, in this order, for the conflict report."""
+    """What is learnt of one tensor on the way.
 
-    squared_change: float = 0.0
-    squared_loss: float = 0.0
-    squared_reference: float = 0.0
-    samples: list[list[Tensor]] = field(default_factory=list)
+    `samples`: every few dozenth row of the inputs, the reference and the result, in this order, for
+    the conflict report. One buffer each from the start: a small tensor that outlives its block
+    would pin the free megabytes around it.
+    """
 
-    def add(self, tensors: list[Tensor], stored: Tensor, sampled: slice) -> None:
-        """One block: the inputs, the reference and the result, and the result as it is stored."""
+    def __init__(self) -> None:
+        self.squared_change = self.squared_loss = self.squared_reference = 0.0
+        self.samples: list[Tensor] = []
+        self._filled = 0
+
+    def add(
+        self, tensors: list[Tensor], stored: Tensor, start: int, shape: tuple[int, ...]
+    ) -> None:
+        """A block of the tensor of this shape that begins at row `start`: the inputs, the reference
+        and the result, and the result as it is stored."""
         *_, reference, result = tensors
-        self.samples.append([tensor[sampled].clone() for tensor in tensors])
+        stride = sample_stride(shape)
+        if not self.samples:
+            count = len(range(0, shape[0], stride))
+            self.samples = [torch.empty(count, *shape[1:], dtype=t.dtype) for t in tensors]
+        rows = slice(-start % stride, None, stride)
+        chosen = [tensor[rows] for tensor in tensors]
+        for buffer, part in zip(self.samples, chosen, strict=True):
+            buffer[self._filled : self._filled + len(part)].copy_(part)
+        self._filled += len(chosen[0])
         self.squared_reference += _squared(reference)
         change = torch.sub(result, reference)
         self.squared_change += _squared(change)
@@ -101,11 +113,7 @@ def merged(
                 result = torch.lerp(base, result, scale)
             reference = inputs[output.anchor] if base is None else base
             stored = result.to(output.dtype)
-            tally.add(
-                [*inputs, reference, result],
-                stored,
-                slice(-rows.start % stream.stride, None, stream.stride),
-            )
+            tally.add([*inputs, reference, result], stored, rows.start, stream.shape)
             yield stored.cpu() if output.shape else stored.cpu().reshape(())
     finally:
         for one, name in output.tensors:
@@ -129,7 +137,6 @@ class _Stream:
         self.height = max(1, self.shape[0] if whole else size // max(1, self.row))
         double = any(one.info(name).dtype == torch.float64 for one, name in output.tensors)
         self.dtype = torch.float64 if double else torch.float32
-        self.stride = sample_stride(self.shape)
 
     def spans(self, step: int = 1) -> Iterator[slice]:
         """The rows of each block; every `step`-th of step times as many."""
@@ -151,7 +158,6 @@ class _Stream:
                 freed = 0
                 for one, name in output.tensors:
                     one.free(name)
-                _give_back()
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:
@@ -161,13 +167,6 @@ def sample_stride(shape: tuple[int, ...]) -> int:
         return 1
     wanted = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))
     return max(1, shape[0] // wanted)
-
-
-def _give_back() -> None:
-    """Ask glibc to return what is free: with several threads it keeps gigabytes of old blocks."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _squared(values: Tensor) -> float:
