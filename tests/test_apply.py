@@ -333,6 +333,15 @@ def test_a_target_that_has_the_change_is_refused(family, adapter, tmp_path):
     assert fresh["already_present"] == pytest.approx(0, abs=0.05)
 
 
+def test_a_target_trained_alike_in_the_old_context_is_a_warning(family, adapter, tmp_path):
+    base, extended = models.load(family[0]), models.load(family[1])
+    alike = {name: w + 2 * (extended[name] - w) for name, w in base.items()}
+    target = models.save(tmp_path / "alike", models.LLAMA, alike)
+    with pytest.warns(UserWarning, match="already has 200% of the change"):
+        record = apply(adapter, target, tmp_path / "out")
+    assert record["already_present"] == pytest.approx(2, abs=0.02)
+
+
 def test_the_base_that_a_plain_adapter_names_is_measured(family, tmp_path):
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     record = apply(tmp_path / "a", family[2], tmp_path / "out")

@@ -32,7 +32,8 @@ from regraft.rope import ContextSpec, parse_context
 from regraft.units import format_tokens, parse_bytes
 
 _BLOCK = 1 << 20  # elements worked on at once: 4 MB in float32
-_PRESENT = 0.5  # share of the change beyond which a target has it already
+_PRESENT = 0.5  # share of the change beyond which a target may have it already
+_VERY_CHANGE = 0.15  # distance of the share from 1 at which it is the very change
 # Of a target that regraft or PEFT wrote: our own say something else, theirs would be loaded again.
 _LEFT_BEHIND = (format.RECORD, card.GRAFT_FIGURE, format.CONFIG)
 
@@ -308,17 +309,28 @@ def _check_absent(
     scale: float,
     force: bool,
 ) -> float | None:
-    """How much of the change the target has already, if that can be known; refuses half of it."""
+    """How much of the change the target has already, if that can be known.
+
+    A model trained on like text moves along the change too, so the share alone proves nothing: it
+    is refused where the target has the adapter's new context as well, or, for an adapter that
+    changes no context, where the share is that of the very change. Else it is a warning.
+    """
     sketches = _sketches(lora, target, role_of)
     if sketches is None:
         return None
     factors = ((c.key, *lora.factors(c.key)) for c in changes.values() if c.kind == "factors")
     present = lineage.present(sketches[0], sketches[1], factors)
+    before, after = lora.context or (None, None)
+    certain = (
+        abs(present - 1) < _VERY_CHANGE
+        if before == after
+        else ContextSpec.from_config(target.config) == after
+    )
     if present > _PRESENT and scale > 0 and not force:
-        raise LineageError(
-            f"{target.name} already has {present:.0%} of the change that {lora.name} makes; give a "
-            "checkpoint without it, or --force."
-        )
+        found = f"{target.name} already has {present:.0%} of the change that {lora.name} makes"
+        if certain:
+            raise LineageError(f"{found}; give a checkpoint without it, or --force.")
+        progress.warn(f"{found}: it was trained on something alike, or has the change in it.")
     return present
 
 
