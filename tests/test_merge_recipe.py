@@ -218,12 +218,11 @@ def test_schema_has_every_key_method_and_parameter() -> None:
     assert set(described["$defs"]["Context"]["properties"]) == {
         "from", "theta", "length", "rope_type", "factor", "original",
     }  # fmt: skip
-    (settings,) = (
-        kind
-        for kind in described["$defs"]["InputModel"]["properties"]["parameters"]["anyOf"]
-        if kind["type"] == "object"
-    )
-    assert "linear" in settings["properties"]["weight"]["description"]
+    assert described["$defs"]["InputModel"]["properties"]["parameters"]["anyOf"][0] == {
+        "$ref": "#/$defs/Parameters"
+    }
+    settings = described["$defs"]["Parameters"]["properties"]
+    assert "linear" in settings["weight"]["description"]
 
 
 def test_examples_are_recipes() -> None:

@@ -123,11 +123,11 @@ class Input:
             "context": [context.to_json() for context in self.contexts],
         }
         if self.adapter is not None:
-            path = self.adapter.folder / format.WEIGHTS
-            digests = {"sha256": apply._digest(path)}
-            if self.adapter.differences:
-                digests["differences"] = apply._digest(self.adapter.folder / format.DIFFERENCES)
-            found["adapter"] = {"name": self.adapter.name, **digests, "lineage": self.lineage}
+            found["adapter"] = {
+                "name": self.adapter.name,
+                "sha256": apply._digests(self.adapter.folder),
+                "lineage": self.lineage,
+            }
         return found
 
 

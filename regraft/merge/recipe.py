@@ -473,14 +473,20 @@ def schema() -> dict[str, Any]:
     for method in map(get, names()):
         for parameter in method.parameters:
             users.setdefault(parameter, []).append(method.name)
-    settings = {
-        name: {**_SETTING_SCHEMA, "description": f"of {', '.join(users[name])}"}
-        for name in sorted(users)
+    result["$defs"]["Setting"] = _SETTING_SCHEMA
+    result["$defs"]["Parameters"] = {
+        "type": "object",
+        "properties": {
+            name: {"$ref": "#/$defs/Setting", "description": f"of {', '.join(users[name])}"}
+            for name in sorted(users)
+        },
+        "additionalProperties": {"$ref": "#/$defs/Setting"},
     }
     for block in (result, *result["$defs"].values()):
         for kind in block.get("properties", {}).get("parameters", {}).get("anyOf", ()):
             if kind.get("type") == "object":
-                kind["properties"] = settings
+                kind.clear()
+                kind["$ref"] = "#/$defs/Parameters"
     return result
 
 
