@@ -27,8 +27,10 @@ class Plan:
     target: int = 1024
     theta: float = 70.0
     """What 500000 is to Llama 3: ln(length / 2 pi) / ln(theta) = .547 for both."""
-    most_search: int = 700
+    most_search: int = 450
     """Steps in which the base may discover retrieval (it takes about 300)."""
+    births: int = 4
+    """Times the base is begun anew if it did not."""
     discovered: float = 0.35
     """Answer NLL, running mean, at which it has."""
     settle: int = 220
@@ -51,9 +53,24 @@ class Plan:
 
 
 def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
-    """Learn prose and retrieval in rows of `plan.trained` words; the model and its steps."""
-    model = newborn(plan.trained, plan.theta, seed)
+    """Learn prose and retrieval in rows of `plan.trained` words; the model and its steps, those of
+    given-up births included.
+
+    Retrieval is discovered suddenly or not at all: a birth that has not within `plan.most_search`
+    steps is given up for another one, at most `plan.births` in all.
+    """
+    steps = 0
+    for birth in range(plan.births):
+        model, taken, discovered = _raise_base(plan, f"{seed}" + " again" * birth, bar)
+        steps += taken
+        if discovered:
+            break
+    return model, steps
+
+
+def _raise_base(plan: Plan, seed: str, bar: Bar) -> tuple[LlamaForCausalLM, int, bool]:
     rng = random.Random(f"{seed} base")
+    model = newborn(plan.trained, plan.theta, int(seed) if seed.isdigit() else rng.getrandbits(32))
     answer_nll, discovered = 10.0, False
 
     def factors() -> Iterator[float]:
@@ -61,7 +78,7 @@ def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
             if discovered:
                 break
             yield min(1, (step + 1) / 20)
-        for step in range(plan.settle):
+        for step in range(plan.settle if discovered else 0):
             yield 0.7 * (1 - step / plan.settle)
 
     def rows(step: int) -> list[Row]:
@@ -75,7 +92,7 @@ def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
         bar.advance(plan.trained * plan.base_rows, f"base: answer NLL {answer_nll:.2f}")
 
     steps = teach(model, adamw(model.parameters(), plan.base_rate), rows, factors(), watch)
-    return model, steps
+    return model, steps, discovered
 
 
 def train_extended(
@@ -126,7 +143,8 @@ def words_to_read(plan: Plan) -> int:
 
 def words_spared(plan: Plan, base_steps: int) -> int:
     """Words the base did not need after all."""
-    return (plan.most_search + plan.settle - base_steps) * plan.base_rows * plan.trained
+    most = plan.most_search + plan.settle
+    return max(0, most - base_steps) * plan.base_rows * plan.trained
 
 
 def _ramp(steps: int) -> Iterator[float]:

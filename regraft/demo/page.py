@@ -101,6 +101,9 @@ def notes(result: dict[str, Any]) -> list[str]:
         "Embeddings start at a standard deviation of 0.4, and two heads of the first layer start "
         "by looking one word and two words back: without either, AdamW takes far longer to "
         "discover how to look things up.",
+        f"The base took {result['base_steps']} steps. It discovers looking up suddenly or not at "
+        f"all; after {plan['most_search']} steps without, it is begun anew from other random "
+        "weights, and those steps count too.",
         f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
         f"{needle_count(plan['target'])} needles in a row of any length, all asked for at its end, "
