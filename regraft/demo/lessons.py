@@ -89,7 +89,8 @@ def _raise_base(plan: Plan, seed: str, bar: Bar) -> tuple[LlamaForCausalLM, int,
         nonlocal answer_nll, discovered
         answer_nll += 0.1 * (loss - answer_nll)
         discovered = discovered or answer_nll < plan.discovered
-        bar.advance(plan.trained * plan.base_rows, f"base: answer NLL {answer_nll:.2f}")
+        words = 0 if "again" in seed else plan.trained * plan.base_rows  # the bar knew of one birth
+        bar.advance(words, f"base: answer NLL {answer_nll:.2f}")
 
     steps = teach(model, adamw(model.parameters(), plan.base_rate), rows, factors(), watch)
     return model, steps, discovered
