@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from transformers import LlamaForCausalLM
 
-from regraft.demo.model import adamw, newborn, teach, with_context
+from regraft.demo.model import adamw, muon, newborn, teach, with_context
 from regraft.demo.world import Mix, Row, training_row
 from regraft.progress import Bar
 
@@ -27,15 +27,14 @@ class Plan:
     target: int = 1024
     theta: float = 70.0
     """What 500000 is to Llama 3: ln(length / 2 pi) / ln(theta) = .547 for both."""
-    most_search: int = 450
-    """Steps in which the base may discover retrieval (it takes about 300)."""
-    births: int = 4
-    """Times the base is begun anew if it did not."""
+    most_search: int = 400
+    """Steps in which the base may discover retrieval (it takes about 120)."""
     discovered: float = 0.35
     """Answer NLL, running mean, at which it has."""
-    settle: int = 220
+    settle: int = 180
     base_rows: int = 32
-    base_rate: float = 3e-3
+    base_rate: float = 5e-3
+    base_matrix_rate: float = 0.012
     base_mixes: tuple[Mix, Mix] = (Mix(prose=0.1, questions=0.75), _DENSE)
     """Before and after the discovery."""
     extension: tuple[tuple[int, int, int], ...] = ((32, 512, 8), (32, 1024, 4))
@@ -53,24 +52,9 @@ class Plan:
 
 
 def train_base(plan: Plan, seed: int, bar: Bar) -> tuple[LlamaForCausalLM, int]:
-    """Learn prose and retrieval in rows of `plan.trained` words; the model and its steps, those of
-    given-up births included.
-
-    Retrieval is discovered suddenly or not at all: a birth that has not within `plan.most_search`
-    steps is given up for another one, at most `plan.births` in all.
-    """
-    steps = 0
-    for birth in range(plan.births):
-        model, taken, discovered = _raise_base(plan, f"{seed}" + " again" * birth, bar)
-        steps += taken
-        if discovered:
-            break
-    return model, steps
-
-
-def _raise_base(plan: Plan, seed: str, bar: Bar) -> tuple[LlamaForCausalLM, int, bool]:
+    """Learn prose and retrieval in rows of `plan.trained` words; the model and its steps."""
+    model = newborn(plan.trained, plan.theta, seed)
     rng = random.Random(f"{seed} base")
-    model = newborn(plan.trained, plan.theta, int(seed) if seed.isdigit() else rng.getrandbits(32))
     answer_nll, discovered = 10.0, False
 
     def factors() -> Iterator[float]:
@@ -78,7 +62,7 @@ def _raise_base(plan: Plan, seed: str, bar: Bar) -> tuple[LlamaForCausalLM, int,
             if discovered:
                 break
             yield min(1, (step + 1) / 20)
-        for step in range(plan.settle if discovered else 0):
+        for step in range(plan.settle):
             yield 0.7 * (1 - step / plan.settle)
 
     def rows(step: int) -> list[Row]:
@@ -89,11 +73,10 @@ def _raise_base(plan: Plan, seed: str, bar: Bar) -> tuple[LlamaForCausalLM, int,
         nonlocal answer_nll, discovered
         answer_nll += 0.1 * (loss - answer_nll)
         discovered = discovered or answer_nll < plan.discovered
-        words = 0 if "again" in seed else plan.trained * plan.base_rows  # the bar knew of one birth
-        bar.advance(words, f"base: answer NLL {answer_nll:.2f}")
+        bar.advance(plan.trained * plan.base_rows, f"base: answer NLL {answer_nll:.2f}")
 
-    steps = teach(model, adamw(model.parameters(), plan.base_rate), rows, factors(), watch)
-    return model, steps, discovered
+    optimizers = muon(model, plan.base_rate, plan.base_matrix_rate)
+    return model, teach(model, optimizers, rows, factors(), watch)
 
 
 def train_extended(
@@ -144,8 +127,7 @@ def words_to_read(plan: Plan) -> int:
 
 def words_spared(plan: Plan, base_steps: int) -> int:
     """Words the base did not need after all."""
-    most = plan.most_search + plan.settle
-    return max(0, most - base_steps) * plan.base_rows * plan.trained
+    return (plan.most_search + plan.settle - base_steps) * plan.base_rows * plan.trained
 
 
 def _ramp(steps: int) -> Iterator[float]:

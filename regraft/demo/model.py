@@ -1,9 +1,12 @@
 """The demo's model and how it is taught: a 290k-parameter Llama and a loop of thirty lines.
 
-Two things are unusual for a Llama. Embeddings start at a standard deviation of 0.4: at 0.05
-retrieval stalls. And two heads of the first layer start as what every model that looks things up
-has to discover, attention to the word before and the word before that; from a random start AdamW
-had not discovered them in 500 steps. They are a start, free to change like every other weight.
+Three things are unusual for a Llama. Embeddings start at a standard deviation of 0.4: at 0.05
+retrieval stalls. Two heads of the first layer start as what every model that looks things up has
+to discover, attention to the word before and the word before that; they are a start, free to
+change like every other weight. And the base trains with Muon, which discovers retrieval within
+about 120 steps with any seed: AdamW took 300 or, with one seed of three, did not within 700; Muon
+from a random start takes 190, but then the length it learns is tangled with the rest, and grafts
+fail with some seeds. The fine-tunes use AdamW.
 """
 
 from __future__ import annotations
@@ -19,9 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from regraft.demo.world import IDS, WORDS, Row, encode
 
 _EMBEDDING_STD = 0.4
-_CONSTANT = (
-    5.0  # the coordinate by which heads look back; large, so that the norm keeps it constant
-)
+_CONSTANT = 5.0  # what heads look back by; large, so that the norm keeps it constant
 _SHARPNESS = 20.0
 ANSWER_WEIGHT = 2.0
 """How much more the loss counts a word of an answer than any other word."""
@@ -86,8 +87,20 @@ def with_context(model: LlamaForCausalLM, length: int, theta: float) -> LlamaFor
     return copy
 
 
+def muon(model: LlamaForCausalLM, rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+    """For the base: Muon on the layers' matrices, AdamW on embedding, head and norms."""
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and ".layers." in name else rest).append(parameter)
+    on_matrices = torch.optim.Muon(
+        matrices, lr=matrix_rate, momentum=0.9, weight_decay=0.0, adjust_lr_fn="original"
+    )
+    return [on_matrices, *adamw(rest, rate)]
+
+
 def adamw(parameters: Iterable[Tensor], rate: float) -> list[torch.optim.Optimizer]:
-    """What everything here is trained with."""
+    """For the fine-tunes."""
     return [torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)]
 
 

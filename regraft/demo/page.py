@@ -95,20 +95,21 @@ def story(result: dict[str, Any]) -> list[str]:
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader has to know to judge the numbers."""
     plan = result["hyperparameters"]
+    counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan["lengths"])
     return [
         f"A toy: {result['parameters'] / 1000:.0f}k parameters, 2 layers, a vocabulary of "
         f"{len(WORDS)} whole words; trained just now from seed {result['seed']}, kept in float32.",
-        "Embeddings start at a standard deviation of 0.4, and two heads of the first layer start "
-        "by looking one word and two words back: without either, AdamW takes far longer to "
-        "discover how to look things up.",
+        "Embeddings start at a standard deviation of 0.4, two heads of the first layer start by "
+        "looking one word and two words back, and the base trains with Muon: all three so that "
+        "it discovers soon how to look things up. The fine-tunes use AdamW.",
         f"The base took {result['base_steps']} steps. It discovers looking up suddenly or not at "
         f"all; after {plan['most_search']} steps without, it is begun anew from other random "
         "weights, and those steps count too.",
         f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
-        f"{needle_count(plan['target'])} needles in a row of any length, all asked for at its end, "
-        f"{plan['questions']} questions a cell. Both words of a value must be right; naming one of "
-        "the row's values at random scores 0.25.",
+        f"Needles in a row: {counts}; all asked for at its end, {plan['questions']} questions a "
+        "cell. Both words of a value must be right; naming one of the row's values at random "
+        "scores 1 in so many.",
         "Control: 'theta only' is the derivative's own weights with the extended model's RoPE and "
         "length.",
         "The extended model trained its layers only, not embedding, head and last norm. The "

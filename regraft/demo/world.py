@@ -159,8 +159,8 @@ def training_row(rng: random.Random, length: int, mix: Mix) -> Row:
 
 
 def needle_count(length: int) -> int:
-    """Needles in a row to be examined on: four at every length, so that lengths compare."""
-    return 4
+    """Needles in a row to be examined on: one for 64 words, from 4 up to the 16 keys there are."""
+    return min(len(KEYS), max(4, length // 64))
 
 
 def exam_row(rng: random.Random, length: int, skill: Skill = "ask", *, hide: bool = False) -> Row:
