@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from regraft.document import Document
 from regraft.errors import InputError
-from regraft.merge.document import Document
 from regraft.merge.recipe import Condition, ModelRef, Recipe, schema
 
 PLAIN = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - model: b\n"

@@ -19,8 +19,8 @@ from regraft.adapters import apply, format
 from regraft.adapters.format import Adapter
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint, TensorInfo
+from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.document import Where
 from regraft.merge.recipe import ModelRef, Recipe
 from regraft.rope import ContextSpec
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regraft import progress
+from regraft.document import Where
 from regraft.errors import InputError
-from regraft.merge.document import Where
 from regraft.merge.methods.registry import Method, Parameter, get, names
 from regraft.merge.recipe import Condition, Recipe, Setting, Slice, Source, near
 

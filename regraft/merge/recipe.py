@@ -33,8 +33,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from regraft.document import Document, Where
 from regraft.errors import InputError
-from regraft.merge.document import Document, Where
 from regraft.units import parse_tokens
 
 MAX_INPUTS = 256

@@ -34,7 +34,7 @@ class Document:
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             if node is None:
-                raise InputError(f"{name} is empty; see `regraft merge --schema` for its keys.")
+                raise InputError(f"{name} is empty; `--schema` prints the keys of a recipe.")
             self.value = self._value(node, (), ())
         except RecursionError:
             raise InputError(f"{name} is nested too deeply for a recipe; write it flat.") from None
