@@ -31,23 +31,17 @@ def figure(
 ) -> Iterator[Any]:
     """Axes (one, or a list of `columns`) to draw on; saved to `path` as PNG at 150 dpi."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot: half a second less to import
 
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "regraft"}
     ):  # fmt: skip
-        drawn, axes = pyplot.subplots(
-            1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
-        )
-        try:
-            yield list(axes[0]) if columns > 1 else axes[0][0]
-            # no date and no version in the file: the same result gives the same bytes
-            drawn.savefig(path, dpi=150, metadata={"Software": None})
-        finally:
-            pyplot.close(drawn)
+        drawn = Figure(figsize=(width * columns, height), layout="constrained")
+        axes = drawn.subplots(1, columns, squeeze=False)
+        yield list(axes[0]) if columns > 1 else axes[0][0]
+        # no date and no version in the file: the same result gives the same bytes
+        drawn.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def from_zero(axes: Axes) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 
 import pytest
 from forked import Children
+
+_CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
+os.environ["REGRAFT_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ copied into pinned memory and sent on a side stream while the current one is dec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,11 @@ from regraft.adapters.lowrank import fast_half
 from regraft.adapters.pairing import Module, shared_shape
 from regraft.adapters.rank import Noise, rounding_noise
 from regraft.checkpoint.source import Checkpoint
+from regraft.device import workers
 from regraft.errors import CheckpointError, InputError
 
 _BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
+Each = Callable[[Callable[[int, int], None], int], None]  # see `regraft.device.workers`
 
 
 @dataclass
@@ -47,28 +49,43 @@ def deltas(
     largest = max(math.prod(module.shape) for module in modules)
     full = torch.empty(largest, dtype=torch.float32)
     half = torch.empty(largest, dtype=torch.bfloat16) if fast_half(device) else None
-    scratch = torch.empty(max(_BLOCK, *(module.shape[1] for module in modules)))
-    for module in modules:
-        rows, columns = module.shape
-        delta = full[: rows * columns].view(rows, columns)
-        shadow = half[: rows * columns].view(rows, columns) if half is not None else None
-        x = b.rows(module.tensor, 0, rows)
-        y = e.rows(module.tensor, 0, rows)
-        sums = [0.0, 0.0, 0.0]
-        step = max(1, _BLOCK // columns)
-        for i in range(0, rows, step):
-            block = delta[i : i + step]
-            base = scratch[: block.numel()].view(block.shape).copy_(x[i : i + step])
-            torch.sub(y[i : i + step], base, out=block)
-            _add(sums, base, block)
+    with workers() as each:
+        for module in modules:
+            rows, columns = module.shape
+            delta = full[: rows * columns].view(rows, columns)
+            shadow = half[: rows * columns].view(rows, columns) if half is not None else None
+            x = b.rows(module.tensor, 0, rows)
+            y = e.rows(module.tensor, 0, rows)
+            sums = _subtract(x, y, delta, shadow, each)
+            _refuse_nonfinite(b, e, module.tensor, sums)
+            noise = rounding_noise(x, y)
+            del x, y
+            b.release(module.tensor)
+            e.release(module.tensor)
+            yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
+
+
+def _subtract(
+    x: Tensor, y: Tensor, delta: Tensor, shadow: Tensor | None, each: Each
+) -> list[float]:
+    """delta = y - x, its bfloat16 shadow, and [||delta||^2, ||x||^2, <x, delta>]; the sums do not
+    depend on how the blocks are shared out."""
+    rows, columns = x.shape
+    step = max(1, _BLOCK // columns)
+    sums = [[0.0, 0.0, 0.0] for _ in range(0, rows, step)]
+
+    def work(first: int, last: int) -> None:
+        scratch = torch.empty(step, columns)
+        for block in range(first, last):
+            span = slice(block * step, min(rows, (block + 1) * step))
+            base = scratch[: span.stop - span.start].copy_(x[span])
+            part = delta[span].copy_(y[span]).sub_(base)
             if shadow is not None:
-                shadow[i : i + step].copy_(block)
-        _refuse_nonfinite(b, e, module.tensor, sums)
-        noise = rounding_noise(x, y)
-        del x, y
-        b.release(module.tensor)
-        e.release(module.tensor)
-        yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
+                shadow[span].copy_(part)
+            _add(sums[block], base, part)
+
+    each(work, len(sums))
+    return [math.fsum(column) for column in zip(*sums, strict=True)]
 
 
 def _cuda_deltas(

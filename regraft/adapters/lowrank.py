@@ -33,6 +33,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from regraft.device import single_threaded
+
 _FAILURE = 1e-6  # probability that the certificate of one matrix is wrong
 _PROBES = 32  # columns of the Krylov probe
 _EXACT_BELOW = 256  # min(m, n) up to which LAPACK is the faster way
@@ -159,6 +161,11 @@ def fast_half(device: torch.device) -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
+@lru_cache
+def _amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def rounding_error(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
     """||B A - B' A'||_F^2 of two factor pairs, in float64 from Gram matrices: no dense product."""
     (b, a), (b2, a2) = exact, stored
@@ -258,10 +265,12 @@ class _Iteration:
 
     def _product(self, matrix: Tensor, block: Tensor) -> Tensor:
         self.passes += 1
-        if matrix.dtype == self.delta.dtype:
+        block = block.to(matrix.dtype)
+        if matrix.is_contiguous() and (matrix.dtype == self.delta.dtype or _amx()):
             product = matrix @ block
-        else:  # written as (X'D')' because bfloat16 kernels like the long side last
-            product = (block.to(matrix.dtype).T @ matrix.T).T.to(self.delta.dtype)
+        else:  # (X'D')': kernels like the long side last, but for tiles of bfloat16
+            product = (block.T @ matrix.T).T
+        product = product.to(self.delta.dtype)
         return product.mul_(1 / math.sqrt(self.total))
 
     def _power(self, steps: int) -> None:
@@ -283,11 +292,14 @@ class _Iteration:
         spill -= basis @ (basis.T @ spill)
         self.basis, self.right = basis, right
         gram = (spill.T @ spill).double()
-        self.ritz, vectors = torch.linalg.eigh(hessian)
+        with single_threaded():
+            self.ritz, vectors = torch.linalg.eigh(hessian)
         spilled = vectors.T @ ((gram + gram.T) / 2) @ vectors
         self.bounds = _Bounds(self.ritz, spilled) if certify else None
-        q, r = torch.linalg.qr(right)
-        u, s, vt = torch.linalg.svd(r.T.double(), full_matrices=False)
+        q = _orthonormal(right, strict=True)
+        r = q.T @ right
+        with single_threaded():
+            u, s, vt = torch.linalg.svd(r.T.double(), full_matrices=False)
         u = left @ u[:, :rank].to(left.dtype)
         vt = vt[:rank].to(q.dtype) @ q.T
         values = s.cpu()
@@ -319,10 +331,25 @@ class _Iteration:
         self, result: LowRank, bounds: _Bounds, rank: int, tolerance: float
     ) -> LowRank | None:
         """Raise the probe's accuracy until the ratio is proven, or give up (more power steps)."""
+        rounding = self._rounding()
+        if rounding:
+            proven = self._probe(result, bounds, rank, tolerance, self.half, rounding)
+            if proven is not _TOO_COARSE:
+                return proven
+        return self._probe(result, bounds, rank, tolerance, self.delta, 0.0)
+
+    def _probe(
+        self,
+        result: LowRank,
+        bounds: _Bounds,
+        rank: int,
+        tolerance: float,
+        matrix: Tensor,
+        rounding: float,
+    ) -> LowRank | None:
+        """`result` with its proven bounds, None if no bound on mu can prove it, or `_TOO_COARSE`
+        if only the rounding of `matrix` stands in the way."""
         remainder = max(1 - float(self.ritz.sum()), 0.0)
-        rounding, matrix = self._rounding(), self.half
-        if rounding > 0.005 * math.sqrt(max(float(self.ritz[0]), 0.0)):
-            rounding, matrix = 0.0, self.delta
         n = self.delta.shape[1]
         probe = _gaussian(n, _PROBES, self.seed + 1, self.delta)
         blocks: list[Tensor] = []
@@ -331,16 +358,7 @@ class _Iteration:
         for steps in range(1, 25):
             upper = bounds.above(bound)[:rank]
             if result.ratio(upper, rank) <= 1 + tolerance:
-                return LowRank(
-                    result.U,
-                    result.S,
-                    result.Vt,
-                    result.squared_norm,
-                    upper,
-                    result.method,
-                    self.passes,
-                    result.squared_residual,
-                )
+                return replace(result, upper=upper, passes=self.passes)
             self.exhausted = self.columns + steps * _PROBES > min(self.delta.shape)
             if self.exhausted:
                 return None
@@ -355,11 +373,14 @@ class _Iteration:
             shortfall = _krylov_shortfall(steps, n)
             if shortfall < 0.9:
                 stacked = torch.cat(images, 1)
-                seen = float(torch.linalg.eigvalsh((stacked.T @ stacked).double())[-1])
+                seen = float(_eigenvalues((stacked.T @ stacked).double())[-1])
                 if result.ratio(bounds.above(seen), rank) > 1 + tolerance:
                     return None  # not even with the lower bound of mu: more power steps needed
+                coarse = (math.sqrt(seen) + rounding) ** 2
+                if rounding and result.ratio(bounds.above(coarse), rank) > 1 + tolerance:
+                    return _TOO_COARSE
                 bound = min(remainder, (math.sqrt(seen / (1 - shortfall)) + rounding) ** 2)
-        return None
+        return _TOO_COARSE if rounding else None
 
     def _rounding(self) -> float:
         """Spectral norm, relative to ||D||, of rounding to the fast copy: at most twice the edge of
@@ -369,6 +390,9 @@ class _Iteration:
         m, n = self.delta.shape
         unit = torch.finfo(self.half.dtype).eps / 2
         return 2 * unit / math.sqrt(3) * (1 / math.sqrt(m) + 1 / math.sqrt(n))
+
+
+_TOO_COARSE = _zero(torch.zeros(0, 0), 0.0)
 
 
 @lru_cache(maxsize=256)
@@ -436,7 +460,8 @@ class _Bounds:
 
 
 def _eigenvalues(symmetric: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh((symmetric + symmetric.T) / 2).cpu()
+    with single_threaded():
+        return torch.linalg.eigvalsh((symmetric + symmetric.T) / 2).cpu()
 
 
 def _orthonormal(block: Tensor, *, strict: bool) -> Tensor:

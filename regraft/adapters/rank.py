@@ -124,14 +124,18 @@ def _rounding_variance(matrix: Tensor) -> float:
     """Mean of ulp(w)^2 / 12 over a sample of rows."""
     step = max(1, matrix.shape[0] // _SAMPLED_ROWS)
     rows = matrix[::step]
-    values = rows.to(torch.float64)
     eps = torch.finfo(matrix.dtype).eps
     for coarser in (torch.bfloat16, torch.float16):
         if eps < torch.finfo(coarser).eps and torch.equal(rows.to(coarser).to(rows.dtype), rows):
             eps = torch.finfo(coarser).eps
-    _, exponent = torch.frexp(values)
-    ulp = torch.where(values == 0, 0.0, torch.exp2(exponent.double()) * (eps / 2))
-    return float(ulp.square().mean()) / 12
+    values = rows.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32)
+    exponents = torch.frexp(values[values != 0])[1].to(torch.int64)
+    if not exponents.numel():
+        return 0.0
+    lowest = int(exponents.min())
+    counts = torch.bincount(exponents - lowest).double()
+    ulps = torch.exp2(lowest + torch.arange(counts.numel(), dtype=torch.float64)) * (eps / 2)
+    return float((counts * ulps.square()).sum()) / values.numel() / 12
 
 
 def noise_floor(

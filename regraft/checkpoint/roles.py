@@ -2,7 +2,8 @@
 
 The answer comes from the model class itself, built by transformers on the meta device (no memory,
 no weights: 20 ms for an 8B model), not from a table of names. So every architecture transformers
-knows is known here, with its own tied keys. The cost is the import: about 2 s on top of torch.
+knows is known here, with its own tied keys. The cost is the import: 2 to 3 s on top of torch, so
+the answer for a config is kept in the user's cache folder (see `regraft.cache`).
 
 Checkpoints may spell names otherwise than the class does: without `model.`, with
 `language_model.`, or with one matrix per expert where transformers 5 holds a stack. Names are
@@ -15,8 +16,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, Literal
 
+from regraft import cache
 from regraft.errors import CheckpointError
 
 Kind = Literal["projection", "embedding", "head", "norm", "bias", "other"]
@@ -88,7 +91,7 @@ class _Layout:
     tied: dict[str, str]
     bare: dict[str, str]  # name without wrapping prefixes -> the model's name
     prefixes: frozenset[str]
-    conversions: tuple[list[Any], list[Any]]
+    config_json: str
 
     def home(self, name: str) -> str | None:
         """The model's name for a checkpoint's tensor, or None."""
@@ -96,7 +99,7 @@ class _Layout:
             return name
         from transformers.core_model_loading import rename_source_key
 
-        for candidate in (name, rename_source_key(name, *self.conversions)[0]):
+        for candidate in (name, rename_source_key(name, *_conversions(self.config_json))[0]):
             if candidate in self.kinds:
                 return candidate
             if found := self.bare.get(_without_prefixes(candidate, self.prefixes)):
@@ -133,9 +136,33 @@ def _layout_of(config: Mapping[str, Any]) -> _Layout:
 
 @lru_cache(maxsize=8)
 def _build(config_json: str) -> _Layout:
-    from torch import nn
+    kept = cache.Entry("roles", version("transformers"), config_json)
+    known = kept.read()
+    if not isinstance(known, dict) or known.keys() != {"kinds", "tied", "prefixes"}:
+        known = _ask_transformers(config_json)
+        kept.write(known)
+    prefixes = frozenset(known["prefixes"])
+    bare: dict[str, str] = {}
+    for name in known["kinds"]:
+        bare.setdefault(_without_prefixes(name, prefixes), name)
+    return _Layout(known["kinds"], known["tied"], bare, prefixes, config_json)
+
+
+@lru_cache(maxsize=8)
+def _conversions(config_json: str) -> tuple[list[Any], list[Any]]:
+    """What transformers' loader renames and what it converts for this model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
+
+    transforms = get_model_conversion_mapping(meta_model(json.loads(config_json)))
+    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+    return renamings, [item for item in transforms if not isinstance(item, WeightRenaming)]
+
+
+def _ask_transformers(config_json: str) -> dict[str, Any]:
+    """The kinds of all tensors, the tied ones and the wrapping prefixes, as the model class has
+    them."""
+    from torch import nn
 
     model = meta_model(json.loads(config_json))
     head = model.get_output_embeddings()
@@ -157,16 +184,11 @@ def _build(config_json: str) -> _Layout:
         for name, _ in module.named_buffers(recurse=False, remove_duplicate=False):
             if name not in module._non_persistent_buffers_set:
                 kinds[f"{path}.{name}" if path else name] = "other"
-    prefixes = frozenset({"model", "language_model", model.base_model_prefix} - {""})
-    bare: dict[str, str] = {}
-    for name in kinds:
-        bare.setdefault(_without_prefixes(name, prefixes), name)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
-    converters = [item for item in transforms if not isinstance(item, WeightRenaming)]
-    return _Layout(
-        kinds, dict(model.all_tied_weights_keys), bare, prefixes, (renamings, converters)
-    )
+    return {
+        "kinds": kinds,
+        "tied": dict(model.all_tied_weights_keys),
+        "prefixes": sorted({"model", "language_model", model.base_model_prefix} - {""}),
+    }
 
 
 def _without_prefixes(name: str, prefixes: frozenset[str]) -> str:

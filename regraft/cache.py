@@ -1,0 +1,65 @@
+"""Small answers that take seconds to find, kept between runs in the user's cache folder.
+
+`$REGRAFT_CACHE`, else `$XDG_CACHE_HOME/regraft`, else `~/.cache/regraft`. An entry is a JSON file
+named by the hash of everything its answer depends on. A folder that cannot be read or written
+costs the seconds, never the run; an empty `REGRAFT_CACHE` turns it off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_FORMAT = "1"  # of the answers: raise it when their meaning changes
+_MOST = 256  # entries of a kind
+
+
+def folder() -> Path | None:
+    """Where entries are kept, or None if nothing is to be."""
+    chosen = os.environ.get("REGRAFT_CACHE")
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "regraft"
+    except RuntimeError:  # no home folder
+        return None
+
+
+class Entry:
+    """One answer of a `kind`, found by all it depends on."""
+
+    def __init__(self, kind: str, *depends_on: str) -> None:
+        name = hashlib.sha256(json.dumps([_FORMAT, *depends_on]).encode()).hexdigest()
+        root = folder()
+        self.path = root / kind / f"{name}.json" if root else None
+
+    def read(self) -> Any:
+        """The answer, or None."""
+        if self.path is not None:
+            with suppress(OSError, ValueError):
+                return json.loads(self.path.read_text(encoding="utf-8"))
+        return None
+
+    def write(self, answer: Any) -> None:
+        """Keep the answer, dropping the oldest ones of its kind; published by rename."""
+        if self.path is None:
+            return
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(answer, file)
+                os.replace(name, self.path)
+            except OSError:
+                os.unlink(name)
+                raise
+            entries = sorted(self.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+            for old in entries[:-_MOST]:
+                old.unlink(missing_ok=True)
