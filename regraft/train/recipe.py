@@ -1,0 +1,184 @@
+"""Reading a training recipe: YAML whose every mistake is named by line before work starts."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from regraft.document import Document, Where
+from regraft.errors import InputError
+from regraft.train.blocks import Body, Stage
+from regraft.units import format_tokens
+
+
+class Recipe:
+    """A parsed recipe. `body`: its keys; `error`: InputError with a line of the file."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        if not isinstance(document.value, dict):
+            raise self.error((), "a recipe is a mapping such as 'model: org/name'.")
+        try:
+            self.body = Body.model_validate(document.value)
+        except ValidationError as error:
+            raise self._explained(error) from None
+        self._check()
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read and check a file. Raises InputError: file, line, what is wrong, what to do."""
+        return cls(Document.read(path))
+
+    def error(self, where: Where, message: str) -> InputError:
+        """The error to raise, with the file and the line of `where`."""
+        return self.document.error(where, message)
+
+    def window(self, stage: Stage) -> int:
+        """Tokens really trained in a row of the stage: fewer than its length where rows skip."""
+        positions = self.body.positions
+        if positions.kind == "contiguous" or positions.window is None:
+            return stage.length
+        return min(positions.window, stage.length)
+
+    def steps(self, stage: Stage) -> int:
+        """Optimizer steps of a stage."""
+        if stage.steps is not None:
+            return stage.steps
+        assert stage.tokens is not None
+        return -(-stage.tokens // (stage.batch * self.window(stage)))
+
+    def mix(self, stage: Stage) -> dict[str, float]:
+        """Share of rows by source, summing to 1."""
+        names = [source.name for source in self.body.data.sources]
+        given = stage.mix or dict.fromkeys(names, 1.0)
+        total = sum(given.values())
+        return {name: given[name] / total for name in names if name in given}
+
+    def canonical(self) -> str:
+        """One line that two recipes share when they ask for the same."""
+        return json.dumps(self.body.model_dump(), sort_keys=True)
+
+    def _check(self) -> None:
+        body = self.body
+        names = [source.name for source in body.data.sources]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise self.error(("data", "sources", i, "name"), f"'{name}' is there twice.")
+        for i, stage in enumerate(body.stages):
+            for name in stage.mix or ():
+                if name not in names:
+                    raise self.error(
+                        ("stages", i, "mix", name),
+                        f"'{name}' is no source{near(name, names)}; known are {', '.join(names)}.",
+                    )
+        positions = body.positions
+        if positions.kind != "contiguous":
+            if positions.window is None:
+                raise self.error(
+                    ("positions",), f"{positions.kind} needs a window: the tokens of a row."
+                )
+            if positions.chunks[0] > positions.chunks[1]:
+                raise self.error(("positions", "chunks"), "chunks are [fewest, most].")
+            if positions.window < 2 * positions.least:
+                raise self.error(
+                    ("positions", "window"),
+                    f"a window of {positions.window} tokens has no room for two chunks of "
+                    f"{positions.least}; give a longer window or a smaller 'least'.",
+                )
+            for i, source in enumerate(body.data.sources):
+                if source.rows == "joined" and not body.data.masks:
+                    raise self.error(
+                        ("data", "sources", i, "rows"),
+                        "joined rows without masks are one document; give masks: true or rows: "
+                        "whole.",
+                    )
+        elif positions.window is not None:
+            raise self.error(
+                ("positions", "window"), "contiguous rows are as long as their stage's length."
+            )
+        if body.method == "lora" and body.freeze:
+            raise self.error(("freeze",), "lora freezes the model by itself; leave freeze out.")
+        if body.method == "full" and "lora" in self.document.value:
+            raise self.error(("lora",), "method is full, which has no lora; say method: lora.")
+        if body.method == "full" and body.export.kind == "adapter":
+            raise self.error(
+                ("export", "kind"),
+                "a full fine-tune is a model; export it and run `regraft extract-lora`.",
+            )
+        shortest = min(self.window(stage) for stage in body.stages)
+        if shortest < 8:
+            raise self.error(("stages",), f"{format_tokens(shortest)} tokens are no context.")
+
+    def _explained(self, error: ValidationError) -> InputError:
+        """The first of pydantic's errors as one sentence: misspelt keys, then by line."""
+        found = []
+        for item in error.errors(include_url=False):
+            where, block = _place(item["loc"], self.document.value)
+            found.append((self.document.line(where), where, block, item))
+        _, where, block, item = min(
+            found, key=lambda entry: (entry[3]["type"] != "extra_forbidden", entry[0])
+        )
+        key = ".".join(str(part) for part in where) or "the recipe"
+        kind, message = item["type"], item["msg"].removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            name = str(item["loc"][-1])
+            known = list(block.model_fields)
+            return self.error(
+                where, f"'{name}' is no key here{near(name, known)}; known are {', '.join(known)}."
+            )
+        if kind == "missing":
+            return self.error(where, f"'{item['loc'][-1]}' is missing.")
+        if kind == "value_error":
+            return self.error(where, f"{key}: {message}.")
+        what = f"{message[:1].lower()}{message[1:]}"
+        return self.error(where, f"{key}: {what}, not {_shown(item['input'])}.")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a recipe, for editors."""
+    result = Body.model_json_schema()
+    result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    result["title"] = "regraft training recipe"
+    return result
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the nearest known word, or ''."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _place(loc: tuple[int | str, ...], value: Any) -> tuple[Where, type[BaseModel]]:
+    """Pydantic's location as one in the YAML (it adds names of types), and the block around it."""
+    where: Where = ()
+    block: type[BaseModel] = Body
+    kind: Any = Body
+    for part in loc:
+        keys: Any = value if isinstance(value, dict) else ()
+        keys = range(len(value)) if isinstance(value, list) else keys
+        if part not in keys:
+            continue
+        if blocks := _blocks(kind):
+            block = next((b for b in blocks if part in b.model_fields), blocks[0])
+            kind = block.model_fields[str(part)].annotation if part in block.model_fields else None
+        where, value = (*where, part), value[part]
+    return where, block
+
+
+def _blocks(kind: Any) -> list[type[BaseModel]]:
+    """The blocks in an annotation such as `list[Stage]` or `str | ToyModel`."""
+    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
+        return [kind] if issubclass(kind, BaseModel) else []
+    return [block for part in typing.get_args(kind) for block in _blocks(part)]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

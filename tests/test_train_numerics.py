@@ -1,0 +1,152 @@
+"""The loss, the memory savers and the rotation against what they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from regraft.errors import RegraftError
+from regraft.rope import ContextSpec, scaling_law
+from regraft.train.attention import use_attention
+from regraft.train.blocks import Rope, Stage
+from regraft.train.loss import IGNORED, nll_sum, token_scores
+from regraft.train.memory import save_memory
+from regraft.train.rotary import check_rotary, fix_rotary, stage_context
+
+
+def tiny(dtype: torch.dtype = torch.float64):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    ).to(dtype)  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
+    torch.manual_seed(1)
+    hidden = torch.randn(2, 40, 16, dtype=torch.float64, requires_grad=True)
+    head = torch.nn.Linear(16, 90, bias=False).double()
+    labels = torch.randint(0, 90, (2, 40))
+    labels[0, ::3] = IGNORED
+    plain = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
+    wanted = torch.autograd.grad(plain, [hidden, head.weight])
+    ours = nll_sum(hidden, head, labels, chunk)
+    assert abs(float(ours - plain)) < 1e-11
+    for got, want in zip(torch.autograd.grad(ours, [hidden, head.weight]), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+    scores, hits = token_scores(hidden, head, labels, chunk)
+    assert float(scores.sum()) == pytest.approx(float(plain.detach()), abs=1e-10)
+    assert float(hits.sum()) == float((head(hidden).argmax(-1) == labels).sum())
+
+
+def test_bfloat16_hidden_states_get_a_float32_loss():
+    hidden, head = torch.randn(300, 16).bfloat16(), torch.nn.Linear(16, 2000, bias=False).bfloat16()
+    labels = torch.randint(0, 2000, (300,))
+    ours = nll_sum(hidden, head, labels, 64)
+    assert ours.dtype == torch.float32
+    wanted = F.cross_entropy(head(hidden).double(), labels, reduction="sum")
+    assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def step(model, documents=None):
+    ids = torch.randint(0, 50, (2, 48), generator=torch.Generator().manual_seed(3))
+    hidden = model.model(input_ids=ids, use_cache=False, documents=documents).last_hidden_state
+    loss = nll_sum(hidden, model.lm_head, ids.roll(-1, 1), 32)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"recompute": True, "offload": False, "tile": 0},
+        {"recompute": True, "offload": True, "tile": 0},
+        {"recompute": True, "offload": True, "tile": 16},
+        {"recompute": False, "offload": False, "tile": 20},
+    ],
+)
+def test_memory_savers_do_not_change_the_result(how):
+    plain, saving = tiny(), tiny()
+    for model in (plain, saving):
+        use_attention(model)
+    store = save_memory(saving.model.layers, **how)
+    documents = [(0, 20), (0,)]
+    loss, grads = step(plain, documents)
+    ours, our_grads = step(saving, documents)
+    if how["tile"]:  # a matrix product over fewer rows may sum in another order
+        torch.testing.assert_close(ours, loss, rtol=1e-14, atol=0)
+        torch.testing.assert_close(our_grads, grads, rtol=1e-12, atol=1e-13)
+    else:
+        assert ours == loss
+        assert all(torch.equal(a, b) for a, b in zip(our_grads, grads, strict=True))
+    if how["offload"]:
+        assert store is not None
+        assert store.moved == 3 * 2 * 48 * 32 * 8  # one input a layer, nothing else
+        assert not store._kept
+
+
+def test_documents_do_not_see_each_other():
+    model = tiny()
+    use_attention(model)
+    ids = torch.randint(0, 50, (1, 30))
+    positions = torch.cat([torch.arange(10), torch.arange(20)])[None]
+    with torch.no_grad():
+        both = model(
+            input_ids=ids, position_ids=positions, use_cache=False, documents=[(0, 10)]
+        ).logits
+        alone = model(input_ids=ids[:, 10:], use_cache=False).logits
+    torch.testing.assert_close(both[:, 10:], alone, rtol=1e-12, atol=1e-12)
+
+
+def base_context() -> ContextSpec:
+    return ContextSpec({"rope_type": "default", "rope_theta": 5e5}, 8192)
+
+
+def test_a_stage_takes_its_own_theta_else_the_laws():
+    base = base_context()
+    own = stage_context(base, Rope(law="scaling"), Stage(length=65536, theta=1e7, steps=1), 128)
+    assert (own.theta, own.max_position_embeddings) == (1e7, 65536)
+    law = stage_context(base, Rope(law="scaling"), Stage(length=262144, steps=1), 128)
+    assert law.theta == round(scaling_law(5e5, 8192, 262144)) == 283461213
+    kept = stage_context(base, Rope(), Stage(length=262144, steps=1), 128)
+    assert kept.theta == 5e5
+    yarn = stage_context(base, Rope(family="yarn"), Stage(length=65536, steps=1), 128)
+    assert (yarn.rope_type, yarn.rope_parameters["factor"]) == ("yarn", 8)
+    assert yarn.original_max_position_embeddings == 8192
+
+
+def forward_of(model):
+    return lambda ids, positions: model.model(
+        input_ids=ids, position_ids=positions, use_cache=False
+    )
+
+
+@pytest.mark.parametrize("family", ["default", "yarn", "llama3", "linear"])
+def test_the_model_rotates_by_the_stages_table(family):
+    model = tiny(torch.float32)
+    use_attention(model)
+    base = ContextSpec.from_config(model.config.to_dict())
+    stage = Stage(length=4_194_304, theta=4e10, steps=1)
+    spec = stage_context(base, Rope(family=family), stage, 8)
+    rotary = fix_rotary(model, spec, stage.length)
+    check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
+    assert ContextSpec.from_config(model.config.to_dict()) == spec
+
+
+def test_a_model_that_keeps_its_old_frequencies_is_found_out():
+    model = tiny(torch.float32)
+    use_attention(model)
+    old = model.model.rotary_emb
+    base = ContextSpec.from_config(model.config.to_dict())
+    spec = stage_context(base, Rope(), Stage(length=2048, theta=1e6, steps=1), 8)
+    rotary = fix_rotary(model, spec, 2048)
+    model.model.rotary_emb = old
+    with pytest.raises(RegraftError, match="does not rotate by theta 1000000"):
+        check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
