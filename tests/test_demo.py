@@ -9,8 +9,8 @@ import random
 import pytest
 
 from regraft import demo
-from regraft.demo import world
-from regraft.demo.world import Mix, Row, exam_row, needle_count, training_row
+from regraft.data import world
+from regraft.data.world import Mix, Row, exam_row, needle_count, training_row
 from regraft.errors import InputError
 
 LENGTHS = (64, 128, 256, 512, 1024)

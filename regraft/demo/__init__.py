@@ -95,11 +95,11 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     from regraft.adapters.apply import apply
     from regraft.adapters.evidence import versions
     from regraft.adapters.extract import extract_lora
+    from regraft.data.world import write_tokenizer
     from regraft.demo import lessons
     from regraft.demo.exam import examine
     from regraft.demo.model import with_context
     from regraft.demo.page import write_page
-    from regraft.demo.world import write_tokenizer
     from regraft.rope import scaling_law
 
     theta = float(round(scaling_law(plan.theta, plan.trained, plan.target)))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from regraft.data.world import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
 from regraft.demo.model import word_nll
-from regraft.demo.world import Row, Skill, exam_row, needle_count, prose_row
 
 _WORDS_AT_ONCE = 8192
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from transformers import LlamaForCausalLM
 
-from regraft.demo.model import adamw, muon, newborn, teach, with_context
-from regraft.demo.world import Mix, Row, training_row
+from regraft.data.world import Mix, Row, training_row
+from regraft.demo.model import adamw, muon, teach, with_context
 from regraft.progress import Bar
+from regraft.train.toy import newborn
 
 _DENSE = Mix(prose=0.45, questions=0.65)
 _SHOUTING = Mix(prose=0.3, questions=0.65, shout=0.6)

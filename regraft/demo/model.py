@@ -1,9 +1,6 @@
 """The demo's model and how it is taught: a 290k-parameter Llama and a loop of thirty lines.
 
-Three things are unusual for a Llama. Embeddings start at a standard deviation of 0.4: at 0.05
-retrieval stalls. Two heads of the first layer start as what every model that looks things up has
-to discover, attention to the word before and the word before that; they are a start, free to
-change like every other weight. And the base trains with Muon, which discovers retrieval within
+It starts as `regraft.train.toy` says. The base trains with Muon, which discovers retrieval within
 about 120 steps with any seed: AdamW took 300 or, with one seed of three, did not within 700; Muon
 from a random start takes 190, but then the length it learns is tangled with the rest, and grafts
 fail with some seeds. The fine-tunes use AdamW.
@@ -17,67 +14,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from regraft.demo.world import IDS, WORDS, Row, encode
+from regraft.data.world import Row, encode
+from regraft.train.toy import config
 
-_EMBEDDING_STD = 0.4
-_CONSTANT = 5.0  # what heads look back by; large, so that the norm keeps it constant
-_SHARPNESS = 20.0
 ANSWER_WEIGHT = 2.0
 """How much more the loss counts a word of an answer than any other word."""
-
-
-def config(length: int, theta: float) -> LlamaConfig:
-    """A Llama of two layers for `length` tokens. transformers 5 heeds RoPE only if given here."""
-    return LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=128,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=length,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        tie_word_embeddings=False,
-        initializer_range=0.05,
-        bos_token_id=IDS["<s>"],
-        eos_token_id=IDS["</s>"],
-    )
-
-
-def newborn(length: int, theta: float, seed: int) -> LlamaForCausalLM:
-    """An untrained model, its first two heads looking back one word and two."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config(length, theta))
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
-    _look_back(model, theta)
-    return model
-
-
-@torch.no_grad()
-def _look_back(model: LlamaForCausalLM, theta: float) -> None:
-    """Let head h of layer 0 attend to the word h + 1 back, for h = 0, 1 (they share one key head).
-
-    Every word's embedding gets one constant coordinate; queries and keys read nothing else. Rotary
-    position turns the pair of coordinates of frequency w by w per word, so a query that starts
-    w * distance behind its key agrees with it best at that distance.
-    """
-    embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
-    hidden, head = embedding.shape[1], attention.head_dim
-    embedding[:, 0] = _CONSTANT
-    seen = _CONSTANT / (_EMBEDDING_STD**2 + _CONSTANT**2 / hidden) ** 0.5  # after the norm
-    size = _SHARPNESS**0.5 / seen
-    turn = theta ** (-torch.arange(0, head, 2) / head)
-    for index, distance in enumerate((1, 2)):
-        rows = attention.q_proj.weight[index * head : (index + 1) * head]
-        rows.zero_()
-        rows[:, 0] = size * torch.cat([torch.cos(turn * distance), -torch.sin(turn * distance)])
-    attention.k_proj.weight[:head].zero_()
-    attention.k_proj.weight[: head // 2, 0] = size
-    attention.v_proj.weight[:head] *= 2
-    attention.v_proj.weight[:head, 0] = 0
-    attention.o_proj.weight[:, : 2 * head] *= 2
 
 
 def with_context(model: LlamaForCausalLM, length: int, theta: float) -> LlamaForCausalLM:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from regraft import drawing
-from regraft.demo.world import WORDS, needle_count
+from regraft.data.world import WORDS, needle_count
 
 _README = """\
 # regraft demo, seed {{ seed }}

@@ -1,4 +1,4 @@
-"""The demo's world: a text of 200 words in which a question can only be answered by looking back.
+"""The world of toys: a text of 200 words whose questions are only answered by looking back.
 
 A row is prose from a small grammar, each row with its own people, things and deeds, and in between
 
