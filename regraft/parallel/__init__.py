@@ -1,0 +1,27 @@
+"""One long sequence on many devices: exact causal attention over a cut sequence.
+
+    mesh = Mesh.create(context=4, ulysses=2)      # under torchrun; one process needs no launcher
+    attach(model)                                 # a transformers or PEFT model, any of them
+    part = mesh.cut(batch)                        # the labels in it are shifted already
+    labels = part.pop("labels")
+    hidden = model(**part).logits                 # this rank's tokens; attention sees all of them
+    loss = nll_sum(hidden, labels) / mesh.sum_tokens(labels)
+
+Summed over all processes this loss and its gradients are those of one process. FSDP2 averages
+gradients over `mesh.fsdp_mesh`, which is all `mesh.size` processes: multiply the local loss by
+`mesh.size` there. Ranks with the same `mesh.data_rank` must load the same batch (`cut` checks).
+
+There is no global state, no context manager and no patch: what attention must know travels with
+the batch, as the keyword argument `context_parallel` that `cut` puts beside the tokens. Documents
+are cut from each other only where `documents` says so; positions may jump (PoSE) and never do.
+
+Rooms inside: `layout` (which token lies where), `kernels` (attention with its log-sum-exp),
+`blocks` (a kernel over spans), `gather`, `ring`, `ulysses` (the three exchanges), `shards` (cut and
+join), `mesh` (processes), `attention` (what transformers calls).
+"""
+
+from regraft.parallel.attention import NAME, attach
+from regraft.parallel.mesh import TIMEOUT, Mesh
+from regraft.parallel.shards import Shard
+
+__all__ = ["NAME", "TIMEOUT", "Mesh", "Shard", "attach"]

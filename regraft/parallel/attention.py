@@ -1,0 +1,111 @@
+"""What transformers calls as attention: `attn_implementation="regraft"`.
+
+The function has no state. Everything it must know about the whole sequence (the mesh, how the
+batch was cut, where documents begin) is a `Shard`, given to the model as the keyword argument
+`context_parallel` and carried by transformers through the `**kwargs` of every layer, recomputation
+under gradient checkpointing included. Positions never come here: they act in the rotary embedding
+alone, so positions that jump (PoSE) do not cut a text into documents, which is what transformers'
+own masks make of them.
+
+What would silently be ignored is refused: a padding mask, dropout, sliding windows, soft caps,
+attention sinks, a key-value cache, or a call without `context_parallel`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regraft.errors import InputError
+
+if TYPE_CHECKING:
+    from regraft.parallel.shards import Shard
+
+NAME = "regraft"
+KEY = "context_parallel"
+
+_UNSUPPORTED = {
+    "sliding_window": "a sliding window",
+    "softcap": "a soft cap on the scores",
+    "s_aux": "attention sinks",
+}
+
+
+def attend_sequence(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    context_parallel: Shard | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [B, H, s, D], key and value [B, Hk, s, D] of this rank's tokens -> [B, s, H, D].
+
+    query and key may be wider than value (a rotation in float32); they are cast to its type.
+    Raises InputError for what this attention does not do.
+    """
+    if context_parallel is None:
+        raise InputError(
+            f"Attention '{NAME}' was called without `{KEY}`: call the model with all that "
+            "Mesh.cut returns, or give it another attn_implementation."
+        )
+    if attention_mask is not None:
+        raise InputError(_MASK)
+    for name, what in _UNSUPPORTED.items():
+        if kwargs.get(name) is not None:
+            raise InputError(f"{type(module).__name__} asks for {what}, which '{NAME}' has not.")
+    if dropout:
+        raise InputError(f"Attention '{NAME}' has no dropout: set attention_dropout to 0.")
+    if not getattr(module, "is_causal", True):
+        raise InputError(f"{type(module).__name__} is not causal, which '{NAME}' always is.")
+    if query.shape[2] != key.shape[2]:
+        raise InputError(
+            f"Attention '{NAME}' met {key.shape[2]} keys for {query.shape[2]} queries: "
+            "it does not work with a key-value cache; generate with another attn_implementation."
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return context_parallel.attend(query, key, value, scale).transpose(1, 2), None
+
+
+_MASK = (
+    f"Attention '{NAME}' takes no padding mask: pad on the right and give the padding the label "
+    "-100, or name documents; nothing before the padding sees it."
+)
+
+
+def refuse_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """The mask builder transformers calls for our name: no mask, and no mask is ignored."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise InputError(_MASK)
+
+
+def attach(model: torch.nn.Module) -> None:
+    """Let a transformers or PEFT model call this attention. The model must then be called with
+    all that `Mesh.cut` returns. Raises InputError where the model cannot use it."""
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+    AttentionInterface.register(NAME, attend_sequence)
+    AttentionMaskInterface.register(NAME, refuse_mask)
+    found = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    if not found or not found[0]._can_set_attn_implementation():
+        raise InputError(
+            f"{type(model).__name__} does not choose its attention by name, so it cannot be "
+            "trained over a cut sequence."
+        )
+    config = found[0].config.get_text_config()
+    for key, what in (
+        ("sliding_window", "a sliding window"),
+        ("attn_logit_softcapping", "a soft cap"),
+    ):
+        used = key != "sliding_window" or getattr(config, "use_sliding_window", True)
+        if getattr(config, key, None) is not None and used:
+            raise InputError(f"This model's attention has {what}, which '{NAME}' has not.")
+    if getattr(config, "attention_dropout", 0.0):
+        raise InputError(f"Attention '{NAME}' has no dropout: set attention_dropout to 0.")
+    found[0].set_attn_implementation(NAME)

@@ -1,0 +1,322 @@
+"""Attention that also returns its log-sum-exp, and its backward from it: one class per kernel.
+
+Blocks of one attention can be computed apart and joined exactly if each returns
+lse = log(sum(exp(scores))): "Online normalizer calculation for softmax" (1805.02867),
+FlashAttention-2 (2307.08691). The backward of a block needs only the FINAL output and lse.
+
+    q [B, H, Q, D]   k, v [B, Hk, K, D]   out [B, H, Q, D]   lse [B, H, Q]   H a multiple of Hk
+
+A causal block is aligned at its end (the last query sees the last key; Q <= K). `packed` runs
+several causal blocks that lie one after the other in q and in k: documents, as one kernel call
+where the kernel can. `choose` picks per device; every candidate must first agree with `Reference`
+on a small block on that device, because a wrong kernel trains without an error message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from regraft.errors import InputError
+
+Lengths = Sequence[tuple[int, int]]
+"""(queries, keys) of each packed block."""
+
+Grads = tuple[Tensor, Tensor, Tensor]
+
+aten = torch.ops.aten
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which partial results of `dtype` are joined: float32, float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
+    """Join a block into (out, lse), in place and without overflow; lse -inf is 'nothing yet'."""
+    out.lerp_(block_out.to(out.dtype), torch.sigmoid(block_lse - lse).unsqueeze(-1))
+    torch.logaddexp(lse, block_lse, out=lse)
+
+
+class Kernel:
+    """One way to compute attention. Subclasses give `forward` and `backward` of one block."""
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def close(self) -> None:
+        """Undo what making it changed in this process, if it is not going to be used."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """(out, lse). out may be in q's type or in its accumulator's; lse is in the latter."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        """(dq, dk, dv) given the final out and lse of these queries over all their blocks."""
+        raise NotImplementedError
+
+    def packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` of causal blocks that follow one another in q and k."""
+        sides = (_split(t, lengths, i) for t, i in ((q, 0), (k, 1), (v, 1)))
+        blocks = [self.forward(a, b, c, True, scale) for a, b, c in zip(*sides, strict=True)]
+        outs, lses = zip(*blocks, strict=True)
+        return torch.cat(outs, 2), torch.cat(lses, 2)
+
+    def packed_backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Lengths,
+        scale: float,
+    ) -> Grads:
+        """`backward` of the same."""
+        sides = ((dout, 0), (q, 0), (k, 1), (v, 1), (out, 0), (lse, 0))
+        blocks = zip(*(_split(t, lengths, i) for t, i in sides), strict=True)
+        parts = [self.backward(a, b, c, d, e, f, True, scale) for a, b, c, d, e, f in blocks]
+        dq, dk, dv = (torch.cat(p, 2) for p in zip(*parts, strict=True))
+        return dq, dk, dv
+
+
+def _split(t: Tensor, lengths: Lengths, side: int) -> tuple[Tensor, ...]:
+    return t.split([pair[side] for pair in lengths], 2)
+
+
+class Reference(Kernel):
+    """Plain matrix products in any float type on any device, a thousand queries at a time."""
+
+    name = "reference"
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    rows = 1024
+
+    def _scores(
+        self, q: Tensor, k: Tensor, start: int, total: int, causal: bool, scale: float
+    ) -> Tensor:
+        """[B, Hk, H/Hk, rows, K] in the accumulator's type."""
+        scores = (q @ k.unsqueeze(2).transpose(-1, -2)) * scale
+        if causal:
+            keys = k.shape[2]
+            visible = torch.arange(start, start + q.shape[-2], device=q.device) + keys - total
+            hidden = torch.arange(keys, device=q.device) > visible[:, None]
+            scores.masked_fill_(hidden, -torch.inf)
+        return scores
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        wide = accumulator(q.dtype)
+        total, groups = q.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
+        k, v = k.to(wide), v.to(wide)
+        outs, lses = [], []
+        for start in range(0, total, self.rows):
+            rows = q[:, :, start : start + self.rows].to(wide).unflatten(1, groups)
+            scores = self._scores(rows, k, start, total, causal, scale)
+            lse = scores.logsumexp(-1)
+            outs.append((torch.exp(scores - lse[..., None]) @ v.unsqueeze(2)).flatten(1, 2))
+            lses.append(lse.flatten(1, 2))
+        return torch.cat(outs, 2), torch.cat(lses, 2)
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        wide = accumulator(q.dtype)
+        total, groups = q.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
+        k, v = k.to(wide), v.to(wide)
+        dq, dk, dv = [], torch.zeros_like(k), torch.zeros_like(v)
+        for start in range(0, total, self.rows):
+            part = slice(start, start + self.rows)
+            rows, do, o = (t[:, :, part].to(wide).unflatten(1, groups) for t in (q, dout, out))
+            scores = self._scores(rows, k, start, total, causal, scale)
+            p = torch.exp(scores - lse[:, :, part].unflatten(1, groups)[..., None])
+            dv += (p.transpose(-1, -2) @ do).sum(2)
+            ds = p * (do @ v.unsqueeze(2).transpose(-1, -2) - (do * o).sum(-1, keepdim=True))
+            dq.append(((ds @ k.unsqueeze(2)) * scale).flatten(1, 2))
+            dk += (ds.transpose(-1, -2) @ rows).sum(2) * scale
+        return torch.cat(dq, 2), dk, dv
+
+
+class StartAligned(Kernel):
+    """For kernels whose causal mask is aligned at the start: a causal block with more keys than
+    queries is the keys before the queries' own, unmasked, and then a square."""
+
+    def square_or_full(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def square_or_full_backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
+        raise NotImplementedError
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        before = k.shape[2] - q.shape[2] if causal else 0
+        out, lse = self.square_or_full(q, k[:, :, before:], v[:, :, before:], causal, scale)
+        if before:
+            out, lse = out.to(accumulator(q.dtype)), lse.contiguous()
+            past = self.square_or_full(q, k[:, :, :before], v[:, :, :before], False, scale)
+            merge(out, lse, *past)
+        return out, lse
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        before = k.shape[2] - q.shape[2] if causal else 0
+        own = (k[:, :, before:], v[:, :, before:])
+        dq, dk, dv = self.square_or_full_backward(dout, q, *own, out, lse, causal, scale)
+        if not before:
+            return dq, dk, dv
+        past = (k[:, :, :before], v[:, :, :before])
+        more_dq, past_dk, past_dv = self.square_or_full_backward(
+            dout, q, *past, out, lse, False, scale
+        )
+        dq = dq.to(accumulator(q.dtype)) + more_dq
+        return dq, torch.cat((past_dk, dk), 2), torch.cat((past_dv, dv), 2)
+
+
+class CpuFlash(StartAligned):
+    """torch's flash attention for CPUs. GQA is native: dk and dv come back with Hk heads."""
+
+    name = "torch-cpu"
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+
+    def square_or_full(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
+        return out, lse
+
+    def square_or_full_backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(t.contiguous() for t in (dout, q, k, v, out, lse)), 0.0, causal, scale=scale
+        )
+        return dq, dk, dv
+
+
+@cache
+def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Kernel:
+    """The kernel for a device type, value type and head size: the fastest that is here and right.
+
+    `name` is 'auto' or one of `names(device)`. Every candidate computes a small block forward and
+    backward and must agree with `Reference`; what it fails is passed over. Raises InputError for a
+    name that is unknown, not installed, or wrong here, saying which.
+    """
+    candidates = _candidates(device)
+    if name != "auto" and name not in candidates:
+        raise InputError(
+            f"There is no attention kernel '{name}' for {device}; "
+            f"choose auto or one of {', '.join(candidates)}."
+        )
+    reasons = []
+    for wanted in candidates if name == "auto" else [name]:
+        try:
+            kernel = candidates[wanted]()
+        except (ImportError, RuntimeError, AttributeError, ValueError) as error:
+            reasons.append(f"{wanted} is not installed ({error})")
+            continue
+        reason = refusal(kernel, torch.device(device), dtype, head_dim)
+        if reason is None:
+            return kernel
+        kernel.close()
+        reasons.append(f"{wanted} {reason}")
+    raise InputError(f"No attention kernel for {device}, {dtype}: {'; '.join(reasons)}.")
+
+
+def names(device: str) -> list[str]:
+    """Kernels that may exist for a device type ('cpu', 'cuda'), fastest first."""
+    return list(_candidates(device))
+
+
+def _candidates(device: str) -> dict[str, Callable[[], Kernel]]:
+    if device == "cuda":
+        from regraft.parallel.cuda import CANDIDATES
+
+        return {**CANDIDATES, "reference": Reference}
+    return {"torch-cpu": CpuFlash, "reference": Reference}
+
+
+def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a kernel cannot be used, or None: forward and backward of two blocks, one causal with
+    more keys than queries and one packed, against `Reference` in float64."""
+    if dtype not in kernel.dtypes:
+        return f"does not take {dtype}"
+    if isinstance(kernel, Reference):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    shapes = ((4, 48), (2, 80), (2, 80), (4, 48))  # q, k, v, dout: heads and tokens
+    inputs = [draw(1, heads, tokens, head_dim).to(device, dtype) for heads, tokens in shapes]
+    exact = [t.double() for t in inputs]
+    scale = head_dim**-0.5
+    # Single precision loses about 1e-6 here, bfloat16 1e-2, float16 1e-3; an error of logic, 1.
+    bound = 40 * torch.finfo(dtype).eps
+    try:
+        hows: tuple[bool | Lengths, ...] = (True, False, [(16, 16), (32, 64)])
+        for how in hows:
+            got = _both(kernel, inputs, how, scale)
+            want = _both(Reference(), exact, how, scale)
+            for label, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
+                error = float((a.double() - b).abs().max() / b.abs().max())
+                if not error < bound:
+                    return f"disagrees with the reference in {label} by {error:.1e}"
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return f"cannot run here ({str(error).splitlines()[0]})"
+    return None
+
+
+def _both(
+    kernel: Kernel, inputs: Sequence[Tensor], how: bool | Lengths, scale: float
+) -> list[Tensor]:
+    """out, lse and the three gradients of a block (`how`: causal) or of packed ones (lengths)."""
+    q, k, v, dout = inputs
+    if isinstance(how, bool):
+        out, lse = kernel.forward(q, k, v, how, scale)
+        out = out.to(q.dtype)
+        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, how, scale)]
+    out, lse = kernel.packed(q, k, v, how, scale)
+    out = out.to(q.dtype)
+    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, how, scale)]

@@ -1,0 +1,240 @@
+"""Processes in rows: replicate x shard x context x ulysses, the last one nearest together.
+
+`context` ranks share one sequence by exchanging keys and values, `ulysses` ranks share it by
+exchanging heads (inside a node), `shard` and `replicate` ranks see other sequences. Parameters are
+the same on all of them, so FSDP may cut them over shard x context x ulysses together.
+
+One process needs no launcher and no process group. More come from `torchrun`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.distributed as dist
+
+from regraft.errors import InputError, RegraftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from regraft.parallel.shards import Batch
+
+Algorithm = Literal["auto", "gather", "ring"]
+TIMEOUT = 600.0
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Who this process is among all, and how they share a sequence. Made by `Mesh.create`."""
+
+    context: int = 1
+    ulysses: int = 1
+    shard: int = 1
+    replicate: int = 1
+    algorithm: Algorithm = "auto"
+    kernel: str = "auto"
+    timeout: float = TIMEOUT
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sequence: DeviceMesh | None = None
+    fsdp_mesh: DeviceMesh | None = None
+    """1-D ('shard'), or 2-D ('replicate', 'shard') where replicate > 1, over all processes: what
+    `fully_shard(mesh=...)` wants. None for one process."""
+
+    @classmethod
+    def create(
+        cls,
+        context: int | Literal["auto"] = 1,
+        ulysses: int | Literal["auto"] = 1,
+        shard: int | Literal["auto"] = "auto",
+        replicate: int | Literal["auto"] = 1,
+        algorithm: Algorithm = "auto",
+        kernel: str = "auto",
+        device: str = "auto",
+        timeout: float = TIMEOUT,
+    ) -> Mesh:
+        """Join the processes that torchrun started into a mesh.
+
+        At most one size may be 'auto': it takes the processes the others leave. Groups are made
+        with `timeout` seconds, after which a rank that does not answer is an error and not a
+        hang. Raises InputError where the sizes do not multiply to the number of processes.
+        """
+        sizes = {"replicate": replicate, "shard": shard, "context": context, "ulysses": ulysses}
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if dist.is_initialized():
+            world = dist.get_world_size()
+        solved = _solve(sizes, world)
+        if algorithm not in ("auto", "gather", "ring"):
+            raise InputError(f"parallel algorithm '{algorithm}' is not auto, gather or ring.")
+        place = _device(device)
+        sequence = fsdp = None
+        if world > 1:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            if not dist.is_initialized():
+                backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            inner = solved["context"] * solved["ulysses"]
+            data = world // inner
+            sequence = init_device_mesh(
+                place.type,
+                (data, solved["context"], solved["ulysses"]),
+                mesh_dim_names=("data", "context", "ulysses"),
+            )
+            shape, names = (
+                (solved["replicate"], world // solved["replicate"]),
+                ("replicate", "shard"),
+            )
+            if solved["replicate"] == 1:
+                shape, names = shape[1:], names[1:]  # type: ignore[assignment]
+            fsdp = init_device_mesh(place.type, shape, mesh_dim_names=names)
+        return cls(
+            **solved,
+            algorithm=algorithm,
+            kernel=kernel,
+            timeout=timeout,
+            device=place,
+            sequence=sequence,
+            fsdp_mesh=fsdp,
+        )
+
+    @property
+    def size(self) -> int:
+        """All processes."""
+        return self.replicate * self.shard * self.context * self.ulysses
+
+    @property
+    def rank(self) -> int:
+        """This process among all; 0 writes files."""
+        return dist.get_rank() if self.size > 1 else 0
+
+    @property
+    def data_size(self) -> int:
+        """How many different sequences (batches) are trained on at once."""
+        return self.replicate * self.shard
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them is this process's; the ranks of one sequence must load the same batch."""
+        return self._coordinate("data")
+
+    @property
+    def context_rank(self) -> int:
+        return self._coordinate("context")
+
+    @property
+    def ulysses_rank(self) -> int:
+        return self._coordinate("ulysses")
+
+    def group(self, name: Literal["context", "ulysses"]) -> dist.ProcessGroup | None:
+        """The process group of one dimension, None where it has one rank."""
+        if self.sequence is None or getattr(self, name) == 1:
+            return None
+        return self.sequence.get_group(name)
+
+    def cut(self, batch: Batch, pad_token: int = 0) -> Batch:
+        """This rank's part of a batch, ready for `model(**part)`: see `shards.cut`."""
+        from regraft.parallel.shards import cut
+
+        return cut(self, batch, pad_token)
+
+    def join(self, local: Tensor, part: Batch) -> Tensor:
+        """Undo `cut` for a result [B, s, ...] of the same part: see `shards.join`."""
+        from regraft.parallel.shards import join
+
+        return join(self, local, part)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes of a tensor of the same shape (no gradient)."""
+        total = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def sum_tokens(self, labels: Tensor) -> int:
+        """How many labels are not -100, over the parts of all processes: what a summed loss must be
+        divided by so that every token weighs the same wherever it lies. At least 1."""
+        count = (labels != -100).sum().to(torch.int64)
+        return max(int(self.sum(count)), 1)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn the failure of a collective (a rank died, or did not answer for `timeout` seconds)
+        into one sentence, a RegraftError. Put it around a training step."""
+        try:
+            yield
+        except (dist.DistError, RuntimeError) as error:
+            if not _is_lost_rank(error):
+                raise
+            raise RegraftError(
+                f"Process {self.rank} of {self.size} lost another one: it died or did not "
+                f"answer for {self.timeout:.0f} s. See the others' messages; go on with --resume."
+            ) from error
+
+    def describe(self) -> str:
+        """One line for the log."""
+        if self.size == 1:
+            return f"one process on {self.device.type}"
+        sizes = ", ".join(
+            f"{name} {size}"
+            for name in ("replicate", "shard", "context", "ulysses")
+            if (size := getattr(self, name)) > 1
+        )
+        return f"{self.size} processes on {self.device.type}: {sizes}"
+
+    def _coordinate(self, name: str) -> int:
+        return 0 if self.sequence is None else self.sequence.get_local_rank(name)
+
+
+def _solve(sizes: dict[str, int | Literal["auto"]], world: int) -> dict[str, int]:
+    for name, size in sizes.items():
+        if size != "auto" and (not isinstance(size, int) or size < 1):
+            raise InputError(f"parallel {name} is {size!r}; give a number of at least 1, or auto.")
+    fixed = {name: size for name, size in sizes.items() if size != "auto"}
+    free = [name for name in sizes if name not in fixed]
+    if len(free) > 1:
+        raise InputError(f"Only one of {', '.join(free)} can be auto.")
+    product = prod(fixed.values())
+    if world % product or (not free and world != product):
+        text = " x ".join(f"{name} {size}" for name, size in fixed.items() if size > 1) or "1"
+        raise InputError(
+            f"This mesh needs {'a multiple of ' if free else ''}{product} processes ({text}) but "
+            f"there {'is' if world == 1 else 'are'} {world}; start it with "
+            f"torchrun --nproc-per-node {product}, or change `parallel`."
+        )
+    return {name: fixed.get(name, world // product) for name in sizes}
+
+
+def _device(name: str) -> torch.device:
+    from regraft.device import pick_device
+
+    place = pick_device(name)
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if place.type == "cuda":
+        if place.index >= torch.cuda.device_count():
+            raise InputError(
+                f"This node has {torch.cuda.device_count()} GPUs, fewer than its processes."
+            )
+        torch.cuda.set_device(place)
+    return place
+
+
+_LOST = ("onnection closed", "onnection reset", "onnection refused", "imed out", "imeout",
+         "Broken pipe", "not connected", "Socket closed")  # fmt: skip
+
+
+def _is_lost_rank(error: BaseException) -> bool:
+    """DistError is NCCL's and the store's; gloo raises a bare RuntimeError."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return ("gloo" in text or "c10d" in text) and any(part in text for part in _LOST)

@@ -1,0 +1,173 @@
+"""A batch cut into every rank's part of the sequence, and put together again."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from regraft.errors import InputError
+from regraft.parallel.attention import KEY
+from regraft.parallel.blocks import Rows
+from regraft.parallel.gather import Gather
+from regraft.parallel.kernels import choose
+from regraft.parallel.layout import Starts, gather_spans, multiple, pieces
+
+if TYPE_CHECKING:
+    from regraft.parallel.mesh import Mesh
+
+Batch = dict[str, Any]
+
+_KNOWN = ("input_ids", "labels", "position_ids", "documents")
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """What attention must know of the sequence a batch was cut from. Lengths are in tokens."""
+
+    mesh: Mesh
+    length: int
+    """As cut: padded to a multiple of what the mesh needs."""
+    given: int
+    """As the caller gave it."""
+    documents: tuple[Starts, ...]
+    """Where documents begin: one tuple for each row, or a single one that all rows share."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Causal attention over the whole sequence of this rank's q [B, H, s, D], k and v
+        [B, Hk, s, D] -> [B, H, s, D], differentiable. Collective over context x ulysses."""
+        mesh = self.mesh
+        tokens = self.length // (mesh.context * mesh.ulysses)
+        if q.shape[2] != tokens or len(self.documents) not in (1, q.shape[0]):
+            raise InputError(
+                f"The batch was cut to {tokens} tokens for each rank but the model was given "
+                f"{q.shape[2]}: pass everything Mesh.cut returned, from the same call."
+            )
+        kernel = choose(q.device.type, q.dtype, q.shape[-1], mesh.kernel)
+        rows: Rows = [
+            gather_spans(mesh.context_rank, mesh.context, self.length, starts)
+            for starts in self.documents
+        ]
+        return Gather.apply(q, k, v, rows, kernel, scale, mesh.group("context"))
+
+
+def cut(mesh: Mesh, batch: Batch, pad_token: int = 0) -> Batch:
+    """This rank's part of a batch that all ranks of a sequence hold whole.
+
+    batch: `input_ids` [B, S]; optional `labels` [B, S], ALREADY shifted (labels[i] is the token
+    after input_ids[i], -100 where there is none); `position_ids` [B, S] or [1, S] (0..S-1 if
+    absent); `documents` [B, S] or [1, S], a number for each token that changes where a document
+    ends. Returns the same with s = S/(context x ulysses) tokens on the mesh's device, without
+    `documents`, with `position_ids`, and with the `context_parallel` the attention needs.
+
+    S is padded on the right to a multiple of `layout.multiple`: pad_token, label -100, a document
+    of its own. Nothing sees padding, and it has no loss. Raises InputError for keys it does not
+    know, shapes that disagree, documents that come back after they ended, and ranks of one
+    sequence that hold different batches.
+    """
+    tokens = _checked(batch)
+    given = tokens["input_ids"].shape[1]
+    length = -(-given // (step := multiple(mesh.context, mesh.ulysses))) * step
+    documents = _starts(tokens.pop("documents", None), given, length)
+    if mesh.sequence is not None:
+        _agree(mesh, tokens, documents)
+    tokens.setdefault("position_ids", torch.arange(given).unsqueeze(0))
+    ranges = pieces(mesh.context_rank, mesh.context, mesh.ulysses_rank, mesh.ulysses, length)
+    fill = {"input_ids": pad_token, "labels": -100}
+    part: Batch = {}
+    for name, whole in tokens.items():
+        if length > given:
+            end = whole.new_full((whole.shape[0], length - given), fill.get(name, 0))
+            whole = torch.cat((whole, end), 1)
+        local = torch.cat([whole[:, start:stop] for start, stop in ranges], 1)
+        part[name] = local.to(mesh.device, non_blocking=True)
+    part[KEY] = Shard(mesh, length, given, documents)
+    return part
+
+
+def join(mesh: Mesh, local: Tensor, part: Batch) -> Tensor:
+    """A result for each token [B, s, ...] of this rank's part, from all ranks of the sequence, in
+    the order of the text and without padding: [B, S, ...]. Not differentiable. Collective."""
+    shard: Shard = part[KEY]
+    whole = local.new_empty(local.shape[0], shard.length, *local.shape[2:])
+    if mesh.sequence is None or mesh.context * mesh.ulysses == 1:
+        return local.detach()[:, : shard.given]
+    for ring in range(mesh.context):
+        for inner in range(mesh.ulysses):
+            offset = 0
+            sent = _from(mesh, ring, inner, local)
+            for start, stop in pieces(ring, mesh.context, inner, mesh.ulysses, shard.length):
+                whole[:, start:stop] = sent[:, offset : offset + stop - start]
+                offset += stop - start
+    return whole[:, : shard.given]
+
+
+def _from(mesh: Mesh, ring: int, inner: int, local: Tensor) -> Tensor:
+    """The tensor of one rank of the sequence: a broadcast over both dimensions."""
+    sent = local.detach().clone()
+    for name, source in (("ulysses", inner), ("context", ring)):
+        group = mesh.group(name)  # type: ignore[arg-type]
+        if group is not None:
+            dist.broadcast(sent, group=group, group_src=source)
+    return sent
+
+
+def _checked(batch: Batch) -> dict[str, Tensor]:
+    unknown = [name for name in batch if name not in _KNOWN]
+    if unknown:
+        raise InputError(
+            f"A batch over a cut sequence has {', '.join(_KNOWN)}, not {', '.join(unknown)}; "
+            "instead of an attention_mask pad on the right with label -100, or name documents."
+        )
+    if "input_ids" not in batch:
+        raise InputError("The batch has no input_ids.")
+    rows, length = batch["input_ids"].shape
+    for name, value in batch.items():
+        allowed = (rows,) if name in ("input_ids", "labels") else (rows, 1)
+        if value.ndim != 2 or value.shape[1] != length or value.shape[0] not in allowed:
+            raise InputError(
+                f"The batch's {name} is {tuple(value.shape)} beside input_ids {rows, length}."
+            )
+    if not length:
+        raise InputError("The batch has no tokens.")
+    return dict(batch)
+
+
+def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, ...]:
+    """Boundaries as integers; padding is one document more."""
+    padding = (given,) if length > given else ()
+    if documents is None:
+        return ((0, *padding),)
+    found = []
+    for row in documents.cpu():
+        changes = (row[1:] != row[:-1]).nonzero().flatten() + 1
+        starts = (0, *(int(i) for i in changes))
+        if len({int(row[i]) for i in starts}) < len(starts):
+            raise InputError(
+                "A document comes back after another one began: number documents in order."
+            )
+        found.append((*starts, *padding))
+    return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
+
+
+def _agree(mesh: Mesh, tokens: dict[str, Tensor], documents: tuple[Starts, ...]) -> None:
+    """All ranks of a sequence hold the same batch, else a sentence instead of a hang."""
+    text = tokens["input_ids"]
+    check = zlib.crc32(text.cpu().contiguous().numpy().tobytes())
+    mine = torch.tensor([*text.shape, check, zlib.crc32(repr(documents).encode())])
+    mine = mine.to(mesh.device)
+    for name in ("context", "ulysses"):
+        group = mesh.group(name)
+        if group is None:
+            continue
+        everyone = mine.new_empty(group.size() * len(mine))
+        dist.all_gather_into_tensor(everyone, mine, group=group)
+        if not bool((everyone.view(-1, len(mine)) == mine).all()):
+            raise InputError(
+                f"The ranks that share a sequence hold different batches (rank {mesh.rank} has "
+                f"{text.shape[0]} x {text.shape[1]} tokens): seed the data by Mesh.data_rank."
+            )
