@@ -1,0 +1,162 @@
+"""Which pieces of which documents make a row, and in what order rows come.
+
+whole     a row is one document, or a window of it; a last window is kept if it fills half a row
+packed    documents best-fit into rows ("Fewer Truncations Improve Language Modeling",
+          arXiv 2404.10830): longest first, each into the fullest row that has room, so that only
+          documents longer than a row are cut
+joined    documents one after another in random order, cut wherever a row ends
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["whole", "packed", "joined"]
+
+
+class Piece(NamedTuple):
+    """Tokens [start, stop) of a document; what follows up to `reach` may be drawn from too."""
+
+    document: int
+    start: int
+    stop: int
+    reach: int
+
+
+class Rows:
+    """All rows of a source at one length.
+
+    lengths: tokens of each document. chosen: the documents to use. reach: tokens from the start of
+    a whole row's window that may be drawn from (the row's length, unless positions skip text).
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        lengths: NDArray[np.int64],
+        chosen: NDArray[np.int64],
+        length: int,
+        *,
+        reach: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.length, self._seed = length, seed
+        makers = {"whole": _whole, "packed": _packed, "joined": _joined}
+        self.rows: Sequence[tuple[Piece, ...]] = makers[kind](
+            lengths, chosen, length, reach or length, seed
+        )
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, number: int) -> tuple[Piece, ...]:
+        """The pieces of the row that comes as `number`: every epoch in another random order."""
+        epoch, index = divmod(number, len(self.rows))
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            self._order = epoch, rng.permutation(len(self.rows))
+        return self.rows[int(self._order[1][index])]
+
+    def filled(self) -> float:
+        """Share of all rows' room that text fills."""
+        text = sum(piece.stop - piece.start for row in self.rows for piece in row)
+        return text / (len(self.rows) * self.length)
+
+
+class Mixture:
+    """Which source each row comes from: shares kept exactly, to a row, without chance.
+
+    `counts`: rows taken of each source so far, all there is to a resume.
+    """
+
+    def __init__(self, shares: dict[str, float]) -> None:
+        self.shares = shares
+        self.counts = dict.fromkeys(shares, 0)
+
+    def next(self) -> tuple[str, int]:
+        """(source, number of the row in it): the source that is furthest behind its share."""
+        after = sum(self.counts.values()) + 1
+        name = max(self.shares, key=lambda key: self.shares[key] * after - self.counts[key])
+        self.counts[name] += 1
+        return name, self.counts[name] - 1
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(documents to train on, documents held out), at random; one of two or more is held out
+    wherever `share` is not 0."""
+    order = np.random.default_rng((seed, count)).permutation(count)
+    kept = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
+    return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def _whole(
+    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+) -> list[tuple[Piece, ...]]:
+    rows = []
+    for document in chosen.tolist():
+        size = int(lengths[document])
+        for start in range(0, size, length):
+            stop = min(start + length, size)
+            if 2 * (stop - start) >= length:
+                rows.append((Piece(document, start, stop, min(start + reach, size)),))
+    return rows
+
+
+def _packed(
+    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+) -> list[tuple[Piece, ...]]:
+    pieces = []
+    for document in chosen.tolist():
+        size = int(lengths[document])
+        for start in range(0, size, length):
+            stop = min(start + length, size)
+            pieces.append(Piece(document, start, stop, stop))
+    pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable: ties stay in order
+    rows: list[list[Piece]] = []
+    room: list[int] = []  # the different rooms left, sorted
+    having: dict[int, list[int]] = {}  # rows by room left
+    for piece in pieces:
+        size = piece.stop - piece.start
+        at = bisect_left(room, size)
+        if at == len(room):
+            rows.append([piece])
+            row, left = len(rows) - 1, length - size
+        else:
+            before = room[at]
+            row = having[before].pop()
+            if not having[before]:
+                del having[before], room[at]
+            rows[row].append(piece)
+            left = before - size
+        if left:
+            if left not in having:
+                insort(room, left)
+                having[left] = []
+            having[left].append(row)
+    return [tuple(row) for row in rows]
+
+
+def _joined(
+    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+) -> list[tuple[Piece, ...]]:
+    rows: list[tuple[Piece, ...]] = []
+    row: list[Piece] = []
+    free = length
+    order = np.random.default_rng((seed, 0, 1)).permutation(chosen)
+    for document in order.tolist():
+        start, size = 0, int(lengths[document])
+        while start < size:
+            stop = min(start + free, size)
+            row.append(Piece(document, start, stop, stop))
+            free -= stop - start
+            start = stop
+            if free == 0:
+                rows.append(tuple(row))
+                row, free = [], length
+    return rows  # what is left of the last row waits for another order

@@ -1,0 +1,96 @@
+"""Rows as tensors: ids, positions, labels already shifted, and where documents begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.data.rows import Piece
+from regraft.data.tokens import Tokens
+from regraft.train.loss import IGNORED
+from regraft.train.positions import Sampler
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch, on the host.
+
+    ids, positions, labels: int64 [length]. starts: first token of each document in it.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    starts: tuple[int, ...]
+
+    @property
+    def valid(self) -> int:
+        """Tokens that have a label."""
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one length together: tensors [B, S], documents a tuple of starts per row."""
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    documents: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> Batch:
+        def together(name: str) -> Tensor:
+            return torch.stack([getattr(row, name) for row in rows]).to(device)
+
+        starts = tuple(row.starts for row in rows)
+        return cls(together("ids"), together("positions"), together("labels"), starts)
+
+
+def make_row(
+    pieces: Sequence[Piece],
+    tokens: Tokens,
+    length: int,
+    sampler: Sampler,
+    key: tuple[int, int, int],
+    *,
+    masks: bool,
+    padding: int,
+) -> Row:
+    """A row of `length` tokens; positions drawn for each document by (seed, step, sample).
+
+    A label is the token that really follows in the document, also where the row goes on
+    elsewhere; the last token of a document has none. Without masks the row is one document.
+    """
+    ids, positions, labels = [], [], []
+    starts: list[int] = []
+    at = 0
+    for number, piece in enumerate(pieces):
+        size = piece.stop - piece.start
+        places, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
+        found = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
+        following = np.append(found[1:], IGNORED) if len(found) == text[-1] + 1 else found[1:]
+        ids.append(found[text])
+        labels.append(following[text])
+        positions.append(places)
+        starts.append(at)
+        at += size
+    if not masks and len(pieces) > 1:
+        joined = np.concatenate(ids)
+        labels = [np.append(joined[1:], IGNORED)]
+        positions = [sampler.sample(at, at, (*key, 0))[0]]
+    if at < length:
+        starts.append(at)
+        ids.append(np.full(length - at, padding))
+        labels.append(np.full(length - at, IGNORED))
+        positions.append(np.arange(length - at))
+
+    def tensor(parts: list[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    return Row(tensor(ids), tensor(positions), tensor(labels), tuple(starts) if masks else (0,))
