@@ -15,9 +15,10 @@ There is no global state, no context manager and no patch: what attention must k
 the batch, as the keyword argument `context_parallel` that `cut` puts beside the tokens. Documents
 are cut from each other only where `documents` says so; positions may jump (PoSE) and never do.
 
-Rooms inside: `layout` (which token lies where), `kernels` (attention with its log-sum-exp),
-`blocks` (a kernel over spans), `gather`, `ring`, `ulysses` (the three exchanges), `shards` (cut and
-join), `mesh` (processes), `attention` (what transformers calls).
+Inside: `layout` (which token lies where), `kernels`, `cuda` and `choice` (attention with its
+log-sum-exp, and which), `blocks` (a kernel over spans), `gather`, `ring` and `ulysses` (the three
+exchanges), `algorithm` (which), `shards` (cut and join), `mesh` (processes), `attention` (what
+transformers calls).
 """
 
 from regraft.parallel.attention import NAME, attach

@@ -20,6 +20,10 @@ from torch import Tensor
 from regraft.parallel.blocks import Rows, attend, attend_backward, empty_result
 from regraft.parallel.kernels import Kernel, accumulator
 
+# torch 2.13 renamed both.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class Gather(torch.autograd.Function):
     """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
@@ -69,9 +73,7 @@ class Gather(torch.autograd.Function):
                 sending[0].wait()
             shards = _to_ranks(dkv, ctx.group.size())
             mine = torch.empty_like(shards[0])
-            work = dist.reduce_scatter_tensor(
-                mine, shards.flatten(0, 1), group=ctx.group, async_op=True
-            )
+            work = _reduce_scatter(mine, shards.flatten(0, 1), group=ctx.group, async_op=True)
             sending = (work, shards)
             parts.append(mine)
         if sending is not None:
@@ -103,7 +105,7 @@ def _post(
     mine = torch.stack((k[:, head : head + 1], v[:, head : head + 1]))
     received = mine.new_empty((group.size(), *mine.shape))
     # gloo takes only the concatenated shape. The sent tensor is returned to keep it alive.
-    work = dist.all_gather_into_tensor(received.flatten(0, 1), mine, group=group, async_op=True)
+    work = _all_gather(received.flatten(0, 1), mine, group=group, async_op=True)
     return work, received, mine
 
 

@@ -21,6 +21,16 @@ import torch
 import torch.distributed as dist
 
 from regraft.errors import InputError, RegraftError
+from regraft.parallel.algorithm import (
+    CPU,
+    GPU_CLUSTER,
+    GPU_NODE,
+    Machine,
+    Work,
+    needed_bandwidth,
+    pick,
+)
+from regraft.parallel.choice import choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +52,7 @@ class Mesh:
     replicate: int = 1
     algorithm: Algorithm = "auto"
     kernel: str = "auto"
+    machine: Machine = CPU
     timeout: float = TIMEOUT
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sequence: DeviceMesh | None = None
@@ -58,6 +69,7 @@ class Mesh:
         replicate: int | Literal["auto"] = 1,
         algorithm: Algorithm = "auto",
         kernel: str = "auto",
+        machine: Machine | None = None,
         device: str = "auto",
         timeout: float = TIMEOUT,
     ) -> Mesh:
@@ -65,7 +77,8 @@ class Mesh:
 
         At most one size may be 'auto': it takes the processes the others leave. Groups are made
         with `timeout` seconds, after which a rank that does not answer is an error and not a
-        hang. Raises InputError where the sizes do not multiply to the number of processes.
+        hang. `machine` is what algorithm 'auto' reckons with, if its assumptions about this kind
+        of device are wrong. Raises InputError where the sizes do not multiply to the processes.
         """
         sizes = {"replicate": replicate, "shard": shard, "context": context, "ulysses": ulysses}
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,6 +113,7 @@ class Mesh:
             **solved,
             algorithm=algorithm,
             kernel=kernel,
+            machine=machine or _assumed(place, solved["context"] * solved["ulysses"]),
             timeout=timeout,
             device=place,
             sequence=sequence,
@@ -179,16 +193,40 @@ class Mesh:
                 f"answer for {self.timeout:.0f} s. See the others' messages; go on with --resume."
             ) from error
 
-    def describe(self) -> str:
-        """One line for the log."""
-        if self.size == 1:
-            return f"one process on {self.device.type}"
+    def describe(self, model: torch.nn.Module | None = None, length: int | None = None) -> str:
+        """Lines for the log: the sizes; for a model also the kernel; for a length in tokens also
+        the exchange, why, and what it asks of the network."""
         sizes = ", ".join(
             f"{name} {size}"
             for name in ("replicate", "shard", "context", "ulysses")
             if (size := getattr(self, name)) > 1
         )
-        return f"{self.size} processes on {self.device.type}: {sizes}"
+        line = f"{self.size} processes on {self.device.type}: {sizes}" if sizes else "one process"
+        if model is None:
+            return line
+        config, dtype = model.config.get_text_config(), next(model.parameters()).dtype  # type: ignore[operator, union-attr]
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kernel = choose(self.device.type, dtype, head, self.kernel)
+        line += f"; attention kernel {kernel.name}"
+        if length is None or self.context == 1:
+            return line
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        work = Work(
+            length,
+            self.context,
+            heads // self.ulysses,
+            kv_heads // self.ulysses,
+            head,
+            dtype.itemsize,
+        )
+        exchange, reason = pick(work, self.machine)
+        if self.algorithm != "auto":
+            exchange, reason = self.algorithm, "as asked"
+        needed = needed_bandwidth(work, self.machine.flops) / 1e9
+        return (
+            f"{line}; {exchange} ({reason}); hidden above {needed:.2g} GB/s for each rank "
+            f"at {self.machine.flops / 1e12:.3g} Tflop/s"
+        )
 
     def _coordinate(self, name: str) -> int:
         return 0 if self.sequence is None else self.sequence.get_local_rank(name)
@@ -211,6 +249,13 @@ def _solve(sizes: dict[str, int | Literal["auto"]], world: int) -> dict[str, int
             f"torchrun --nproc-per-node {product}, or change `parallel`."
         )
     return {name: fixed.get(name, world // product) for name in sizes}
+
+
+def _assumed(place: torch.device, ranks: int) -> Machine:
+    if place.type != "cuda":
+        return CPU
+    node = int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
+    return GPU_NODE if ranks <= node else GPU_CLUSTER
 
 
 def _device(name: str) -> torch.device:

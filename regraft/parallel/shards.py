@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.parallel.algorithm import Work, pick
 from regraft.parallel.attention import KEY
-from regraft.parallel.blocks import Rows
+from regraft.parallel.choice import choose
 from regraft.parallel.gather import Gather
-from regraft.parallel.kernels import choose
-from regraft.parallel.layout import Starts, gather_spans, multiple, pieces
+from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
+from regraft.parallel.ring import Ring
+from regraft.parallel.ulysses import over_heads
 
 if TYPE_CHECKING:
     from regraft.parallel.mesh import Mesh
@@ -47,12 +50,34 @@ class Shard:
                 f"The batch was cut to {tokens} tokens for each rank but the model was given "
                 f"{q.shape[2]}: pass everything Mesh.cut returned, from the same call."
             )
+        group = mesh.group("ulysses")
+        if group is None:
+            return self._over_context(q, k, v, scale)
+        return over_heads(partial(self._over_context, scale=scale), q, k, v, group)
+
+    def algorithm(self, q: Tensor, k: Tensor) -> tuple[Literal["gather", "ring"], str]:
+        """Which exchange carries q and k as they are after Ulysses, and why."""
+        mesh = self.mesh
+        if mesh.algorithm != "auto":
+            return mesh.algorithm, "as asked"
+        work = Work(
+            self.length, mesh.context, q.shape[1], k.shape[1], q.shape[3], k.element_size(),
+            q.shape[0],
+        )  # fmt: skip
+        return pick(work, mesh.machine)
+
+    def _over_context(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        mesh, group = self.mesh, self.mesh.group("context")
         kernel = choose(q.device.type, q.dtype, q.shape[-1], mesh.kernel)
-        rows: Rows = [
-            gather_spans(mesh.context_rank, mesh.context, self.length, starts)
-            for starts in self.documents
-        ]
-        return Gather.apply(q, k, v, rows, kernel, scale, mesh.group("context"))
+        rank, ranks, length = mesh.context_rank, mesh.context, self.length
+        if group is not None and self.algorithm(q, k)[0] == "ring":
+            rows_of = [
+                [ring_spans(rank, source, ranks, length, starts) for starts in self.documents]
+                for source in range(ranks)
+            ]
+            return Ring.apply(q, k, v, rows_of, kernel, scale, group)
+        rows = [gather_spans(rank, ranks, length, starts) for starts in self.documents]
+        return Gather.apply(q, k, v, rows, kernel, scale, group)
 
 
 def cut(mesh: Mesh, batch: Batch, pad_token: int = 0) -> Batch:
@@ -164,9 +189,9 @@ def _agree(mesh: Mesh, tokens: dict[str, Tensor], documents: tuple[Starts, ...])
         group = mesh.group(name)
         if group is None:
             continue
-        everyone = mine.new_empty(group.size() * len(mine))
-        dist.all_gather_into_tensor(everyone, mine, group=group)
-        if not bool((everyone.view(-1, len(mine)) == mine).all()):
+        everyone = [torch.empty_like(mine) for _ in range(group.size())]
+        dist.all_gather(everyone, mine, group=group)
+        if not all(torch.equal(theirs, mine) for theirs in everyone):
             raise InputError(
                 f"The ranks that share a sequence hold different batches (rank {mesh.rank} has "
                 f"{text.shape[0]} x {text.shape[1]} tokens): seed the data by Mesh.data_rank."
