@@ -199,22 +199,22 @@ def test_labels_are_the_next_token_of_the_same_document(tmp_path):
             last = {69, 1019, 2008, 3039}
             missing = set(row.ids[~kept].tolist()) - {7}
             assert missing <= last
-            assert row.starts[0] == 0
 
 
 def test_packed_documents_begin_at_their_starts_and_at_position_0(tmp_path):
     tokens = counting(tmp_path, [20, 9, 2])
     (row,) = rows_of(tokens, "packed", 32, Sampler("contiguous", 32))
-    assert row.starts == (0, 20, 29, 31)
-    assert [int(row.ids[start]) for start in row.starts] == [0, 1000, 2000, 7]
-    assert [int(row.positions[start]) for start in row.starts] == [0, 0, 0, 0]
+    starts = [0, 20, 29, 31]
+    assert row.documents.tolist() == [0] * 20 + [1] * 9 + [2] * 2 + [3]
+    assert [int(row.ids[start]) for start in starts] == [0, 1000, 2000, 7]
+    assert [int(row.positions[start]) for start in starts] == [0, 0, 0, 0]
     assert row.valid == 28
 
 
 def test_joined_rows_without_masks_are_one_document(tmp_path):
     tokens = counting(tmp_path, [20, 44])
     row = rows_of(tokens, "joined", 32, Sampler("contiguous", 64), masks=False)[0]
-    assert row.starts == (0,)
+    assert not row.documents.any()
     assert row.positions.tolist() == list(range(32))
     assert (row.labels[:-1] == row.ids[1:]).all()
 

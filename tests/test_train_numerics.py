@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from regraft.errors import RegraftError
+from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec, scaling_law
-from regraft.train.attention import use_attention
 from regraft.train.blocks import Rope, Stage
 from regraft.train.loss import IGNORED, nll_sum, token_scores
 from regraft.train.memory import save_memory
@@ -55,9 +55,21 @@ def test_bfloat16_hidden_states_get_a_float32_loss():
     assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
 
 
+def cut(ids, documents=None, positions=None):
+    batch = {"input_ids": ids}
+    if documents is not None:
+        batch["documents"] = torch.stack(
+            [(torch.arange(ids.shape[1])[:, None] >= torch.tensor(s)).sum(1) for s in documents]
+        )
+    if positions is not None:
+        batch["position_ids"] = positions
+    return Mesh.create().cut(batch)
+
+
 def step(model, documents=None):
     ids = torch.randint(0, 50, (2, 48), generator=torch.Generator().manual_seed(3))
-    hidden = model.model(input_ids=ids, use_cache=False, documents=documents).last_hidden_state
+    part = cut(ids, documents)
+    hidden = model.model(**part, use_cache=False).last_hidden_state
     loss = nll_sum(hidden, model.lm_head, ids.roll(-1, 1), 32)
     loss.backward()
     return loss.detach(), [p.grad.clone() for p in model.parameters()]
@@ -75,7 +87,7 @@ def step(model, documents=None):
 def test_memory_savers_do_not_change_the_result(how):
     plain, saving = tiny(), tiny()
     for model in (plain, saving):
-        use_attention(model)
+        attach(model)
     store = save_memory(saving.model.layers, **how)
     documents = [(0, 20), (0,)]
     loss, grads = step(plain, documents)
@@ -94,14 +106,12 @@ def test_memory_savers_do_not_change_the_result(how):
 
 def test_documents_do_not_see_each_other():
     model = tiny()
-    use_attention(model)
+    attach(model)
     ids = torch.randint(0, 50, (1, 30))
     positions = torch.cat([torch.arange(10), torch.arange(20)])[None]
     with torch.no_grad():
-        both = model(
-            input_ids=ids, position_ids=positions, use_cache=False, documents=[(0, 10)]
-        ).logits
-        alone = model(input_ids=ids[:, 10:], use_cache=False).logits
+        both = model(**cut(ids, [(0, 10)], positions), use_cache=False).logits
+        alone = model(**cut(ids[:, 10:]), use_cache=False).logits
     torch.testing.assert_close(both[:, 10:], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -123,15 +133,13 @@ def test_a_stage_takes_its_own_theta_else_the_laws():
 
 
 def forward_of(model):
-    return lambda ids, positions: model.model(
-        input_ids=ids, position_ids=positions, use_cache=False
-    )
+    return lambda ids, positions: model.model(**cut(ids, None, positions), use_cache=False)
 
 
 @pytest.mark.parametrize("family", ["default", "yarn", "llama3", "linear"])
 def test_the_model_rotates_by_the_stages_table(family):
     model = tiny(torch.float32)
-    use_attention(model)
+    attach(model)
     base = ContextSpec.from_config(model.config.to_dict())
     stage = Stage(length=4_194_304, theta=4e10, steps=1)
     spec = stage_context(base, Rope(family=family), stage, 8)
@@ -142,7 +150,7 @@ def test_the_model_rotates_by_the_stages_table(family):
 
 def test_a_model_that_keeps_its_old_frequencies_is_found_out():
     model = tiny(torch.float32)
-    use_attention(model)
+    attach(model)
     old = model.model.rotary_emb
     base = ContextSpec.from_config(model.config.to_dict())
     spec = stage_context(base, Rope(), Stage(length=2048, theta=1e6, steps=1), 8)

@@ -113,7 +113,7 @@ def test_a_late_chunk_sees_the_first_across_the_skip():
     """transformers alone would take the jump for a new document and hide the first chunk."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from regraft.train.attention import use_attention
+    from regraft.parallel import Mesh, attach
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -127,14 +127,15 @@ def test_a_late_chunk_sees_the_first_across_the_skip():
     other = ids.clone()
     other[0, 3] = (ids[0, 3] + 1) % 50
 
-    def change() -> float:
+    def change(**more) -> float:
         with torch.no_grad():
             said = [
-                model(input_ids=row, position_ids=positions, use_cache=False).logits[0, 20:]
+                model(input_ids=row, position_ids=positions, use_cache=False, **more).logits
                 for row in (ids, other)
             ]
-        return float((said[0] - said[1]).abs().max())
+        return float((said[0] - said[1])[0, 20:].abs().max())
 
     assert change() == 0  # the trap; if this fails, transformers has changed its ways
-    use_attention(model)
-    assert change() > 1e-4
+    attach(model)
+    cut = Mesh.create().cut({"input_ids": ids})
+    assert change(context_parallel=cut["context_parallel"]) > 1e-4

@@ -1,4 +1,4 @@
-"""Rows as tensors: ids, positions, labels already shifted, and where documents begin."""
+"""Rows as tensors: ids, positions, labels already shifted, and which document a token is of."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from regraft.train.positions import Sampler
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch, on the host.
+    """One row of a batch, on the host: int64 [length] each.
 
-    ids, positions, labels: int64 [length]. starts: first token of each document in it.
+    documents: a number that changes where a document ends.
     """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
-    starts: tuple[int, ...]
+    documents: Tensor
 
     @property
     def valid(self) -> int:
@@ -34,22 +34,14 @@ class Row:
         return int((self.labels != IGNORED).sum())
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one length together: tensors [B, S], documents a tuple of starts per row."""
-
-    ids: Tensor
-    positions: Tensor
-    labels: Tensor
-    documents: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> Batch:
-        def together(name: str) -> Tensor:
-            return torch.stack([getattr(row, name) for row in rows]).to(device)
-
-        starts = tuple(row.starts for row in rows)
-        return cls(together("ids"), together("positions"), together("labels"), starts)
+def together(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Rows as the batch that `Mesh.cut` takes, [B, S] each."""
+    return {
+        "input_ids": torch.stack([row.ids for row in rows]),
+        "position_ids": torch.stack([row.positions for row in rows]),
+        "labels": torch.stack([row.labels for row in rows]),
+        "documents": torch.stack([row.documents for row in rows]),
+    }
 
 
 def make_row(
@@ -67,8 +59,7 @@ def make_row(
     A label is the token that really follows in the document, also where the row goes on
     elsewhere; the last token of a document has none. Without masks the row is one document.
     """
-    ids, positions, labels = [], [], []
-    starts: list[int] = []
+    ids, positions, labels, documents = [], [], [], []
     at = 0
     for number, piece in enumerate(pieces):
         size = piece.stop - piece.start
@@ -78,19 +69,19 @@ def make_row(
         ids.append(found[text])
         labels.append(following[text])
         positions.append(places)
-        starts.append(at)
+        documents.append(np.full(size, number if masks else 0))
         at += size
     if not masks and len(pieces) > 1:
         joined = np.concatenate(ids)
         labels = [np.append(joined[1:], IGNORED)]
         positions = [sampler.sample(at, at, (*key, 0))[0]]
     if at < length:
-        starts.append(at)
         ids.append(np.full(length - at, padding))
         labels.append(np.full(length - at, IGNORED))
         positions.append(np.arange(length - at))
+        documents.append(np.full(length - at, len(pieces)))
 
     def tensor(parts: list[Any]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
-    return Row(tensor(ids), tensor(positions), tensor(labels), tuple(starts) if masks else (0,))
+    return Row(tensor(ids), tensor(positions), tensor(labels), tensor(documents))
