@@ -37,6 +37,7 @@ TOPOLOGIES: dict[int, dict[str, dict[str, Any]]] = {
         "ring 2 x ulysses 2": {"context": 2, "ulysses": 2, "algorithm": "ring"},
         "gather 2 x ulysses 2": {"context": 2, "ulysses": 2, "algorithm": "gather"},
         "shard 2 x ring 2": {"shard": 2, "context": 2, "algorithm": "ring"},
+        "replicate 2 x gather 2": {"replicate": 2, "context": 2, "algorithm": "gather"},
     },
 }
 MODELS = {
@@ -72,6 +73,7 @@ def model_cases(world: int) -> Iterator[tuple[str, str, str]]:
         yield topology, "plain", "float32"
     if world == 4:
         yield "shard 2 x ring 2", "FSDP2", "float64"
+        yield "replicate 2 x gather 2", "FSDP2", "float64"
 
 
 def run(jobs: str, world: int, timeout: float = 200) -> dict[str, list[Any]]:

@@ -55,7 +55,7 @@ class Mesh:
     machine: Machine = CPU
     timeout: float = TIMEOUT
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    sequence: DeviceMesh | None = None
+    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     fsdp_mesh: DeviceMesh | None = None
     """1-D ('shard'), or 2-D ('replicate', 'shard') where replicate > 1, over all processes: what
     `fully_shard(mesh=...)` wants. None for one process."""
@@ -88,27 +88,17 @@ class Mesh:
         if algorithm not in ("auto", "gather", "ring"):
             raise InputError(f"parallel algorithm '{algorithm}' is not auto, gather or ring.")
         place = _device(device)
-        sequence = fsdp = None
+        groups: dict[str, dist.ProcessGroup] = {}
+        fsdp = None
         if world > 1:
-            from torch.distributed.device_mesh import init_device_mesh
-
-            if not dist.is_initialized():
-                backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-            inner = solved["context"] * solved["ulysses"]
-            data = world // inner
-            sequence = init_device_mesh(
-                place.type,
-                (data, solved["context"], solved["ulysses"]),
-                mesh_dim_names=("data", "context", "ulysses"),
-            )
-            shape, names = (
-                (solved["replicate"], world // solved["replicate"]),
-                ("replicate", "shard"),
-            )
-            if solved["replicate"] == 1:
-                shape, names = shape[1:], names[1:]  # type: ignore[assignment]
-            fsdp = init_device_mesh(place.type, shape, mesh_dim_names=names)
+            limit = timedelta(seconds=timeout)
+            _join(place, limit)
+            # Groups inside a DeviceMesh would get torch's own timeout, up to half an hour.
+            line = torch.arange(world)
+            ranks = line.view(-1, solved["context"], solved["ulysses"])
+            groups["context"] = _groups(ranks.movedim(1, -1), limit)
+            groups["ulysses"] = _groups(ranks, limit)
+            fsdp = _fsdp_mesh(place.type, line.view(solved["replicate"], -1), limit)
         return cls(
             **solved,
             algorithm=algorithm,
@@ -116,7 +106,7 @@ class Mesh:
             machine=machine or _assumed(place, solved["context"] * solved["ulysses"]),
             timeout=timeout,
             device=place,
-            sequence=sequence,
+            groups=groups,
             fsdp_mesh=fsdp,
         )
 
@@ -138,21 +128,19 @@ class Mesh:
     @property
     def data_rank(self) -> int:
         """Which of them is this process's; the ranks of one sequence must load the same batch."""
-        return self._coordinate("data")
+        return self.rank // (self.context * self.ulysses)
 
     @property
     def context_rank(self) -> int:
-        return self._coordinate("context")
+        return self.rank // self.ulysses % self.context
 
     @property
     def ulysses_rank(self) -> int:
-        return self._coordinate("ulysses")
+        return self.rank % self.ulysses
 
     def group(self, name: Literal["context", "ulysses"]) -> dist.ProcessGroup | None:
         """The process group of one dimension, None where it has one rank."""
-        if self.sequence is None or getattr(self, name) == 1:
-            return None
-        return self.sequence.get_group(name)
+        return self.groups[name] if getattr(self, name) > 1 else None
 
     def cut(self, batch: Batch, pad_token: int = 0) -> Batch:
         """This rank's part of a batch, ready for `model(**part)`: see `shards.cut`."""
@@ -228,8 +216,40 @@ class Mesh:
             f"at {self.machine.flops / 1e12:.3g} Tflop/s"
         )
 
-    def _coordinate(self, name: str) -> int:
-        return 0 if self.sequence is None else self.sequence.get_local_rank(name)
+
+def _join(place: torch.device, timeout: timedelta) -> None:
+    if dist.is_initialized():
+        return
+    try:
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+    except (dist.DistError, ValueError) as error:
+        raise RegraftError(
+            f"The processes did not find each other within {timeout.total_seconds():.0f} s "
+            f"({str(error).splitlines()[0]}); start them with torchrun."
+        ) from error
+
+
+def _groups(ranks: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
+    """This process's group among those that the last axis lists; every process makes all."""
+    mine = None
+    for members in ranks.reshape(-1, ranks.shape[-1]).tolist():
+        group = dist.new_group(members, timeout=timeout)
+        if dist.get_rank() in members:
+            mine = group
+    assert mine is not None
+    return mine
+
+
+def _fsdp_mesh(device: str, ranks: torch.Tensor, timeout: timedelta) -> DeviceMesh:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    shard = _groups(ranks, timeout)
+    if ranks.shape[0] == 1:
+        return DeviceMesh.from_group(shard, device, mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    groups = [_groups(ranks.T, timeout), shard]
+    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
 
 
 def _solve(sizes: dict[str, int | Literal["auto"]], world: int) -> dict[str, int]:

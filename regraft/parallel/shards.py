@@ -98,7 +98,7 @@ def cut(mesh: Mesh, batch: Batch, pad_token: int = 0) -> Batch:
     given = tokens["input_ids"].shape[1]
     length = -(-given // (step := multiple(mesh.context, mesh.ulysses))) * step
     documents = _starts(tokens.pop("documents", None), given, length)
-    if mesh.sequence is not None:
+    if mesh.context * mesh.ulysses > 1:
         _agree(mesh, tokens, documents)
     tokens.setdefault("position_ids", torch.arange(given).unsqueeze(0))
     ranges = pieces(mesh.context_rank, mesh.context, mesh.ulysses_rank, mesh.ulysses, length)
@@ -119,7 +119,7 @@ def join(mesh: Mesh, local: Tensor, part: Batch) -> Tensor:
     the order of the text and without padding: [B, S, ...]. Not differentiable. Collective."""
     shard: Shard = part[KEY]
     whole = local.new_empty(local.shape[0], shard.length, *local.shape[2:])
-    if mesh.sequence is None or mesh.context * mesh.ulysses == 1:
+    if mesh.context * mesh.ulysses == 1:
         return local.detach()[:, : shard.given]
     for ring in range(mesh.context):
         for inner in range(mesh.ulysses):
