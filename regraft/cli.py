@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -227,6 +228,56 @@ def merge(
         from regraft.merge.execute import summary
 
         _lines(f"Merge in {out}", summary(record))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
+@app.command("train", rich_help_panel="Verbs")
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A training recipe, YAML.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the recipe's JSON schema and stop.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Extend a model's context by a YAML recipe: full fine-tune or LoRA; alike under torchrun.
+
+    Example: regraft train examples/extend-toy.yaml -o toy-1k
+    """
+    if os.environ.get("RANK", "0") != "0":  # one process speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def work() -> dict[str, Any]:
+        if schema:
+            from regraft.train.recipe import schema as recipe_schema
+
+            return recipe_schema()
+        if recipe is None or (out is None and not dry_run):
+            raise InputError("train needs a recipe and an output: regraft train recipe.yaml -o OUT")
+        from regraft.device import use_threads
+        from regraft.train.job import train
+
+        use_threads(threads)
+        return train(
+            recipe, out or Path("out"), device=device, overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def render(record: dict[str, Any]) -> None:
+        if schema:
+            print(json.dumps(record, indent=1))
+            return
+        from regraft.train.job import summary
+
+        _lines(f"Trained {record['export']} in {out}", summary(record))
 
     _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
 

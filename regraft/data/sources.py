@@ -23,7 +23,7 @@ class Text:
     """A body of text. `place`: a file, folder or glob; a dataset's name; 'notes' for synthetic.
 
     field: key of a JSON line, or column. separator: parts the documents of a text file. split: of
-    a Hub dataset. documents, words, seed: of synthetic text.
+    a Hub dataset. The rest: of synthetic text.
     """
 
     kind: Kind
@@ -33,6 +33,8 @@ class Text:
     split: str = "train"
     documents: int = 1000
     words: int = 1024
+    prose: float = 0.45
+    questions: float = 0.65
     seed: int = 0
 
 
@@ -168,7 +170,7 @@ def _notes(source: Text) -> Iterator[str]:
     """Prose with facts and questions about them, each document on a topic of its own."""
     from regraft.data.world import Mix, training_row
 
-    mix = Mix(prose=0.45, questions=0.65)
+    mix = Mix(prose=source.prose, questions=source.questions)
     for number in range(source.documents):
-        rng = random.Random(f"{source.seed} notes {source.words} {number}")
+        rng = random.Random(f"{source.seed} notes {source.words} {source.prose} {number}")
         yield " ".join(training_row(rng, source.words, mix).words[1:])

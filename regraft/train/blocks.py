@@ -156,6 +156,10 @@ class Source(Block):
     separator: str | None = Field(default=None, description="text: what parts documents in a file")
     documents: Count = Field(default=1000, description="synthetic: how many")
     words: Count = Field(default=1024, description="synthetic: length of each")
+    prose: Share = Field(default=0.45, description="synthetic: share of plain sentences")
+    questions: Share = Field(
+        default=0.65, description="synthetic: share of questions among facts and questions"
+    )
     rows: Literal["whole", "packed", "joined"] = Field(
         default="whole",
         description="whole: a row holds one document or a window of it; packed: short documents "

@@ -1,0 +1,144 @@
+"""All text of a recipe, tokenised; which rows each step trains on, and what is held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regraft.data.rows import Mixture, Rows, hold_out
+from regraft.data.sources import Text
+from regraft.data.tokens import Tokens, default_cache, tokenise
+from regraft.errors import InputError
+from regraft.parallel import Mesh
+from regraft.train.batch import Row, make_row
+from regraft.train.blocks import Stage
+from regraft.train.positions import Sampler
+from regraft.train.recipe import Recipe
+from regraft.units import format_tokens
+
+
+class Corpus:
+    """`digests`: what each source's text is, by name; a resumed run must find the same."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, vocabulary: int, mesh: Mesh) -> None:
+        self.recipe, self.mesh = recipe, mesh
+        body = recipe.body
+        self.padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
+        cache = Path(body.data.cache).expanduser() if body.data.cache else default_cache()
+        self.tokens: dict[str, Tokens] = {}
+        self.chosen: dict[str, Any] = {}
+        self.held: dict[str, Any] = {}
+        for turn in (True, False):  # the first process fills the cache, the others read it
+            if (mesh.rank == 0) == turn:
+                for i, source in enumerate(body.data.sources):
+                    self._read(i, source.name, tokenizer, cache, vocabulary)
+            mesh.sum(torch.zeros(1, device=mesh.device))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: tokens.digest for name, tokens in self.tokens.items()}
+
+    def check_same(self, before: dict[str, str]) -> None:
+        """Raise InputError where text is not what it was when the run was killed."""
+        for name, digest in self.digests.items():
+            if before.get(name) != digest:
+                raise InputError(
+                    f"The source '{name}' has changed since the run was interrupted, so it cannot "
+                    "go on where it was; restore the text, or start again with --overwrite."
+                )
+
+    def stage(self, number: int) -> StageRows:
+        """The rows of a stage, from its beginning. Raises InputError where a source has none."""
+        recipe = self.recipe
+        stage = recipe.body.stages[number]
+        window, mine = recipe.window(stage), sampler(recipe, stage)
+        rows = {}
+        for i, source in enumerate(recipe.body.data.sources):
+            if source.name not in recipe.mix(stage):
+                continue
+            seed = (recipe.body.seed * 1009 + number) * 1009 + i
+            rows[source.name] = Rows(
+                source.rows,
+                self.tokens[source.name].lengths(),
+                self.chosen[source.name],
+                window,
+                reach=mine.reach(window),
+                seed=seed,
+            )
+            if not len(rows[source.name]):
+                raise recipe.error(
+                    ("data", "sources", i),
+                    f"no document of '{source.name}' fills half a row of {format_tokens(window)} "
+                    f"tokens in stage {number + 1}; give longer ones, a shorter stage, or rows: "
+                    "packed or joined.",
+                )
+        return StageRows(self, number, stage, window, mine, rows, Mixture(recipe.mix(stage)))
+
+    def _read(self, i: int, name: str, tokenizer: Any, cache: Path, vocabulary: int) -> None:
+        body = self.recipe.body
+        source = body.data.sources[i]
+        text = Text(
+            source.kind, source.place, field=source.field, separator=source.separator,
+            split=source.split, documents=source.documents, words=source.words, prose=source.prose,
+            questions=source.questions, seed=body.seed,
+        )  # type: ignore[arg-type]  # fmt: skip
+        self.tokens[name] = tokenise(text, tokenizer, cache, vocabulary)
+        share = body.data.held_out if body.watch else 0.0
+        self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)
+
+
+@dataclass
+class StageRows:
+    """The rows of one stage in their order; `mixture.counts` is where the run is in them."""
+
+    corpus: Corpus
+    number: int
+    stage: Stage
+    window: int
+    sampler: Sampler
+    rows: dict[str, Rows]
+    mixture: Mixture
+
+    def next(self, step: int) -> list[Row]:
+        """This process's rows of global step `step`. Must be called once for every step."""
+        mesh, body = self.corpus.mesh, self.corpus.recipe.body
+        share = self.stage.batch // mesh.data_size
+        mine = range(mesh.data_rank * share, (mesh.data_rank + 1) * share)
+        found = []
+        for sample in range(self.stage.batch):
+            name, number = self.mixture.next()
+            if sample in mine:
+                found.append(
+                    make_row(
+                        self.rows[name].row(number),
+                        self.corpus.tokens[name],
+                        self.window,
+                        self.sampler,
+                        (body.seed, step, sample),
+                        masks=body.data.masks,
+                        padding=self.corpus.padding,
+                    )
+                )
+        return found
+
+    def skip(self, steps: int) -> None:
+        """Go on as if `steps` steps had been taken."""
+        for _ in range(steps * self.stage.batch):
+            self.mixture.next()
+
+
+def sampler(recipe: Recipe, stage: Stage) -> Sampler:
+    """The position sampler of a stage."""
+    positions = recipe.body.positions
+    return Sampler(
+        positions.kind,
+        stage.length,
+        chunks=(positions.chunks[0], positions.chunks[1]),
+        least=positions.least,
+        unskipped=positions.unskipped,
+        offset=positions.offset,
+        content=positions.content,
+    )

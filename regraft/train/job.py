@@ -1,0 +1,278 @@
+"""`regraft train`: a recipe from the YAML to the published folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regraft import progress
+from regraft.checkpoint.sink import Staging
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import InputError
+from regraft.parallel import Mesh
+from regraft.rope import ContextSpec
+from regraft.train import metrics
+from regraft.train.blocks import Parallel, ToyModel
+from regraft.train.corpus import Corpus
+from regraft.train.recipe import Recipe
+from regraft.train.rotary import head_size, stage_context
+from regraft.units import format_tokens
+
+
+def train(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train by the recipe into the folder `out`; its record, which is also `out`/train.json.
+
+    Until it is done everything lies in a hidden folder beside `out`, metrics.jsonl too. Under
+    torchrun every process calls this alike. dry_run: check everything, return the plan.
+
+    Raises InputError (recipe, model, text, mesh), RegraftError (NaN), OutputError (disk).
+    """
+    read = Recipe.read(recipe)
+    mesh = make_mesh(read.body.parallel, device)
+    if mesh.rank:
+        progress.configure(quiet=True)
+    target = Path(out).expanduser().resolve()
+    _check_rows(read, mesh)
+    with ExitStack() as stack, _no_bars():
+        spot = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="regraft-toy-")))
+        source = _source(read, spot, mesh)
+        base = stack.enter_context(Checkpoint.open(source))
+        before = ContextSpec.from_config(base.config)
+        contexts = _contexts(read, base, before)
+        tokenizer = _tokenizer(source, base)
+        vocabulary = int(base.config["vocab_size"])
+        corpus = Corpus(read, tokenizer, vocabulary, mesh)
+        plan = make_plan(read, corpus, contexts, before)
+        if dry_run:
+            return {"kind": "training", "plan": plan}
+        job = hashlib.sha256(
+            f"{read.canonical()} {base.fingerprint()} {mesh.size}".encode()
+        ).hexdigest()
+        inputs = [source] if isinstance(read.body.model, str) else []
+        staging = None
+        if mesh.rank == 0:
+            staging = stack.enter_context(
+                Staging(target, job=job, overwrite=overwrite, resume=resume, inputs=inputs)
+            )
+            progress.note(f"Metrics as they come: {staging.folder / metrics.METRICS}")
+        mesh.sum(torch.zeros(1, device=mesh.device))
+        folder = target.with_name(f".{target.name}.regraft-staging")
+        record = _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
+        record["plan_made"] = plan
+    return record
+
+
+def _work(
+    recipe: Recipe,
+    corpus: Corpus,
+    base: Checkpoint,
+    source: str,
+    contexts: list[ContextSpec],
+    before: ContextSpec,
+    folder: Path,
+    staging: Staging | None,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    from regraft.adapters.evidence import versions
+    from regraft.train.export import export_adapter, export_model, write_json
+    from regraft.train.learner import load
+    from regraft.train.loop import Loop
+    from regraft.train.shard import shard
+
+    body, mesh = recipe.body, corpus.mesh
+    learner = load(body, base, source, mesh.device)
+    shard(learner, body, mesh)
+    states = folder / "states"
+
+    def saved(step: int) -> None:
+        if staging is not None:
+            staging.record("state", step=step)
+
+    loop = Loop(recipe, learner, corpus, contexts, folder, states, tokenizer, saved)
+    place = loop.run()
+    kind = body.export.kind
+    if kind == "auto":
+        kind = "adapter" if body.method == "lora" else "model"
+    name = source if isinstance(body.model, str) else "toy"
+    if kind == "adapter":
+        export_adapter(folder, learner, base, (before, contexts[-1]), body, mesh, name)
+    else:
+        export_model(folder, learner, base, contexts[-1], body, mesh)
+    lines = metrics.read(folder / metrics.METRICS) if staging is not None else []
+    looks = metrics.read(folder / metrics.WATCH) if staging is not None else []
+    record = {
+        "schema_version": 1,
+        "kind": "training",
+        "export": kind,
+        "recipe": body.model_dump(),
+        "base": {
+            "name": name,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint(),
+        },
+        "context": {"base": before.to_json(), "stages": [spec.to_json() for spec in contexts]},
+        "text": corpus.digests,
+        "steps": place.step,
+        "tokens": place.tokens,
+        "stopped": {str(stage + 1): reason for stage, reason in place.stopped.items()},
+        "loss": {"first": lines[0]["loss"], "last": lines[-1]["loss"]} if lines else None,
+        "watch": {"first": looks[0], "last": looks[-1]} if looks else None,
+        "processes": mesh.describe(),
+        "versions": versions(),
+    }
+    if staging is not None:
+        metrics.draw(folder)
+        write_json(folder / "train.json", record)
+        (folder / "recipe.yaml").write_text(recipe.document.text, encoding="utf-8")
+        shutil.rmtree(states)
+        staging.publish()
+    mesh.sum(torch.zeros(1, device=mesh.device))
+    return record
+
+
+def make_mesh(parallel: Parallel, device: str) -> Mesh:
+    """The recipe's mesh over the processes there are; whatever is 'auto' goes to one sequence
+    where context is auto too, else to FSDP over more rows."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    given = {
+        "context": parallel.context,
+        "ulysses": parallel.ulysses,
+        "shard": parallel.shard,
+        "replicate": parallel.replicate,
+    }
+    free = [name for name, size in given.items() if size == "auto"]
+    if world == 1 and all(size in ("auto", 1) for size in given.values()):
+        return Mesh.create(1, 1, 1, 1, device=device)
+    taker = "context" if "context" in free else ("shard" if "shard" in free else None)
+    sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in given.items()}
+    if taker is not None:
+        sizes[taker] = "auto"
+    return Mesh.create(**sizes, algorithm=parallel.algorithm, device=device)
+
+
+def make_plan(
+    recipe: Recipe, corpus: Corpus, contexts: list[ContextSpec], before: ContextSpec
+) -> dict[str, Any]:
+    """What will be done, for `--dry-run`. Raises InputError where a stage has no rows."""
+    body = recipe.body
+    plan: dict[str, Any] = {"method": body.method}
+    plan["processes"] = corpus.mesh.describe()
+    plan["context"] = before.describe()
+    for name, tokens in corpus.tokens.items():
+        held = len(corpus.held[name])
+        plan[f"text of {name}"] = f"{len(tokens):,} documents, {tokens.total:,} tokens" + (
+            f", {held} documents held out" if held else ""
+        )
+    for i, (stage, spec) in enumerate(zip(body.stages, contexts, strict=True)):
+        rows = corpus.stage(i)
+        steps = recipe.steps(stage)
+        wanted = steps * stage.batch
+        parts = [
+            f"{name} {share:.0%} ({share * wanted / len(rows.rows[name]):.2g} epochs)"
+            for name, share in rows.mixture.shares.items()
+        ]
+        plan[f"stage {i + 1}"] = (
+            f"{spec.describe()}; {steps:,} steps of {stage.batch} x "
+            f"{format_tokens(rows.window)} = {wanted * rows.window:,} tokens at {stage.rate:g}; "
+            + ", ".join(parts)
+        )
+    return plan
+
+
+def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines a person wants to see after a training: (label, text)."""
+    stages = [ContextSpec.from_json(item) for item in record["context"]["stages"]]
+    before = ContextSpec.from_json(record["context"]["base"])
+    lines = [
+        ("context", f"{before.describe()}  ->  {stages[-1].describe()}"),
+        ("trained", f"{record['steps']:,} steps, {record['tokens']:,} tokens"),
+    ]
+    if record["loss"]:
+        lines.append(("loss", f"{record['loss']['first']:.3f} -> {record['loss']['last']:.3f}"))
+    if record["watch"]:
+        first, last = record["watch"]["first"], record["watch"]["last"]
+        far = list(last["nll"])[-1]
+        start = f"{first['nll'][far]:.3f} -> " if far in first["nll"] else ""
+        lines.append((f"NLL at {far}", f"{start}{last['nll'][far]:.3f} nats"))
+        if "needle" in last:
+            start = f"{first['needle']['found']:.0%} -> " if "needle" in first else ""
+            lines.append(("needles", f"{start}{last['needle']['found']:.0%} found"))
+    lines += [("stopped", f"stage {n}: {reason}") for n, reason in record["stopped"].items()]
+    return lines
+
+
+def _contexts(recipe: Recipe, base: Checkpoint, before: ContextSpec) -> list[ContextSpec]:
+    from transformers import AutoConfig
+
+    if before.is_layered:
+        raise InputError(
+            f"{base.name} rotates differently by layer type; training knows one RoPE for all."
+        )
+    config = dict(base.config)
+    head = head_size(AutoConfig.for_model(config.pop("model_type"), **config))
+    return [stage_context(before, recipe.body.rope, s, head) for s in recipe.body.stages]
+
+
+def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
+    for i, stage in enumerate(recipe.body.stages):
+        if stage.batch % mesh.data_size:
+            raise recipe.error(
+                ("stages", i, "batch"),
+                f"{stage.batch} rows do not divide over {mesh.data_size} data-parallel processes; "
+                "give a multiple, or let `parallel` share sequences (context).",
+            )
+    if mesh.size > 1 and recipe.body.optimizer.name == "muon":
+        raise recipe.error(("optimizer",), "muon needs whole matrices: one process, or adamw.")
+
+
+def _source(recipe: Recipe, spot: Path, mesh: Mesh) -> str:
+    """Where the model lies; a toy is made first, by every process for itself."""
+    if not isinstance(recipe.body.model, ToyModel):
+        return recipe.body.model
+    from regraft.train.toy import write_toy
+
+    write_toy(spot / "toy", recipe.body.model.toy, recipe.body.seed)
+    return str(spot / "toy")
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(source: str, base: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    name, _, revision = source.partition("@")
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{base.name} has no tokenizer that can be loaded "
+            f"({' '.join(str(error).split())[:150]}); put its files beside the model."
+        ) from None

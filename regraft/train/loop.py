@@ -1,0 +1,228 @@
+"""The loop: stages of growing context over one model, whichever way it is trained.
+
+One step: rows for every process, their valid tokens counted over all of them, forward and backward
+row by row, one clipped optimizer step. The loss is the sum over all tokens over their global
+number, so that it does not matter how rows lie on devices. Frequencies are fixed at the start of
+a stage, and the model is asked whether it uses them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft import progress
+from regraft.errors import RegraftError
+from regraft.parallel import Mesh
+from regraft.train import optimizers as optim
+from regraft.train import state
+from regraft.train.batch import Row, together
+from regraft.train.corpus import Corpus, StageRows
+from regraft.train.learner import Learner
+from regraft.train.metrics import METRICS, WATCH, Board, Log
+from regraft.train.recipe import Recipe
+from regraft.train.rotary import check_rotary, fix_rotary, wavelengths
+from regraft.train.state import Place
+from regraft.train.watch import Watcher, verdict
+from regraft.units import format_tokens
+
+
+class Loop:
+    """A run in `folder`. contexts: the RoPE of each stage. saved: called after each state, with
+    the steps finished."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learner: Learner,
+        corpus: Corpus,
+        contexts: list[Any],
+        folder: Path,
+        states: Path,
+        tokenizer: Any,
+        saved: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.recipe, self.learner, self.corpus = recipe, learner, corpus
+        self.mesh: Mesh = corpus.mesh
+        self.contexts, self.folder, self.states = contexts, folder, states
+        self.tokenizer, self.saved = tokenizer, saved
+        self.place = Place()
+        self.optimizers = optim.make(learner.trained(), recipe.body.optimizer)
+
+    def run(self) -> Place:
+        """Train what is left, from the newest state in `states` where there is one."""
+        found = state.latest(self.states)
+        if found is not None:
+            self.place, digests = state.load(found, self.learner, self.optimizers, self.mesh)
+            self.corpus.check_same(digests)
+            progress.note(f"Going on after step {self.place.step}.")
+        stages = self.recipe.body.stages
+        total = sum(
+            self.recipe.steps(stage) * stage.batch * self.recipe.window(stage) for stage in stages
+        )
+        self.metrics, self.watched, self.board = self._logs()
+        try:
+            with progress.bar("training", total=total, unit="tokens") as bar:
+                bar.advance(self.place.tokens)
+                while self.place.stage < len(stages):
+                    with self.mesh.guard():
+                        self._stage(bar)
+                    self.place.stage += 1
+                    self.place.stage_step, self.place.counts, self.place.looks = 0, {}, []
+            self._save()
+        finally:
+            for log in (self.metrics, self.watched, self.board):
+                if log is not None:
+                    log.close()
+        return self.place
+
+    def _logs(self) -> tuple[Log | None, Log | None, Board | None]:
+        if self.mesh.rank:
+            return None, None, None
+        step = self.place.step
+        watched = Log(self.folder / WATCH, step) if self.recipe.body.watch else None
+        return Log(self.folder / METRICS, step), watched, Board(self.folder / "tensorboard")
+
+    def _stage(self, bar: progress.Bar) -> None:
+        place, body = self.place, self.recipe.body
+        stage, spec = body.stages[place.stage], self.contexts[place.stage]
+        rotary = fix_rotary(self.learner.model, spec, stage.length)
+        check_rotary(self._probe, self.learner.layers[0], rotary, self.mesh.device)
+        for line in wavelengths(rotary) if place.stage_step == 0 else ():
+            progress.note(f"stage {place.stage + 1}: {line}")
+        rows = self.corpus.stage(place.stage)
+        if place.counts:
+            rows.mixture.counts = dict(place.counts)
+        watcher = None
+        if body.watch is not None:
+            watcher = Watcher(self.corpus, body.watch, stage.length, self.tokenizer)
+            if place.stage_step == 0:
+                self._look(watcher)
+        steps = self.recipe.steps(stage)
+        while place.stage_step < steps:
+            self._step(rows, steps, bar)
+            last = place.stage_step == steps
+            if watcher is not None and (last or place.stage_step % watcher.settings.every == 0):
+                self._look(watcher)
+                if reason := self._reason_to_stop(watcher):
+                    place.stopped[place.stage] = reason
+                    progress.warn(f"Stage {place.stage + 1} ends at step {place.step}: {reason}")
+                    bar.advance((steps - place.stage_step) * stage.batch * rows.window)
+                    return
+            if place.step % body.save_every == 0:
+                self._save()
+
+    def _step(self, rows: StageRows, steps: int, bar: progress.Bar) -> None:
+        place, body = self.place, self.recipe.body
+        stage = rows.stage
+        began = time.perf_counter()
+        mine = rows.next(place.step)
+        loss, valid = self._backward(mine, place.step)
+        parameters = list(self.learner.trained().values())
+        norm = self._clip(parameters, body.optimizer.clip)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise RegraftError(
+                f"The {what} became {loss if what == 'loss' else norm} at step {place.step + 1} "
+                f"(stage {place.stage + 1}, {format_tokens(stage.length)}): lower the rate or "
+                "lengthen the warm-up; --resume goes on from the last saved step."
+            )
+        rate = stage.rate * optim.factor(body.schedule, place.stage_step, steps)
+        optim.set_rate(self.optimizers, rate)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        place.step += 1
+        place.stage_step += 1
+        place.counts = dict(rows.mixture.counts)
+        done = stage.batch * rows.window
+        place.tokens += done
+        seconds = time.perf_counter() - began
+        if self.metrics is not None and self.board is not None:
+            self.metrics.add(
+                step=place.step, stage=place.stage + 1, length=stage.length,
+                theta=self.contexts[place.stage].theta, loss=loss, tokens=place.tokens,
+                valid=valid, rate=rate, gradient=norm, seconds=round(seconds, 4),
+                memory=_peak_memory(self.mesh.device),
+            )  # fmt: skip
+            self.board.add(place.step, loss=loss, rate=rate, gradient=norm)
+        bar.advance(
+            done,
+            f"{format_tokens(stage.length)} step {place.step}: loss {loss:.3f}, "
+            f"{done / seconds:,.0f} tokens/s",
+        )
+
+    def _backward(self, rows: list[Row], step: int) -> tuple[float, int]:
+        """Gradients of the mean NLL over all valid tokens of all processes; (it, their number)."""
+        mesh, body = self.mesh, self.recipe.body
+        size = body.memory.rows
+        parts = [
+            mesh.cut(together(rows[start : start + size])) for start in range(0, len(rows), size)
+        ]
+        count = sum(int((part["labels"] >= 0).sum()) for part in parts)
+        valid = int(mesh.sum(torch.tensor(count, device=mesh.device)))
+        if valid == 0:
+            raise RegraftError(f"Step {step + 1} has no token to learn from; the text is padding.")
+        total = torch.zeros((), dtype=torch.float64, device=mesh.device)
+        for part in parts:
+            nll = self.learner(part)
+            total += nll.detach().double()
+            # FSDP averages gradients over its processes; the sum over them is what is wanted
+            (nll * (mesh.size / valid)).backward()
+        return float(mesh.sum(total)) / valid, valid
+
+    def _clip(self, parameters: list[Tensor], limit: float | None) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return float(whole)
+
+    def _look(self, watcher: Watcher) -> None:
+        looked: dict[str, Any] = {
+            "step": self.place.step,
+            "stage": self.place.stage + 1,
+            "length": watcher.length,
+        }
+        looked |= watcher.look(self.learner)
+        self.place.looks.append(looked)
+        if self.watched is not None and self.board is not None:
+            self.watched.add(**looked)
+            self.board.add(self.place.step, **{f"nll/{k}": v for k, v in looked["nll"].items()})
+        far = list(looked["nll"].items())[-1]
+        needle = looked.get("needle")
+        told = "" if needle is None else f", needles found {needle['found']:.0%}"
+        progress.note(f"step {self.place.step}: NLL at {far[0]} {far[1]:.3f}{told}")
+
+    def _reason_to_stop(self, watcher: Watcher) -> str | None:
+        settings = watcher.settings
+        return verdict(self.place.looks, settings.tolerance) if settings.stop else None
+
+    def _probe(self, ids: Tensor, positions: Tensor) -> None:
+        mesh = self.mesh
+        length = 8 * mesh.context * mesh.ulysses * 2
+        batch = {
+            "input_ids": ids.cpu().repeat(1, length // 8),
+            "position_ids": positions.cpu().repeat(1, length // 8),
+            "labels": torch.full((1, length), -100),
+        }
+        self.learner(mesh.cut(batch), score=True)
+
+    def _save(self) -> None:
+        state.save(
+            self.states, self.place, self.corpus.digests, self.learner, self.optimizers, self.mesh
+        )
+        self.saved(self.place.step)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes of GPU memory so far; on a CPU, of the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

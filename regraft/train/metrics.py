@@ -1,0 +1,125 @@
+"""metrics.jsonl, watch.jsonl, TensorBoard where it is installed, and the curves at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from regraft import drawing
+from regraft.units import format_tokens
+
+METRICS, WATCH, CURVES = "metrics.jsonl", "watch.jsonl", "curves.png"
+
+
+class Log:
+    """A JSON line for each step, flushed as it is written. Lines after `step` are cut off first:
+    those steps will be made again."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read(path) if line["step"] <= step]
+        staging = path.with_name(f".{path.name}")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(staging, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, **line: Any) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a torn last one is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def draw(folder: Path) -> None:
+    """Loss by step, and where the run was watched NLL by position and needles found."""
+    steps, looks = read(folder / METRICS), read(folder / WATCH)
+    if not steps:
+        return
+    needles = any("needle" in look for look in looks)
+    columns = 1 + bool(looks) + needles
+    with drawing.figure(folder / CURVES, columns, width=4.6, height=3.4) as axes:
+        panels = axes if columns > 1 else [axes]
+        _draw_loss(panels[0], steps)
+        if looks:
+            _draw_far(panels[1], looks)
+        if needles:
+            found = [look for look in looks if "needle" in look]
+            for style, length in zip(
+                drawing.styles(), sorted({look["length"] for look in found}), strict=False
+            ):
+                mine = [look for look in found if look["length"] == length]
+                panels[2].plot(
+                    [look["step"] for look in mine],
+                    [look["needle"]["found"] for look in mine],
+                    label=f"at {format_tokens(length)}", **style,
+                )  # fmt: skip
+            panels[2].set(xlabel="step", ylabel="needles found", ylim=(-0.03, 1.05))
+            drawing.legend(panels[2])
+
+
+def _draw_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
+    styles = drawing.styles()
+    numbers = sorted({line["stage"] for line in steps})
+    for style, number in zip(styles, numbers, strict=False):
+        mine = [line for line in steps if line["stage"] == number]
+        theta = f"{mine[0]['theta']:.3g}"
+        label = f"{format_tokens(mine[0]['length'])}, theta {theta}"
+        axes.plot(
+            [line["step"] for line in mine], [line["loss"] for line in mine],
+            color=style["color"], linestyle=style["linestyle"], linewidth=1, label=label,
+        )  # fmt: skip
+    axes.set(xlabel="step", ylabel="training loss, nats a token")
+    drawing.legend(axes)
+
+
+def _draw_far(axes: Any, looks: list[dict[str, Any]]) -> None:
+    """One line for each bucket, broken where a stage changes the length."""
+    names = list(dict.fromkeys(name for look in looks for name in look["nll"]))
+    names.sort(key=lambda name: tuple(map(int, name.split("-"))))
+    for style, name in zip(drawing.styles(), names, strict=False):
+        low, high = map(int, name.split("-"))
+        axes.plot(
+            [look["step"] for look in looks],
+            [look["nll"].get(name, math.nan) for look in looks],
+            label=f"{format_tokens(low)} to {format_tokens(high)}" if low else f"to {high}",
+            **style,
+        )
+    axes.set(xlabel="step", ylabel="held-out NLL by position")
+    axes.legend(fontsize=7, ncols=1 + len(names) // 6)
+
+
+class Board:
+    """TensorBoard where it is installed, else nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer: Any = SummaryWriter(str(folder))
+        except ImportError:
+            self._writer = None
+
+    def add(self, step: int, **values: float) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,30 @@
+"""Parameters spread over all processes by FSDP2, a layer at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from regraft.parallel import Mesh
+from regraft.train.blocks import Body
+from regraft.train.learner import Learner, arithmetic
+
+
+def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
+    """Shard in place over `mesh.fsdp_mesh`; nothing to do for one process.
+
+    Each decoder layer is gathered for its own forward and backward, the rest (embedding, last
+    norm, head) with the root, which is the learner, so that the loss finds the head whole.
+    Gradients are reduced in float32 (float64 where that is the arithmetic).
+    """
+    if mesh.fsdp_mesh is None:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    dtype = arithmetic(body, mesh.device)
+    reduced = torch.float64 if dtype == torch.float64 else torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=reduced, cast_forward_inputs=False
+    )
+    for layer in learner.layers:
+        fully_shard(layer, mesh=mesh.fsdp_mesh, mp_policy=policy)
+    fully_shard(learner, mesh=mesh.fsdp_mesh, mp_policy=policy)

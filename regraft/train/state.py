@@ -1,0 +1,173 @@
+"""All a killed run needs to go on to the last digit, beside the last good one until it is whole.
+
+state-000120/            written as .state-000120, synced, then renamed; the older one goes last
+  loop.pt                step, stage, cursor, random states, digests of the text
+  model.pt               one process: trained parameters and optimizers
+  .metadata, *.distcp    several: the same, by torch's distributed checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from regraft.errors import OutputError
+from regraft.parallel import Mesh
+from regraft.train.learner import Learner
+
+
+@dataclass
+class Place:
+    """Where a run is. step: finished steps of all; stage: from 0; stage_step: finished in it."""
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    tokens: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(
+    folder: Path,
+    place: Place,
+    digests: Mapping[str, str],
+    learner: Learner,
+    optimizers: list[torch.optim.Optimizer],
+    mesh: Mesh,
+) -> Path:
+    """Write the state into `folder`; the older ones go when it is whole. Collective."""
+    name = f"state-{place.step:08d}"
+    staging, final = folder / f".{name}", folder / name
+    loop = {"place": asdict(place), "digests": dict(digests), "random": _random_states()}
+    try:
+        if mesh.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            torch.save(loop, staging / "loop.pt")
+        _wait(mesh)
+        if mesh.size == 1:
+            torch.save(_whole(learner, optimizers), staging / "model.pt")
+        else:
+            import torch.distributed.checkpoint as dcp
+
+            dcp.save(_sharded(learner, optimizers), checkpoint_id=staging)
+        _wait(mesh)
+        if mesh.rank == 0:
+            _sync(staging)
+            shutil.rmtree(final, ignore_errors=True)  # this step again, after a resume
+            staging.rename(final)
+            for old in _all(folder)[:-1]:
+                shutil.rmtree(old)
+    except OSError as error:
+        if mesh.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise OutputError(
+            f"The training state cannot be written to {folder} ({error.strerror or error}); the "
+            "last good one is kept. Make room and go on with --resume."
+        ) from error
+    except RuntimeError as error:  # torch.save's own writer, on a full disk
+        if mesh.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        if "PytorchStreamWriter" not in str(error) and "file write failed" not in str(error):
+            raise
+        raise OutputError(
+            f"The training state cannot be written to {folder}, probably because the disk is full; "
+            "the last good one is kept. Make room and go on with --resume."
+        ) from error
+    _wait(mesh)
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole state, if there is one."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load(
+    state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
+) -> tuple[Place, dict[str, str]]:
+    """Put a state back; (where the run is, digests of its text). Collective."""
+    loop = torch.load(state / "loop.pt", weights_only=False)  # ours, written above
+    if mesh.size == 1:
+        whole = torch.load(state / "model.pt", map_location=mesh.device, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in learner.trained().items():
+                parameter.copy_(whole["model"][name])
+        for optimizer, values in zip(optimizers, whole["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+    else:
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        sharded = _sharded(learner, optimizers)
+        dcp.load(sharded, checkpoint_id=state)
+        set_state_dict(
+            learner,
+            optimizers,
+            model_state_dict=sharded["model"],
+            optim_state_dict=sharded["optimizers"],
+            options=StateDictOptions(strict=False, ignore_frozen_params=True),
+        )
+    _set_random_states(loop["random"])
+    return Place(**loop["place"]), loop["digests"]
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*"))
+
+
+def _whole(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    return {
+        "model": {name: value.detach() for name, value in learner.trained().items()},
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    model, optim = get_state_dict(
+        learner, optimizers, options=StateDictOptions(ignore_frozen_params=True)
+    )
+    return {"model": model, "optimizers": optim}
+
+
+def _random_states() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _wait(mesh: Mesh) -> None:
+    mesh.sum(torch.zeros(1, device=mesh.device))
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
