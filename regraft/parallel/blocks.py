@@ -2,18 +2,17 @@
 
 `rows` holds one list of spans for every row of the batch, or a single one that all rows share.
 Causal spans that follow one another in both queries and keys (documents) go to the kernel as one
-packed call.
+packed call, a `run`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from regraft.parallel.kernels import Kernel, accumulator, merge
+from regraft.parallel.kernels import Grads, Kernel, accumulator, merge
 from regraft.parallel.layout import Span
 
 Rows = Sequence[Sequence[Span]]
@@ -37,16 +36,21 @@ def attend(
     scale: float,
     out: Tensor,
     lse: Tensor,
+    *,
+    once: bool = False,
 ) -> None:
-    """Join the attention of q [B, H, Q, D] to k, v [B, Hk, K, D] into out and lse, in place."""
+    """Join the attention of q [B, H, Q, D] to k, v [B, Hk, K, D] into out and lse, in place.
+
+    `once` says that every query is in one span and has seen nothing before: its result is stored,
+    and out may be in q's own type.
+    """
     for batch, run in _runs(rows):
         queries, keys = _extent(batch, run)
-        block = (q[queries], k[keys], v[keys])
-        if len(run) > 1:
-            result = kernel.packed(*block, _lengths(run), scale)
+        result = run_forward(kernel, q[queries], k[keys], v[keys], run, scale)
+        if once:
+            out[queries], lse[queries] = result
         else:
-            result = kernel.forward(*block, run[0].causal, scale)
-        merge(out[queries], lse[queries], *result)
+            merge(out[queries], lse[queries], *result)
 
 
 def attend_backward(
@@ -62,17 +66,48 @@ def attend_backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    *,
+    once: bool = False,
 ) -> None:
-    """Add the gradients of the same spans to dq, dk and dv, in place; out and lse are final."""
+    """Add the gradients of the same spans to dq (with `once`: store them), dk and dv, in place.
+    out and lse are final."""
     for batch, run in _runs(rows):
         queries, keys = _extent(batch, run)
-        block = (dout[queries], q[queries], k[keys], v[keys], out[queries], lse[queries])
-        if len(run) > 1:
-            grads = kernel.packed_backward(*block, _lengths(run), scale)
+        grads = run_backward(
+            kernel, dout[queries], q[queries], k[keys], v[keys], out[queries], lse[queries], run,
+            scale,
+        )  # fmt: skip
+        if once:
+            dq[queries] = grads[0]
         else:
-            grads = kernel.backward(*block, run[0].causal, scale)
-        for total, where, part in zip((dq, dk, dv), (queries, keys, keys), grads, strict=True):
-            total[where] += part
+            dq[queries] += grads[0]
+        dk[keys] += grads[1]
+        dv[keys] += grads[2]
+
+
+def single_run(rows: Rows) -> Sequence[Span] | None:
+    """The spans, where all rows share them and they are one kernel call; else None."""
+    runs = [run for _, run in _runs(rows)]
+    return runs[0] if len(rows) == len(runs) == 1 else None
+
+
+def run_forward(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, run: Sequence[Span], scale: float
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a run whose queries and keys are exactly q and k."""
+    if len(run) > 1:
+        return kernel.packed(q, k, v, _lengths(run), scale)
+    return kernel.forward(q, k, v, run[0].causal, scale)
+
+
+def run_backward(
+    kernel: Kernel, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    run: Sequence[Span], scale: float,
+) -> Grads:  # fmt: skip
+    """(dq, dk, dv) of the same."""
+    if len(run) > 1:
+        return kernel.packed_backward(dout, q, k, v, out, lse, _lengths(run), scale)
+    return kernel.backward(dout, q, k, v, out, lse, run[0].causal, scale)
 
 
 def _runs(rows: Rows) -> Iterator[tuple[slice, list[Span]]]:
@@ -103,5 +138,4 @@ def _extent(
 
 
 def _lengths(run: Sequence[Span]) -> list[tuple[int, int]]:
-    assert all(_follows(a, b) for a, b in pairwise(run))
     return [(s.q1 - s.q0, s.k1 - s.k0) for s in run]

@@ -17,7 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regraft.parallel.blocks import Rows, attend, attend_backward, empty_result
+from regraft.parallel.blocks import (
+    Rows,
+    attend,
+    attend_backward,
+    run_backward,
+    run_forward,
+    single_run,
+)
 from regraft.parallel.kernels import Kernel, accumulator
 
 # torch 2.13 renamed both.
@@ -43,10 +50,15 @@ class Gather(torch.autograd.Function):
         scale: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        out, lse = empty_result(q)
-        for heads, keys, values in _by_head(q, k, v, group):
-            attend(kernel, q[:, heads], keys, values, rows, scale, out[:, heads], lse[:, heads])
-        out = out.to(q.dtype)
+        run = single_run(rows) if group is None else None
+        if run is not None:  # one kernel call: no buffer beside what it returns
+            out, lse = run_forward(kernel, q, k, v, run, scale)
+            out = out.to(q.dtype)
+        else:
+            out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=accumulator(q.dtype))
+            for heads, keys, values in _by_head(q, k, v, group):
+                joined = (out[:, heads], lse[:, heads])
+                attend(kernel, q[:, heads], keys, values, rows, scale, *joined, once=True)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rows, ctx.kernel, ctx.scale, ctx.group = rows, kernel, scale, group
         return out
@@ -55,31 +67,41 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (dout,) = grads
         q, k, v, out, lse = ctx.saved_tensors
-        wide = accumulator(q.dtype)
-        dq = torch.zeros_like(q, dtype=wide)
-        parts: list[Tensor] = []
-        sending: tuple[dist.Work, Tensor] | None = None
-        for heads, keys, values in _by_head(q, k, v, ctx.group):
-            dkv = torch.zeros((2, *keys.shape), dtype=wide, device=q.device)
-            attend_backward(
-                ctx.kernel, dout[:, heads], q[:, heads], keys, values, out[:, heads],
-                lse[:, heads], ctx.rows, ctx.scale, dq[:, heads], dkv[0], dkv[1],
-            )  # fmt: skip
-            if ctx.group is None:
-                parts.append(dkv)
-                continue
-            # One reduction is on its way while the next head's kernel runs.
-            if sending is not None:
-                sending[0].wait()
-            shards = _to_ranks(dkv, ctx.group.size())
-            mine = torch.empty_like(shards[0])
-            work = _reduce_scatter(mine, shards.flatten(0, 1), group=ctx.group, async_op=True)
-            sending = (work, shards)
-            parts.append(mine)
+        run = single_run(ctx.rows) if ctx.group is None else None
+        if run is not None:
+            dq, dk, dv = run_backward(ctx.kernel, dout, q, k, v, out, lse, run, ctx.scale)
+        else:
+            dq, (dk, dv) = _gradients(ctx, dout, q, k, v, out, lse)
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+
+
+def _gradients(
+    ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """dq, and dk and dv of this rank's tokens in the accumulator's type [2, B, Hk, s, D]."""
+    dq = torch.empty_like(q)
+    parts: list[Tensor] = []
+    sending: tuple[dist.Work, Tensor] | None = None
+    for heads, keys, values in _by_head(q, k, v, ctx.group):
+        dkv = torch.zeros((2, *keys.shape), dtype=accumulator(q.dtype), device=q.device)
+        attend_backward(
+            ctx.kernel, dout[:, heads], q[:, heads], keys, values, out[:, heads], lse[:, heads],
+            ctx.rows, ctx.scale, dq[:, heads], dkv[0], dkv[1], once=True,
+        )  # fmt: skip
+        if ctx.group is None:
+            parts.append(dkv)
+            continue
+        # One reduction is on its way while the next head's kernel runs.
         if sending is not None:
             sending[0].wait()
-        dkv = torch.cat(parts, 2)
-        return dq.to(q.dtype), dkv[0].to(k.dtype), dkv[1].to(v.dtype), None, None, None, None
+        shards = _to_ranks(dkv, ctx.group.size())
+        mine = torch.empty_like(shards[0])
+        work = _reduce_scatter(mine, shards.flatten(0, 1), group=ctx.group, async_op=True)
+        sending = (work, shards)
+        parts.append(mine)
+    if sending is not None:
+        sending[0].wait()
+    return dq, torch.cat(parts, 2)
 
 
 def _by_head(q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup | None) -> Any:

@@ -177,12 +177,12 @@ class StartAligned(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        before = k.shape[2] - q.shape[2] if causal else 0
-        out, lse = self.square_or_full(q, k[:, :, before:], v[:, :, before:], causal, scale)
-        if before:
-            out, lse = out.to(accumulator(q.dtype)), lse.contiguous()
-            past = self.square_or_full(q, k[:, :, :before], v[:, :, :before], False, scale)
-            merge(out, lse, *past)
+        if not causal or k.shape[2] == q.shape[2]:
+            return self.square_or_full(q, k, v, causal, scale)
+        (past_k, k), (past_v, v) = _past_and_own(q, k), _past_and_own(q, v)
+        out, lse = self.square_or_full(q, k, v, True, scale)
+        out, lse = out.to(accumulator(q.dtype)), lse.contiguous()
+        merge(out, lse, *self.square_or_full(q, past_k, past_v, False, scale))
         return out, lse
 
     def backward(
@@ -196,17 +196,19 @@ class StartAligned(Kernel):
         causal: bool,
         scale: float,
     ) -> Grads:
-        before = k.shape[2] - q.shape[2] if causal else 0
-        own = (k[:, :, before:], v[:, :, before:])
-        dq, dk, dv = self.square_or_full_backward(dout, q, *own, out, lse, causal, scale)
-        if not before:
-            return dq, dk, dv
-        past = (k[:, :, :before], v[:, :, :before])
-        more_dq, past_dk, past_dv = self.square_or_full_backward(
-            dout, q, *past, out, lse, False, scale
-        )
-        dq = dq.to(accumulator(q.dtype)) + more_dq
-        return dq, torch.cat((past_dk, dk), 2), torch.cat((past_dv, dv), 2)
+        if not causal or k.shape[2] == q.shape[2]:
+            return self.square_or_full_backward(dout, q, k, v, out, lse, causal, scale)
+        (past_k, k), (past_v, v) = _past_and_own(q, k), _past_and_own(q, v)
+        own = self.square_or_full_backward(dout, q, k, v, out, lse, True, scale)
+        past = self.square_or_full_backward(dout, q, past_k, past_v, out, lse, False, scale)
+        dq = own[0].to(accumulator(q.dtype)) + past[0]
+        return dq, torch.cat((past[1], own[1]), 2), torch.cat((past[2], own[2]), 2)
+
+
+def _past_and_own(q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys before the queries' own, and those."""
+    past, own = keys.split([keys.shape[2] - q.shape[2], q.shape[2]], 2)
+    return past, own
 
 
 class CpuFlash(StartAligned):
