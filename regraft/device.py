@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from regraft.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,3 +78,32 @@ def workers() -> Iterator[Callable[[Callable[[int, int], None], int], None]]:
             torch.set_num_threads(threads)
 
         yield each
+
+
+def each(
+    items: Iterable[Item], work: Callable[[Item], None], count: int, size: Callable[[Item], int]
+) -> None:
+    """`work` on every item, largest first, by `count` threads with one torch thread each. The first
+    error is raised when the items in work are done."""
+    import torch
+
+    ordered = sorted(items, key=lambda item: -size(item))
+    if count == 1 or len(ordered) < 2:
+        for item in ordered:
+            work(item)
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, "regraft", torch.set_num_threads, (1,)) as pool:
+            # alone: what starts threads of its own on first use does so undisturbed
+            pool.submit(work, ordered.pop()).result()
+            running = [pool.submit(work, item) for item in ordered]
+            try:
+                done, _ = wait(running, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(threads)  # some libraries take a worker's setting for the process

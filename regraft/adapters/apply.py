@@ -25,13 +25,13 @@ from regraft.adapters.format import Adapter
 from regraft.adapters.pairing import context_of, roles_of
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, plan_shards
-from regraft.checkpoint.source import Checkpoint
-from regraft.device import pick_device
+from regraft.checkpoint.source import Checkpoint, TensorInfo
+from regraft.device import each, pick_device
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.rope import ContextSpec, parse_context
 from regraft.units import format_tokens, parse_bytes
 
-_BLOCK = 1 << 20  # elements worked on at once: 4 MB in float32
+_BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
 _PRESENT = 0.5  # share of the change beyond which a target may have it already
 _VERY_CHANGE = 0.15  # distance of the share from 1 at which it is the very change
 # Of a target that regraft or PEFT wrote: our own say something else, theirs would be loaded again.
@@ -349,7 +349,9 @@ def _stream(
     """Write every tensor; tensor -> {'squared_change', 'squared_loss'} of the changed ones."""
     results: dict[str, dict[str, float]] = {}
     with progress.bar("Grafting", target.total_bytes, unit="bytes") as bar:
-        for name, info in target.tensors.items():
+
+        def make(info: TensorInfo) -> None:
+            name = info.name
             change = changes.get(name)
             noted = staging.done(f"graft:{name}")
             if change is None:
@@ -364,7 +366,10 @@ def _stream(
                 results[name] = tally.checked(target, change)
                 staging.record(f"graft:{name}", **results[name])
             bar.advance(info.nbytes)
-    return results
+
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        each(target.tensors.values(), make, threads, size=lambda info: info.nbytes)
+    return {name: results[name] for name in target.tensors if name in results}
 
 
 class _Tally:
@@ -424,8 +429,8 @@ def _changed(
         stored = new.to(info.dtype)
         if stored is new:  # nothing is rounded, but NaN and infinity must not pass
             tally.loss += 0.0 * float(torch.linalg.vector_norm(new))
-        else:
-            tally.loss += float(torch.linalg.vector_norm(new.sub_(stored))) ** 2
+        else:  # `old` is a copy then, and a place for the rounded numbers
+            tally.loss += float(torch.linalg.vector_norm(new.sub_(old.copy_(stored)))) ** 2
         stored = stored.cpu()
         if rows < block.shape[0]:
             stored = torch.cat([stored, block[rows:]])

@@ -171,8 +171,10 @@ class Adapter:
     def factors(self, tensor: str) -> tuple[Tensor, Tensor]:
         """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A."""
         module = self.modules[tensor]
-        b = self._weights.get_tensor(module.key_b).float()
-        a = self._weights.get_tensor(module.key_a).float()
+        # a mapping of their own, or the pages of all factors read so far would stay in memory
+        with _open(self.folder / WEIGHTS) as file:
+            b = file.get_tensor(module.key_b).float()
+            a = file.get_tensor(module.key_a).float()
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise CheckpointError(
                 f"{self.name} has NaN or infinite numbers in the factors of '{module.name}'; "

@@ -22,7 +22,7 @@ from regraft import progress
 from regraft.adapters import evidence, format
 from regraft.adapters.extract import module_seed
 from regraft.checkpoint.sink import CheckpointWriter, Staging
-from regraft.device import pick_device
+from regraft.device import each, pick_device
 from regraft.errors import InputError
 from regraft.merge import card, conflicts, donors, factors, mergekit
 from regraft.merge.inputs import Inputs
@@ -36,7 +36,7 @@ from regraft.merge.plan import (
     settle_context,
 )
 from regraft.merge.recipe import Recipe, schema
-from regraft.merge.stream import FREE_EVERY, Tally, each, merged, threads
+from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, parse_bytes
 
@@ -182,7 +182,7 @@ def _stream(
                 bar.advance(output.nbytes)
             else:
                 missing.append(output)
-        each(missing, make, threads(plan.method, device))
+        each(missing, make, threads(plan.method, device), size=lambda output: output.nbytes)
     return facts
 
 

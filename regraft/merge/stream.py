@@ -9,8 +9,7 @@ tensor whole get all threads for one tensor at a time, and so does a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,26 +25,6 @@ FREE_EVERY = 1 << 24  # elements after which the pages read so far are given bac
 def threads(method: Method, device: torch.device) -> int:
     """How many tensors are made at a time."""
     return torch.get_num_threads() if method.blockwise and device.type == "cpu" else 1
-
-
-def each(outputs: Iterable[Output], work: Callable[[Output], None], count: int) -> None:
-    """`work` on every output, by `count` threads, largest first. The first error is raised when
-    the tensors in work are done."""
-    ordered = sorted(outputs, key=lambda output: -output.nbytes)
-    if count == 1 or len(ordered) < 2:
-        for output in ordered:
-            work(output)
-        return
-    with ThreadPoolExecutor(count, "regraft-merge", torch.set_num_threads, (1,)) as pool:
-        pool.submit(work, ordered.pop()).result()  # alone: the writer starts its thread with it
-        running = [pool.submit(work, output) for output in ordered]
-        try:
-            done, _ = wait(running, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        finally:
-            for future in running:
-                future.cancel()
 
 
 class Tally:
