@@ -98,7 +98,7 @@ def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], ND
 def _whole(
     lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
 ) -> list[tuple[Piece, ...]]:
-    rows = []
+    rows: list[tuple[Piece, ...]] = []
     for document in chosen.tolist():
         size = int(lengths[document])
         for start in range(0, size, length):

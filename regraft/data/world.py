@@ -163,12 +163,20 @@ def needle_count(length: int) -> int:
     return min(len(KEYS), max(4, length // 64))
 
 
-def exam_row(rng: random.Random, length: int, skill: Skill = "ask", *, hide: bool = False) -> Row:
+def exam_row(
+    rng: random.Random,
+    length: int,
+    skill: Skill = "ask",
+    *,
+    hide: bool = False,
+    count: int | None = None,
+) -> Row:
     """A row to be examined on: needles at random depths, each asked for once at the very end.
+    `count` of them, or as many as `needle_count` says.
 
     With `hide` the needles are left out (prose takes their room): what can be guessed without them.
     """
-    count = needle_count(length)
+    count = needle_count(length) if count is None else count
     facts = needles(rng, count)
     room = length - 1 - 5 * count * (1 if hide else 2)
     if room < 0:

@@ -15,6 +15,7 @@ Every switch stands alone, because published recipes contradict each other.
 
 from __future__ import annotations
 
+import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -174,7 +175,7 @@ class Source(Block):
         return self
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return next(key for key in KINDS if getattr(self, key) is not None)
 
     @property
@@ -182,7 +183,8 @@ class Source(Block):
         return str(getattr(self, self.kind))
 
 
-KINDS = ("text", "jsonl", "parquet", "hub", "synthetic")
+Kind = Literal["text", "jsonl", "parquet", "hub", "synthetic"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
 class Data(Block):

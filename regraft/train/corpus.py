@@ -84,7 +84,7 @@ class Corpus:
             source.kind, source.place, field=source.field, separator=source.separator,
             split=source.split, documents=source.documents, words=source.words, prose=source.prose,
             questions=source.questions, seed=body.seed,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         self.tokens[name] = tokenise(text, tokenizer, cache, vocabulary)
         share = body.data.held_out if body.watch else 0.0
         self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)

@@ -38,11 +38,11 @@ class Learner(nn.Module):
 
     def hidden(self, part: dict[str, Any]) -> Tensor:
         """The last hidden states [B, s, d]."""
-        return self.model.model(**part, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        return self.model.model(**part, use_cache=False).last_hidden_state
 
     @property
     def layers(self) -> nn.ModuleList:
-        return self.model.model.layers  # type: ignore[no-any-return]
+        return self.model.model.layers
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ class Loop:
             (nll * (mesh.size / valid)).backward()
         return float(mesh.sum(total)) / valid, valid
 
-    def _clip(self, parameters: list[Tensor], limit: float | None) -> float:
+    def _clip(self, parameters: Sequence[Tensor], limit: float | None) -> float:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return float(whole)

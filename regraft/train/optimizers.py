@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,11 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         | {"weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    how = {"betas": betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    how: dict[str, Any] = {
+        "betas": betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
     if groups and settings.name == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

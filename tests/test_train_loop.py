@@ -1,0 +1,302 @@
+"""A whole training on a toy: what it writes, that a killed one goes on to the last digit, and that
+what it cannot do is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from regraft import cli
+from regraft.errors import InputError, RegraftError
+from regraft.rope import scaling_law
+from regraft.train import metrics
+from regraft.train.blocks import Optimizer, Schedule
+from regraft.train.job import train
+from regraft.train.optimizers import factor, make
+from regraft.train.watch import verdict
+
+RECIPE = """
+model: {model}
+method: full
+rope: {{law: scaling}}
+stages:
+  - {{length: 64, steps: 5, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
+  - {{length: 256, steps: 5, batch: 2, rate: 1e-3, mix: {{long: 2, short: 1}}}}
+data:
+  cache: {cache}
+  held_out: 0.1
+  sources:
+    - {{name: short, jsonl: {short}, rows: packed}}
+    - {{name: long, synthetic: notes, words: 256, documents: 30}}
+memory: {{rows: 2}}
+schedule: {{warmup: 2}}
+watch: {{every: 3, rows: 3}}
+save_every: 3
+seed: 5
+"""
+TOY = "{toy: {length: 64, theta: 70, hidden: 32, intermediate: 48}}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are compared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A cache, and short texts of many lengths."""
+    from regraft.data.sources import Text, documents
+
+    folder = tmp_path_factory.mktemp("home")
+    with (folder / "short.jsonl").open("w") as file:
+        for words in (9, 17, 30, 44, 64):
+            for text in documents(Text("synthetic", "notes", documents=8, words=words)):
+                file.write(json.dumps({"text": text}) + "\n")
+    return folder
+
+
+def written(folder: Path, home: Path, text: str = RECIPE, model: str | Path = TOY) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(
+        text.format(model=model, cache=home / "cache", short=home / "short.jsonl"), "utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, home) -> Path:
+    """A run that nothing disturbed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    train(written(folder, home), folder / "out", device="cpu")
+    return folder / "out"
+
+
+def losses(folder: Path) -> list[Any]:
+    return [
+        [line[key] for key in ("step", "stage", "loss", "tokens", "gradient", "rate")]
+        for line in metrics.read(folder / "metrics.jsonl")
+    ]
+
+
+def test_a_run_leaves_a_model_its_record_and_its_metrics(whole):
+    lines = metrics.read(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["stage"] for line in lines] == [1] * 5 + [2] * 5
+    assert [line["length"] for line in lines] == [64] * 5 + [256] * 5
+    assert lines[-1]["tokens"] == 5 * 4 * 64 + 5 * 2 * 256
+    assert lines[4]["loss"] < lines[0]["loss"]
+    theta = float(round(scaling_law(70, 64, 256)))
+    config = json.loads((whole / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == theta
+    assert config["max_position_embeddings"] == 256
+    looks = metrics.read(whole / "watch.jsonl")
+    assert [(look["step"], look["length"]) for look in looks] == [
+        (0, 64), (3, 64), (5, 64), (5, 256), (8, 256), (10, 256)
+    ]  # fmt: skip
+    assert (whole / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (whole / "tokenizer.json").is_file()
+    record = json.loads((whole / "train.json").read_text())
+    assert record["steps"] == 10
+    assert not [path.name for path in whole.iterdir() if path.name.startswith(("state", "."))]
+
+
+def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(whole, home):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from regraft.data.rows import hold_out
+    from regraft.data.sources import Text, documents
+
+    model = AutoModelForCausalLM.from_pretrained(whole).eval()
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    texts = list(documents(Text("synthetic", "notes", documents=30, words=256, seed=5)))
+    held = hold_out(30, 0.1, 5)[1]
+    assert len(held) == 3
+    nll = []
+    for document in held:
+        ids = [*tokenizer(texts[document])["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor(ids[:257])[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids[:, :-1]).logits
+        nll.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
+    far = torch.cat([row[128:] for row in nll]).mean()
+    watched = metrics.read(whole / "watch.jsonl")[-1]["nll"]["128-256"]
+    assert float(far) == pytest.approx(watched, abs=2e-5)
+
+
+def test_runs_killed_anywhere_go_on_to_the_last_digit(whole, home, tmp_path, children):
+    recipe = written(tmp_path, home)
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
+    counted = children.run(*line[:3], tmp_path / "counted", *line[4:])
+    assert counted["code"] == 0, counted["err"]
+    assert losses(tmp_path / "counted") == losses(whole)
+    for share in (0.35, 0.25, 0.15):
+        died = children.run(*line, "--resume", die=int(share * counted["calls"]))
+        assert died["code"] == -9
+    last = children.run(*line, "--resume")
+    assert last["code"] == 0, last["err"]
+    assert losses(tmp_path / "out") == losses(whole)
+    same = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert same == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_full_disk_keeps_the_last_good_state(whole, home, tmp_path, children):
+    recipe = written(tmp_path, home)
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
+    calls = children.run(*line[:3], tmp_path / "counted", *line[4:])["calls"]
+    failed = children.run(*line, full=calls // 2)
+    assert failed["code"] == 1
+    assert "regraft: " in failed["err"]
+    assert "Traceback" not in failed["err"]
+    assert not (tmp_path / "out").exists()
+    assert children.run(*line, "--resume")["code"] == 0
+    assert losses(tmp_path / "out") == losses(whole)
+
+
+def test_text_that_changed_under_a_resume_is_refused(home, tmp_path):
+    own = tmp_path / "home"
+    own.mkdir()
+    shutil.copy(home / "short.jsonl", own)
+    recipe = written(tmp_path, own, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
+    with pytest.raises(RegraftError, match=r"became .* at step \d"):
+        train(recipe, tmp_path / "out", device="cpu")
+    text = (own / "short.jsonl").read_text()
+    (own / "short.jsonl").write_text(text.replace("the", "that"))
+    with pytest.raises(InputError, match="'short' has changed since the run was interrupted"):
+        train(recipe, tmp_path / "out", device="cpu", resume=True)
+
+
+def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path):
+    recipe = written(tmp_path, home, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
+    with pytest.raises(RegraftError, match="lower the rate"):
+        train(recipe, tmp_path / "out", device="cpu")
+    written(tmp_path, home)
+    with pytest.raises(InputError, match="had other inputs or arguments"):
+        train(recipe, tmp_path / "out", device="cpu", resume=True)
+
+
+LORA = RECIPE.replace("method: full", "method: lora\nlora: {{rank: 4, alpha: 16, rslora: true}}")
+
+
+def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path, undrawn):
+    from safetensors.torch import load_file
+
+    adapter, graft, model = tmp_path / "adapter", tmp_path / "graft", tmp_path / "model"
+    train(written(tmp_path, home, LORA, whole), adapter, device="cpu")
+    folded = LORA + "export: {{kind: model}}\n"
+    train(written(tmp_path, home, folded, whole), model, device="cpu")
+    line = ["apply", adapter, whole, "-o", graft, "--json"]
+    done = CliRunner().invoke(cli.app, [str(part) for part in line])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["context"]["output"]["max_position_embeddings"] == 256
+    ours, theirs = load_file(graft / "model.safetensors"), load_file(model / "model.safetensors")
+    base = load_file(whole / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+    changed = {name for name in base if not torch.equal(base[name], ours[name])}
+    assert len([name for name in changed if "norm" in name]) == 5
+    assert len([name for name in changed if "proj" in name]) == 14
+    assert len(changed) == 19
+    told = CliRunner().invoke(cli.app, ["inspect", str(adapter), "--json"])
+    assert told.exit_code == 0, told.output
+
+
+def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path):
+    recipe = written(
+        tmp_path, home,
+        RECIPE + "positions: {{kind: multi_chunk, window: 64, least: 8, unskipped: 0}}\n",
+    )  # fmt: skip
+    record = train(recipe, tmp_path / "out", device="cpu")
+    assert record["context"]["stages"][-1]["max_position_embeddings"] == 256
+    assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("length: 256, steps: 5, batch: 2", "length: 4k, steps: 5, batch: 2", "fills half a row"),
+        ("method: full", "method: full\nfreeze: [embbed]", "freeze: no tensor"),
+        ("method: full", "method: lora\nlora: {{targets: q_prj}}", "no linear layers 'q_prj'"),
+        ("warmup: 2", "warmup: 2}}\nparallel: {{context: 3", "3 processes (context 3)"),
+        ("warmup: 2", "warmup: 2}}\noptimizer: {{name: adamw8bit", "say adamw"),
+        ("words: 256, documents: 30", "words: 120, documents: 30", "fills half a row"),
+    ],
+)
+def test_what_cannot_work_is_said_before_it_starts(old, new, words, home, tmp_path):
+    assert old in RECIPE
+    with pytest.raises(InputError) as caught:
+        train(written(tmp_path, home, RECIPE.replace(old, new)), tmp_path / "out", device="cpu")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_and_schema_write_nothing(home, tmp_path):
+    recipe = written(tmp_path, home)
+    done = CliRunner().invoke(cli.app, ["train", str(recipe), "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)["plan"]
+    assert "5 steps of 2 x 256 = 2,560 tokens at 0.001" in plan["stage 2"]
+    schema = CliRunner().invoke(cli.app, ["train", "--schema"])
+    assert json.loads(schema.stdout)["title"] == "regraft training recipe"
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_rates_rise_and_fall_as_the_schedule_says():
+    cosine = Schedule(kind="cosine", warmup=2, floor=0.1)
+    found = [factor(cosine, step, 10) for step in range(11)]
+    assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert found[6] == pytest.approx(0.55)
+    assert found[10] == pytest.approx(0.1)
+    assert factor(Schedule(kind="linear", floor=0), 5, 10) == pytest.approx(0.5)
+    assert factor(Schedule(kind="constant"), 9, 10) == 1
+
+
+def test_only_matrices_decay():
+    parameters = {
+        "model.layers.0.q.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "model.norm.weight": torch.nn.Parameter(torch.ones(2)),
+    }
+    (adamw,) = make(parameters, Optimizer(weight_decay=0.1))
+    decays = {len(g["params"][0].shape): g["weight_decay"] for g in adamw.param_groups}
+    assert decays == {2: 0.1, 1: 0.0}
+
+
+def looks(*far: float) -> list[dict[str, Any]]:
+    return [{"nll": {"0-512": 2.0, "512-1024": value}} for value in far]
+
+
+def test_a_stage_whose_far_positions_get_worse_is_ended_with_a_reason():
+    assert verdict(looks(3, 2.5, 2.4, 2.3), 0.1) is None
+    assert verdict(looks(2.5, 2.3, 2.6), 0.1) is None  # once is no trend
+    assert "rose from 2.300 to 2.700" in str(verdict(looks(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "positions 512 to 1k" in str(verdict(looks(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "swings" in str(verdict(looks(2.5, 2.2, 2.5, 2.2), 0.1))
+    assert verdict(looks(2.5, 2.45, 2.5, 2.45), 0.1) is None
+
+
+def test_a_watched_stage_really_ends_early(home, tmp_path):
+    text = RECIPE.replace("rate: 3e-3", "rate: 0.3").replace(
+        "steps: 5, batch: 4", "steps: 40, batch: 4"
+    )
+    text = text.replace("watch: {{every: 3", "watch: {{stop: true, tolerance: 0.05, every: 2")
+    with pytest.warns(UserWarning, match="Stage 1 ends at step"):
+        record = train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
+    lines = metrics.read(tmp_path / "out" / "metrics.jsonl")
+    first = [line for line in lines if line["stage"] == 1]
+    assert len(first) < 40
+    assert "1" in record["stopped"]
+    assert all(math.isfinite(line["loss"]) for line in lines)
