@@ -325,7 +325,7 @@ def job_lost(rank: int) -> list[Any]:
 
 def job_hung(rank: int) -> list[Any]:
     """A rank does not answer."""
-    return _left_alone(rank, timeout=1, linger=4)
+    return _left_alone(rank, timeout=1, linger=2)
 
 
 def _left_alone(rank: int, timeout: float, linger: float) -> list[Any]:
