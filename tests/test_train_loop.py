@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from regraft import cli
+from regraft import cli, progress
 from regraft.errors import InputError, RegraftError
 from regraft.rope import scaling_law
 from regraft.train import metrics
@@ -45,11 +45,12 @@ TOY = "{toy: {length: 64, theta: 70, hidden: 32, intermediate: 48}}"
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_and_quiet():
     """As in the processes that are compared."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
+    progress.configure(quiet=True)
     torch.set_num_threads(threads)
 
 

@@ -243,6 +243,9 @@ class Needle(Block):
         "Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome",
     ]  # fmt: skip
     values: list[str] | None = Field(default=None, description="default: numbers of five digits")
+    filler: str | None = Field(
+        default=None, description="source of the text around; default: what is held out of all"
+    )
     rows: Count = 8
 
 

@@ -89,15 +89,16 @@ def _draw_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
 
 
 def _draw_far(axes: Any, looks: list[dict[str, Any]]) -> None:
-    """One line for each bucket, broken where a stage changes the length."""
-    names = list(dict.fromkeys(name for look in looks for name in look["nll"]))
+    """One line for each bucket but the nearest."""
+    names = [name for look in looks for name in look["nll"] if not name.startswith("0-")]
+    names = list(dict.fromkeys(names))
     names.sort(key=lambda name: tuple(map(int, name.split("-"))))
     for style, name in zip(drawing.styles(), names, strict=False):
         low, high = map(int, name.split("-"))
         axes.plot(
             [look["step"] for look in looks],
             [look["nll"].get(name, math.nan) for look in looks],
-            label=f"{format_tokens(low)} to {format_tokens(high)}" if low else f"to {high}",
+            label=f"{format_tokens(low)} to {format_tokens(high)}",
             **style,
         )
     axes.set(xlabel="step", ylabel="held-out NLL by position")

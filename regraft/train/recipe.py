@@ -78,6 +78,12 @@ class Recipe:
                         ("stages", i, "mix", name),
                         f"'{name}' is no source{near(name, names)}; known are {', '.join(names)}.",
                     )
+        filler = body.watch and body.watch.needle and body.watch.needle.filler
+        if filler and filler not in names:
+            raise self.error(
+                ("watch", "needle", "filler"),
+                f"'{filler}' is no source{near(filler, names)}; known are {', '.join(names)}.",
+            )
         positions = body.positions
         if positions.kind != "contiguous":
             if positions.window is None:

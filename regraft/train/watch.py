@@ -93,12 +93,18 @@ class Watcher:
                 break
         return rows
 
-    def _held(self) -> list[tuple[str, int]]:
-        """(source, document) held out, the longest first: only they reach far positions."""
+    def _held(self, source: str | None = None) -> list[tuple[str, int]]:
+        """(source, document) held out, the longest first: only they reach far positions.
+
+        Of one source or of all that the run trains on.
+        """
+        body = self.corpus.recipe.body
+        trained = {name for stage in body.stages for name in self.corpus.recipe.mix(stage)}
         found = [
             (-int(self.corpus.tokens[name].lengths()[document]), name, int(document))
             for name, documents in self.corpus.held.items()
             for document in documents
+            if name == source or (source is None and name in trained)
         ]
         if not found:
             raise InputError(
@@ -111,7 +117,7 @@ class Watcher:
         rng = random.Random(f"{self.corpus.recipe.body.seed} needles")
         filler = np.concatenate(
             [self.corpus.tokens[name].slice(document, 0, self.length)
-             for name, document in self._held()[:64]]
+             for name, document in self._held(needle.filler)[:64]]
         )  # fmt: skip
         filler = np.resize(filler, max(len(filler), 2 * self.length))
         rows = []
