@@ -66,9 +66,7 @@ def model_cases(world: int) -> Iterator[tuple[str, str, str]]:
         if topology == "ulysses 4":  # the model has two KV heads
             continue
         yield from (
-            (topology, m, "float64")
-            for m in MODELS
-            if m != "FSDP2" and (world == 2 or m in ("plain", "all"))
+            (topology, m, "float64") for m in MODELS if m != "FSDP2" and (world == 2 or m == "all")
         )
         yield topology, "plain", "float32"
     if world == 4:
