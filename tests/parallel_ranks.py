@@ -311,13 +311,18 @@ def job_mesh(rank: int) -> dict[str, Any]:
     found["described"] = mesh.describe(model, 4096)
     text = torch.arange(8).unsqueeze(0)
     found["fsdp"] = list(mesh.fsdp_mesh.shape) if mesh.fsdp_mesh else None
+
+    def other_positions() -> None:
+        mesh.cut({"input_ids": text, "position_ids": text + rank})
+
+    sentence("other positions", other_positions)
     sentence("other text", lambda: mesh.cut({"input_ids": text + rank}))
     sentence("other length", lambda: mesh.cut({"input_ids": text[:, : 8 - rank]}))
     return found
 
 
 def job_lost(rank: int) -> list[Any]:
-    """A rank ends in the middle: what the other one hears."""
+    """A rank ends between forward and backward: what the other one hears."""
     return _left_alone(rank, timeout=60, linger=0)
 
 
@@ -332,14 +337,15 @@ def _left_alone(rank: int, timeout: float, linger: float) -> list[Any]:
 
     mesh = Mesh.create(context=2, algorithm="ring", timeout=timeout)
     part = mesh.cut({"input_ids": torch.zeros(1, 8).long()})
-    q = torch.zeros(1, 2, 4, 8)
+    q = torch.zeros(1, 2, 4, 8, requires_grad=True)
+    out = part["context_parallel"].attend(q, q, q, 1.0)
     start = time.monotonic()
     if rank == 1:
         time.sleep(linger)
         return []
     try:
         with mesh.guard():
-            part["context_parallel"].attend(q, q, q, 1.0)
+            out.sum().backward()
     except RegraftError as error:
         return [str(error), time.monotonic() - start]
     return ["nothing", 0.0]

@@ -93,6 +93,8 @@ def test_models_it_cannot_serve_are_refused(change: dict[str, float], what: str)
         attach(model)
     with pytest.raises(InputError, match="does not choose its attention by name"):
         attach(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="ulysses 4 does not divide the model's 2 key-value heads"):
+        attach(tiny_llama(torch.float32), Mesh(ulysses=4))
 
 
 def test_attaching_leaves_no_trace_in_the_config(tmp_path: Any) -> None:

@@ -1,7 +1,7 @@
 """One long sequence on many devices: exact causal attention over a cut sequence.
 
     mesh = Mesh.create(context=4, ulysses=2)      # under torchrun; one process needs no launcher
-    attach(model)                                 # a transformers or PEFT model, any of them
+    attach(model, mesh)                           # a transformers or PEFT model
     part = mesh.cut(batch)                        # the labels in it are shifted already
     labels = part.pop("labels")
     hidden = model(**part).logits                 # this rank's tokens; attention sees all of them

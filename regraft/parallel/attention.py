@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.parallel.ulysses import check_heads
 
 if TYPE_CHECKING:
+    from regraft.parallel.mesh import Mesh
     from regraft.parallel.shards import Shard
 
 NAME = "regraft"
@@ -85,9 +87,10 @@ def refuse_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Non
         raise InputError(_MASK)
 
 
-def attach(model: torch.nn.Module) -> None:
+def attach(model: torch.nn.Module, mesh: Mesh | None = None) -> None:
     """Let a transformers or PEFT model call this attention. The model must then be called with
-    all that `Mesh.cut` returns. Raises InputError where the model cannot use it."""
+    all that `Mesh.cut` returns. Raises InputError where the model cannot use it, or its heads do
+    not divide over `mesh`."""
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
     AttentionInterface.register(NAME, attend_sequence)
@@ -108,4 +111,6 @@ def attach(model: torch.nn.Module) -> None:
             raise InputError(f"This model's attention has {what}, which '{NAME}' has not.")
     if getattr(config, "attention_dropout", 0.0):
         raise InputError(f"Attention '{NAME}' has no dropout: set attention_dropout to 0.")
+    if mesh is not None:
+        check_heads(config.num_key_value_heads, mesh.ulysses)
     found[0].set_attn_implementation(NAME)

@@ -51,9 +51,9 @@ def names(device: str) -> list[str]:
 
 def _candidates(device: str) -> dict[str, Callable[[], Kernel]]:
     if device == "cuda":
-        from regraft.parallel.cuda import CANDIDATES
+        from regraft.parallel.cuda import candidates
 
-        return {**CANDIDATES, "reference": Reference}
+        return {kernel.name: kernel for kernel in candidates()} | {"reference": Reference}
     return {"torch-cpu": CpuFlash, "reference": Reference}
 
 
@@ -82,7 +82,7 @@ def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
                 if not error < bound:
                     return f"disagrees with the reference in {label} by {error:.1e}"
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        return f"cannot run here ({str(error).splitlines()[0]})"
+        return f"cannot run here ({(str(error).splitlines() or [type(error).__name__])[0]})"
     return None
 
 

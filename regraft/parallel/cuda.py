@@ -6,8 +6,10 @@
     flash    FlashAttention-2 (2307.08691), built into torch
     flash-attn  the same from the flash-attn package, for head sizes or fixes torch has not
 
-All take bfloat16 and float16. torch's layouts: flash [B, S, H, D], or [T, H, D] with cumulative
-lengths; cuDNN [B, H, S, D]. lse is float32, [B, H, S] or [H, T] (cuDNN: one more axis of 1).
+All take bfloat16 and float16; their gradients are the same bits twice only under
+`torch.use_deterministic_algorithms`. torch's layouts: flash [B, S, H, D], or [T, H, D] with
+cumulative lengths; cuDNN [B, H, S, D]. lse is float32, [B, H, S] or [H, T] (cuDNN: one more axis
+of 1).
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ class Cudnn(StartAligned, Flash):
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
             q, k, v, None, True, 0.0, causal, False, scale=scale
         )
-        return out, lse.view(q.shape[:-1])
+        return out, lse.reshape(q.shape[:-1])
 
     def square_or_full_backward(
         self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
@@ -159,7 +161,8 @@ class FlashPackage(Flash):
     ) -> Grads:
         settings = {
             "dropout_p": 0.0, "softmax_scale": scale, "causal": causal, "window_size_left": -1,
-            "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None, "deterministic": False,
+            "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
         }  # fmt: skip
         # The package writes into gradients that it is given, which must be contiguous.
         dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs[1:4])
@@ -170,9 +173,10 @@ class FlashPackage(Flash):
         return dq, dk, dv
 
 
-CANDIDATES: dict[str, type[Kernel]] = {
-    kernel.name: kernel for kernel in (Flash3, Cudnn, Flash, FlashPackage)
-}
+def candidates() -> list[type[Kernel]]:
+    """Fastest first; cuDNN overtakes flash on Hopper."""
+    modern = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    return [Flash3, Cudnn, Flash, FlashPackage] if modern else [Flash3, Flash, FlashPackage, Cudnn]
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:

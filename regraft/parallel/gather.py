@@ -11,6 +11,7 @@ scattered back one head behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -104,7 +105,9 @@ def _gradients(
     return dq, torch.cat(parts, 2)
 
 
-def _by_head(q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup | None) -> Any:
+def _by_head(
+    q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup | None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(query heads, keys, values) with k and v whole in natural order: all heads at once where
     nothing travels, else one KV head and its query heads at a time, the next already posted."""
     if group is None:

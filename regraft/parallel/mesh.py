@@ -181,6 +181,11 @@ class Mesh:
                 f"answer for {self.timeout:.0f} s. See the others' messages; go on with --resume."
             ) from error
 
+    def close(self) -> None:
+        """Leave the process groups, at the end of the work."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def describe(self, model: torch.nn.Module | None = None, length: int | None = None) -> str:
         """Lines for the log: the sizes; for a model also the kernel; for a length in tokens also
         the exchange, why, and what it asks of the network."""

@@ -182,9 +182,10 @@ def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, 
 def _agree(mesh: Mesh, tokens: dict[str, Tensor], documents: tuple[Starts, ...]) -> None:
     """All ranks of a sequence hold the same batch, else a sentence instead of a hang."""
     text = tokens["input_ids"]
-    check = zlib.crc32(text.cpu().contiguous().numpy().tobytes())
-    mine = torch.tensor([*text.shape, check, zlib.crc32(repr(documents).encode())])
-    mine = mine.to(mesh.device)
+    checks = [zlib.crc32(repr((sorted(tokens), documents)).encode())]
+    checks += [zlib.crc32(tokens[k].cpu().contiguous().numpy().tobytes()) for k in sorted(tokens)]
+    checks = [*text.shape, *checks, *[0] * (len(_KNOWN) - len(checks))]
+    mine = torch.tensor(checks, device=mesh.device)
     for name in ("context", "ulysses"):
         group = mesh.group(name)
         if group is None:

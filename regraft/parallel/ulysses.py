@@ -28,15 +28,20 @@ def over_heads(
     Raises InputError where U does not divide Hk.
     """
     ranks = group.size()
-    if k.shape[1] % ranks:
-        raise InputError(
-            f"ulysses {ranks} does not divide the model's {k.shape[1]} key-value heads: choose a "
-            "divisor, and use `context` for the rest."
-        )
+    check_heads(k.shape[1], ranks)
     heads = [t.shape[1] // ranks for t in (q, k, v)]
     together = torch.cat([t.unflatten(1, (ranks, -1)) for t in (q, k, v)], 2).flatten(1, 2)
     mine = _AllToAll.apply(together, group, 1, 2).split(heads, 1)
     return _AllToAll.apply(attention(*mine), group, 2, 1)
+
+
+def check_heads(kv_heads: int, ranks: int) -> None:
+    """Raises InputError where the ranks do not divide the KV heads."""
+    if kv_heads % ranks:
+        raise InputError(
+            f"ulysses {ranks} does not divide the model's {kv_heads} key-value heads: choose a "
+            "divisor, and use `context` for the rest."
+        )
 
 
 class _AllToAll(torch.autograd.Function):
