@@ -8,9 +8,11 @@ change like every other weight.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from regraft.data.world import IDS, WORDS, write_tokenizer
@@ -30,7 +32,12 @@ def write_toy(folder: Path, toy: Toy, seed: int) -> None:
         "num_attention_heads": toy.heads,
         "num_key_value_heads": toy.kv_heads,
     }
-    newborn(toy.length, toy.theta, seed, **sizes).save_pretrained(folder)
+    model = newborn(toy.length, toy.theta, seed, **sizes)
+    folder.mkdir(parents=True)
+    # not save_pretrained, which under torchrun writes in the first process only
+    config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(dict(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder)
 
 

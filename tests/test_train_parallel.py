@@ -1,0 +1,118 @@
+"""The same recipe on several processes: the same losses, the same files, the same resume."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_ranks import Ranks
+
+from regraft.train import metrics
+from regraft.train.job import train
+
+RECIPE = """
+model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
+method: {method}
+rope: {{law: scaling}}
+stages:
+  - {{length: 64, steps: 4, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
+  - {{length: 256, steps: 16, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
+data:
+  cache: {cache}
+  held_out: 0.1
+  sources:
+    - {{name: short, synthetic: notes, words: 30, documents: 60, rows: packed}}
+    - {{name: long, synthetic: notes, words: 256, documents: 30}}
+positions: {{kind: multi_chunk, window: 64, least: 8}}
+watch: {{every: 10, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
+  answer: "{{value}}", values: [otter, maple], rows: 3}}}}
+save_every: 5
+{more}
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as started:
+        yield started
+
+
+def written(folder: Path, cache: Path, method: str, more: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(method=method, cache=cache, more=more))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def alone(request, home) -> tuple[str, Path]:
+    """A run in one process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = home / request.param / "out"
+    train(written(home / request.param, home / "cache", request.param), out, device="cpu")
+    torch.set_num_threads(threads)
+    return request.param, out
+
+
+def same(ours: Path, wanted: Path) -> None:
+    for name, keys in (("metrics.jsonl", ("step", "loss")), ("watch.jsonl", ("step", "nll"))):
+        found, want = metrics.read(ours / name), metrics.read(wanted / name)
+        assert len(found) == len(want)
+        for a, b in zip(found, want, strict=True):
+            assert a[keys[0]] == b[keys[0]]
+            assert a[keys[1]] == pytest.approx(b[keys[1]], abs=2e-6)
+            assert a.get("needle") == pytest.approx(b.get("needle"), abs=2e-6)
+    for path in wanted.glob("*.safetensors"):
+        mine, theirs = load_file(ours / path.name), load_file(path)
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-4)
+
+
+def test_two_processes_train_as_one_does_also_when_killed(alone, home, ranks, tmp_path):
+    method, wanted = alone
+    mesh = {"full": "context: 1, shard: 2", "lora": "context: 2"}[method]
+    recipe = written(tmp_path, home / "cache", method, f"parallel: {{{mesh}}}")
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
+    staging = tmp_path / ".out.regraft-staging" / "states"
+    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000010")
+    assert codes == [-9, -9], errors
+    assert not (tmp_path / "out").exists()
+    codes, errors = ranks.run(2, *line, "--resume")
+    assert codes == [0, 0], errors
+    same(tmp_path / "out", wanted)
+
+
+def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):
+    text = "parallel: {context: 1, shard: 3}"
+    recipe = written(tmp_path, home / "cache", "full", text)
+    codes, errors = ranks.run(3, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 2, 2]
+    assert all("4 rows do not divide over 3" in error for error in errors)
+
+
+def test_torchrun_needs_nothing_else(home, tmp_path, alone):
+    method, wanted = alone
+    if method == "lora":
+        pytest.skip("once is enough")
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "regraft"]
+    recipe = wanted.parent / "recipe.yaml"
+    done = subprocess.run(
+        [*line, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1  # one process speaks
+    same(tmp_path / "out", wanted)
