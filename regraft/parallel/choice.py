@@ -53,7 +53,8 @@ def _candidates(device: str) -> dict[str, Callable[[], Kernel]]:
     if device == "cuda":
         from regraft.parallel.cuda import candidates
 
-        return {kernel.name: kernel for kernel in candidates()} | {"reference": Reference}
+        found: dict[str, Callable[[], Kernel]] = {kernel.name: kernel for kernel in candidates()}
+        return found | {"reference": Reference}
     return {"torch-cpu": CpuFlash, "reference": Reference}
 
 

@@ -33,7 +33,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
     """Join a block into (out, lse), in place and without overflow; lse -inf is 'nothing yet'."""
-    out.lerp_(block_out.to(out.dtype), torch.sigmoid(block_lse - lse).unsqueeze(-1))
+    weight = torch.sigmoid(block_lse - lse).unsqueeze(-1)
+    out.mul_(1 - weight).addcmul_(block_out, weight)  # types mix: no wide copy of the block
     torch.logaddexp(lse, block_lse, out=lse)
 
 
