@@ -8,7 +8,7 @@ import pytest
 import torch
 from parallel_ranks import MODELS, _model_errors, batch_of, documents, tiny_llama
 
-from regraft.errors import InputError
+from regraft.errors import InputError, RegraftError
 from regraft.parallel import Mesh, attach
 from regraft.parallel.shards import Shard
 
@@ -166,6 +166,13 @@ def test_bad_batches_are_one_sentence(batch: dict[str, Any], message: str) -> No
 def test_impossible_meshes_are_one_sentence(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Mesh.create(**sizes)
+
+
+def test_a_launcher_that_gave_no_rank_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RegraftError, match="did not find each other .* start them with torchrun"):
+        Mesh.create(timeout=1)
 
 
 def test_one_process_needs_no_launcher() -> None:

@@ -11,6 +11,9 @@ Summed over all processes this loss and its gradients are those of one process. 
 gradients over `mesh.fsdp_mesh`, which is all `mesh.size` processes: multiply the local loss by
 `mesh.size` there. Ranks with the same `mesh.data_rank` must load the same batch (`cut` checks).
 
+`mesh.describe(model, length)` is the line for the log: kernel, exchange and why, and the bandwidth
+below which it is not hidden. `mesh.guard()` around a step makes one sentence of a lost process.
+
 There is no global state, no context manager and no patch: what attention must know travels with
 the batch, as the keyword argument `context_parallel` that `cut` puts beside the tokens. Documents
 are cut from each other only where `documents` says so; positions may jump (PoSE) and never do.
@@ -21,8 +24,9 @@ exchanges), `algorithm` (which), `shards` (cut and join), `mesh` (processes), `a
 transformers calls).
 """
 
+from regraft.parallel.algorithm import Machine, Work, needed_bandwidth
 from regraft.parallel.attention import NAME, attach
 from regraft.parallel.mesh import TIMEOUT, Mesh
 from regraft.parallel.shards import Shard
 
-__all__ = ["NAME", "TIMEOUT", "Mesh", "Shard", "attach"]
+__all__ = ["NAME", "TIMEOUT", "Machine", "Mesh", "Shard", "Work", "attach", "needed_bandwidth"]
