@@ -282,6 +282,37 @@ def train(
     _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
 
 
+@app.command("plan", rich_help_panel="Look")
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A training recipe, YAML.")],
+    gpus: Annotated[
+        str | None, typer.Option(help="Such as 8xH100-80. \\[default: the GPUs here]")
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Of all nodes together, such as 1TB.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether a training fits, how long it takes and what would help; nothing is run.
+
+    Example: regraft plan examples/train-pose-lora.yaml --gpus H200 --host-memory 128GiB
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.train.plan import plan
+
+        return plan(recipe, gpus=gpus, host_memory=host_memory)
+
+    def render(result: dict[str, Any]) -> None:
+        from regraft.train.plan import lines
+
+        _lines(f"Plan of {recipe}", lines(result))
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
 @app.command("inspect", rich_help_panel="Look")
 def inspect(
     path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
