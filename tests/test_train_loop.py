@@ -276,6 +276,24 @@ def test_only_matrices_decay():
     assert decays == {2: 0.1, 1: 0.0}
 
 
+def test_muon_makes_momentum_orthogonal_and_decays_weights():
+    from regraft.train.muon import Muon, orthogonal
+
+    torch.manual_seed(0)
+    for shape in ((8, 8), (16, 6), (6, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, dtype=torch.float64)))
+        assert values.min() > 0.3
+        assert values.max() < 1.3
+    weight = torch.nn.Parameter(torch.ones(6, 16, dtype=torch.float64))
+    muon = Muon([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.randn(6, 16, dtype=torch.float64)
+    wanted = 0.95 - 0.1 * orthogonal(weight.grad)
+    muon.step()
+    torch.testing.assert_close(weight.detach(), wanted)
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.nn.Parameter(torch.ones(3))])
+
+
 def looks(*far: float) -> list[dict[str, Any]]:
     return [{"nll": {"0-512": 2.0, "512-1024": value}} for value in far]
 

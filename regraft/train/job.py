@@ -237,8 +237,6 @@ def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
                 f"{stage.batch} rows do not divide over {mesh.data_size} data-parallel processes; "
                 "give a multiple, or let `parallel` share sequences (context).",
             )
-    if mesh.size > 1 and recipe.body.optimizer.name == "muon":
-        raise recipe.error(("optimizer",), "muon needs whole matrices: one process, or adamw.")
 
 
 def _source(recipe: Recipe, spot: Path, mesh: Mesh) -> str:

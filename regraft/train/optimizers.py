@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.train.blocks import Optimizer, Schedule
+from regraft.train.muon import Muon
 
 
 def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.optim.Optimizer]:
@@ -25,12 +26,8 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
     if settings.name == "muon":
         ours = [parameters[name] for name in parameters if name in inner]
         others = {name: value for name, value in parameters.items() if name not in inner}
-        muon = torch.optim.Muon(
-            [{"params": ours, "share": settings.matrix_rate or 2.4}],
-            momentum=0.9,
-            weight_decay=settings.weight_decay,
-            adjust_lr_fn="original",
-        )
+        share = settings.matrix_rate or 2.4
+        muon = Muon([{"params": ours, "share": share}], weight_decay=settings.weight_decay)
         found: list[torch.optim.Optimizer] = [muon]
     else:
         found, others = [], dict(parameters)
