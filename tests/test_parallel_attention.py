@@ -171,7 +171,7 @@ def test_impossible_meshes_are_one_sentence(sizes: dict[str, Any], message: str)
 def test_a_launcher_that_gave_no_rank_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RegraftError, match="did not find each other .* start them with torchrun"):
+    with pytest.raises(RegraftError, match=r"did not find each other .* start them with torchrun"):
         Mesh.create(timeout=1)
 
 
