@@ -450,6 +450,16 @@ def test_the_same_input_gives_the_same_bytes(family, adapter, tmp_path, monkeypa
     assert {"graft.png", "README.md", "regraft.json", "config.json"} <= one.keys()
 
 
+def test_a_dry_run_says_no_where_the_real_run_would(family, adapter, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        apply(adapter, family[2], tmp_path / "taken", dry_run=True)
+    with pytest.raises(InputError, match="overlaps the input"):
+        apply(adapter, family[2], Path(family[2]) / "out", dry_run=True)
+    assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)["plan"]
+
+
 def test_a_dry_run_writes_nothing(family, adapter, tmp_path):
     plan = apply(adapter, family[2], tmp_path / "out", dry_run=True)["plan"]
     assert plan["changed"] == 14

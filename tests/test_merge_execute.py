@@ -433,7 +433,7 @@ def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:
     plan = record["plan"]
     assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "time"} <= set(plan)
     assert "base_model" in plan["config"]
-    assert "density (0.6, 0.6, 1)" in plan["q_proj"]
+    assert "density (0.6, 0.6, 1)" in plan["parameters"] and plan["q_proj"].endswith("]")
 
 
 def test_templates_and_tokenizers(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from regraft.adapters.pairing import (
 from regraft.adapters.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
 from regraft.adapters.verify import peft_deltas
 from regraft.checkpoint.roles import Role
-from regraft.checkpoint.sink import Planned, Staging, write_safetensors
+from regraft.checkpoint.sink import Planned, Staging, check_output, write_safetensors
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import pick_device
 from regraft.errors import CheckpointError, InputError
@@ -104,6 +104,7 @@ def extract_lora(
         for note in plan.notes:
             progress.warn(note)
         if dry_run:
+            check_output(Path(out), overwrite=overwrite, inputs=[base, extended])
             return {**record, "plan": evidence.plan_json(plan)}
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
         with Staging(

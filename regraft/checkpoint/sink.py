@@ -89,17 +89,7 @@ class Staging:
 
     def refuse_if_inside(self, inputs: Iterable[str | Path]) -> None:
         """Raise InputError if the target is one of the input folders, lies in one or holds one."""
-        target = self.target.resolve()
-        for source in inputs:
-            path = Path(source).expanduser()
-            if not path.exists():
-                continue  # a Hub id
-            folder = path.resolve()
-            if target == folder or folder in target.parents or target in folder.parents:
-                raise InputError(
-                    f"The output {self.target} overlaps the input {source}; choose a folder "
-                    "outside it."
-                )
+        _refuse_overlap(self.target.resolve(), inputs)
 
     @property
     def spool(self) -> Path:
@@ -232,13 +222,7 @@ class Staging:
             self._append({"job": self.job})
 
     def _check_target(self) -> None:
-        if self.target.exists() and not self.target.is_dir():
-            raise InputError(f"The output {self.target} is a file; choose a folder.")
-        if self.target.is_dir() and any(self.target.iterdir()) and not self.overwrite:
-            raise InputError(
-                f"The output folder {self.target} is not empty; choose another or replace it with "
-                "--overwrite."
-            )
+        _refuse_target(self.target, self.overwrite)
 
     def _append(self, entry: dict[str, Any]) -> None:
         assert self._journal is not None, "the staging folder is closed"
@@ -247,6 +231,37 @@ class Staging:
             if time.monotonic() - self._synced >= 1:
                 os.fsync(self._journal)
                 self._synced = time.monotonic()
+
+
+def check_output(
+    target: Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+) -> None:
+    """What `Staging` would say of the target, for a dry run. Raises InputError."""
+    folder = Path(target).expanduser().resolve()
+    _refuse_overlap(folder, inputs)
+    _refuse_target(folder, overwrite)
+
+
+def _refuse_overlap(target: Path, inputs: Iterable[str | Path]) -> None:
+    for source in inputs:
+        path = Path(source).expanduser()
+        if not path.exists():
+            continue  # a Hub id
+        folder = path.resolve()
+        if target == folder or folder in target.parents or target in folder.parents:
+            raise InputError(
+                f"The output {target} overlaps the input {source}; choose a folder outside it."
+            )
+
+
+def _refuse_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"The output {target} is a file; choose a folder.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise InputError(
+            f"The output folder {target} is not empty; choose another or replace it with "
+            "--overwrite."
+        )
 
 
 @dataclass(frozen=True)

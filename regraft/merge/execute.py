@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from regraft import progress
 from regraft.adapters import evidence, format
 from regraft.adapters.extract import module_seed
-from regraft.checkpoint.sink import CheckpointWriter, Staging
+from regraft.checkpoint.sink import CheckpointWriter, Staging, check_output
 from regraft.device import each, pick_device
 from regraft.errors import InputError
 from regraft.merge import card, conflicts, donors, factors, mergekit
@@ -112,10 +113,11 @@ def merge(
         for text in notes:
             progress.warn(text)
         if dry_run:
+            check_output(Path(out), overwrite=overwrite, inputs=inputs.paths())
             return {**record, "plan": _described(record, inputs, plan, where)}
         if reason is not None:
             progress.note(f"{reason}: merging in mergekit, a separate process")
-        progress.note(f"config from {donor} ({why}), tokenizer from {files.donor}")
+        progress.note(f"config from {donor} ({why}), tokenizer from {files.donor.name}")
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
         with Staging(
             Path(out), job=job, overwrite=overwrite, resume=resume, inputs=inputs.paths()
@@ -204,8 +206,14 @@ def _described(
     by_role: dict[str, list[Output]] = {}
     for output in plan.outputs:
         by_role.setdefault(conflicts.role(output), []).append(output)
+    everywhere = _parameters(plan.outputs)
+    one_for_all = all(_parameters(outputs) == everywhere for outputs in by_role.values())
+    if one_for_all and everywhere:
+        lines["parameters"] = everywhere
     for name, outputs in by_role.items():
-        lines[name] = f"{len(outputs)} x {_spread(outputs)}"
+        shapes = " or ".join(str(list(shape)) for shape in sorted({o.shape for o in outputs})[:2])
+        said = "" if one_for_all else _parameters(outputs)
+        lines[name] = f"{len(outputs)} x {shapes}{', ' if said else ''}{said}"
     seconds = plan.read_bytes / _RATES.get(record["method"], _RATES[""])
     return lines | {
         "reads": format_bytes(plan.read_bytes),
@@ -215,14 +223,10 @@ def _described(
     }
 
 
-def _spread(outputs: list[Output]) -> str:
-    """Shape and parameters of some tensors, from least to most where they differ."""
-    shapes = sorted({out.shape for out in outputs})
-    text = [" or ".join(str(list(shape)) for shape in shapes[:2])]
-    for name in outputs[0].params:
-        values = [out.params[name] for out in outputs]
-        text.append(f"{name} {_range(values)}")
-    return ", ".join(text)
+def _parameters(outputs: Sequence[Output]) -> str:
+    """The parameters of some tensors, from least to most where they differ."""
+    names = outputs[0].params
+    return ", ".join(f"{name} {_range([out.params[name] for out in outputs])}" for name in names)
 
 
 def _range(values: list[Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.adapters import apply, format
+from regraft.adapters import fitting, format
 from regraft.adapters.format import Adapter
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint, TensorInfo
@@ -36,11 +36,11 @@ class Input:
         self.names = {home(name, role): name for name, role in self.role_of.items()}
         if len(self.names) < len(self.role_of):
             self.names = {name: name for name in self.role_of}
-        self.changes: dict[str, apply.Change] = {}
+        self.changes: dict[str, fitting.Change] = {}
         self.lineage: dict[str, Any] | None = None
         if adapter is not None:
-            self.changes = apply._match(adapter, checkpoint, self.role_of, 1.0)
-            relation, _ = apply._check_lineage(adapter, checkpoint, self.role_of, False)
+            self.changes = fitting.match_changes(adapter, checkpoint, self.role_of, 1.0)
+            relation, _ = fitting.check_kinship(adapter, checkpoint, self.role_of, False)
             self.lineage = relation.to_json() if relation else None
         self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
 
@@ -125,7 +125,7 @@ class Input:
         if self.adapter is not None:
             found["adapter"] = {
                 "name": self.adapter.name,
-                "sha256": apply._digests(self.adapter.folder),
+                "sha256": fitting.digests(self.adapter.folder),
                 "lineage": self.lineage,
             }
         return found
