@@ -10,7 +10,7 @@ from regraft.errors import RegraftError
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec, scaling_law
 from regraft.train.blocks import Rope, Stage
-from regraft.train.loss import IGNORED, nll_sum, token_scores
+from regraft.train.loss import IGNORED, kl_sum, nll_sum, token_scores
 from regraft.train.memory import save_memory
 from regraft.train.rotary import check_rotary, fix_rotary, stage_context
 
@@ -44,6 +44,25 @@ def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
     scores, hits = token_scores(hidden, head, labels, chunk)
     assert float(scores.sum()) == pytest.approx(float(plain.detach()), abs=1e-10)
     assert float(hits.sum()) == float((head(hidden).argmax(-1) == labels).sum())
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_the_chunked_distance_is_the_plain_kl(chunk):
+    torch.manual_seed(2)
+    ours = torch.randn(2, 10, 8, dtype=torch.float64, requires_grad=True)
+    theirs = torch.randn(2, 10, 6, dtype=torch.float64)
+    head, other = (torch.nn.Linear(n, 30, bias=False).double() for n in (8, 6))
+    labels = torch.zeros(2, 10, dtype=torch.long)
+    labels[1, 4:] = IGNORED
+    kept = labels != IGNORED
+    plain = F.kl_div(
+        head(ours)[kept].log_softmax(-1), other(theirs)[kept].log_softmax(-1), log_target=True,
+        reduction="sum",
+    )  # fmt: skip
+    found = kl_sum(ours, head, theirs, other, labels, chunk)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=0)
+    (wanted,) = torch.autograd.grad(plain, ours)
+    torch.testing.assert_close(torch.autograd.grad(found, ours)[0], wanted)
 
 
 def test_bfloat16_hidden_states_get_a_float32_loss():

@@ -20,13 +20,14 @@ from regraft.train.positions import Sampler
 class Row:
     """One row of a batch, on the host: int64 [length] each.
 
-    documents: a number that changes where a document ends.
+    documents: a number that changes where a document ends. short: of a source of short text.
     """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
     documents: Tensor
+    short: bool = False
 
     @property
     def valid(self) -> int:
@@ -53,6 +54,7 @@ def make_row(
     *,
     masks: bool,
     padding: int,
+    short: bool = False,
 ) -> Row:
     """A row of `length` tokens; positions drawn for each document by (seed, step, sample).
 
@@ -84,4 +86,4 @@ def make_row(
     def tensor(parts: list[Any]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
-    return Row(tensor(ids), tensor(positions), tensor(labels), tensor(documents))
+    return Row(tensor(ids), tensor(positions), tensor(labels), tensor(documents), short)

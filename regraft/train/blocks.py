@@ -258,6 +258,28 @@ class Watch(Block):
     tolerance: Positive = Field(default=0.1, description="nats of NLL")
 
 
+class Recover(Block):
+    """The short fine-tune after a graft or a merge."""
+
+    teacher: str | None = Field(
+        default=None, description="the ungrafted derivative: what short text should read like"
+    )
+    short: list[str] = Field(
+        default=[], description="sources of short text; default: those whose rows are packed"
+    )
+    drift: Positive | None = Field(
+        default=0.01, description="stop at this much more NLL than the teacher's on short text"
+    )
+    every: Count = Field(default=10, description="steps between looks at the drift")
+    rows: Count = Field(default=16, description="held-out documents looked at")
+    distill: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="weight of KL(teacher || model) on rows of short text"
+    )
+    noise: Share = Field(
+        default=0.0, description="noise on every matrix first, as a share of its deviation"
+    )
+
+
 class Export(Block):
     kind: Literal["auto", "model", "adapter"] = Field(
         default="auto", description="auto: a model after full, an adapter after lora"
@@ -271,8 +293,9 @@ class Body(Block):
     """The keys of a recipe."""
 
     model: str | ToyModel = Field(description="a folder or org/name[@revision], or {toy: {..}}")
-    method: Literal["full", "lora"] = "full"
+    method: Literal["full", "lora", "recover"] = "full"
     lora: Lora = Lora()
+    recover: Recover = Recover()
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto", description="of the arithmetic; auto: bfloat16 on CUDA, else float32"
     )

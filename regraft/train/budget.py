@@ -181,7 +181,7 @@ def alternatives(
         ("offload", {"checkpoint": True, "offload": True}),
         ("offload and tiled_mlp", {"checkpoint": True, "offload": True, "tiled": True}),
     ):
-        other = replace(switches, **change)  # type: ignore[arg-type]
+        other = replace(switches, **change)
         if other not in [known for _, known in options]:
             options.append((name, other))
     return [(name, option, longest(shape, option, machine)) for name, option in options]

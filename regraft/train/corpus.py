@@ -86,7 +86,8 @@ class Corpus:
             questions=source.questions, seed=body.seed,
         )  # fmt: skip
         self.tokens[name] = tokenise(text, tokenizer, cache, vocabulary)
-        share = body.data.held_out if body.watch else 0.0
+        looks = body.watch is not None or body.method == "recover"
+        share = body.data.held_out if looks else 0.0
         self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)
 
 
@@ -107,6 +108,7 @@ class StageRows:
         mesh, body = self.corpus.mesh, self.corpus.recipe.body
         share = self.stage.batch // mesh.data_size
         mine = range(mesh.data_rank * share, (mesh.data_rank + 1) * share)
+        shorts = self.corpus.recipe.short_sources()
         found = []
         for sample in range(self.stage.batch):
             name, number = self.mixture.next()
@@ -120,6 +122,7 @@ class StageRows:
                         (body.seed, step, sample),
                         masks=body.data.masks,
                         padding=self.corpus.padding,
+                        short=name in shorts,
                     )
                 )
         return found

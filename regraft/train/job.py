@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ from regraft.train.corpus import Corpus
 from regraft.train.recipe import Recipe
 from regraft.train.rotary import head_size, stage_context
 from regraft.units import format_tokens
+
+RECORD, STATES = "train.json", "states"
 
 
 def train(
@@ -71,10 +74,15 @@ def train(
                 Staging(target, job=job, overwrite=overwrite, resume=resume, inputs=inputs)
             )
             progress.note(f"Metrics as they come: {staging.folder / metrics.METRICS}")
-        mesh.sum(torch.zeros(1, device=mesh.device))
+        exported = float(staging is not None and staging.done("exported") is not None)
         folder = target.with_name(f".{target.name}.regraft-staging")
-        record = _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
-        record["plan_made"] = plan
+        if not float(mesh.sum(torch.tensor(exported, device=mesh.device))):
+            _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
+        record = json.loads((folder / RECORD).read_text()) if mesh.rank == 0 else {}
+        if staging is not None:
+            shutil.rmtree(folder / STATES, ignore_errors=True)
+            staging.publish()
+        mesh.sum(torch.zeros(1, device=mesh.device))
     return record
 
 
@@ -88,23 +96,29 @@ def _work(
     folder: Path,
     staging: Staging | None,
     tokenizer: Any,
-) -> dict[str, Any]:
+) -> None:
+    """Load, train, export, and note that all is there but the publishing."""
     from regraft.adapters.evidence import versions
     from regraft.train.export import export_adapter, export_model, write_json
     from regraft.train.learner import load
     from regraft.train.loop import Loop
+    from regraft.train.recovery import add_noise, begin_recovery
     from regraft.train.shard import shard
 
     body, mesh = recipe.body, corpus.mesh
     learner = load(body, base, source, mesh.device)
+    if body.method == "recover" and body.recover.noise:
+        add_noise(learner, body.recover.noise, body.seed)
     shard(learner, body, mesh)
-    states = folder / "states"
+    states = folder / STATES
 
     def saved(step: int) -> None:
         if staging is not None:
             staging.record("state", step=step)
 
     loop = Loop(recipe, learner, corpus, contexts, folder, states, tokenizer, saved)
+    if body.method == "recover":
+        loop.recovery = begin_recovery(recipe, learner, corpus, before)
     place = loop.run()
     kind = body.export.kind
     if kind == "auto":
@@ -132,18 +146,16 @@ def _work(
         "tokens": place.tokens,
         "stopped": {str(stage + 1): reason for stage, reason in place.stopped.items()},
         "loss": {"first": lines[0]["loss"], "last": lines[-1]["loss"]} if lines else None,
+        "drift": place.drifts,
         "watch": {"first": looks[0], "last": looks[-1]} if looks else None,
         "processes": mesh.describe(),
         "versions": versions(),
     }
     if staging is not None:
         metrics.draw(folder)
-        write_json(folder / "train.json", record)
+        write_json(folder / RECORD, record)
         (folder / "recipe.yaml").write_text(recipe.document.text, encoding="utf-8")
-        shutil.rmtree(states)
-        staging.publish()
-    mesh.sum(torch.zeros(1, device=mesh.device))
-    return record
+        staging.record("exported")
 
 
 def make_mesh(parallel: Parallel, device: str) -> Mesh:
@@ -213,6 +225,12 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         if "needle" in last:
             start = f"{first['needle']['found']:.0%} -> " if "needle" in first else ""
             lines.append(("needles", f"{start}{last['needle']['found']:.0%} found"))
+    if record["drift"]:
+        first, last = record["drift"][0], record["drift"][-1]
+        lines.append(
+            ("drift", f"{first['drift']:+.4f} -> {last['drift']:+.4f} nats on short text, "
+                      f"after {last['step']} steps")
+        )  # fmt: skip
     lines += [("stopped", f"stage {n}: {reason}") for n, reason in record["stopped"].items()]
     return lines
 
@@ -224,6 +242,15 @@ def _contexts(recipe: Recipe, base: Checkpoint, before: ContextSpec) -> list[Con
         raise InputError(
             f"{base.name} rotates differently by layer type; training knows one RoPE for all."
         )
+    if recipe.body.method == "recover":
+        for i, stage in enumerate(recipe.body.stages):
+            if stage.length > before.max_position_embeddings:
+                raise recipe.error(
+                    ("stages", i, "length"),
+                    f"{base.name} serves {format_tokens(before.max_position_embeddings)} tokens; "
+                    "recover within that, or extend it by method full or lora.",
+                )
+        return [before] * len(recipe.body.stages)
     config = dict(base.config)
     head = head_size(AutoConfig.for_model(config.pop("model_type"), **config))
     return [stage_context(before, recipe.body.rope, s, head) for s in recipe.body.stages]

@@ -12,7 +12,7 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import attach
 from regraft.train.blocks import Body, Lora
-from regraft.train.loss import IGNORED, nll_sum, token_scores
+from regraft.train.loss import kl_sum, nll_sum, token_scores
 from regraft.train.memory import save_memory
 
 _GROUPS = {"attention": "self_attn", "mlp": "mlp"}
@@ -26,14 +26,29 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.chunk, self.narrow = model, chunk, narrow
 
-    def forward(self, part: dict[str, Any], *, score: bool = False) -> Any:
-        """Of a batch that `Mesh.cut` made: the summed NLL; with `score`, (NLL, hit) [B, s]."""
+    def forward(
+        self,
+        part: dict[str, Any],
+        *,
+        score: bool = False,
+        states: bool = False,
+        teacher: tuple[Learner, Tensor] | None = None,
+    ) -> Any:
+        """Of a batch that `Mesh.cut` made: the summed NLL. With `score`: (NLL, hit) [B, s]; with
+        `states`: the last hidden states [B, s, d]; with a teacher and its states: the summed
+        KL(teacher || this)."""
         labels = part["labels"]
         head = self.model.get_output_embeddings()
         with torch.autocast(labels.device.type, self.narrow, enabled=self.narrow is not None):
             hidden = self.hidden({name: part[name] for name in part if name != "labels"})
+            if states:
+                return hidden
             if score:
                 return token_scores(hidden, head, labels, self.chunk)
+            if teacher is not None:
+                other, wanted = teacher
+                theirs = other.model.get_output_embeddings()
+                return kl_sum(hidden, head, wanted, theirs, labels, self.chunk)
             return nll_sum(hidden, head, labels, self.chunk)
 
     def hidden(self, part: dict[str, Any]) -> Tensor:
@@ -75,7 +90,7 @@ def load(body: Body, checkpoint: Checkpoint, source: str, device: torch.device) 
     torch.manual_seed(body.seed)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision or None, dtype=torch.float32 if body.method == "full" else dtype
+            name, revision=revision or None, dtype=dtype if body.method == "lora" else torch.float32
         )
     except (OSError, ValueError) as error:
         raise InputError(
@@ -172,6 +187,3 @@ def _refuse(model: Any, checkpoint: Checkpoint) -> None:
             raise InputError(
                 f"{checkpoint.name} changes its logits by {key}, which the chunked loss does not."
             )
-
-
-__all__ = ["IGNORED", "Learner", "arithmetic", "is_norm", "load", "lora_targets"]

@@ -27,6 +27,7 @@ from regraft.train.corpus import Corpus, StageRows
 from regraft.train.learner import Learner
 from regraft.train.metrics import METRICS, WATCH, Board, Log
 from regraft.train.recipe import Recipe
+from regraft.train.recovery import Recovery
 from regraft.train.rotary import check_rotary, fix_rotary, wavelengths
 from regraft.train.state import Place
 from regraft.train.watch import Watcher, verdict
@@ -54,6 +55,7 @@ class Loop:
         self.tokenizer, self.saved = tokenizer, saved
         self.place = Place()
         self.optimizers = optim.make(learner.trained(), recipe.body.optimizer)
+        self.recovery: Recovery | None = None
 
     def run(self) -> Place:
         """Train what is left, from the newest state in `states` where there is one."""
@@ -73,7 +75,8 @@ class Loop:
                 while self.place.stage < len(stages):
                     with self.mesh.guard():
                         self._stage(bar)
-                    self.place.stage += 1
+                    done = self.place.recovered
+                    self.place.stage = len(stages) if done else self.place.stage + 1
                     self.place.stage_step, self.place.counts, self.place.looks = 0, {}, []
             self._save()
         finally:
@@ -92,7 +95,8 @@ class Loop:
     def _stage(self, bar: progress.Bar) -> None:
         place, body = self.place, self.recipe.body
         stage, spec = body.stages[place.stage], self.contexts[place.stage]
-        rotary = fix_rotary(self.learner.model, spec, stage.length)
+        length = max(stage.length, spec.max_position_embeddings)
+        rotary = fix_rotary(self.learner.model, spec, length)
         check_rotary(self._probe, self.learner.layers[0], rotary, self.mesh.device)
         for line in wavelengths(rotary) if place.stage_step == 0 else ():
             progress.note(f"stage {place.stage + 1}: {line}")
@@ -105,6 +109,8 @@ class Loop:
             if place.stage_step == 0:
                 self._look(watcher)
         steps = self.recipe.steps(stage)
+        if self.recovery is not None and place.step == 0 and self._recovered(self.recovery, True):
+            return
         while place.stage_step < steps:
             self._step(rows, steps, bar)
             last = place.stage_step == steps
@@ -115,6 +121,8 @@ class Loop:
                     progress.warn(f"Stage {place.stage + 1} ends at step {place.step}: {reason}")
                     bar.advance((steps - place.stage_step) * stage.batch * rows.window)
                     return
+            if self.recovery is not None and self._recovered(self.recovery, last):
+                return
             if place.step % body.save_every == 0:
                 self._save()
 
@@ -170,9 +178,12 @@ class Loop:
         if valid == 0:
             raise RegraftError(f"Step {step + 1} has no token to learn from; the text is padding.")
         total = torch.zeros((), dtype=torch.float64, device=mesh.device)
-        for part in parts:
+        for i, part in enumerate(parts):
             nll = self.learner(part)
             total += nll.detach().double()
+            if self.recovery is not None and body.recover.distill:
+                short = [row.short for row in rows[i * size : (i + 1) * size]]
+                nll = nll + body.recover.distill * self.recovery.distance(self.learner, part, short)
             # FSDP averages gradients over its processes; the sum over them is what is wanted
             (nll * (mesh.size / valid)).backward()
         return float(mesh.sum(total)) / valid, valid
@@ -197,6 +208,17 @@ class Loop:
         needle = looked.get("needle")
         told = "" if needle is None else f", needles found {needle['found']:.0%}"
         progress.note(f"step {self.place.step}: NLL at {far[0]} {far[1]:.3f}{told}")
+
+    def _recovered(self, recovery: Recovery, last: bool) -> bool:
+        """Whether short text reads as before again, at steps where that is looked at."""
+        settings = self.recipe.body.recover
+        if recovery.teacher is None or not (last or self.place.step % settings.every == 0):
+            return False
+        drift = recovery.drift(self.learner)
+        progress.note(f"step {self.place.step}: drift on short text {drift:+.4f} nats")
+        self.place.drifts.append({"step": self.place.step, "drift": drift})
+        self.place.recovered = settings.drift is not None and drift <= settings.drift
+        return self.place.recovered
 
     def _reason_to_stop(self, watcher: Watcher) -> str | None:
         settings = watcher.settings

@@ -38,6 +38,33 @@ def nll_sum(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
     return total
 
 
+def kl_sum(
+    hidden: Tensor, head: Head, wanted: Tensor, wanted_head: Head, labels: Tensor, chunk: int
+) -> Tensor:
+    """Summed KL(wanted || ours) in nats over tokens that have a label, with gradient in ours.
+
+    hidden, wanted [..., d]: last hidden states, to be read by head and wanted_head.
+    """
+    ours, theirs, valid = hidden.flatten(0, -2), wanted.flatten(0, -2), labels.flatten() != IGNORED
+    total = ours.new_zeros((), dtype=_wide(ours.dtype))
+    for start in range(0, len(valid), chunk):
+        span = slice(start, start + chunk)
+        part = checkpoint(
+            _chunk_kl, ours[span], theirs[span], valid[span], head, wanted_head,
+            use_reentrant=False,
+        )  # fmt: skip
+        total = total + part
+    return total
+
+
+def _chunk_kl(ours: Tensor, theirs: Tensor, valid: Tensor, head: Head, other: Head) -> Tensor:
+    q = head(ours)
+    q = q.to(_wide(q.dtype)).log_softmax(-1)
+    with torch.no_grad():
+        p = other(theirs).to(q.dtype).log_softmax(-1)
+    return ((p.exp() * (p - q)).sum(-1) * valid).sum()
+
+
 @torch.no_grad()
 def token_scores(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """(NLL, 1 where the label is the likeliest token), each [...] like labels; 0 where ignored."""

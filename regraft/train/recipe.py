@@ -111,16 +111,49 @@ class Recipe:
             )
         if body.method == "lora" and body.freeze:
             raise self.error(("freeze",), "lora freezes the model by itself; leave freeze out.")
-        if body.method == "full" and "lora" in self.document.value:
-            raise self.error(("lora",), "method is full, which has no lora; say method: lora.")
-        if body.method == "full" and body.export.kind == "adapter":
+        for block in ("lora", "recover"):
+            if body.method != block and block in self.document.value:
+                raise self.error(
+                    (block,),
+                    f"method is {body.method}, which has no {block}; say method: {block}.",
+                )
+        if body.method != "lora" and body.export.kind == "adapter":
             raise self.error(
                 ("export", "kind"),
                 "a full fine-tune is a model; export it and run `regraft extract-lora`.",
             )
+        if body.method == "recover":
+            self._check_recovery(names)
         shortest = min(self.window(stage) for stage in body.stages)
         if shortest < 8:
             raise self.error(("stages",), f"{format_tokens(shortest)} tokens are no context.")
+
+    def short_sources(self) -> list[str]:
+        """Sources of short text, for a recovery."""
+        packed = [source.name for source in self.body.data.sources if source.rows == "packed"]
+        return self.body.recover.short or packed
+
+    def _check_recovery(self, names: list[str]) -> None:
+        recover = self.body.recover
+        for i, name in enumerate(recover.short):
+            if name not in names:
+                raise self.error(
+                    ("recover", "short", i),
+                    f"'{name}' is no source{near(name, names)}; known are {', '.join(names)}.",
+                )
+        if recover.teacher is None and recover.distill:
+            raise self.error(("recover", "distill"), "distillation needs a teacher.")
+        if recover.teacher is not None and not self.short_sources():
+            raise self.error(
+                ("recover",),
+                "a teacher is held against on short text; give a source with rows: packed, or name "
+                "one under 'short'.",
+            )
+        for i, stage in enumerate(self.body.stages):
+            if stage.theta is not None:
+                raise self.error(
+                    ("stages", i, "theta"), "a recovery keeps the model's theta; leave it out."
+                )
 
     def _explained(self, error: ValidationError) -> InputError:
         """The first of pydantic's errors as one sentence: misspelt keys, then by line."""

@@ -35,6 +35,8 @@ class Place:
     counts: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
     looks: list[dict[str, Any]] = field(default_factory=list)
+    drifts: list[dict[str, Any]] = field(default_factory=list)
+    recovered: bool = False
 
 
 def save(
@@ -48,6 +50,8 @@ def save(
     """Write the state into `folder`; the older ones go when it is whole. Collective."""
     name = f"state-{place.step:08d}"
     staging, final = folder / f".{name}", folder / name
+    if final.exists():
+        return final  # by a run that was killed after it; the same, since steps repeat exactly
     loop = {"place": asdict(place), "digests": dict(digests), "random": _random_states()}
     try:
         if mesh.rank == 0:
@@ -64,7 +68,6 @@ def save(
         _wait(mesh)
         if mesh.rank == 0:
             _sync(staging)
-            shutil.rmtree(final, ignore_errors=True)  # this step again, after a resume
             staging.rename(final)
             for old in _all(folder)[:-1]:
                 shutil.rmtree(old)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regraft.data.rows import Piece
 from regraft.errors import InputError
+from regraft.parallel import Mesh
 from regraft.train.batch import Row, make_row, together
 from regraft.train.blocks import Needle, Watch
 from regraft.train.corpus import Corpus
@@ -43,7 +44,7 @@ class Watcher:
     def look(self, learner: Learner) -> dict[str, Any]:
         """{"nll": {"0-64": nats, ...}, "needle": {"nll": nats, "found": share}}. Collective."""
         learner.eval()
-        nll, _, valid = self._scores(learner, self.plain)
+        nll, _, valid = scores(learner, self.plain, self.corpus.mesh)
         shown: dict[str, Any] = {"nll": {}}
         for low, high in pairwise(self.edges):
             count = valid[:, low:high].sum()
@@ -51,7 +52,7 @@ class Watcher:
                 mean = float(nll[:, low:high].sum() / count)
                 shown["nll"][f"{low}-{high}"] = round(mean, 6)
         if self.needles:
-            nll, hit, valid = self._scores(learner, self.needles)
+            nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
             found = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
             shown["needle"] = {
                 "nll": round(float(nll.sum() / valid.sum()), 6),
@@ -60,38 +61,9 @@ class Watcher:
         learner.train()
         return shown
 
-    def _scores(self, learner: Learner, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """(NLL, hit, valid) [rows, S] on the host, of all rows, in every process."""
-        mesh = self.corpus.mesh
-        found = torch.zeros(2, len(rows), self.length, dtype=torch.float64)
-        # every process takes part in as many passes, with an empty row where there is none
-        for turn in range(-(-len(rows) // mesh.data_size)):
-            number = turn * mesh.data_size + mesh.data_rank
-            row = rows[min(number, len(rows) - 1)]
-            part = mesh.cut(together([row]))
-            nll, hit = (mesh.join(part_of, part) for part_of in learner(part, score=True))
-            first = mesh.context_rank == 0 and mesh.ulysses_rank == 0
-            if number < len(rows) and first:
-                found[0, number], found[1, number] = nll[0].double().cpu(), hit[0].double().cpu()
-        found = mesh.sum(found.to(mesh.device)).cpu()
-        valid = torch.stack([row.labels != IGNORED for row in rows]).double()
-        return found[0], found[1], valid
-
     def _plain_rows(self) -> list[Row]:
-        rows = []
-        sampler = Sampler("contiguous", self.length)
-        for name, document in self._held():
-            tokens = self.corpus.tokens[name]
-            size = min(int(tokens.lengths()[document]), self.length)
-            rows.append(
-                make_row(
-                    [Piece(document, 0, size, size)], tokens, self.length, sampler, (0, 0, 0),
-                    masks=True, padding=self.corpus.padding,
-                )
-            )  # fmt: skip
-            if len(rows) == self.settings.rows:
-                break
-        return rows
+        held = self._held()[: self.settings.rows]
+        return document_rows(self.corpus, held, self.length)
 
     def _held(self, source: str | None = None) -> list[tuple[str, int]]:
         """(source, document) held out, the longest first: only they reach far positions.
@@ -148,6 +120,37 @@ class Watcher:
                 )
             )  # fmt: skip
         return rows
+
+
+@torch.no_grad()
+def scores(learner: Learner, rows: list[Row], mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:
+    """(NLL, hit, valid) of all rows in every process: float64 [rows, S] on the host. Collective."""
+    found = torch.zeros(2, len(rows), len(rows[0].ids), dtype=torch.float64)
+    # every process takes part in as many passes, with a row it throws away where there is none
+    for turn in range(-(-len(rows) // mesh.data_size)):
+        number = turn * mesh.data_size + mesh.data_rank
+        part = mesh.cut(together([rows[min(number, len(rows) - 1)]]))
+        nll, hit = (mesh.join(values, part) for values in learner(part, score=True))
+        if number < len(rows) and mesh.context_rank == 0 and mesh.ulysses_rank == 0:
+            found[0, number], found[1, number] = nll[0].double().cpu(), hit[0].double().cpu()
+    found = mesh.sum(found.to(mesh.device)).cpu()
+    return found[0], found[1], torch.stack([row.labels != IGNORED for row in rows]).double()
+
+
+def document_rows(corpus: Corpus, chosen: Sequence[tuple[str, int]], length: int) -> list[Row]:
+    """A row for each (source, document): its first `length` tokens, at positions from 0."""
+    rows = []
+    for name, document in chosen:
+        tokens = corpus.tokens[name]
+        size = min(int(tokens.lengths()[document]), length)
+        piece = Piece(document, 0, size, size)
+        rows.append(
+            make_row(
+                [piece], tokens, length, Sampler("contiguous", length), (0, 0, 0), masks=True,
+                padding=corpus.padding,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def verdict(looks: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
