@@ -204,14 +204,8 @@ class Mesh:
         if length is None or self.context == 1:
             return line
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        work = Work(
-            length,
-            self.context,
-            heads // self.ulysses,
-            kv_heads // self.ulysses,
-            head,
-            dtype.itemsize,
-        )
+        heads, kv_heads = heads // self.ulysses, kv_heads // self.ulysses
+        work = Work(length, self.context, heads, kv_heads, head, dtype.itemsize)
         exchange, reason = pick(work, self.machine)
         if self.algorithm != "auto":
             exchange, reason = self.algorithm, "as asked"
