@@ -58,6 +58,27 @@ def test_documents_of_every_kind_of_file(kind, tmp_path):
     assert digest(by_folder) == digest(source)
 
 
+def test_a_hub_dataset_is_read_by_name_split_and_revision(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name, **how):
+        asked.append((name, how))
+        if name == "org/missing":
+            raise ConnectionError("no\nnetwork")
+        return datasets.Dataset.from_dict({"body": TEXTS})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Text("hub", "org/texts@v2", field="body", split="test")
+    assert list(documents(source)) == TEXTS
+    assert digest(source) == digest(source)
+    assert asked[0] == ("org/texts", {"split": "test", "revision": "v2"})
+    with pytest.raises(InputError, match="no column 'text'; it has body"):
+        list(documents(Text("hub", "org/texts")))
+    with pytest.raises(InputError, match=r"cannot be loaded \(ConnectionError: no network\)"):
+        list(documents(Text("hub", "org/missing")))
+
+
 def test_tokens_are_cached_by_content(tmp_path, tokenizer, monkeypatch):
     source = written("jsonl", tmp_path)
     first = tokenise(source, tokenizer, tmp_path / "cache", 246)

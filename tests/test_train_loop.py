@@ -225,6 +225,19 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path)
     assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
 
 
+@pytest.mark.parametrize("text", [RECIPE, LORA])
+def test_bfloat16_arithmetic_follows_float32(text, whole, home, tmp_path):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = written(tmp_path / dtype, home, text + f"dtype: {dtype}\n", whole)
+        train(recipe, tmp_path / dtype / "out", device="cpu")
+        found.append(
+            [line["loss"] for line in metrics.read(tmp_path / dtype / "out/metrics.jsonl")]
+        )
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -195,10 +195,11 @@ class Data(Block):
 
 
 class Parallel(Block):
-    """Degrees of the mesh; their product is the number of processes."""
+    """Degrees of the mesh; their product is the number of processes. What is auto is 1, but for
+    the first auto of context and shard, which takes what the others leave."""
 
-    context: Degree = Field(default="auto", description="devices that share one sequence")
-    ulysses: Degree = Field(default="auto", description="of those, by heads instead of by ring")
+    context: Degree = Field(default="auto", description="share a sequence by keys and values")
+    ulysses: Degree = Field(default="auto", description="share it further, by heads")
     shard: Degree = Field(default="auto", description="FSDP")
     replicate: Degree = Field(default="auto", description="copies with different rows")
     algorithm: Literal["auto", "gather", "ring"] = "auto"
