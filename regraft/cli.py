@@ -354,11 +354,17 @@ def theta(
     base: Annotated[float, typer.Option(help="The model's RoPE theta.")] = 500000.0,
     law: Annotated[str, typer.Option(help="The one to print: scaling, ntk or bound.")] = "scaling",
     head_dim: Annotated[int, typer.Option(help="Size of a head, for the NTK law.")] = 128,
+    probe: Annotated[
+        Path | None, typer.Option(help="A training recipe: try a grid of thetas with it.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of training at each theta, with --probe.")] = 20,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Print the RoPE theta for a longer context (all laws on stderr).
+    """Print the RoPE theta for a longer context (all laws on stderr), or try thetas out.
 
     Example: regraft theta 8k 262144 --base 500000    prints 283461213
     """
@@ -367,12 +373,24 @@ def theta(
         from regraft.rope import theta_report
         from regraft.units import parse_tokens
 
+        if probe is not None:
+            from regraft.device import use_threads
+            from regraft.train.probe import probe as try_out
+
+            use_threads(threads)
+            lengths = parse_tokens(trained), parse_tokens(target)
+            return try_out(probe, *lengths, base, steps=steps, device=device)
         report = theta_report(parse_tokens(trained), parse_tokens(target), base, head_dim)
         if law not in report["laws"]:
             raise InputError(f"--law '{law}' is not one of {', '.join(report['laws'])}.")
         return {**report, "law": law, "theta": report["laws"][law]["theta"]}
 
     def render(report: dict[str, Any]) -> None:
+        if probe is not None:
+            from regraft.train.probe import table
+
+            _lines(f"Theta for {target}", table(report))
+            return
         print(report["theta"])
         for name, found in report["laws"].items():
             progress.note(
