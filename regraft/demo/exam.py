@@ -15,6 +15,7 @@ from regraft.data.world import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
 from regraft.demo.model import word_nll
 
+SPARSE = 4  # needles of the easier exam at the target length: as many as the shortest rows hold
 _WORDS_AT_ONCE = 8192
 
 
@@ -35,6 +36,7 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
             str(length): _answered(model, tokenizer, plan, seed, length, "ask")
             for length in plan.lengths
         },
+        "sparse_needle": _answered(model, tokenizer, plan, seed, plan.target, "ask", SPARSE),
         "shout": {
             str(length): _answered(model, tokenizer, plan, seed, length, "shout")
             for length in (plan.trained, plan.target)
@@ -50,11 +52,18 @@ def ids_of(tokenizer: Any, rows: list[Row]) -> Tensor:
 
 @torch.no_grad()
 def _answered(
-    model: LlamaForCausalLM, tokenizer: Any, plan: Plan, seed: int, length: int, skill: Skill
+    model: LlamaForCausalLM,
+    tokenizer: Any,
+    plan: Plan,
+    seed: int,
+    length: int,
+    skill: Skill,
+    count: int | None = None,
 ) -> float:
     rng = random.Random(f"{seed} exam {skill} {length}")
-    count = needle_count(length)
-    rows = [exam_row(rng, length, skill) for _ in range(max(1, plan.questions // count))]
+    count = needle_count(length) if count is None else count
+    wanted = max(1, plan.questions // count)
+    rows = [exam_row(rng, length, skill, count=count) for _ in range(wanted)]
     ids = ids_of(tokenizer, rows)
     right = 0
     at_once = max(1, _WORDS_AT_ONCE // length)

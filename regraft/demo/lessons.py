@@ -42,8 +42,8 @@ class Plan:
     """Steps, length, rows."""
     extension_rate: float = 5e-4
     extension_mix: Mix = _DENSE
-    derivative_steps: int = 150
-    derivative_rate: float = 2e-3
+    derivative_steps: int = 200
+    derivative_rate: float = 1e-3
     derivative_mix: Mix = _SHOUTING
     ranks: tuple[int, ...] = (4, 16)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)

@@ -107,9 +107,9 @@ def notes(result: dict[str, Any]) -> list[str]:
         "weights, and those steps count too.",
         f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
-        f"Needles in a row: {counts}; all asked for at its end, {plan['questions']} questions a "
-        "cell. Both words of a value must be right; naming one of the row's values at random "
-        "scores 1 in so many.",
+        f"Needles in a row: {counts}, and 4 in the sparse rows, which are easier: fewer keys to "
+        f"confuse. All are asked for at the end, {plan['questions']} questions a cell. Both words "
+        "of a value must be right; naming one of the row's values at random scores 1 in so many.",
         "Control: 'theta only' is the derivative's own weights with the extended model's RoPE and "
         "length.",
         "The extended model trained its layers only, not embedding, head and last norm. The "
@@ -138,12 +138,14 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 def _retrieval(result: dict[str, Any]) -> list[list[str]]:
     plan = result["hyperparameters"]
     near, far = str(plan["trained"]), str(plan["target"])
-    head = ["model", "theta", *map(str, plan["lengths"]), f"shout {near}", f"shout {far}"]
+    lengths = [*map(str, plan["lengths"]), f"{far} sparse"]
+    head = ["model", "theta", *lengths, f"shout {near}", f"shout {far}"]
     return [head] + [
         [
             name,
             f"{exam['theta']:.0f}",
             *(f"{exam['needle'][str(length)]:.2f}" for length in plan["lengths"]),
+            f"{exam['sparse_needle']:.2f}",
             f"{exam['shout'][near]:.2f}",
             f"{exam['shout'][far]:.2f}",
         ]
