@@ -78,12 +78,14 @@ def train(
         folder = target.with_name(f".{target.name}.regraft-staging")
         if not float(mesh.sum(torch.tensor(exported, device=mesh.device))):
             _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
-        record = json.loads((folder / RECORD).read_text()) if mesh.rank == 0 else {}
+        box: list[Any] = [None]
         if staging is not None:
+            box[0] = json.loads((folder / RECORD).read_text())
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
-        mesh.sum(torch.zeros(1, device=mesh.device))
-    return record
+        if mesh.size > 1:
+            torch.distributed.broadcast_object_list(box)
+    return dict(box[0])
 
 
 def _work(

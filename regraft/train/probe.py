@@ -49,7 +49,7 @@ def probe(
         raise InputError(
             f"{format_tokens(target)} is no longer context than {format_tokens(trained)}."
         )
-    trials = []
+    trials: list[dict[str, Any]] = []
     for name, family, theta in grid(trained, target, base):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
         found = _try(read, family, theta, target, steps, device)

@@ -1,0 +1,111 @@
+"""Does the theta the probe chooses beat the worst of its grid, after a real training?
+
+    python benchmarks/theta_probe.py [--seed 2] [-o bench-out]
+
+The demo's base (64 tokens), the probe at 512 tokens with 20 steps of LoRA each; then the winner and
+the last of the grid are trained four times as long from another seed and asked for held-out
+needles. Prints a table, writes it to benchmarks/results/theta_probe.md, exits with 1 if the winner
+loses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from regraft import progress
+from regraft.data.world import write_tokenizer
+from regraft.demo.lessons import Plan, train_base
+from regraft.train.job import train
+from regraft.train.probe import probe
+
+RECIPE = """
+model: {base}
+method: lora
+lora: {{rank: 16, alpha: 32}}
+stages: [{{length: 512, steps: 80, batch: 8, rate: 3e-3, mix: {{long: 1}}{theta}}}]
+{rope}
+data:
+  cache: {cache}
+  held_out: 0.05
+  sources:
+    - {{name: long, synthetic: notes, words: 512, documents: 800}}
+    - {{name: prose, synthetic: notes, words: 512, documents: 400, prose: 1}}
+schedule: {{kind: linear, warmup: 3, floor: 0.05}}
+memory: {{checkpoint: false, rows: 8}}
+watch:
+  every: 80
+  rows: 8
+  needle:
+    fact: "note {{key}} {{value}} ;"
+    question: "ask {{key}}"
+    answer: "{{value}} ;"
+    keys: [paris, oslo, cairo, lima, quito, delhi, tokyo, rome]
+    values: [otter maple, copper violet, falcon pepper, marble cotton, tiger willow, silver olive]
+    filler: prose
+    rows: 32
+seed: {seed}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    arguments = parser.parse_args()
+    folder = arguments.out / "theta-probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan()
+    with progress.bar("base", 1) as bar:
+        model, _ = train_base(plan, arguments.seed, bar)
+    model.save_pretrained(folder / "base")
+    write_tokenizer(folder / "base")
+
+    def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:
+        path = folder / f"{name}.yaml"
+        path.write_text(
+            RECIPE.format(
+                base=folder / "base", cache=folder / "cache", seed=seed, theta=theta, rope=rope
+            )
+        )
+        return path
+
+    found = probe(recipe("probe", 0), plan.trained, 512, plan.theta, steps=20, device="cpu")
+    after = {}
+    for trial in (found["trials"][0], found["trials"][-1]):
+        path = recipe(
+            "after", 1, f", theta: {trial['theta']}", f"rope: {{family: {trial['family']}}}"
+        )
+        record = train(path, folder / "after", device="cpu", overwrite=True)
+        after[trial["name"]] = record["watch"]["last"]["needle"]
+    lines = [
+        "# regraft theta --probe on the demo's base, 64 to 512 tokens",
+        "",
+        f"{date.today()}, torch {torch.__version__}. 20 steps of LoRA 16 at each theta; chosen: "
+        f"{found['chosen']}, by {found['margin']:.3f} nats. The winner and the last then trained "
+        "for 80 steps from another seed.",
+        "",
+        "| | theta | needle NLL before | after 20 | found | nearest NLL | after 80: NLL | found |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for trial in found["trials"]:
+        later = after.get(trial["name"])
+        shown = f"{later['nll']:.3f} | {later['found']:.2f} |" if later else " | |"
+        lines.append(
+            f"| {trial['name']} | {trial['theta']:.6g} | {trial['zero_shot']:.3f} | "
+            f"{trial['needle_nll']:.3f} | {trial['found']:.2f} | {trial['near_nll']:.3f} | {shown}"
+        )
+    table = "\n".join(lines) + "\n"
+    print(table)
+    (Path(__file__).parent / "results" / "theta_probe.md").write_text(table)
+    (folder / "probe.json").write_text(json.dumps(found, indent=1))
+    best, worst = (after[trial["name"]] for trial in (found["trials"][0], found["trials"][-1]))
+    raise SystemExit(0 if best["nll"] < worst["nll"] else 1)
+
+
+if __name__ == "__main__":
+    main()
