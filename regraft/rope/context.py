@@ -85,6 +85,12 @@ class ContextSpec:
         model_type, config = text_model(config)
         length = config.get("max_position_embeddings") or DEFAULT_LENGTH.get(model_type)
         if length is None:
+            spoken = any(key.startswith("rope_") for key in config)
+            if not spoken and model_type not in DEFAULT_THETA:
+                raise CheckpointError(
+                    f"config.json (model_type '{model_type}') has no RoPE; regraft moves context "
+                    "between models with rotary positions, such as Llama's."
+                )
             raise CheckpointError(
                 "config.json states no max_position_embeddings; add the model's context length."
             )
