@@ -97,7 +97,7 @@ def test_silence_is_an_error_where_no_default_is_known() -> None:
         ContextSpec.from_config({"model_type": "opt", "max_position_embeddings": 2048})
     with pytest.raises(CheckpointError, match="max_position_embeddings"):
         ContextSpec.from_config({"model_type": "llama"})
-    with pytest.raises(CheckpointError, match="model_type 'gpt2'.*no RoPE"):
+    with pytest.raises(CheckpointError, match=r"model_type 'gpt2'.*no RoPE"):
         ContextSpec.from_config({"model_type": "gpt2", "n_positions": 1024})
 
 
