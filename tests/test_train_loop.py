@@ -225,11 +225,10 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path)
     assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
 
 
-@pytest.mark.parametrize("text", [RECIPE, LORA])
-def test_bfloat16_arithmetic_follows_float32(text, whole, home, tmp_path):
+def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path):
     found = []
     for dtype in ("float32", "bfloat16"):
-        recipe = written(tmp_path / dtype, home, text + f"dtype: {dtype}\n", whole)
+        recipe = written(tmp_path / dtype, home, LORA + f"dtype: {dtype}\n", whole)
         train(recipe, tmp_path / dtype / "out", device="cpu")
         found.append(
             [line["loss"] for line in metrics.read(tmp_path / dtype / "out/metrics.jsonl")]

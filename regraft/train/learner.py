@@ -78,7 +78,7 @@ def arithmetic(body: Body, device: torch.device) -> torch.dtype:
 
 
 def load(body: Body, checkpoint: Checkpoint, source: str, device: torch.device) -> Learner:
-    """The model ready to train on `device`: trained parameters float32 (float64 under dtype
+    """The model ready to train, still on the host: trained parameters float32 (float64 under dtype
     float64), the others in the type of the arithmetic.
 
     Raises InputError where the architecture is not a plain causal decoder.
@@ -105,7 +105,6 @@ def load(body: Body, checkpoint: Checkpoint, source: str, device: torch.device) 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
-    model.to(device)
     # hidden states are as narrow as the arithmetic, whatever the embedding is kept in
     model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.to(dtype))
     learner = Learner(model, body.memory.loss_chunk, dtype if dtype == torch.bfloat16 else None)

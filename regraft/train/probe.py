@@ -22,6 +22,9 @@ from regraft.train.job import train
 from regraft.train.recipe import Recipe
 from regraft.units import format_tokens
 
+TIE = 0.02
+"""Nats of score that a probe of this length cannot tell apart."""
+
 
 def probe(
     recipe: str | Path,
@@ -98,6 +101,10 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for trial in result["trials"]
     ]
+    best = result["trials"][0]["score"]
+    ties = [t["name"] for t in result["trials"][1:] if t["score"] < best + TIE]
+    if ties:
+        lines.append(("as good", f"within {TIE} nats: {', '.join(ties)}"))
     return [
         *lines,
         ("chosen", f"{result['chosen']}, by {result['margin']:.3f} nats after {result['steps']} "

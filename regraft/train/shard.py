@@ -1,4 +1,4 @@
-"""Parameters spread over all processes by FSDP2, a layer at a time."""
+"""Parameters spread over all processes by FSDP2, a layer at a time: no device sees the whole."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from regraft.train.learner import Learner, arithmetic
 
 
 def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
-    """Shard in place over `mesh.fsdp_mesh`; nothing to do for one process.
+    """Bring the model onto the mesh's device, in place: all of it, or this process's part.
 
     Each decoder layer is gathered for its own forward and backward, the rest (embedding, last
     norm, head) with the root, which is the learner, so that the loss finds the head whole.
     Gradients are reduced in float32 (float64 where that is the arithmetic).
     """
     if mesh.fsdp_mesh is None:
+        learner.to(mesh.device)
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
