@@ -111,6 +111,10 @@ def test_a_run_leaves_a_model_its_record_and_its_metrics(whole):
     assert (whole / "tokenizer.json").is_file()
     record = json.loads((whole / "train.json").read_text())
     assert record["steps"] == 10
+    assert record["stage_steps"] == [5, 5]
+    card = (whole / "README.md").read_text()
+    assert f"| 2 | 256 | {theta:.6g} | 5 | 2 | 0.001 |" in card
+    assert "curves.png" in card
     assert not [path.name for path in whole.iterdir() if path.name.startswith(("state", "."))]
 
 

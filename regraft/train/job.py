@@ -101,6 +101,7 @@ def _work(
 ) -> None:
     """Load, train, export, and note that all is there but the publishing."""
     from regraft.adapters.evidence import versions
+    from regraft.train.card import write_card
     from regraft.train.export import export_adapter, export_model, write_json
     from regraft.train.learner import load
     from regraft.train.loop import Loop
@@ -145,6 +146,9 @@ def _work(
         "context": {"base": before.to_json(), "stages": [spec.to_json() for spec in contexts]},
         "text": corpus.digests,
         "steps": place.step,
+        "stage_steps": [
+            sum(line["stage"] == i + 1 for line in lines) for i in range(len(body.stages))
+        ],
         "tokens": place.tokens,
         "stopped": {str(stage + 1): reason for stage, reason in place.stopped.items()},
         "loss": {"first": lines[0]["loss"], "last": lines[-1]["loss"]} if lines else None,
@@ -156,6 +160,7 @@ def _work(
     if staging is not None:
         metrics.draw(folder)
         write_json(folder / RECORD, record)
+        write_card(folder, record, summary(record))
         (folder / "recipe.yaml").write_text(recipe.document.text, encoding="utf-8")
         staging.record("exported")
 
