@@ -1,0 +1,57 @@
+"""How far a model has moved from the recipient on short text, where nothing should have changed.
+
+Mean KL(recipient || model) in nats over every position, the share of positions at which both find
+the same token likeliest, and the cosine of their last hidden states. (Hidden states' cosine after
+a context extension foretells how much of MMLU is kept: LongReD, arXiv 2502.07365.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.evaluate.model import LanguageModel
+
+_CHUNK = 1024  # positions whose logits exist at a time
+
+
+class Reference:
+    """The recipient's hidden states and head, kept on the host when the recipient is gone."""
+
+    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+        self.rows = rows
+        self.hidden = [model.rows([row])[0].cpu() for row in rows]
+        self._weight = model.model.get_output_embeddings().weight.detach().cpu().clone()
+        self._scale, self._cap = model._scale, model._cap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        weight = self._weight.to(hidden.device)
+        logits = (hidden.to(weight.dtype) @ weight.T).float() * self._scale
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+
+@torch.no_grad()
+def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
+    """{"kl": nats, "top1": share, "cosine": mean, "positions": count}."""
+    kl = top = cosine = 0.0
+    count = 0
+    for row, theirs in zip(reference.rows, reference.hidden, strict=True):
+        ours = model.rows([row])[0]
+        for mine, other in zip(ours.split(_CHUNK), theirs.split(_CHUNK), strict=True):
+            other = other.to(mine.device)
+            q, p = model.head(mine).log_softmax(-1), reference.logits(other).log_softmax(-1)
+            kl += float((p.exp() * (p - q)).sum())
+            top += int((p.argmax(-1) == q.argmax(-1)).sum())
+            if mine.shape == other.shape:
+                same = torch.nn.functional.cosine_similarity(mine.float(), other.float(), dim=-1)
+                cosine += float(same.sum())
+            count += len(mine)
+    return {
+        "kl": round(max(kl / count, 0.0), 6),
+        "top1": round(top / count, 6),
+        "cosine": round(cosine / count, 6),
+        "positions": count,
+    }

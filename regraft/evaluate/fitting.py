@@ -1,0 +1,125 @@
+"""Prompts of a wanted length, counted by the evaluated model's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.errors import InputError
+
+_TRIES = 64
+
+
+class TooShort(InputError):
+    """What has to be in a prompt takes more tokens than are wanted."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """ids: prompt and answer. wanted: for each reference, the positions of its tokens in `ids`."""
+
+    ids: list[int]
+    wanted: list[list[int]]
+
+
+class Prompter:
+    """Turns prompts into token ids. tokenizer: a fast transformers tokenizer; chat: wrap prompts in
+    its chat template, the beginning of the answer standing in the assistant's turn.
+
+    Raises InputError for a tokenizer without a template where `chat` is wanted, or a slow one.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool = False) -> None:
+        if not tokenizer.is_fast:
+            raise InputError("The model has no fast tokenizer (tokenizer.json); convert it first.")
+        if chat and not tokenizer.chat_template:
+            raise InputError("The model's tokenizer has no chat template; leave --chat out.")
+        self.tokenizer, self.chat = tokenizer, chat
+
+    def wrap(self, question: str, prefix: str = "") -> str:
+        """The whole prompt: the question, in the chat template if wanted, and the beginning of the
+        answer."""
+        if not self.chat:
+            return question + prefix
+        turn = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        return str(turn) + prefix.lstrip()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids, with the tokenizer's special tokens unless the text starts with them."""
+        return list(self._encode(text)["input_ids"])
+
+    def count(self, text: str) -> int:
+        """How many they are."""
+        return len(self.ids(text))
+
+    def encode(self, prompt: str, answer: str, spans: list[tuple[int, int]]) -> Encoded:
+        """Prompt and answer in one. spans: (start, end) of each reference in `answer`, in
+        characters; a token belongs to a reference if it shares a character with it."""
+        found = self._encode(prompt + answer, return_offsets_mapping=True)
+        offsets, first = found["offset_mapping"], len(prompt)
+        wanted = [
+            [
+                at
+                for at, (start, end) in enumerate(offsets)
+                if start < first + high and end > first + low and end > start
+            ]
+            for low, high in spans
+        ]
+        return Encoded(list(found["input_ids"]), wanted)
+
+    def unknown_share(self, text: str) -> float:
+        """Share of the text's tokens that are the unknown token."""
+        ids, unknown = self.ids(text), self.tokenizer.unk_token_id
+        return ids.count(unknown) / max(1, len(ids)) if unknown is not None else 0.0
+
+    def _encode(self, text: str, **more: Any) -> Any:
+        start = self.tokenizer.bos_token
+        special = not (self.chat or (start and text.startswith(start)))
+        return self.tokenizer(text, add_special_tokens=special, verbose=False, **more)
+
+
+def fit(
+    build: Callable[[int], str],
+    count: Callable[[str], int],
+    budget: int,
+    *,
+    least: int = 0,
+    guess: float | None = None,
+    what: str = "prompt",
+) -> int:
+    """The number of units with which `build(units)` fits into `budget` tokens and one more would,
+    by the average length of a unit, not.
+
+    build: text of so many units of haystack, longer with more. guess: tokens in a unit, if known.
+    A secant search inside a bracket, halved when that stalls: about four calls of `count`, never
+    more than 64. Raises TooShort where `least` units are too long already, and what `build`
+    raises where it has no more.
+    """
+    low, low_tokens = least, count(build(least))
+    if low_tokens > budget:
+        raise TooShort(
+            f"A {what} takes at least {low_tokens} tokens, and {budget} are wanted; "
+            "raise --lengths or leave the task out."
+        )
+    high: int | None = None
+    high_tokens, rate = 0, guess or 20.0
+    for tries in range(_TRIES):
+        if budget - low_tokens < rate or (high is not None and high - low < 2):
+            return low
+        step = max(1, int((budget - low_tokens) / rate))
+        if high is not None:
+            step = (high - low) // 2 if tries % 3 == 2 else min(step, high - low - 1)
+        at = low + max(1, step)
+        tokens = count(build(at))
+        if tokens <= budget:
+            low, low_tokens = at, tokens
+        else:
+            high, high_tokens = at, tokens
+        if high is not None and high_tokens > low_tokens:
+            rate = (high_tokens - low_tokens) / (high - low)
+        elif low > least and low_tokens > 0:
+            rate = max(0.5, low_tokens / low)
+    return low

@@ -1,0 +1,144 @@
+"""A model to be examined: hidden states of whole rows, logits only where they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import CheckpointError, InputError
+from regraft.rope import ContextSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from. context: another model's RoPE and length to give it, in memory."""
+
+    name: str
+    place: str
+    context: ContextSpec | None = None
+
+    def config(self) -> dict[str, Any]:
+        """config.json, with the other context in it. Raises CheckpointError for no checkpoint."""
+        with Checkpoint.open(self.place) as checkpoint:
+            config = dict(checkpoint.config)
+        return config if self.context is None else self.context.write_into(config)
+
+    def spec(self) -> ContextSpec:
+        """Its RoPE and context length."""
+        return self.context or ContextSpec.from_config(self.config())
+
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        with Checkpoint.open(self.place) as checkpoint:
+            return checkpoint.fingerprint()
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer. Raises CheckpointError where it has none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._place(), revision=self._revision())
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"The tokenizer of {self.place} cannot be read: {first}") from None
+
+    def load(self, device: torch.device) -> LanguageModel:
+        """The model on a device, in the type it is stored in (float32 on a CPU for float16)."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
+
+        config = self.config()
+        kind = config.pop("model_type", "llama")
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self._place(), revision=self._revision(),
+                config=AutoConfig.for_model(kind, **config), dtype="auto",
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.place} cannot be loaded: {first}") from None
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+        if device.type == "cpu" and model.dtype == torch.float16:
+            model = model.float()
+        return LanguageModel(self.name, model.to(device).eval())
+
+    def _place(self) -> str:
+        path = Path(self.place).expanduser()
+        return str(path) if path.exists() else self.place.partition("@")[0]
+
+    def _revision(self) -> str:
+        return "main" if Path(self.place).expanduser().exists() else (
+            self.place.partition("@")[2] or "main"
+        )
+
+
+class LanguageModel:
+    """hidden: ids [B, S] -> last hidden states [B, S, d]; head: [n, d] -> float32 logits [n, V].
+
+    Raises InputError where head(hidden) is not what the model itself says, for an architecture
+    that does something else in between.
+    """
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self.model = name, model
+        self.device = next(model.parameters()).device
+        self._inner, self._head = model.base_model, model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._scale = getattr(config, "logit_scale", None) or 1 / getattr(
+            config, "logits_scaling", 1.0
+        )
+        self.start = config.bos_token_id
+        probe = torch.arange(1, 5, device=self.device)[None]
+        with torch.no_grad():
+            ours = self.head(self.hidden(probe)[0])
+            theirs = model(input_ids=probe, use_cache=False).logits[0].float()
+        if not torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2):
+            raise InputError(f"{name}: regraft cannot score a {type(model).__name__} yet.")
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        return self._inner(input_ids=ids, use_cache=False).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden).float() * self._scale
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    @torch.no_grad()
+    def rows(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states [B, longest, d] of texts of any length, which are filled up on the right:
+        what follows does not change what was before."""
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        return self.hidden(ids.to(self.device))
+
+    @torch.no_grad()
+    def nll(self, hidden: Tensor, wanted: Tensor, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+        """(NLL in nats float32 [n], whether it is the likeliest token [n]) of tokens wanted [n]
+        after hidden [n, d]; never more than `chunk` tokens' logits exist."""
+        nll, hits = [], []
+        for part, label in zip(hidden.split(chunk), wanted.to(self.device).split(chunk), strict=True):
+            logits = self.head(part)
+            nll.append(torch.nn.functional.cross_entropy(logits, label, reduction="none"))
+            hits.append(logits.argmax(-1) == label)
+        return torch.cat(nll).cpu(), torch.cat(hits).cpu()
+
+    @torch.no_grad()
+    def generate(self, prompt: Sequence[int], most: int) -> list[int]:
+        """Greedily, with transformers' generate: at most so many new token ids."""
+        ids = torch.tensor([list(prompt)], device=self.device)
+        out = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        return [int(i) for i in out[0, len(prompt) :]]

@@ -1,0 +1,49 @@
+"""Which tasks a suite's name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.errors import InputError
+from regraft.evaluate.tasks import Task
+from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
+from regraft.evaluate.tasks.needle import NEEDLE
+from regraft.evaluate.tasks.notes import NOTES, SHOUT
+from regraft.evaluate.tasks.questions import QUESTIONS
+from regraft.evaluate.tasks.ruler import NEEDLES, TRACKING
+
+RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
+TASKS = {task.name: task for task in (NEEDLE, *RULER, NOTES, SHOUT)}
+SUITES: dict[str, list[Task]] = {"needle": [NEEDLE], "ruler": RULER, "toy": [NOTES, SHOUT]}
+MEASURES = ("perplexity", "drift")  # without questions
+
+
+def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
+    """(tasks, measures) of suite, task and measure names. quizzes: --qa files that were given.
+
+    `ruler` leaves its question tasks out where there is no file for them. Raises InputError for
+    an unknown name and for a question task without its file.
+    """
+    tasks: dict[str, Task] = {}
+    measures: list[str] = []
+    for name in names:
+        if name in MEASURES:
+            measures.append(name)
+        elif name in SUITES:
+            tasks |= {task.name: task for task in SUITES[name] if _has_file(task, quizzes)}
+        elif name in TASKS:
+            if not _has_file(TASKS[name], quizzes):
+                raise InputError(f"{name} takes its questions from a file: give --qa FILE.")
+            tasks[name] = TASKS[name]
+        elif name.startswith("lm-eval:"):
+            raise InputError(f"--suite {name}: lm-eval's tasks cannot be run from here yet.")
+        else:
+            known = ", ".join((*SUITES, *MEASURES, *TASKS))
+            raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
+    if not tasks and not measures:
+        raise InputError("--suite names nothing to measure; give needle, for one.")
+    return list(tasks.values()), measures
+
+
+def _has_file(task: Task, quizzes: int) -> bool:
+    return task not in QUESTIONS[quizzes:]

@@ -1,0 +1,156 @@
+"""What is asked: items with their answers, an oracle that finds these, and a twin that lacks them.
+
+A `Task` makes items of a wanted length. Every item has a twin, the same prompt with its evidence
+replaced by something of the same form: what a model scores there it did not read. Every task has
+`solve`, a plain reader of prompts that scores 100% on the items and nothing on the twins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from regraft.evaluate.corpora import Corpus, unique_share
+from regraft.evaluate.fitting import Prompter, TooShort, fit
+
+Scorer = Literal["all", "part"]
+Scoring = Literal["teacher", "candidates", "generate"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a task writes: the question with its text, the beginning of the answer, the references
+    in the order in which a good answer names them, and the same question without evidence."""
+
+    question: str
+    twin: str
+    references: tuple[str, ...]
+    prefix: str = ""
+    candidates: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt ready to be answered. `answer` follows `prompt`; `spans` are its references'.
+    `tokens`: of the prompt; `unique`: its share of unique text; `hash`: of all a model is shown."""
+
+    task: str
+    length: int
+    number: int
+    prompt: str
+    twin: str
+    answer: str
+    spans: list[tuple[int, int]]
+    references: list[str]
+    candidates: list[str]
+    scorer: Scorer
+    tokens: int
+    unique: float
+    facts: dict[str, Any]
+    hash: str
+
+
+class Kit:
+    """What tasks are made with: prompter, haystack, seed and the run's settings.
+
+    needles: of the needle task; decoys: needles of other keys beside them; depths: grid points.
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        haystack: Corpus,
+        *,
+        seed: int = 0,
+        needles: int = 1,
+        decoys: int = 0,
+        depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        questions: Sequence[Any] = (),
+    ) -> None:
+        self.prompter, self.haystack, self.seed = prompter, haystack, seed
+        self.needles, self.decoys, self.depths = needles, decoys, tuple(depths)
+        self.questions = questions
+        self._rates: dict[str, float] = {}
+
+    def rng(self, *name: object) -> random.Random:
+        """Randomness that belongs to the name and the run's seed."""
+        return random.Random(" ".join(map(str, (self.seed, *name))))
+
+    def fit(
+        self, task: str, build: Callable[[int], str], budget: int, prefix: str, least: int = 0
+    ) -> int:
+        """`fitting.fit` for a question and the beginning of its answer."""
+        def count(question: str) -> int:
+            return self.prompter.count(self.prompter.wrap(question, prefix))
+
+        units = fit(
+            build, count, budget, least=least, guess=self._rates.get(task),
+            what=f"prompt of {task}",
+        )  # fmt: skip
+        if units > least:
+            self._rates[task] = budget / units
+        return units
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of question.
+
+    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. room: tokens kept
+    free for the answer, and the most that are generated. scoring: the default, and `why`.
+    skill: measures something else than the use of context, so no transfer is computed of it.
+    """
+
+    name: str
+    make: Callable[[Kit, int, int], Draft]
+    solve: Callable[[str], list[str]]
+    room: int
+    scorer: Scorer = "all"
+    scoring: Scoring = "teacher"
+    skill: bool = False
+    haystack: bool = True  # hides its evidence in the run's haystack
+
+    def item(self, kit: Kit, length: int, number: int) -> Item:
+        """Item `number` for a context of `length` tokens, answer included. Raises TooShort where
+        the task does not fit in it."""
+        if length <= self.room:
+            raise TooShort(
+                f"{self.name} keeps {self.room} tokens for its answer, so it needs more than "
+                f"{length}; raise --lengths or leave it out."
+            )
+        draft = self.make(kit, length - self.room, number)
+        prompt = kit.prompter.wrap(draft.question, draft.prefix)
+        twin = kit.prompter.wrap(draft.twin, draft.prefix)
+        references = list(draft.references)
+        answer, spans = listing(references if self.scorer == "all" else references[:1])
+        ids = kit.prompter.ids(prompt)
+        shown = "\0".join((prompt, twin, answer, *references, *draft.candidates))
+        return Item(
+            self.name, length, number, prompt, twin, answer, spans, references,
+            list(draft.candidates), self.scorer, len(ids), round(unique_share(ids), 4),
+            draft.facts, hashlib.sha256(shown.encode()).hexdigest()[:16],
+        )  # fmt: skip
+
+
+def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """' a, b and c' and where in it a, b and c stand."""
+    text, spans = "", []
+    for number, reference in enumerate(references):
+        if number:
+            text += "," if number < len(references) - 1 else " and"
+        text += " "
+        spans.append((len(text), len(text) + len(reference)))
+        text += reference
+    return text, spans
+
+
+def score_text(said: str, references: Sequence[str], scorer: Scorer) -> float:
+    """RULER's scorers (arXiv 2404.06654): the share of references that occur in what was said
+    (all), or whether any does (part); upper and lower case alike. 0 to 1."""
+    said = "".join(c if c.isprintable() else "\n" for c in said).strip().lower()
+    found = [reference.lower() in said for reference in references]
+    return float(any(found)) if scorer == "part" else sum(found) / len(found)

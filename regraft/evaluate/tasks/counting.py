@@ -1,0 +1,120 @@
+"""RULER's two aggregation tasks, common and frequent words, from its published parameters.
+
+Common words (arXiv 2404.06654): a numbered list in which 10 words stand 30 times each and all
+others 3 times (6 and 1 below 4096 tokens); one solved example of 40 words with 10 and 3 (20 words
+with 6 and 1) comes first. Frequent words: coded words drawn by a zeta law of exponent 2; the most
+frequent is '...', the next three are asked for. Our words are made up, so there is no end of them.
+
+The order of an answer does not matter, so these are generated rather than teacher-forced.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+from regraft.evaluate import words
+from regraft.evaluate.tasks import Draft, Kit, Task, listing
+
+COMMON, ALPHA = 10, 2.0
+_SHORT = 4096  # tokens, below which lists are sparser
+_ZETA = 1.6449340668482264  # of ALPHA
+_LIST = re.compile(r"\d+\. (\S+)")
+_CODED = re.compile(r"words below\.\n(.*)\nQuestion: Leaving", re.DOTALL)
+
+
+def _common(kit: Kit, budget: int, number: int) -> Draft:
+    rng = kit.rng("cwe", budget, number)
+    often, seldom = (30, 3) if budget + 120 >= _SHORT else (6, 1)
+    taken: set[str] = set()
+    size = (40, 10, 3) if often == 30 else (20, 6, 1)
+    shown = _made_up(rng, COMMON, taken)
+    example = _list_question(rng, shown, _made_up(rng, size[0] - COMMON, taken), *size[1:])
+    example += f"{_LIST_PREFIX}{listing(shown)[0]}.\n\n"
+    told, other = _made_up(rng, COMMON, taken), _made_up(rng, COMMON, taken)
+    fillers: list[str] = []
+    order = kit.rng("cwe order", budget, number).random()
+
+    def build(units: int, common: list[str]) -> str:
+        if len(fillers) < units:
+            fillers.extend(_made_up(rng, units - len(fillers), taken))
+        shuffler = random.Random(order)
+        return example + _list_question(shuffler, common, fillers[:units], often, seldom)
+
+    units = kit.fit("cwe", lambda n: build(n, told), budget, _LIST_PREFIX, least=1)
+    return Draft(build(units, told), build(units, other), tuple(told), _LIST_PREFIX)
+
+
+_LIST_PREFIX = " Answer: The 10 words that stand most often in the list are:"
+
+
+def _list_question(
+    rng: random.Random, common: list[str], others: list[str], often: int, seldom: int
+) -> str:
+    said = [*common * often, *others * seldom]
+    rng.shuffle(said)
+    return (
+        "Here is a numbered list of words, in which some stand more often than others. Remember "
+        f"those that stand most often.\n{_numbered(said)}\n"
+        "Question: Which 10 words stand most often in the list above?"
+    )
+
+
+def _numbered(said: list[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(said, 1))
+
+
+def _made_up(rng: random.Random, count: int, taken: set[str]) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        word = words.made_up(rng)
+        if word not in taken and len(word) > 4:
+            taken.add(word)
+            found.append(word)
+    return found
+
+
+def _solve_common(prompt: str) -> list[str]:
+    last = prompt.rsplit("numbered list", 1)[1]
+    counts = Counter(_LIST.findall(last.split("\nQuestion")[0]))
+    return [word for word, _ in counts.most_common(COMMON)]
+
+
+_FREQUENT_PREFIX = " Answer: The three most frequent coded words are:"
+
+
+def _frequent(kit: Kit, budget: int, number: int) -> Draft:
+    rng = kit.rng("fwe", budget, number)
+    size = max(4, (budget + 50) // 50)
+    drawn: dict[str, None] = {}
+    while len(drawn) < size + 3:
+        drawn[words.coded(rng)] = None
+    names = list(drawn)
+    told, other, rest = names[:3], names[3:6], names[6:]
+    order = rng.random()
+
+    def build(units: int, frequent: list[str]) -> str:
+        said = []
+        for rank, word in enumerate(["...", *frequent, *rest], 1):
+            said += [word] * int(units * rank**-ALPHA / _ZETA)
+        random.Random(order).shuffle(said)
+        return (
+            "Coded words repeat in the text below; track how often each does. Dots are noise. "
+            f"These are the words below.\n{' '.join(said)}\n"
+            "Question: Leaving out the dots, which three coded words are the most frequent above?"
+        )
+
+    # with 60 words the third and fourth differ in number: 2 and 1
+    units = kit.fit("fwe", lambda n: build(n, told), budget, _FREQUENT_PREFIX, least=60)
+    return Draft(build(units, told), build(units, other), tuple(told), _FREQUENT_PREFIX)
+
+
+def _solve_frequent(prompt: str) -> list[str]:
+    counts = Counter(_CODED.findall(prompt)[-1].split())
+    del counts["..."]
+    return [word for word, _ in counts.most_common(3)]
+
+
+COMMON_WORDS = Task("cwe", _common, _solve_common, 120, scoring="generate", haystack=False)
+FREQUENT_WORDS = Task("fwe", _frequent, _solve_frequent, 50, scoring="generate", haystack=False)

@@ -1,0 +1,45 @@
+"""Putting needles into a text, between its sentences."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+
+
+def linear_depths(count: int) -> list[float]:
+    """`count` depths from 0 (the beginning) to 1, evenly spaced."""
+    return [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+
+
+def sigmoid_depths(count: int) -> list[float]:
+    """`count` depths from 0 to 1, closer together at both ends, where models differ most: a
+    logistic of steepness 10 over evenly spaced points, its end points put to 0 and 1."""
+    depths = [1 / (1 + math.exp(-10 * (at - 0.5))) for at in linear_depths(count)]
+    return [0.0, *depths[1:-1], 1.0] if count > 1 else depths
+
+
+def hide(pieces: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
+    """The text with each needle at its depth, moved back to where the sentence there begins.
+
+    Depth is a share of characters. Needles of equal depth keep their order.
+    """
+    starts = [0, *accumulate(map(len, pieces))]
+    total = starts[-1]
+    places: list[tuple[int, int]] = []
+    for number, depth in enumerate(depths):
+        at = max(i for i, start in enumerate(starts) if start <= depth * total)
+        places.append((at, number))
+    out, done = [], 0
+    for at, number in sorted(places):
+        out += [*pieces[done:at], needles[number]]
+        done = at
+    return "".join([*out, *pieces[done:]])
+
+
+def random_depths(rng: random.Random, count: int) -> list[float]:
+    """`count` of 40 evenly spaced depths, in ascending order, each at most once while they last."""
+    grid = linear_depths(40)
+    drawn = rng.sample(grid, min(count, len(grid)))
+    return sorted([*drawn, *(rng.choice(grid) for _ in range(count - len(drawn)))])

@@ -1,0 +1,51 @@
+"""Needles in the world of toys: what the demo's models, which know 246 words, can be asked.
+
+The rows of `regraft.data.world` with one question at the end: 4 needles in 64 tokens and one more
+for every further 64, up to 15. `shout` asks for the derivative's own skill in the same kind of row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from regraft.data import world
+from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks.hiding import hide
+
+
+def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
+    rng = kit.rng("notes", skill, budget, number)
+    count = min(len(world.KEYS) - 1, world.needle_count(budget))
+    *told, spare = world.needles(rng, count + 1).items()
+    key, value = rng.choice(told)
+    depths = [rng.random() for _ in told]
+
+    def build(units: int, notes: list[tuple[str, tuple[str, str]]] = told) -> str:
+        prose = world.Prose(kit.rng("prose", skill, budget, number)).words(units)
+        pieces = [" ".join(sentence) + " " for sentence in prose]
+        needles = [" ".join(world.note(*note)) + " " for note in notes]
+        return hide(pieces, needles, depths) + f"{skill} {key}"
+
+    units = kit.fit(skill, build, budget, "")
+    blind = [spare if note[0] == key else note for note in told]
+    answer = world.question(skill, key, value)[2:4]
+    at = depths[[name for name, _ in told].index(key)]
+    return Draft(build(units), build(units, blind), (" ".join(answer),), facts={"depth": at})
+
+
+def _solve(prompt: str) -> list[str]:
+    said = prompt.split()
+    try:
+        return [" ".join(world.solve(said, len(said)))]
+    except ValueError:  # no such needle
+        return []
+
+
+def _task(name: str, skill: world.Skill) -> Task:
+    make: Callable[[Kit, int, int], Draft] = partial(_make, skill)
+    return Task(name, make, _solve, room=2, skill=skill == "shout", haystack=False)
+
+
+NOTES = _task("notes", "ask")
+SHOUT = _task("shout", "shout")
