@@ -12,7 +12,7 @@ from regraft.rope import ContextSpec, scaling_law
 from regraft.train.blocks import Rope, Stage
 from regraft.train.loss import IGNORED, kl_sum, nll_sum, token_scores
 from regraft.train.memory import save_memory
-from regraft.train.rotary import check_rotary, fix_rotary, stage_context
+from regraft.train.rotary import Rotary, check_rotary, fix_rotary, stage_context, wavelengths
 
 
 def tiny(dtype: torch.dtype = torch.float64):
@@ -38,7 +38,7 @@ def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
     plain = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
     wanted = torch.autograd.grad(plain, [hidden, head.weight])
     ours = nll_sum(hidden, head, labels, chunk)
-    assert abs(float(ours - plain)) < 1e-11
+    assert abs(float((ours - plain).detach())) < 1e-11
     for got, want in zip(torch.autograd.grad(ours, [hidden, head.weight]), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
     scores, hits = token_scores(hidden, head, labels, chunk)
@@ -165,6 +165,14 @@ def test_the_model_rotates_by_the_stages_table(family):
     rotary = fix_rotary(model, spec, stage.length)
     check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
     assert ContextSpec.from_config(model.config.to_dict()) == spec
+
+
+def test_a_theta_too_small_for_its_length_is_said():
+    spec = ContextSpec({"rope_type": "default", "rope_theta": 5e5}, 8192)
+    told = " ".join(wavelengths(Rotary(spec, 128, 8192)))
+    assert "longest wavelength 2,559,1" in told
+    assert "Men" not in told
+    assert "below Men's bound 4,698,8" in " ".join(wavelengths(Rotary(spec, 128, 2**20 // 12)))
 
 
 def test_a_model_that_keeps_its_old_frequencies_is_found_out():

@@ -111,11 +111,18 @@ def wavelengths(rotary: Rotary) -> list[str]:
     """What to print at the start: the slowest turns, in tokens."""
     longest = 2 * torch.pi / rotary.frequencies[rotary.frequencies > 0]
     covered = int((longest <= rotary.length).sum())
-    return [
+    lines = [
         rotary.spec.describe(),
         f"longest wavelength {int(longest.max()):,} tokens",
         f"{covered} of {len(longest)} pairs turn fully within {format_tokens(rotary.length)}",
     ]
+    bound = men_bound(rotary.length)
+    if rotary.spec.rope_type == "default" and rotary.spec.theta < bound:
+        lines.append(
+            f"theta lies below Men's bound {bound:,.0f}: perplexity may look fine while retrieval "
+            "fails"
+        )
+    return lines
 
 
 def head_size(config: Any) -> int:
