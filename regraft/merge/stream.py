@@ -59,7 +59,7 @@ class Tally:
         change = torch.sub(result, reference)
         self.squared_change += _squared(change)
         if stored.dtype != result.dtype:
-            self.squared_loss += _squared(torch.sub(result, stored, out=change))
+            self.squared_loss += _squared(torch.sub(result, change.copy_(stored), out=change))
 
     def facts(self) -> dict[str, float]:
         return {

@@ -33,7 +33,11 @@ def blend(tensors: Sequence[Tensor], coefficients: Sequence[float] | Sequence[Te
     excess, *factors = _factors(coefficients, first.dtype)
     correction = first * excess
     for tensor, factor in zip(tensors[1:], factors, strict=True):
-        correction += (tensor - first).mul_(factor)
+        apart = tensor - first
+        if isinstance(factor, Tensor):
+            correction += apart.mul_(factor)
+        else:
+            correction.add_(apart, alpha=factor)
     return correction.add_(first)
 
 
