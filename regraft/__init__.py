@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regraft.adapters.inspect import inspect
     from regraft.checkpoint.source import Checkpoint
     from regraft.errors import RegraftError
+    from regraft.evaluate.job import evaluate as evaluate_models
     from regraft.rope import ContextSpec, theta_report
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "ContextSpec": "regraft.rope",
     "RegraftError": "regraft.errors",
     "apply": "regraft.adapters.apply",
+    "evaluate_models": "regraft.evaluate.job",
     "extract_lora": "regraft.adapters.extract",
     "inspect": "regraft.adapters.inspect",
     "theta_report": "regraft.rope",
@@ -40,6 +42,7 @@ __all__ = [
     "ContextSpec",
     "RegraftError",
     "apply",
+    "evaluate_models",
     "extract_lora",
     "inspect",
     "theta_report",
@@ -49,4 +52,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'regraft' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    # a function of the room's own name would be hidden by the room once that is imported
+    return getattr(import_module(_HOMES[name]), "evaluate" if name == "evaluate_models" else name)

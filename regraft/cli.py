@@ -282,6 +282,81 @@ def train(
     _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
 
 
+@app.command("evaluate", rich_help_panel="Verbs")
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders or org/name\\[@revision], or name=place.")
+    ],
+    out: Out,
+    matrix: Annotated[
+        bool,
+        typer.Option(
+            "--matrix",
+            help="What a graft carried over: recipient=.. donor=.. graft=.. \\[recovered=..]",
+        ),
+    ] = False,
+    suite: Annotated[
+        str, typer.Option(help="needle, ruler, toy, perplexity, drift or task names, by commas.")
+    ] = "needle,perplexity,drift",
+    lengths: Annotated[
+        str | None, typer.Option(help="Such as 4k,8k. \\[default: the context, 1/2, 1/4, 1/8]")
+    ] = None,
+    items: Annotated[int, typer.Option(help="Questions for each task and length.")] = 50,
+    haystack: Annotated[
+        str, typer.Option(help="grammar, code, world, or a text file or folder.")
+    ] = "grammar",
+    qa: Annotated[
+        list[Path] | None, typer.Option(help="A SQuAD or HotpotQA file, for qa_1 and qa_2.")
+    ] = None,
+    needles: Annotated[int, typer.Option(help="Of the needle task, all asked for.")] = 1,
+    decoys: Annotated[int, typer.Option(help="Needles with a similar key.")] = 0,
+    depths: Annotated[int, typer.Option(help="Of the needle task.")] = 5,
+    sigmoid: Annotated[bool, typer.Option("--sigmoid", help="More depths at both ends.")] = False,
+    scoring: Annotated[str, typer.Option(help="auto, teacher or generate.")] = "auto",
+    twins: Annotated[bool, typer.Option(help="Ask without the evidence, too.")] = True,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
+    texts: Annotated[int, typer.Option(help="For perplexity and drift.")] = 8,
+    batch: Annotated[int, typer.Option(help="Tokens in a batch.")] = 16384,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how models use their context; with --matrix, what a graft carried over and its cost.
+
+    Example: regraft evaluate --matrix recipient=hermes donor=llama-262k graft=hermes-262k -o report
+    """
+
+    def work() -> dict[str, Any]:
+        from regraft.device import use_threads
+        from regraft.evaluate.job import evaluate
+
+        use_threads(threads)
+        return evaluate(
+            models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
+            haystack=haystack, qa=tuple(map(str, qa or ())), needles=needles, decoys=decoys,
+            depths=depths, sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts,
+            batch=batch, device=device, seed=seed, overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    def render(result: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from regraft.evaluate.report import render as tables
+
+        console = Console()
+        for table in tables(result):
+            console.print(table)
+
+    _run(work, render, as_json=as_json, quiet=quiet, debug=debug)
+
+
 @app.command("plan", rich_help_panel="Look")
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A training recipe, YAML.")],

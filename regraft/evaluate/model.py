@@ -46,7 +46,9 @@ class Source:
             return AutoTokenizer.from_pretrained(self._place(), revision=self._revision())
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
-            raise CheckpointError(f"The tokenizer of {self.place} cannot be read: {first}") from None
+            raise CheckpointError(
+                f"The tokenizer of {self.place} cannot be read: {first}"
+            ) from None
 
     def load(self, device: torch.device) -> LanguageModel:
         """The model on a device, in the type it is stored in (float32 on a CPU for float16)."""
@@ -77,8 +79,10 @@ class Source:
         return str(path) if path.exists() else self.place.partition("@")[0]
 
     def _revision(self) -> str:
-        return "main" if Path(self.place).expanduser().exists() else (
-            self.place.partition("@")[2] or "main"
+        return (
+            "main"
+            if Path(self.place).expanduser().exists()
+            else (self.place.partition("@")[2] or "main")
         )
 
 
@@ -127,7 +131,9 @@ class LanguageModel:
         """(NLL in nats float32 [n], whether it is the likeliest token [n]) of tokens wanted [n]
         after hidden [n, d]; never more than `chunk` tokens' logits exist."""
         nll, hits = [], []
-        for part, label in zip(hidden.split(chunk), wanted.to(self.device).split(chunk), strict=True):
+        for part, label in zip(
+            hidden.split(chunk), wanted.to(self.device).split(chunk), strict=True
+        ):
             logits = self.head(part)
             nll.append(torch.nn.functional.cross_entropy(logits, label, reduction="none"))
             hits.append(logits.argmax(-1) == label)

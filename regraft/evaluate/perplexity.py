@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ WINDOWS = (32, 200, 2048, 8192)
 _KEY = 2.0  # nats
 
 
-def texts(prompter: Prompter, corpus: Corpus, length: int, count: int, seed: int) -> list[list[int]]:
+def texts(
+    prompter: Prompter, corpus: Corpus, length: int, count: int, seed: int
+) -> list[list[int]]:
     """`count` texts of the corpus, each cut to exactly `length` tokens.
 
     Raises InputError where the corpus is too short for one."""
@@ -53,12 +56,12 @@ def edges(length: int) -> list[int]:
 
 def measure(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> dict[str, Any]:
     """{"nll": {"0-64": nats, ...}, "mean": nats, "perplexity": exp of that, "gain": {W: nats},
-    "long_perplexity", "key_share"}; `rows` are of one length, measured one batch at a time."""
+    "long_perplexity", "key_share"}, the last two by the largest window; `rows` are of one length, measured one batch at a time."""
     length = len(rows[0])
     whole = torch.stack(_nll(model, rows, budget))  # [rows, length - 1]: of token i + 1
     nll = {}
     marks = edges(length)
-    for low, high in zip(marks, marks[1:], strict=False):
+    for low, high in pairwise(marks):
         part = whole[:, max(low - 1, 0) : high - 1]
         nll[f"{low}-{high}"] = round(float(part.mean()), 6)
     result: dict[str, Any] = {

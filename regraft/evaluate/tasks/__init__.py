@@ -84,6 +84,7 @@ class Kit:
         self, task: str, build: Callable[[int], str], budget: int, prefix: str, least: int = 0
     ) -> int:
         """`fitting.fit` for a question and the beginning of its answer."""
+
         def count(question: str) -> int:
             return self.prompter.count(self.prompter.wrap(question, prefix))
 

@@ -1,0 +1,77 @@
+"""Curves of scores by length, and heat maps of length against depth, told apart without colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from regraft import drawing
+from regraft.units import format_tokens
+
+
+def draw(folder: Path, result: dict[str, Any]) -> list[str]:
+    """The names of the figures written to `folder`: curves.png, and needle.png where there is a
+    grid."""
+    names = []
+    if result["cells"]:
+        _curves(folder / "curves.png", result)
+        names.append("curves.png")
+    if "needle" in result["tasks"] and result["cells"]:
+        _heat(folder / "needle.png", result)
+        names.append("needle.png")
+    return names
+
+
+def _curves(path: Path, result: dict[str, Any]) -> None:
+    first = next(iter(result["models"]))
+    tasks = list(result["cells"][first])
+    shown: list[str | None] = list(tasks) if len(tasks) <= 3 else [None]
+    with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
+        every = drawn if isinstance(drawn, list) else [drawn]
+        for axes, task in zip(every, shown, strict=True):
+            marks: list[int] = []
+            for style, model in zip(drawing.styles(), result["models"], strict=False):
+                if task is None:
+                    points = {int(n): (s, s, s) for n, s in result["overall"][model].items()}
+                else:
+                    points = {
+                        int(n): (cell["score"], *cell["interval"])
+                        for n, cell in result["cells"][model][task].items()
+                    }
+                marks = sorted(points)
+                middle, low, high = zip(*(points[n] for n in marks), strict=True)
+                axes.plot(marks, middle, label=model, **style)
+                axes.fill_between(marks, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(marks, [format_tokens(n) for n in marks])
+            axes.minorticks_off()
+            axes.set(
+                ylim=(-0.03, 1.05), xlabel="tokens", ylabel="share answered",
+                title=task or "mean over tasks",
+            )  # fmt: skip
+        every[-1].legend(fontsize=8, loc="best")
+
+
+def _heat(path: Path, result: dict[str, Any]) -> None:
+    models = list(result["models"])
+    with drawing.figure(path, len(models), width=2.6, height=2.9) as drawn:
+        every = drawn if isinstance(drawn, list) else [drawn]
+        for number, (axes, model) in enumerate(zip(every, models, strict=True)):
+            cells = result["cells"][model]["needle"]
+            lengths = list(cells)
+            depths = list(cells[lengths[0]]["depths"])
+            values = [[cells[n]["depths"].get(d, float("nan")) for n in lengths] for d in depths]
+            # cividis runs from dark to light in grey too; the numbers are there for everyone
+            axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+            axes.grid(visible=False)
+            for row, line in enumerate(values):
+                for column, value in enumerate(line):
+                    axes.text(
+                        column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
+                        color="black" if value > 0.5 else "white",
+                    )  # fmt: skip
+            axes.set_xticks(range(len(lengths)), [format_tokens(int(n)) for n in lengths])
+            axes.set_yticks(range(len(depths)), [f"{100 * float(d):.0f}%" for d in depths])
+            axes.set(title=model, xlabel="tokens")
+            if number == 0:
+                axes.set_ylabel("depth of the needle")

@@ -1,0 +1,118 @@
+"""result.json from what was measured: a cell for every model, task and length, and the ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from regraft.evaluate.tasks import Task
+from regraft.evaluate.transfer import compare, effective_length, interval
+
+Lines = list[dict[str, Any]]  # of one cell, item by item
+
+
+def cell(lines: Lines) -> dict[str, Any]:
+    """Score, items, interval, twins' score and what the prompts were like; depths where the items
+    have one."""
+    scores = [line["score"] for line in lines]
+    low, high = interval(scores)
+    found: dict[str, Any] = {
+        "score": round(_mean(scores), 6),
+        "items": len(lines),
+        "interval": [round(low, 6), round(high, 6)],
+        "tokens": round(_mean([line["tokens"] for line in lines]), 1),
+        "unique_share": round(_mean([line["unique"] for line in lines]), 4),
+    }
+    for name in ("nll", "twin", "twin_nll"):
+        if name in lines[0]:
+            found[name] = round(_mean([line[name] for line in lines]), 6)
+    depths = sorted({line["depth"] for line in lines if line["on_grid"]})
+    if depths:
+        found["depths"] = {
+            f"{depth:.3g}": round(
+                _mean([line["score"] for line in lines if line["depth"] == depth]), 6
+            )
+            for depth in depths
+        }
+    return found
+
+
+def summarise(
+    found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[Task], models: Sequence[str]
+) -> dict[str, Any]:
+    """{"cells": model -> task -> length -> cell, "overall": model -> length -> mean over tasks,
+    "effective_length": model -> ...} of all lines by (model, task, length).
+
+    Skills are no part of the means, nor of effective lengths.
+    """
+    cells: dict[str, Any] = {}
+    for (model, task, length), lines in found.items():
+        cells.setdefault(model, {}).setdefault(task, {})[str(length)] = cell(lines)
+    means: dict[str, Any] = {}
+    effective: dict[str, Any] = {}
+    names = [task.name for task in tasks if not task.skill]
+    complete = _complete(found, names, models)
+    for model in models:
+        if complete:
+            means[model] = {
+                str(length): round(
+                    _mean([cells[model][task][str(length)]["score"] for task in names]), 6
+                )
+                for length in complete
+            }
+            by_length = {int(length): score for length, score in means[model].items()}
+            effective[model] = effective_length(by_length)
+    return {"cells": cells, "overall": means, "effective_length": effective}
+
+
+def ratios(
+    found: Mapping[tuple[str, str, int], Lines],
+    tasks: Sequence[Task],
+    roles: Sequence[str],
+    own_length: int,
+) -> dict[str, Any]:
+    """task (or 'all', every one but skills together) -> length -> ratios. own_length: the
+    recipient's context."""
+    result: dict[str, Any] = {}
+    skills = {task.name for task in tasks if task.skill}
+    lengths = sorted({length for _, _, length in found})
+    names = [task.name for task in tasks]
+    for task, length in product(names, lengths):
+        if (roles[0], task, length) not in found:
+            continue
+        scores = {role: _scores(found[role, task, length]) for role in roles}
+        result.setdefault(task, {})[str(length)] = compare(
+            scores, within=length <= own_length, skill=task in skills
+        )
+    together = [task.name for task in tasks if not task.skill]
+    if len(together) > 1:
+        for length in _complete(found, together, roles):
+            pooled = {
+                role: [s for task in together for s in _scores(found[role, task, length])]
+                for role in roles
+            }
+            result.setdefault("all", {})[str(length)] = compare(
+                pooled, within=length <= own_length, skill=False
+            )
+    return result
+
+
+def _complete(
+    found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[str], models: Sequence[str]
+) -> list[int]:
+    """Lengths at which every task was measured."""
+    lengths = sorted({length for _, _, length in found})
+    return [
+        length
+        for length in lengths
+        if tasks and all((models[0], task, length) in found for task in tasks)
+    ]
+
+
+def _scores(lines: Lines) -> list[float]:
+    return [line["score"] for line in lines]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,224 @@
+"""What people see: tables for the screen and the card, heat maps and curves, one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from regraft import drawing
+from regraft.units import format_tokens
+
+Cells = list[list[str]]
+
+_CARD = """\
+# {{ title }}
+
+{% for line in lead %}
+{{ line }}
+{% endfor %}
+
+{% for name, table in tables %}
+## {{ name }}
+
+{{ table }}
+
+{% endfor %}
+{% for figure in figures %}
+![{{ figure }}]({{ figure }})
+
+{% endfor %}
+## How to read this
+
+{% for line in notes %}
+- {{ line }}
+{% endfor %}
+
+Every number is in [result.json](result.json), every answer in `items/`.
+"""
+
+
+def write_report(folder: Path, result: dict[str, Any]) -> None:
+    """README.md, the figures and index.html in `folder`."""
+    from regraft.evaluate.figures import draw
+    from regraft.evaluate.page import write_page
+
+    figures = draw(folder, result)
+    text = drawing.render(
+        _CARD, title=title(result), lead=lead(result), notes=notes(result), figures=figures,
+        tables=[(name, _markdown(cells)) for name, cells in tables(result)],
+    )  # fmt: skip
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_page(folder / "index.html", result)
+
+
+def render(result: dict[str, Any]) -> list[Table]:
+    """The tables for the screen."""
+    found = []
+    for name, cells in tables(result):
+        table = Table(title=name, title_justify="left")
+        for number, head in enumerate(cells[0]):
+            table.add_column(head, justify="left" if number == 0 else "right")
+        for row in cells[1:]:
+            table.add_row(*row)
+        found.append(table)
+    return found
+
+
+def title(result: dict[str, Any]) -> str:
+    return "What the graft carried over" if result["matrix"] else "What the models can do"
+
+
+def lead(result: dict[str, Any]) -> list[str]:
+    """The result in two or three sentences."""
+    models = result["models"]
+    lines = [
+        "; ".join(
+            f"{name}: {facts['place']} ({facts['context']})" for name, facts in models.items()
+        )
+        + "."
+    ]
+    if result["matrix"] and result["overall"]:
+        far = list(result["overall"]["donor"])[-1]
+        task = (
+            "all"
+            if "all" in result["ratios"]
+            else next(name for name, facts in result["tasks"].items() if not facts["skill"])
+        )
+        ratios = result["ratios"][task][far]
+        shown = {name: f"{scores[far]:.0%}" for name, scores in result["overall"].items()}
+        lines.append(
+            f"At {format_tokens(int(far))} tokens the recipient scores {shown['recipient']}, with "
+            f"the donor's RoPE alone {shown['theta only']}, the donor {shown['donor']}, the graft "
+            f"{shown['graft']}: transfer {_ratio(ratios['transfer graft'])}, of the weights alone "
+            f"{_ratio(ratios['weight transfer graft'])}."
+        )
+    return lines
+
+
+def tables(result: dict[str, Any]) -> list[tuple[str, Cells]]:
+    """(title, cells with a head) of all there is to show."""
+    found = []
+    for task in result["tasks"]:
+        if _lengths(result, task):
+            found.append((f"{task}: share answered", _task(result, task)))
+    if len([t for t in result["tasks"].values() if not t["skill"]]) > 1 and result["overall"]:
+        found.append(("Mean over tasks", _overall(result)))
+    if result["effective_length"]:
+        found.append(("Effective length", _effective(result)))
+    for task, by_length in result.get("ratios", {}).items():
+        found.append((f"Carried over: {task}", _ratios(by_length)))
+    found += _plain(result["measures"])
+    return found
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader has to know to judge the numbers."""
+    settings = result["settings"]
+    lines = [
+        f"{settings['items']} items a cell, the same for every model; intervals are 95% paired "
+        "bootstraps over items.",
+        "A twin is the same prompt without its evidence; what is scored there was guessed. Tables show "
+        "the highest of its scores.",
+        "Effective length: the greatest at which, and at all shorter ones, the mean over tasks "
+        "reaches 85.6% (RULER's threshold), or 85% of the model's own at the shortest length.",
+    ]
+    if result["matrix"]:
+        lines += [
+            "'theta only' is the recipient's own weights with the donor's RoPE and length.",
+            "Transfer is (graft - recipient) / (donor - recipient); weight transfer takes 'theta "
+            "only' for the recipient; retention is graft / recipient. n/a: the denominator is "
+            "within two standard errors of nothing.",
+        ]
+    if any(name.startswith("niah") or name in ("vt", "cwe", "fwe") for name in result["tasks"]):
+        lines.append(
+            "The RULER tasks have its published parameters, and words and haystack of our own: "
+            "compare models within this page, not with published tables."
+        )
+    scorings = {facts["scoring"] for facts in result["tasks"].values()}
+    if "teacher" in scorings:
+        lines.append(
+            "Teacher-forced: an answer counts if each of its tokens is the likeliest after all "
+            "before it; several answers are expected in the order of the text."
+        )
+    return lines
+
+
+def _task(result: dict[str, Any], task: str) -> Cells:
+    lengths = _lengths(result, task)
+    twins = result["settings"]["twins"]
+    rows = [["model", *map(_tokens, lengths), *(["twins"] if twins else [])]]
+    for model in result["models"]:
+        cells = [result["cells"][model][task][length] for length in lengths]
+        row = [model, *(f"{cell['score']:.2f}" for cell in cells)]
+        rows.append([*row, f"{max(cell['twin'] for cell in cells):.2f}"] if twins else row)
+    return rows
+
+
+def _lengths(result: dict[str, Any], task: str) -> list[str]:
+    first = next(iter(result["models"]))
+    return list(result["cells"].get(first, {}).get(task, {}))
+
+
+def _overall(result: dict[str, Any]) -> Cells:
+    lengths = list(next(iter(result["overall"].values())))
+    return [["model", *map(_tokens, lengths)]] + [
+        [model, *(f"{scores[length]:.2f}" for length in lengths)]
+        for model, scores in result["overall"].items()
+    ]
+
+
+def _effective(result: dict[str, Any]) -> Cells:
+    def shown(length: int | None) -> str:
+        return "none" if length is None else format_tokens(length)
+
+    return [["model", "at 85.6%", "at 85% of its own"]] + [
+        [model, shown(found["ruler"]), shown(found["own"])]
+        for model, found in result["effective_length"].items()
+    ]
+
+
+def _ratios(by_length: dict[str, Any]) -> Cells:
+    names = list(dict.fromkeys(name for found in by_length.values() for name in found))
+    return [["tokens", *names]] + [
+        [_tokens(length), *(_ratio(found[name]) if name in found else "" for name in names)]
+        for length, found in by_length.items()
+    ]
+
+
+def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
+    found: list[tuple[str, Cells]] = []
+    nll = {name: facts["perplexity"] for name, facts in measures.items() if "perplexity" in facts}
+    if nll:
+        first = next(iter(nll.values()))
+        head = ["model", *first["nll"], *(f"gain beyond {w}" for w in first["gain"])]
+        rows = [
+            [name, *(f"{x:.3f}" for x in (*facts["nll"].values(), *facts["gain"].values()))]
+            for name, facts in nll.items()
+        ]
+        found.append(("NLL of plain text by position (nats)", [head, *rows]))
+    drift = {name: facts["drift"] for name, facts in measures.items() if "drift" in facts}
+    if drift:
+        rows = [
+            [name, f"{x['kl']:.4f}", f"{x['top1']:.1%}", f"{x['cosine']:.4f}"]
+            for name, x in drift.items()
+        ]
+        head = ["model", "KL (nats)", "same first choice", "cosine"]
+        found.append((f"Drift from {next(iter(drift))} on short text", [head, *rows]))
+    return found
+
+
+def _ratio(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "n/a"
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _tokens(length: str) -> str:
+    return format_tokens(int(length))
+
+
+def _markdown(cells: Cells) -> str:
+    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
