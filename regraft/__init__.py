@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from regraft.adapters.inspect import inspect
     from regraft.checkpoint.source import Checkpoint
     from regraft.errors import RegraftError
-    from regraft.evaluate.job import evaluate as evaluate_models
     from regraft.rope import ContextSpec, theta_report
 
 _HOMES = {

@@ -49,7 +49,10 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
                 ylim=(-0.03, 1.05), xlabel="tokens", ylabel="share answered",
                 title=task or "mean over tasks",
             )  # fmt: skip
-        every[-1].legend(fontsize=8, loc="best")
+        handles, labels = every[0].get_legend_handles_labels()
+        every[0].figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8
+        )
 
 
 def _heat(path: Path, result: dict[str, Any]) -> None:

@@ -103,10 +103,10 @@ def evaluate(
     with Staging(Path(out), job=job, overwrite=overwrite, resume=resume, inputs=places) as staging:
         items = _items(work, staging)
         found, plain = _examine(work, items, staging, where)
-        result = _result(work, items, found, plain, matrix)
+        result = json.loads(json.dumps(_result(work, items, found, plain, matrix)))
         _show(staging.folder, result)
         staging.publish()
-    return result
+    return dict(result)
 
 
 def _prepare(models: list[str], settings: Settings, matrix: bool) -> _Work:
@@ -237,7 +237,7 @@ def _items(work: _Work, staging: Any) -> dict[tuple[str, int], Path]:
             for length in work.lengths:
                 path = staging.spool / f"{task.name}-{length}.jsonl"
                 bar.advance(1, f"{task.name} {format_tokens(length)}")
-                if staging.done(f"items {path.name}") and path.is_file():
+                if staging.done(f"items {path.name}") is not None and path.is_file():
                     made[task.name, length] = path
                     continue
                 try:
@@ -276,13 +276,13 @@ def _examine(
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
                 target = folder / path.name
                 key = f"cell {source.name} {path.name}"
-                if not (staging.done(key) and target.is_file()):
+                if staging.done(key) is None or not target.is_file():
                     _write(target, _answers(work, tasks[task], path, model()))
                     staging.record(key)
                 found[source.name, task, length] = _read(target)
             bar.advance(1, source.name)
             key = f"measures {source.name}"
-            if work.measures and not staging.done(key):
+            if work.measures and staging.done(key) is None:
                 staging.record(key, **_measures(work, model(), source, reference, device))
             plain[source.name] = staging.done(key) or {}
     return found, plain
@@ -293,7 +293,7 @@ def _answers(work: _Work, task: Any, path: Path, model: Any) -> list[dict[str, A
     from regraft.evaluate.tasks import Item
 
     items = [Item(**entry) for entry in _read(path)]
-    scoring = task.scoring if work.settings.scoring == "auto" else work.settings.scoring
+    scoring: Any = task.scoring if work.settings.scoring == "auto" else work.settings.scoring
     answers = answer(
         model, work.kit.prompter, items, scoring, budget=work.settings.batch, room=task.room,
         twins=work.settings.twins,

@@ -56,7 +56,7 @@ def edges(length: int) -> list[int]:
 
 def measure(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> dict[str, Any]:
     """{"nll": {"0-64": nats, ...}, "mean": nats, "perplexity": exp of that, "gain": {W: nats},
-    "long_perplexity", "key_share"}, the last two by the largest window; `rows` are of one length, measured one batch at a time."""
+    "long_perplexity", "key_share"}, the last two by the largest window. `rows`: of one length."""
     length = len(rows[0])
     whole = torch.stack(_nll(model, rows, budget))  # [rows, length - 1]: of token i + 1
     nll = {}

@@ -119,8 +119,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{settings['items']} items a cell, the same for every model; intervals are 95% paired "
         "bootstraps over items.",
-        "A twin is the same prompt without its evidence; what is scored there was guessed. Tables show "
-        "the highest of its scores.",
+        "A twin is the same prompt without its evidence; what is scored there was "
+        "guessed. Tables show the highest of its scores.",
         "Effective length: the greatest at which, and at all shorter ones, the mean over tasks "
         "reaches 85.6% (RULER's threshold), or 85% of the model's own at the shortest length.",
     ]

@@ -99,11 +99,8 @@ def _needles(name: str, spec: Needles, kit: Kit, budget: int, number: int) -> Dr
 
     units = kit.fit(name, build, budget, prefix)
     at = dict(zip(told, depths, strict=True))
-    references = tuple(
-        value
-        for key in asked
-        for value in sorted(values[key], key=lambda value, key=key: at[key, value])
-    )
+    told_in_order = sorted(told, key=at.__getitem__)
+    references = tuple(value for key in asked for name, value in told_in_order if name == key)
     facts = {"depth": at[asked[0], values[asked[0]][0]]} if len(told) == 1 else {}
     return Draft(build(units), build(units, unseen), references, prefix, facts=facts)
 
