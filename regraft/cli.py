@@ -550,10 +550,17 @@ def _run(
             raise
         where = f" {error.filename}" if error.filename else ""
         _fail(f"the system refused{where}: {error.strerror or error}", 1)
-    except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except Exception as error:
+        if debug:
             raise
-        _fail("not enough GPU memory; use --device cpu or a smaller --rank", 1)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            _fail("not enough GPU memory; use --device cpu or a smaller --rank", 1)
+        said = (str(error).strip() or "no message").splitlines()[0]
+        _fail(
+            f"an error that regraft does not know ({type(error).__name__}: {said}); please report "
+            "it with what --debug shows",
+            1,
+        )
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     elif "plan" in result:

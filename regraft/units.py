@@ -63,3 +63,8 @@ def format_tokens(n: int) -> str:
         if n >= size and n % size == 0:
             return f"{n // size}{unit}"
     return str(n)
+
+
+def format_share(share: float | None) -> str:
+    """A share of the base for people, '2.12%'; None is a share of nothing: the base is zero."""
+    return "n/a (the base is zero)" if share is None else f"{share:.2%}"

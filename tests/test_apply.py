@@ -261,7 +261,8 @@ def test_the_config_says_the_context_in_both_spellings_and_transformers_reads_it
         ("adapter", 160000.0, 2048),
         ("checkpoint", 10000.0, 256),
         ("theta=5e5,length=1k", 500000.0, 1024),
-        ("length=512", 10000.0, 512),
+        ("length=512", 160000.0, 512),
+        ("theta=5e5", 500000.0, 2048),
     ],
 )
 def test_context_is_whose_the_user_says(context, theta, length, family, adapter, tmp_path):
@@ -455,6 +456,9 @@ def test_a_dry_run_says_no_where_the_real_run_would(family, adapter, tmp_path):
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
         apply(adapter, family[2], tmp_path / "taken", dry_run=True)
+    with pytest.raises(InputError, match="holds no model, adapter or result"):
+        apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)
+    (tmp_path / "taken" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="overlaps the input"):
         apply(adapter, family[2], Path(family[2]) / "out", dry_run=True)
     assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)["plan"]
@@ -543,6 +547,20 @@ def test_nan_in_a_tensor_that_changes_is_named(value, family, adapter, tmp_path)
         apply(adapter, target, tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_nan_in_a_tensor_that_is_only_copied_is_named_and_nothing_stays(family, adapter, tmp_path):
+    name = "model.embed_tokens.weight"
+    state = models.load(family[2])
+    before = state[name][3, 3].clone()
+    state[name][3, 3] = math.nan
+    target = models.save(tmp_path / "bad", models.LLAMA, state)
+    with pytest.raises(CheckpointError, match=f"'{name}' of .*bad holds NaN"):
+        apply(adapter, target, tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))  # no staging that would bar the corrected run
+    state[name][3, 3] = before
+    models.save(target, models.LLAMA, state)
+    apply(adapter, target, tmp_path / "out")
 
 
 def test_nan_that_no_sample_saw_is_named(tmp_path):

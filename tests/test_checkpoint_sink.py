@@ -549,14 +549,14 @@ def test_target_that_is_not_free_is_refused(tmp_path: Path) -> None:
 def test_overwrite_keeps_the_old_target_until_the_new_is_ready(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / "config.json").write_text("old")
     with Staging(target, job="job", overwrite=True) as staging:
         staging.record("piece")
-    assert contents(target) == {"old": b"old"}
+    assert contents(target) == {"config.json": b"old"}
     with Staging(target, job="job", overwrite=True, resume=True) as staging:
         assert staging.done("piece") == {}
         (staging.folder / "new").write_text("new")
-        assert contents(target) == {"old": b"old"}
+        assert contents(target) == {"config.json": b"old"}
         staging.publish()
     assert contents(target) == {"new": b"new"}
     assert list(tmp_path.iterdir()) == [target]
@@ -568,7 +568,7 @@ def test_death_while_the_target_is_replaced_loses_neither(
 ) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / "config.json").write_text("old")
     staging = Staging(target, job="job", overwrite=True)
     staging.record("piece")
     (staging.folder / "new").write_text("new")
@@ -590,7 +590,7 @@ def test_death_while_the_target_is_replaced_loses_neither(
         assert (target / "new").exists()
         return
     with Staging(target, job="job", overwrite=True, resume=True) as staging:
-        assert contents(target) == {"old": b"old"}
+        assert contents(target) == {"config.json": b"old"}
         assert (staging.folder / "new").exists()
 
 

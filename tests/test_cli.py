@@ -324,8 +324,11 @@ def test_every_failure_is_one_line_and_its_code(error, code, said, monkeypatch):
         assert type(run("theta", "8k", "1M", "--debug").exception) is type(error)
 
 
-def test_a_bug_is_a_traceback_and_not_an_excuse(monkeypatch):
+def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
     from regraft import rope
 
     monkeypatch.setattr(rope, "theta_report", lambda *_: 1 / 0)
-    assert isinstance(run("theta", "8k", "1M").exception, ZeroDivisionError)
+    result = run("theta", "8k", "1M")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: division by zero" in result.stderr
+    assert isinstance(run("theta", "8k", "1M", "--debug").exception, ZeroDivisionError)

@@ -244,3 +244,25 @@ def test_bounds_hold_before_the_iteration_has_converged(size, monkeypatch):
         found = truncated_svd(delta, 16, tolerance=tolerance)
         assert (exact <= found.upper * (1 + 1e-6)).all()
         check(delta, 16, found, tolerance)
+
+
+@pytest.mark.parametrize("tail", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_the_certificate_holds_where_one_value_holds_nearly_everything(tail: float) -> None:
+    spectrum = tail * torch.arange(1, 401).double() ** -0.2
+    spectrum[0] = 1
+    delta = matrix(spectrum, 500, 400)
+    found = truncated_svd(delta, 32)
+    error = float((delta.double() - (found.U.double() * found.S) @ found.Vt.double()).norm())
+    exact = torch.linalg.svdvals(delta.double())
+    ratio = error / math.sqrt(float(exact[32:].square().sum()))
+    assert ratio <= found.certificate() * (1 + 1e-5)
+    assert found.certificate() <= 1.001
+
+
+def test_the_certificate_holds_with_a_dominating_column() -> None:
+    delta = torch.randn(700, 600, generator=torch.Generator().manual_seed(0))
+    delta[:, 3] *= 1e4
+    found = truncated_svd(delta, 32)
+    error = float((delta.double() - (found.U.double() * found.S) @ found.Vt.double()).norm())
+    exact = torch.linalg.svdvals(delta.double())
+    assert error / math.sqrt(float(exact[32:].square().sum())) <= found.certificate() <= 1.001

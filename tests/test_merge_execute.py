@@ -433,7 +433,8 @@ def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:
     plan = record["plan"]
     assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "time"} <= set(plan)
     assert "base_model" in plan["config"]
-    assert "density (0.6, 0.6, 1)" in plan["parameters"] and plan["q_proj"].endswith("]")
+    assert "density (0.6, 0.6, 1)" in plan["parameters"]
+    assert plan["q_proj"].endswith("]")
 
 
 def test_templates_and_tokenizers(tmp_path: Path) -> None:
@@ -523,6 +524,14 @@ def test_unlike_models_are_refused(tmp_path: Path) -> None:
         recipe = {"merge_method": "linear", "models": of("a", str(tmp_path / name), weight=1)}
         message = complaint(tmp_path, recipe)
         assert words_ in message, name
+
+
+def test_a_folder_that_holds_the_recipe_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    recipe = write(tmp_path / "mine", LONG_TIES)
+    with pytest.raises(InputError, match="overlaps the input"):
+        merge(recipe, recipe.parent, overwrite=True)
+    assert recipe.is_file()
 
 
 def test_nan_in_one_input_is_named(tmp_path: Path) -> None:

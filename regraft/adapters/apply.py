@@ -102,13 +102,19 @@ def apply(
         planned = [Planned(n, info.shape, info.dtype) for n, info in target.tensors.items()]
         shards = plan_shards(planned, like=target, max_shard_bytes=shard_bytes)
         if dry_run:
-            check_output(Path(out), overwrite=overwrite, inputs=[adapter, checkpoint])
+            if str(out):  # `inspect` only asks what would become of the two
+                check_output(Path(out), overwrite=overwrite, inputs=[adapter, checkpoint])
             return {**record, "plan": _plan(target, changes)}
         job = hashlib.sha256(
             json.dumps(record, sort_keys=True, allow_nan=False).encode()
         ).hexdigest()
         with Staging(
-            Path(out), job=job, overwrite=overwrite, resume=resume, inputs=[adapter, checkpoint]
+            Path(out),
+            job=job,
+            overwrite=overwrite,
+            resume=resume,
+            inputs=[adapter, checkpoint],
+            keep_refused=False,
         ) as staging:
             writer = CheckpointWriter(staging, shards, metadata=target.metadata, verify=verify)
             results = _stream(lora, target, changes, scale, writer, staging, where)
@@ -148,6 +154,7 @@ def _stream(
             noted = staging.done(f"graft:{name}")
             if change is None:
                 if not writer.finished(name):
+                    _refuse_nonfinite(target, name)
                     writer.copy(name, target)
             elif noted is not None and writer.finished(name):
                 results[name] = noted
@@ -162,6 +169,21 @@ def _stream(
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         each(target.tensors.values(), make, threads, size=lambda info: info.nbytes)
     return {name: results[name] for name in target.tensors if name in results}
+
+
+def _refuse_nonfinite(target: Checkpoint, name: str) -> None:
+    """A tensor that is only copied: its numbers are looked at all the same."""
+    values = target.tensor(name).reshape(-1)
+    if not values.is_floating_point():
+        return
+    for block in values.split(_BLOCK):
+        if not math.isfinite(float(block.sum(dtype=torch.float32))) and not bool(
+            torch.isfinite(block).all()
+        ):
+            raise CheckpointError(
+                f"Tensor '{name}' of {target.name} holds NaN or infinite numbers; give a sound "
+                "checkpoint."
+            )
 
 
 class _Tally:

@@ -11,6 +11,7 @@ from typing import Any
 from regraft.adapters import format
 from regraft.drawing import figure, from_zero, legend, render, styles
 from regraft.rope import ContextSpec
+from regraft.units import format_share
 
 ADAPTER_FIGURE, GRAFT_FIGURE = "extraction.png", "graft.png"
 
@@ -146,7 +147,7 @@ def write_adapter_card(
                 "changed": fact["changed"],
                 "tensors": fact["tensors"],
                 "share": f"{fact['share_of_all_change']:.2%}",
-                "largest": f"{fact['largest_relative_delta']:.2%}",
+                "largest": format_share(fact["largest_relative_delta"]),
             }
             for role, fact in record["not_captured"].items()
             if fact["changed"]

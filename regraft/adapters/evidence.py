@@ -16,7 +16,7 @@ from regraft.adapters.pairing import Plan
 from regraft.adapters.rank import Floor
 from regraft.checkpoint.source import Checkpoint
 from regraft.rope import ContextSpec
-from regraft.units import format_bytes, format_tokens
+from regraft.units import format_bytes, format_share, format_tokens
 
 
 def svd_facts(
@@ -122,7 +122,10 @@ def not_captured(
             "tensors": len(members),
             "changed": sum(fact["delta_norm"] > 0 for fact in members),
             "delta_norm": math.sqrt(sum(fact["delta_norm"] ** 2 for fact in members)),
-            "largest_relative_delta": max(fact["relative_delta"] for fact in members),
+            "largest_relative_delta": max(
+                (f["relative_delta"] for f in members if f["relative_delta"] is not None),
+                default=None,
+            ),
             "share_of_all_change": sum(f["delta_norm"] ** 2 for f in members) / everything
             if everything
             else 0.0,
@@ -216,7 +219,7 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
                 (
                     "not captured",
                     f"{role}: {fact['changed']} tensors, {fact['share_of_all_change']:.2%} of all "
-                    f"change, at most {fact['largest_relative_delta']:.2%} of a tensor",
+                    f"change, at most {format_share(fact['largest_relative_delta'])} of a tensor",
                 )
             )
     if record["unchanged"]:

@@ -108,7 +108,12 @@ def extract_lora(
             return {**record, "plan": evidence.plan_json(plan)}
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
         with Staging(
-            Path(out), job=job, overwrite=overwrite, resume=resume, inputs=[base, extended]
+            Path(out),
+            job=job,
+            overwrite=overwrite,
+            resume=resume,
+            inputs=[base, extended],
+            keep_refused=False,
         ) as staging:
             run = _Run(b, e, plan, staging, where, DTYPES[dtype], seed, exact)
             run.decompose_all()
@@ -239,7 +244,7 @@ class _Run:
                 self.rest[name] = {
                     "role": role_of[name].kind,
                     "delta_norm": math.sqrt(squares[0]),
-                    "relative_delta": math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0,
+                    "relative_delta": math.sqrt(squares[0] / squares[1]) if squares[1] else None,
                     "rows_not_shared": self.e.tensors[name].shape[0] - self.b.tensors[name].shape[0]
                     if extra
                     else 0,

@@ -125,12 +125,13 @@ def _tied_heads(
 def choose_context(
     lora: Adapter, target: Checkpoint, wanted: str | None
 ) -> tuple[ContextSpec, str]:
-    """The output's context and where it is from. Raises LineageError if nobody decided."""
+    """The output's context and where it is from. What `wanted` leaves open is as the adapter was
+    trained, or the target's where it carries no context. Raises LineageError if nobody decided."""
     own = context_of(target)
     if wanted == "checkpoint":
         return own, "checkpoint"
     if wanted not in (None, "adapter"):
-        return parse_context(str(wanted), own), "given"
+        return parse_context(str(wanted), lora.context[1] if lora.context else own), "given"
     if lora.context is None:
         if wanted == "adapter":
             raise InputError(

@@ -19,8 +19,8 @@ Ritz value of a Krylov space can lie below the largest eigenvalue is bounded as 
 Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992), sharpened for blocks in `_krylov_shortfall`; it
 is wrong with probability at most `_FAILURE` per matrix. Where the probe runs in bfloat16, the
 rounding of D is allowed for as noise spread evenly over the matrix (`_rounding`); one dominating
-row would make more, which is not covered. Iteration goes on until the ratio is at most
-1 + tolerance.
+row would make more, which is not covered. Where the values kept hold nearly all of ||D||, products
+go on in float64 (`_widen`). Iteration goes on until the ratio is at most 1 + tolerance.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ from torch import Tensor
 from regraft.device import single_threaded
 
 _FAILURE = 1e-6  # probability that the certificate of one matrix is wrong
+_FINE = (4 * 2.0**-23) ** 2  # of ||D||^2: float32 numbers say nothing of an error below its root
 _PROBES = 32  # columns of the Krylov probe
 _EXACT_BELOW = 256  # min(m, n) up to which LAPACK is the faster way
 _MAX_ROUNDS = 40
 _POWER_STEPS = 3  # before the first projection
+_NEAR_EXACT = 2.5e-3  # squared relative error below which float32's rounding hides 0.1% of it
 _STEEP = 1e4  # ratio of squared singular values in the block beyond which bfloat16 is too coarse
 
 
@@ -59,6 +61,7 @@ class LowRank:
     method: str
     passes: int
     squared_residual: float | None = None  # measured ||D - U S Vt||^2 where subtraction cancels
+    resolution: float = 4 * 2.0**-23  # of ||D||^2: what the arithmetic may have added to `upper`
 
     @property
     def rank(self) -> int:
@@ -82,25 +85,23 @@ class LowRank:
 
     def ratio(self, upper: Tensor, rank: int) -> float:
         """`certificate` for other bounds (q,) on sigma_i^2. Squares of singular values are known to
-        float32's rounding, so 4 eps ||D||^2 of the excess counts as arithmetic."""
+        the rounding of the arithmetic, so `resolution` ||D||^2 of the excess is forgiven."""
         achieved = self.squared_error(rank)
         excess = float((upper[:rank] - self.S[:rank].square()).clamp_min(0).sum())
-        excess = max(excess - 4 * torch.finfo(torch.float32).eps * self.squared_norm, 0.0)
+        excess = max(excess - self.resolution * self.squared_norm, 0.0)
         if excess == 0:
             return 1.0
         return math.sqrt(achieved / (achieved - excess)) if excess < achieved else math.inf
 
     def truncated(self, rank: int) -> LowRank:
         """The same decomposition cut to `rank` leading values."""
-        return LowRank(
-            self.U[:, :rank],
-            self.S[:rank],
-            self.Vt[:rank],
-            self.squared_norm,
-            self.upper[:rank],
-            self.method,
-            self.passes,
-            None if self.squared_residual is None else self.squared_error(rank),
+        return replace(
+            self,
+            U=self.U[:, :rank],
+            S=self.S[:rank],
+            Vt=self.Vt[:rank],
+            upper=self.upper[:rank],
+            squared_residual=None if self.squared_residual is None else self.squared_error(rank),
         )
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -222,6 +223,8 @@ class _Iteration:
     ) -> None:
         self.delta, self.total, self.columns, self.seed = delta, total, columns, seed
         self.exhausted = False  # the probe has filled what the block leaves
+        self.wide = False  # products in float64
+        self.resolution = 4 * torch.finfo(delta.dtype).eps
         if half is None:
             quick = delta.dtype == torch.float32 and fast_half(delta.device)
             half = delta.to(torch.bfloat16) if quick else delta
@@ -240,6 +243,9 @@ class _Iteration:
             result = self._project(rank, certify)
             if self.bounds is None:
                 return self._in_full(result)
+            if result.squared_error() < _NEAR_EXACT and self.resolution > _FINE:
+                self._widen()
+                continue
             optimistic = self.bounds.above(float(self.ritz[0]))
             if result.ratio(optimistic, rank) <= 1 + tolerance:
                 certified = self._certify(result, self.bounds, rank, tolerance)
@@ -248,9 +254,16 @@ class _Iteration:
                 if self.exhausted:
                     break
             self.basis = self.right
-            if float(self.ritz[-1]) < _STEEP * float(self.ritz[0].clamp_min(0)):
+            if self.wide or float(self.ritz[-1]) < _STEEP * float(self.ritz[0].clamp_min(0)):
                 self._power(1)  # in a steep spectrum rounding would blur the small directions
         return _lapack(self.delta, rank, self.total)
+
+    def _widen(self) -> None:
+        """Go on in float64: where the leading values hold nearly all of ||D||, the rounding of
+        their squares in float32 exceeds the slack that the bound on the rest may have. The numbers
+        of D are float32's all the same, so an error at their own rounding counts as none."""
+        self.wide, self.half, self.resolution = True, self.delta, _FINE
+        self.basis = self.right.double()
 
     def _in_full(self, result: LowRank) -> LowRank:
         """The decomposition of D from that of D / ||D||."""
@@ -265,6 +278,8 @@ class _Iteration:
 
     def _product(self, matrix: Tensor, block: Tensor) -> Tensor:
         self.passes += 1
+        if self.wide:
+            return self._wide_product(matrix.stride() == self.delta.stride(), block)
         block = block.to(matrix.dtype)
         if matrix.is_contiguous() and (matrix.dtype == self.delta.dtype or _amx()):
             product = matrix @ block
@@ -272,6 +287,19 @@ class _Iteration:
             product = (block.T @ matrix.T).T
         product = product.to(self.delta.dtype)
         return product.mul_(1 / math.sqrt(self.total))
+
+    def _wide_product(self, plain: bool, block: Tensor) -> Tensor:
+        """D X or D'X in float64, a few rows of D at a time."""
+        block = block.double() / math.sqrt(self.total)
+        rows = self.delta.split(max(1, 2**20 // self.delta.shape[1]))
+        if plain:
+            return torch.cat([part.double() @ block for part in rows])
+        result = block.new_zeros(self.delta.shape[1], block.shape[1])
+        start = 0
+        for part in rows:
+            result += part.double().T @ block[start : start + len(part)]
+            start += len(part)
+        return result
 
     def _power(self, steps: int) -> None:
         """Whole steps with the fast copy: the basis turns towards the leading right space."""
@@ -300,8 +328,8 @@ class _Iteration:
         r = q.T @ right
         with single_threaded():
             u, s, vt = torch.linalg.svd(r.T.double(), full_matrices=False)
-        u = left @ u[:, :rank].to(left.dtype)
-        vt = vt[:rank].to(q.dtype) @ q.T
+        u = (left @ u[:, :rank].to(left.dtype)).to(self.delta.dtype)
+        vt = (vt[:rank].to(q.dtype) @ q.T).to(self.delta.dtype)
         values = s.cpu()
         residual: float | None = None
         if 1 - float(values[:rank].square().sum()) < 1e-4:
@@ -315,14 +343,16 @@ class _Iteration:
             "subspace",
             self.passes,
             residual,
+            self.resolution,
         )
 
     def _residual(self, u: Tensor, s: Tensor, vt: Tensor) -> float:
         """||D - U S Vt||^2 by subtraction, block by block: where 1 - sum s^2 would cancel."""
-        scaled = (s * math.sqrt(self.total)).to(u)[:, None] * vt
+        dtype = torch.float64 if self.wide else u.dtype
+        scaled = (s * math.sqrt(self.total)).to(u)[:, None].to(dtype) * vt.to(dtype)
         rows = max(1, 2**20 // self.delta.shape[1])
         squared = sum(
-            float(torch.linalg.vector_norm(d - b @ scaled, dtype=torch.float64)) ** 2
+            float(torch.linalg.vector_norm(d.to(dtype) - b.to(dtype) @ scaled)) ** 2
             for d, b in zip(self.delta.split(rows), u.split(rows), strict=True)
         )
         return squared / self.total
@@ -351,7 +381,7 @@ class _Iteration:
         if only the rounding of `matrix` stands in the way."""
         remainder = max(1 - float(self.ritz.sum()), 0.0)
         n = self.delta.shape[1]
-        probe = _gaussian(n, _PROBES, self.seed + 1, self.delta)
+        probe = _gaussian(n, _PROBES, self.seed + 1, self.basis)
         blocks: list[Tensor] = []
         images: list[Tensor] = []
         bound = remainder
@@ -444,7 +474,7 @@ class _Bounds:
     """
 
     def __init__(self, ritz: Tensor, spill: Tensor) -> None:
-        top, low = float(ritz[-1]), max(float(ritz[0]), 1e-9 * float(ritz[-1]))
+        top, low = float(ritz[-1]), max(float(ritz[0]), 1e-16 * float(ritz[-1]))
         count = 6 + int(1.5 * math.log(top / low))
         self.gaps = torch.logspace(
             math.log10(0.01 * low), math.log10(0.8 * top), count, dtype=torch.float64

@@ -52,8 +52,9 @@ class Staging:
     again (with `resume`: continues if the job is the same) and may replace the target.
 
     As a context manager it keeps the folder when the block fails, so that `resume` works, unless
-    nothing at all was recorded. Raises InputError for what the user has to decide, OutputError
-    where the disk refuses.
+    nothing at all was recorded, or (without `keep_refused`) the input itself was refused: no
+    resumed run could get further with it. Raises InputError for what the user has to decide,
+    OutputError where the disk refuses.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Staging:
         overwrite: bool = False,
         resume: bool = False,
         inputs: Iterable[str | Path] = (),
+        keep_refused: bool = True,
     ) -> None:
+        self._keep_refused = keep_refused
+        self._publishing = False
         self.target = Path(target).expanduser().resolve()
         if not self.target.name:
             raise InputError(f"The output {target} is not a folder that can be replaced.")
@@ -120,6 +124,7 @@ class Staging:
         """
         for writer in self._writers:
             writer.close()
+        self._publishing = True
         with _explained(self.target):
             shutil.rmtree(self.folder / _SPOOL, ignore_errors=True)
             for folder, _, names in os.walk(self.folder):
@@ -157,7 +162,11 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, InputError) and not (self._keep_refused or self._publishing):
+            for writer in self._writers:
+                writer.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
 
     def _take(self) -> int:
@@ -254,13 +263,23 @@ def _refuse_overlap(target: Path, inputs: Iterable[str | Path]) -> None:
             )
 
 
+_OUTPUTS = ("regraft.json", "result.json", "config.json", "adapter_config.json", INDEX)
+
+
 def _refuse_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"The output {target} is a file; choose a folder.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise InputError(
             f"The output folder {target} is not empty; choose another or replace it with "
             "--overwrite."
+        )
+    if not any((target / name).exists() for name in _OUTPUTS):
+        raise InputError(
+            f"The output folder {target} holds no model, adapter or result, so --overwrite does "
+            "not replace it; choose another folder or empty it."
         )
 
 

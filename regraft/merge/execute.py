@@ -113,14 +113,19 @@ def merge(
         for text in notes:
             progress.warn(text)
         if dry_run:
-            check_output(Path(out), overwrite=overwrite, inputs=inputs.paths())
+            check_output(Path(out), overwrite=overwrite, inputs=[recipe, *inputs.paths()])
             return {**record, "plan": _described(record, inputs, plan, where)}
         if reason is not None:
             progress.note(f"{reason}: merging in mergekit, a separate process")
         progress.note(f"config from {donor} ({why}), tokenizer from {files.donor.name}")
         job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
         with Staging(
-            Path(out), job=job, overwrite=overwrite, resume=resume, inputs=inputs.paths()
+            Path(out),
+            job=job,
+            overwrite=overwrite,
+            resume=resume,
+            inputs=[recipe, *inputs.paths()],
+            keep_refused=False,
         ) as staging:
             if as_adapter:
                 assert plan is not None

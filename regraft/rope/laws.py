@@ -30,6 +30,7 @@ def ntk(theta: float, trained: int, target: int, head_dim: int) -> float:
     Stretches the longest wavelength exactly s times and the shortest not at all.
     """
     _check_law(theta, trained, target)
+    _check_head(head_dim)
     return theta * (target / trained) ** (head_dim / (head_dim - 2))
 
 
@@ -44,6 +45,7 @@ def men_bound(target: int) -> float:
 
 def longest_wavelength(theta: float, head_dim: int) -> float:
     """Tokens per turn of the slowest pair of dimensions: 2 pi * theta ** ((d - 2) / d)."""
+    _check_head(head_dim)
     return 2 * math.pi * theta ** ((head_dim - 2) / head_dim)
 
 
@@ -85,9 +87,18 @@ def theta_report(trained: int, target: int, base: float, head_dim: int = 128) ->
     }
 
 
+def _check_head(head_dim: int) -> None:
+    if head_dim < 4 or head_dim % 2:
+        raise InputError(f"A head dimension of {head_dim} has no RoPE; give an even number from 4.")
+
+
 def _check_law(theta: float, trained: int, target: int) -> None:
-    if not (theta > 1 and math.isfinite(theta)):
-        raise InputError(f"theta must be a number above 1, not {theta}.")
+    if not 1 < theta <= 1e15:
+        raise InputError(f"theta must be a number above 1 and at most 1e15, not {theta}.")
+    if max(trained, target) > 1 << 50:
+        raise InputError(
+            f"No context is {max(trained, target)} tokens long; give a length below 1P."
+        )
     if min(trained, target) < 8:
         raise InputError(
             f"Context lengths {trained} and {target} are too short for a law; give 8 or more."

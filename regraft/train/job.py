@@ -19,6 +19,7 @@ from regraft.checkpoint.sink import Staging
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh
+from regraft.parallel.ulysses import check_heads
 from regraft.rope import ContextSpec
 from regraft.train import metrics
 from regraft.train.blocks import Parallel, ToyModel
@@ -52,11 +53,14 @@ def train(
         progress.configure(quiet=True)
     target = Path(out).expanduser().resolve()
     _check_rows(read, mesh)
+    metrics.check_track(read.body)
     with ExitStack() as stack, _no_bars():
         spot = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="regraft-toy-")))
         source = _source(read, spot, mesh)
         base = stack.enter_context(Checkpoint.open(source))
         before = ContextSpec.from_config(base.config)
+        heads = base.config.get("num_key_value_heads") or base.config["num_attention_heads"]
+        check_heads(int(heads), mesh.ulysses)
         contexts = _contexts(read, base, before)
         tokenizer = _tokenizer(source, base)
         vocabulary = int(base.config["vocab_size"])
@@ -67,7 +71,7 @@ def train(
         job = hashlib.sha256(
             f"{read.canonical()} {base.fingerprint()} {mesh.size}".encode()
         ).hexdigest()
-        inputs = [source] if isinstance(read.body.model, str) else []
+        inputs = [recipe, *([source] if isinstance(read.body.model, str) else [])]
         staging = None
         if mesh.rank == 0:
             staging = stack.enter_context(
@@ -93,7 +97,7 @@ def _work(
     corpus: Corpus,
     base: Checkpoint,
     source: str,
-    contexts: list[ContextSpec],
+    contexts: list[list[ContextSpec]],
     before: ContextSpec,
     folder: Path,
     staging: Staging | None,
@@ -109,7 +113,7 @@ def _work(
     from regraft.train.shard import shard
 
     body, mesh = recipe.body, corpus.mesh
-    learner = load(body, base, source, mesh.device)
+    learner = load(body, base, source, mesh)
     if body.method == "recover" and body.recover.noise:
         add_noise(learner, body.recover.noise, body.seed)
     shard(learner, body, mesh)
@@ -123,14 +127,15 @@ def _work(
     if body.method == "recover":
         loop.recovery = begin_recovery(recipe, learner, corpus, before)
     place = loop.run()
+    used = loop.contexts
     kind = body.export.kind
     if kind == "auto":
         kind = "adapter" if body.method == "lora" else "model"
     name = source if isinstance(body.model, str) else "toy"
     if kind == "adapter":
-        export_adapter(folder, learner, base, (before, contexts[-1]), body, mesh, name)
+        export_adapter(folder, learner, base, (before, used[-1]), body, mesh, name)
     else:
-        export_model(folder, learner, base, contexts[-1], body, mesh)
+        export_model(folder, learner, base, used[-1], body, mesh)
     lines = metrics.read(folder / metrics.METRICS) if staging is not None else []
     looks = metrics.read(folder / metrics.WATCH) if staging is not None else []
     record = {
@@ -143,18 +148,21 @@ def _work(
             "revision": base.revision,
             "fingerprint": base.fingerprint(),
         },
-        "context": {"base": before.to_json(), "stages": [spec.to_json() for spec in contexts]},
+        "context": {"base": before.to_json(), "stages": [spec.to_json() for spec in used]},
         "text": corpus.digests,
-        "steps": place.step,
+        "steps": place.learned,
         "stage_steps": [
-            sum(line["stage"] == i + 1 for line in lines) for i in range(len(body.stages))
+            sum(line["stage"] == i + 1 for line in lines)
+            - sum(lost["steps"] for lost in place.abandoned if lost["stage"] == i + 1)
+            for i in range(len(body.stages))
         ],
-        "tokens": place.tokens,
+        "tokens": place.learned_tokens,
+        "abandoned": place.abandoned,
         "stopped": {str(stage + 1): reason for stage, reason in place.stopped.items()},
         "loss": {"first": lines[0]["loss"], "last": lines[-1]["loss"]} if lines else None,
         "drift": place.drifts,
         "watch": {"first": looks[0], "last": looks[-1]} if looks else None,
-        "processes": mesh.describe(),
+        "processes": loop.processes,
         "versions": versions(),
     }
     if staging is not None:
@@ -186,7 +194,7 @@ def make_mesh(parallel: Parallel, device: str) -> Mesh:
 
 
 def make_plan(
-    recipe: Recipe, corpus: Corpus, contexts: list[ContextSpec], before: ContextSpec
+    recipe: Recipe, corpus: Corpus, contexts: list[list[ContextSpec]], before: ContextSpec
 ) -> dict[str, Any]:
     """What will be done, for `--dry-run`. Raises InputError where a stage has no rows."""
     body = recipe.body
@@ -198,7 +206,7 @@ def make_plan(
         plan[f"text of {name}"] = f"{len(tokens):,} documents, {tokens.total:,} tokens" + (
             f", {held} documents held out" if held else ""
         )
-    for i, (stage, spec) in enumerate(zip(body.stages, contexts, strict=True)):
+    for i, (stage, (spec, *others)) in enumerate(zip(body.stages, contexts, strict=True)):
         rows = corpus.stage(i)
         steps = recipe.steps(stage)
         wanted = steps * stage.batch
@@ -210,6 +218,7 @@ def make_plan(
             f"{spec.describe()}; {steps:,} steps of {stage.batch} x "
             f"{format_tokens(rows.window)} = {wanted * rows.window:,} tokens at {stage.rate:g}; "
             + ", ".join(parts)
+            + "".join(f"; where watch stops it, theta {other.theta:g}" for other in others)
         )
     return plan
 
@@ -238,11 +247,20 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("drift", f"{first['drift']:+.4f} -> {last['drift']:+.4f} nats on short text, "
                       f"after {last['step']} steps")
         )  # fmt: skip
+    lines += [
+        (
+            "begun again",
+            f"stage {lost['stage']}, after {lost['steps']} steps at theta {lost['theta']:g}: "
+            f"{lost['reason']}",
+        )
+        for lost in record["abandoned"]
+    ]
     lines += [("stopped", f"stage {n}: {reason}") for n, reason in record["stopped"].items()]
     return lines
 
 
-def _contexts(recipe: Recipe, base: Checkpoint, before: ContextSpec) -> list[ContextSpec]:
+def _contexts(recipe: Recipe, base: Checkpoint, before: ContextSpec) -> list[list[ContextSpec]]:
+    """Of each stage the RoPE it starts with, then those to fall back on."""
     from transformers import AutoConfig
 
     if before.is_layered:
@@ -257,10 +275,20 @@ def _contexts(recipe: Recipe, base: Checkpoint, before: ContextSpec) -> list[Con
                     f"{base.name} serves {format_tokens(before.max_position_embeddings)} tokens; "
                     "recover within that, or extend it by method full or lora.",
                 )
-        return [before] * len(recipe.body.stages)
+        return [[before]] * len(recipe.body.stages)
     config = dict(base.config)
     head = head_size(AutoConfig.for_model(config.pop("model_type"), **config))
-    return [stage_context(before, recipe.body.rope, s, head) for s in recipe.body.stages]
+    found = []
+    for i, stage in enumerate(recipe.body.stages):
+        tried = [stage, *(stage.model_copy(update={"theta": theta}) for theta in stage.fallback)]
+        specs = [stage_context(before, recipe.body.rope, item, head) for item in tried]
+        if specs[0].theta in stage.fallback:
+            raise recipe.error(
+                ("stages", i, "fallback"),
+                f"theta {specs[0].theta:g} is what the stage starts with; leave it out.",
+            )
+        found.append(specs)
+    return found
 
 
 def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
