@@ -50,7 +50,7 @@ def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
                 cosine += float(same.sum())
             count += len(mine)
     return {
-        "kl": round(max(kl / count, 0.0), 6),
+        "kl": float(f"{max(kl / count, 0.0):.6g}"),
         "top1": round(top / count, 6),
         "cosine": round(cosine / count, 6),
         "positions": count,

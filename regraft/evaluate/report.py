@@ -184,6 +184,7 @@ def _ratios(by_length: dict[str, Any]) -> Cells:
     return [["tokens", *names]] + [
         [_tokens(length), *(_ratio(found[name]) if name in found else "" for name in names)]
         for length, found in by_length.items()
+        if found
     ]
 
 
@@ -192,12 +193,16 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
     nll = {name: facts["perplexity"] for name, facts in measures.items() if "perplexity" in facts}
     if nll:
         first = next(iter(nll.values()))
-        head = ["model", *first["nll"], *(f"gain beyond {w}" for w in first["gain"])]
-        rows = [
-            [name, *(f"{x:.3f}" for x in (*facts["nll"].values(), *facts["gain"].values()))]
-            for name, facts in nll.items()
-        ]
-        found.append(("NLL of plain text by position (nats)", [head, *rows]))
+        for title, part in (
+            ("NLL of plain text by position (nats)", "nll"),
+            ("What context beyond the last tokens is worth (nats)", "gain"),
+        ):
+            if first[part]:
+                rows = [
+                    [name, *(f"{x:.3f}" for x in facts[part].values())]
+                    for name, facts in nll.items()
+                ]
+                found.append((title, [["model", *first[part]], *rows]))
     drift = {name: facts["drift"] for name, facts in measures.items() if "drift" in facts}
     if drift:
         rows = [
