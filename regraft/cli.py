@@ -214,6 +214,7 @@ def merge(
         from regraft.device import use_threads
         from regraft.merge.execute import merge
 
+        _check_recovery(recipe)
         use_threads(threads)
         return merge(
             recipe, out, engine=engine, as_adapter=as_adapter, max_shard_size=max_shard_size,
@@ -569,6 +570,25 @@ def _run(
         )
     else:
         render(result)
+
+
+def _check_recovery(recipe: Path) -> None:
+    """The `recover:` of a merge recipe is a training recipe, in place or in a file of its own."""
+    from regraft.document import Document
+
+    document = Document.read(recipe)
+    keys = document.value if isinstance(document.value, dict) else {}
+    wanted = keys.get("recover")
+    for key in {"recover", "evaluate"} & keys.keys():
+        progress.warn(f"`{key}:` is checked and not run by `regraft merge`.")
+    if wanted is None:
+        return
+    from regraft.train.recipe import Recipe
+
+    if isinstance(wanted, dict):
+        Recipe(document.part("recover", model=str(recipe), method="recover"))
+    elif isinstance(wanted, str):
+        Recipe.read(recipe.parent / wanted)
 
 
 def _planned(name: str, value: Any) -> tuple[str, str]:

@@ -62,6 +62,15 @@ class Document:
             line = data.count(b"\n", 0, error.start) + 1
             raise InputError(f"{path}, line {line} is not UTF-8 text; save it as such.") from None
 
+    def part(self, key: str, **given: Any) -> Document:
+        """The mapping under a top key as a document of its own, its lines those of this file;
+        `given` are values that it need not state."""
+        other = object.__new__(Document)
+        other.name, other.text, other._count = self.name, self.text, self._count
+        other.value = {**given, **self.value[key]}
+        other._lines = {w[1:]: n for w, n in self._lines.items() if w[:1] == (key,)}
+        return other
+
     def line(self, where: Where) -> int:
         """The line of the value, or of the nearest value around it."""
         while where not in self._lines:

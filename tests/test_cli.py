@@ -332,3 +332,19 @@ def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
     assert result.exit_code == 1
     assert "ZeroDivisionError: division by zero" in result.stderr
     assert isinstance(run("theta", "8k", "1M", "--debug").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("recover: {stepps: 3}", "line 3: 'stepps' is no key here (did you mean stages?)"),
+        ("recover: absent.yaml", "absent.yaml cannot be read"),
+        ("evaluate: {zork: 1}", "line 3"),
+    ],
+)
+def test_blocks_for_later_are_checked_by_merge(block, words, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\n{block}\n")
+    result = run("merge", recipe, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert words in result.stderr

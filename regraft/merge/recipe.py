@@ -257,6 +257,14 @@ class Ties(_Block):
     variant: Literal["mergekit", "paper", "peft"] = "mergekit"
 
 
+class Evaluation(_Block):
+    """What `regraft evaluate` is to ask of the result."""
+
+    suite: str | list[str] | None = None
+    lengths: _Tokens | list[_Tokens] | None = None
+    items: Annotated[int, Field(ge=1)] | None = None
+
+
 class Body(_Block):
     """The keys of a recipe."""
 
@@ -281,10 +289,10 @@ class Body(_Block):
         default=None, description="factor on the whole merged delta; needs base_model"
     )
     recover: dict[str, Any] | str | None = Field(
-        default=None, description="a training recipe, run by `regraft graft`"
+        default=None, description="a training recipe or its file, for `regraft graft`"
     )
-    evaluate: dict[str, Any] | str | None = Field(
-        default=None, description="an evaluation, run by `regraft graft`"
+    evaluate: Evaluation | None = Field(
+        default=None, description="an evaluation of the result, for `regraft graft`"
     )
 
 
