@@ -99,6 +99,9 @@ class Mesh:
             groups["context"] = _groups(ranks.movedim(1, -1), limit)
             groups["ulysses"] = _groups(ranks, limit)
             fsdp = _fsdp_mesh(place.type, line.view(solved["replicate"], -1), limit)
+            # A rank that is refused right after this must not take the store with it while
+            # another still makes its groups.
+            dist.all_reduce(torch.zeros(1))
         return cls(
             **solved,
             algorithm=algorithm,
@@ -186,9 +189,15 @@ class Mesh:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def describe(self, model: torch.nn.Module | None = None, length: int | None = None) -> str:
+    def describe(
+        self,
+        model: torch.nn.Module | None = None,
+        length: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
         """Lines for the log: the sizes; for a model also the kernel; for a length in tokens also
-        the exchange, why, and what it asks of the network."""
+        the exchange, why, and what it asks of the network. dtype: of the arithmetic, where that is
+        not the model's own."""
         sizes = ", ".join(
             f"{name} {size}"
             for name in ("replicate", "shard", "context", "ulysses")
@@ -197,7 +206,8 @@ class Mesh:
         line = f"{self.size} processes on {self.device.type}: {sizes}" if sizes else "one process"
         if model is None:
             return line
-        config, dtype = model.config.get_text_config(), next(model.parameters()).dtype  # type: ignore[operator, union-attr]
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        dtype = dtype or next(model.parameters()).dtype
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kernel = choose(self.device.type, dtype, head, self.kernel)
         line += f"; attention kernel {kernel.name}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
-from regraft.parallel import attach
+from regraft.parallel import Mesh, attach
 from regraft.train.blocks import Body, Lora
 from regraft.train.loss import kl_sum, nll_sum, token_scores
 from regraft.train.memory import save_memory
@@ -77,15 +77,16 @@ def arithmetic(body: Body, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load(body: Body, checkpoint: Checkpoint, source: str, device: torch.device) -> Learner:
+def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner:
     """The model ready to train, still on the host: trained parameters float32 (float64 under dtype
     float64), the others in the type of the arithmetic.
 
-    Raises InputError where the architecture is not a plain causal decoder.
+    Raises InputError where the architecture is not a plain causal decoder, or its heads do not
+    divide over the mesh.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = arithmetic(body, device)
+    dtype = arithmetic(body, mesh.device)
     name, _, revision = source.partition("@")
     torch.manual_seed(body.seed)
     try:
@@ -97,7 +98,7 @@ def load(body: Body, checkpoint: Checkpoint, source: str, device: torch.device) 
             f"{source} cannot be loaded for training ({' '.join(str(error).split())[:200]})."
         ) from None
     _refuse(model, checkpoint)
-    attach(model)
+    attach(model, mesh)
     if body.method == "lora":
         _add_lora(model, body.lora)
     else:

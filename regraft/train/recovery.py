@@ -80,7 +80,7 @@ def begin_recovery(
                 f"The teacher {settings.teacher} has {checkpoint.config.get('vocab_size')} tokens "
                 f"and the model {learner.model.config.vocab_size}; give the ungrafted derivative."
             )
-        teacher = load(recipe.body, checkpoint, settings.teacher, mesh.device)
+        teacher = load(recipe.body, checkpoint, settings.teacher, mesh)
     fix_rotary(teacher.model, spec, spec.max_position_embeddings)
     teacher.requires_grad_(False)
     teacher.to(arithmetic(recipe.body, mesh.device)).eval()
