@@ -56,19 +56,33 @@ class Bar:
     def __init__(self, description: str, total: float, progress: Progress | None) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total) if progress else None
-        self._description, self._total, self._done = description, total, 0.0
+        self._description, self._total, self._done, self._skipped = description, total, 0.0, 0.0
         self._began = self._said = time.monotonic()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end at the rate so far; None before anything is done."""
+        worked = self._done - self._skipped
+        spent = time.monotonic() - self._began
+        return spent * (self._total - self._done) / worked if worked > 0 else None
+
+    def skip(self, amount: float) -> None:
+        """Count `amount` as done, or as to be done again where negative, though nobody did it."""
+        self._done += amount
+        self._skipped += amount
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=amount)
 
     def advance(self, amount: float = 1, text: str | None = None) -> None:
         """Count `amount` more as done; `text` is shown beside the description."""
         self._done += amount
+        shown = self._description if text is None else f"{self._description} {text}"
         if self._progress is not None and self._task is not None:
-            shown = self._description if text is None else f"{self._description} {text}"
             self._progress.update(self._task, advance=amount, description=shown)
         elif time.monotonic() - self._said > _LINE_EVERY and self._done:
             self._said = time.monotonic()
-            left = (self._said - self._began) * (self._total / self._done - 1)
-            note(f"{self._description}: {self._done / self._total:.0%}, {left:.0f} s left")
+            left = "" if self.left is None else f", {self.left:.0f} s left"
+            note(f"{shown}: {self._done / self._total:.0%}{left}")
 
 
 @contextmanager

@@ -3,14 +3,19 @@ what it cannot do is said in one sentence."""
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import math
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from regraft import cli, progress
@@ -196,8 +201,6 @@ LORA = RECIPE.replace("method: full", "method: lora\nlora: {{rank: 4, alpha: 16,
 
 
 def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path, undrawn):
-    from safetensors.torch import load_file
-
     adapter, graft, model = tmp_path / "adapter", tmp_path / "graft", tmp_path / "model"
     train(written(tmp_path, home, LORA, whole), adapter, device="cpu")
     folded = LORA + "export: {{kind: model}}\n"
@@ -323,15 +326,123 @@ def test_a_stage_whose_far_positions_get_worse_is_ended_with_a_reason():
     assert verdict(looks(2.5, 2.45, 2.5, 2.45), 0.1) is None
 
 
-def test_a_watched_stage_really_ends_early(home, tmp_path):
-    text = RECIPE.replace("rate: 3e-3", "rate: 0.3").replace(
-        "steps: 5, batch: 4", "steps: 40, batch: 4"
-    )
-    text = text.replace("watch: {{every: 3", "watch: {{stop: true, tolerance: 0.05, every: 2")
+SWINGING = (
+    RECIPE.replace(RECIPE[RECIPE.index("  - {{length: 256") : RECIPE.index("data:")], "")
+    .replace("steps: 5, batch: 4, rate: 3e-3", "steps: 40, batch: 4, rate: 0.3, {theta}")
+    .replace("watch: {{every: 3", "watch: {{stop: true, tolerance: 0.05, every: 2")
+    .replace("save_every: 3", "save_every: 4")
+)
+"""A stage that will be stopped, at whatever theta."""
+
+
+def test_a_stage_that_is_stopped_begins_again_with_the_next_theta(home, tmp_path, children):
+    plain = written(tmp_path / "alone", home, SWINGING.replace("{theta}", "theta: 300"))
     with pytest.warns(UserWarning, match="Stage 1 ends at step"):
-        record = train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
-    lines = metrics.read(tmp_path / "out" / "metrics.jsonl")
-    first = [line for line in lines if line["stage"] == 1]
-    assert len(first) < 40
-    assert "1" in record["stopped"]
+        alone = train(plain, tmp_path / "alone" / "out", device="cpu")
+    recipe = written(tmp_path, home, SWINGING.replace("{theta}", "theta: 100, fallback: [300]"))
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
+    counted = children.run(*line[:3], tmp_path / "counted", *line[4:])
+    assert counted["code"] == 0, counted["err"]
+    lines = metrics.read(tmp_path / "counted" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    first, second = ([line for line in lines if line["attempt"] == number] for number in (1, 2))
+    assert ({line["theta"] for line in first}, {line["theta"] for line in second}) == ({100}, {300})
+    wanted = metrics.read(tmp_path / "alone" / "out" / "metrics.jsonl")
+    for key in ("loss", "gradient", "rate", "valid"):
+        assert [line[key] for line in second] == [line[key] for line in wanted]
+    weights = (tmp_path / "alone" / "out" / "model.safetensors").read_bytes()
+    assert (tmp_path / "counted" / "model.safetensors").read_bytes() == weights
+    record = json.loads((tmp_path / "counted" / "train.json").read_text())
+    (lost,) = record["abandoned"]
+    assert (lost["stage"], lost["theta"], lost["steps"]) == (1, 100, len(first))
+    assert "NLL at" in lost["reason"]
+    for key in ("steps", "stage_steps", "tokens", "stopped", "context"):
+        assert record[key] == alone[key]
+    assert len(second) < 40
     assert all(math.isfinite(line["loss"]) for line in lines)
+    card = (tmp_path / "counted" / "README.md").read_text()
+    assert f"stage 1, after {len(first)} steps at theta 100: NLL" in card
+
+    for share in (0.45, 0.3):
+        assert children.run(*line, "--resume", die=int(share * counted["calls"]))["code"] == -9
+    last = children.run(*line, "--resume")
+    assert last["code"] == 0, last["err"]
+    assert losses(tmp_path / "out") == losses(tmp_path / "counted")
+    looks = [metrics.read(tmp_path / name / "watch.jsonl") for name in ("out", "counted")]
+    assert looks[0] == looks[1]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
+def test_speed_is_told_and_mfu_only_against_a_known_rate(whole, home, tmp_path):
+    from regraft.train.budget import Shape, step_flops
+
+    line = metrics.read(whole / "metrics.jsonl")[-1]
+    assert "mfu" not in line
+    assert line["tokens_per_second"] == pytest.approx(2 * 256 / line["seconds"])
+    assert line["left"] == 0
+    assert line["memory"] > 0
+    text = RECIPE.replace("mix: {{short: 1}}", "mix: {{long: 1}}") + "parallel: {{peak: 1e9}}\n"
+    train(written(tmp_path, home, text.replace("steps: 5", "steps: 1")), tmp_path / "out",
+          device="cpu")  # fmt: skip
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    count = sum(
+        value.numel() for value in load_file(tmp_path / "out" / "model.safetensors").values()
+    )
+    line = metrics.read(tmp_path / "out" / "metrics.jsonl")[0]
+    flops = 4 * step_flops(Shape.of(config, count, count), 64, full=True, checkpoint=False)
+    assert line["mfu"] == pytest.approx(flops / line["seconds"] / 1e9)
+
+
+def test_attention_counts_within_documents():
+    from regraft.train.batch import Row
+    from regraft.train.speed import sizes
+
+    ids = torch.zeros(6, dtype=torch.long)
+    row = Row(ids, ids, ids, torch.tensor([0, 0, 0, 1, 1, 2]))
+    assert sizes(row).tolist() == [3, 2, 1]
+
+
+class Service:
+    """What a run tells a service."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Service:
+            self.said.append((name, given, named))
+            return self
+
+        return call
+
+
+def test_services_are_told_where_they_are_asked_for_or_installed(home, tmp_path, monkeypatch):
+    wandb, board = types.ModuleType("wandb"), types.ModuleType("torch.utils.tensorboard")
+    run, writer = Service(), Service()
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    wandb.init, board.SummaryWriter = run.init, writer.SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    text = RECIPE.replace("steps: 5", "steps: 2") + "track: wandb\n"
+    train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
+    (_, _, started), *rest = run.said
+    assert started["config"]["stages"][1]["length"] == 256
+    logged = [(named["step"], given[0]["loss"]) for _, given, named in rest
+              if given and "loss" in given[0]]  # fmt: skip
+    lines = [(line["step"], line["loss"]) for line in metrics.read(tmp_path / "out/metrics.jsonl")]
+    assert logged == lines
+    assert rest[-1][0] == "finish"
+    scalars = [(given[2], given[1]) for name, given, _ in writer.said
+               if name == "add_scalar" and given[0] == "loss"]  # fmt: skip
+    assert scalars == lines
+    assert not list((tmp_path / "out").rglob("*wandb*"))
+
+
+def test_a_service_that_is_not_installed_is_refused(home, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "wandb" else found(name)
+    )
+    with pytest.raises(InputError, match="wandb is not installed here"):
+        train(written(tmp_path, home, RECIPE + "track: wandb\n"), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

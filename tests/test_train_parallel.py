@@ -43,10 +43,10 @@ def ranks() -> Iterator[Ranks]:
         yield started
 
 
-def written(folder: Path, cache: Path, method: str, more: str = "") -> Path:
+def written(folder: Path, cache: Path, method: str, more: str = "", text: str = RECIPE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(method=method, cache=cache, more=more))
+    path.write_text(text.format(method=method, cache=cache, more=more))
     return path
 
 
@@ -95,12 +95,46 @@ def test_two_processes_train_as_one_does_also_when_killed(alone, home, ranks, tm
     same(tmp_path / "out", wanted)
 
 
+def test_two_processes_begin_a_stage_again_as_one_does(ranks, home, tmp_path):
+    stages = RECIPE[RECIPE.index("stages:") : RECIPE.index("data:")]
+    text = RECIPE.replace(
+        stages,
+        "stages:\n  - {{length: 64, steps: 12, batch: 4, rate: 0.3, theta: 100, fallback: [300], "
+        "mix: {{short: 1}}}}\n",
+    ).replace("watch: {{every: 10, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
+    wanted = tmp_path / "alone"
+    wanted.mkdir()
+    recipe = written(wanted, home / "cache", "full", text=text)
+    codes, errors = ranks.run(1, "train", recipe, "-o", wanted / "out", "--device", "cpu", "-q")
+    assert codes == [0], errors
+    mesh = "parallel: {context: 1, shard: 2}"
+    recipe = written(tmp_path, home / "cache", "full", mesh, text=text)
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [0, 0], errors
+    lines, want = (metrics.read(folder / "out" / "metrics.jsonl") for folder in (tmp_path, wanted))
+    assert [line["attempt"] for line in lines] == [line["attempt"] for line in want]
+    assert {line["attempt"] for line in lines} == {1, 2}
+    for attempt in (1, 2):  # a rate that makes far positions worse soon tears runs apart
+        mine, theirs = (
+            [line["loss"] for line in found if line["attempt"] == attempt][:2]
+            for found in (lines, want)
+        )
+        assert mine == pytest.approx(theirs, abs=5e-5)
+
+
 def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):
     text = "parallel: {context: 1, shard: 3}"
     recipe = written(tmp_path, home / "cache", "full", text)
     codes, errors = ranks.run(3, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
     assert codes == [2, 2, 2]
     assert all("4 rows do not divide over 3" in error for error in errors)
+
+
+def test_heads_that_do_not_divide_are_refused_before_work(ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", "parallel: {ulysses: 4}")
+    codes, errors = ranks.run(4, "train", recipe, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert codes == [2] * 4
+    assert all("ulysses 4 does not divide the model's 2 key-value heads" in e for e in errors)
 
 
 def test_torchrun_needs_nothing_else(home, tmp_path, alone):

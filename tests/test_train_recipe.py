@@ -76,6 +76,12 @@ def test_tokens_become_steps_rounded_up():
         (PLAIN + "positions: {window: 8k}\n", 8, "contiguous rows are as long"),
         (PLAIN + "export: {kind: adapter}\n", 8, "regraft extract-lora"),
         (PLAIN + "optimizer: {betas: [0.9, 2]}\n", 8, "optimizer.betas.1"),
+        (PLAIN.replace("theta: 15.3e6", "fallback: [1e7]"), 3, "say watch: {stop: true}"),
+        (
+            PLAIN.replace("15.3e6", "15.3e6, fallback: [15.3e6]") + "watch: {stop: true}\n",
+            3,
+            "a theta is there twice",
+        ),
         ("- model\n", 1, "a recipe is a mapping"),
         ("model: a\n", 1, "'stages' is missing"),
     ],

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import models
 import pytest
-import torch
 
 from regraft.errors import InputError
 from regraft.train.job import train
@@ -90,6 +89,7 @@ def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, t
 
 def test_noise_is_a_share_of_each_matrix(home, tmp_path):
     from regraft.checkpoint.source import Checkpoint
+    from regraft.parallel import Mesh
     from regraft.train.blocks import Body
     from regraft.train.learner import load
     from regraft.train.recovery import add_noise
@@ -99,7 +99,7 @@ def test_noise_is_a_share_of_each_matrix(home, tmp_path):
          "data": {"sources": [{"name": "a", "text": "x"}]}}
     )  # fmt: skip
     with Checkpoint.open(home / "graft") as checkpoint:
-        learner = load(body, checkpoint, str(home / "graft"), torch.device("cpu"))
+        learner = load(body, checkpoint, str(home / "graft"), Mesh())
     before = {name: value.detach().clone() for name, value in learner.trained().items()}
     add_noise(learner, 0.01, seed=0)
     for name, value in learner.trained().items():
@@ -112,6 +112,7 @@ def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
         [
             ("length: 128", "length: 256", "serves 128 tokens"),
             ("rate: 2e-3", "theta: 1e4", "keeps the model's theta"),
+            ("rate: 2e-3", "fallback: [1e4]", "keeps the model's theta"),
             (", rows: packed", "", "give a source with rows: packed"),
             ("method: recover", "method: full", "method is full, which has no recover"),
         ]

@@ -107,6 +107,10 @@ class Stage(Block):
 
     length: Tokens = Field(description="target context in tokens")
     theta: Theta | None = None
+    fallback: list[Theta] = Field(
+        default=[],
+        description="thetas to start the stage again with, one after another, where watch stops it",
+    )
     steps: Count | None = None
     tokens: Tokens | None = Field(default=None, description="instead of steps; rounded up")
     batch: Count = Field(default=1, description="rows per optimizer step, over all devices")
@@ -203,6 +207,9 @@ class Parallel(Block):
     shard: Degree = Field(default="auto", description="FSDP")
     replicate: Degree = Field(default="auto", description="copies with different rows")
     algorithm: Literal["auto", "gather", "ring"] = "auto"
+    peak: Positive | None = Field(
+        default=None, description="FLOP/s of a device, for MFU; default: the chip's published rate"
+    )
 
 
 class Memory(Block):
@@ -312,6 +319,9 @@ class Body(Block):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     watch: Watch | None = None
+    track: Literal["wandb"] | None = Field(
+        default=None, description="also tell Weights & Biases (TensorBoard needs no key)"
+    )
     save_every: Count = Field(default=100, description="steps between checkpoints")
     export: Export = Export()
     seed: Annotated[int, Field(ge=0)] = 0

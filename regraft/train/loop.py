@@ -20,30 +20,36 @@ from torch import Tensor
 from regraft import progress
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
+from regraft.rope import ContextSpec
 from regraft.train import optimizers as optim
 from regraft.train import state
 from regraft.train.batch import Row, together
+from regraft.train.blocks import Stage
 from regraft.train.corpus import Corpus, StageRows
-from regraft.train.learner import Learner
+from regraft.train.learner import Learner, arithmetic
 from regraft.train.metrics import METRICS, WATCH, Board, Log
 from regraft.train.recipe import Recipe
 from regraft.train.recovery import Recovery
 from regraft.train.rotary import check_rotary, fix_rotary, wavelengths
+from regraft.train.speed import Speed, peak_memory
 from regraft.train.state import Place
 from regraft.train.watch import Watcher, verdict
-from regraft.units import format_tokens
+from regraft.units import format_bytes, format_tokens
+
+FIRST = "first"
+"""Folder among the states, of the state at the beginning of a stage that may begin again."""
 
 
 class Loop:
-    """A run in `folder`. contexts: the RoPE of each stage. saved: called after each state, with
-    the steps finished."""
+    """A run in `folder`. contexts: the RoPE of each stage, and those to try next where `watch` ends
+    it. saved: called after each state, with the steps finished."""
 
     def __init__(
         self,
         recipe: Recipe,
         learner: Learner,
         corpus: Corpus,
-        contexts: list[Any],
+        contexts: list[list[ContextSpec]],
         folder: Path,
         states: Path,
         tokenizer: Any,
@@ -51,11 +57,19 @@ class Loop:
     ) -> None:
         self.recipe, self.learner, self.corpus = recipe, learner, corpus
         self.mesh: Mesh = corpus.mesh
-        self.contexts, self.folder, self.states = contexts, folder, states
+        self._contexts, self.folder, self.states = contexts, folder, states
         self.tokenizer, self.saved = tokenizer, saved
         self.place = Place()
         self.optimizers = optim.make(learner.trained(), recipe.body.optimizer)
         self.recovery: Recovery | None = None
+        self.speed = Speed(learner, recipe.body, self.mesh)
+        self.processes = self.mesh.describe()
+
+    @property
+    def contexts(self) -> list[ContextSpec]:
+        """The RoPE each stage has, or had in the end."""
+        given_up = [given_up["stage"] - 1 for given_up in self.place.abandoned]
+        return [tried[given_up.count(i)] for i, tried in enumerate(self._contexts)]
 
     def run(self) -> Place:
         """Train what is left, from the newest state in `states` where there is one."""
@@ -65,20 +79,21 @@ class Loop:
             self.corpus.check_same(digests)
             progress.note(f"Going on after step {self.place.step}.")
         stages = self.recipe.body.stages
-        total = sum(
-            self.recipe.steps(stage) * stage.batch * self.recipe.window(stage) for stage in stages
-        )
+        work = [self.recipe.steps(stage) * self._work(stage) for stage in stages]
         self.metrics, self.watched, self.board = self._logs()
         try:
-            with progress.bar("training", total=total, unit="tokens") as bar:
-                bar.advance(self.place.tokens)
+            with progress.bar("training", total=sum(work)) as bar:
+                bar.skip(sum(work[: self.place.stage]))
+                if self.place.stage < len(stages):
+                    bar.skip(self.place.stage_step * self._work(stages[self.place.stage]))
                 while self.place.stage < len(stages):
                     with self.mesh.guard():
-                        self._stage(bar)
+                        if self._stage(bar):
+                            continue
                     done = self.place.recovered
                     self.place.stage = len(stages) if done else self.place.stage + 1
                     self.place.stage_step, self.place.counts, self.place.looks = 0, {}, []
-            self._save()
+            self._save(self.states)
         finally:
             for log in (self.metrics, self.watched, self.board):
                 if log is not None:
@@ -88,11 +103,17 @@ class Loop:
     def _logs(self) -> tuple[Log | None, Log | None, Board | None]:
         if self.mesh.rank:
             return None, None, None
-        step = self.place.step
-        watched = Log(self.folder / WATCH, step) if self.recipe.body.watch else None
-        return Log(self.folder / METRICS, step), watched, Board(self.folder / "tensorboard")
+        step, body = self.place.step, self.recipe.body
+        watched = Log(self.folder / WATCH, self.place.looked) if body.watch else None
+        board = Board(self.folder / "tensorboard", self.states, step, body)
+        return Log(self.folder / METRICS, step), watched, board
 
-    def _stage(self, bar: progress.Bar) -> None:
+    def _work(self, stage: Stage) -> float:
+        """What a step of the stage costs, in floating-point operations, for the time left."""
+        return stage.batch * self.speed.of(self.recipe.window(stage))
+
+    def _stage(self, bar: progress.Bar) -> bool:
+        """Train what is left of a stage; whether it is to be started again with the next theta."""
         place, body = self.place, self.recipe.body
         stage, spec = body.stages[place.stage], self.contexts[place.stage]
         length = max(stage.length, spec.max_position_embeddings)
@@ -101,6 +122,11 @@ class Loop:
         for line in wavelengths(rotary) if place.stage_step == 0 else ():
             progress.note(f"stage {place.stage + 1}: {line}")
         rows = self.corpus.stage(place.stage)
+        dtype = arithmetic(body, self.mesh.device)
+        self.processes = self.mesh.describe(self.learner.model, rows.window, dtype)
+        progress.note(f"stage {place.stage + 1}: {self.processes}")
+        if stage.fallback and place.stage_step == 0 and place.attempt == 0:
+            self._save(self.states / FIRST)
         if place.counts:
             rows.mixture.counts = dict(place.counts)
         watcher = None
@@ -110,28 +136,57 @@ class Loop:
                 self._look(watcher)
         steps = self.recipe.steps(stage)
         if self.recovery is not None and place.step == 0 and self._recovered(self.recovery, True):
-            return
+            return False
         while place.stage_step < steps:
             self._step(rows, steps, bar)
             last = place.stage_step == steps
             if watcher is not None and (last or place.stage_step % watcher.settings.every == 0):
                 self._look(watcher)
                 if reason := self._reason_to_stop(watcher):
+                    if place.attempt < len(stage.fallback):
+                        self._begin_again(reason, bar)
+                        return True
                     place.stopped[place.stage] = reason
                     progress.warn(f"Stage {place.stage + 1} ends at step {place.step}: {reason}")
-                    bar.advance((steps - place.stage_step) * stage.batch * rows.window)
-                    return
+                    bar.skip((steps - place.stage_step) * self._work(stage))
+                    return False
             if self.recovery is not None and self._recovered(self.recovery, last):
-                return
+                return False
             if place.step % body.save_every == 0:
-                self._save()
+                self._save(self.states)
+        return False
+
+    def _begin_again(self, reason: str, bar: progress.Bar) -> None:
+        """Put the stage's first state back, its theta being the next one."""
+        before, stage = self.place, self.recipe.body.stages[self.place.stage]
+        theta = self.contexts[before.stage].theta
+        first = state.latest(self.states / FIRST)
+        assert first is not None
+        self.place, _ = state.load(first, self.learner, self.optimizers, self.mesh)
+        self.place.step, self.place.tokens = before.step, before.tokens
+        self.place.looked = before.looked
+        lost = {
+            "stage": before.stage + 1,
+            "theta": theta,
+            "steps": before.stage_step,
+            "tokens": before.stage_step * stage.batch * self.recipe.window(stage),
+            "reason": reason,
+        }
+        self.place.abandoned = [*before.abandoned, lost]
+        bar.skip(-before.stage_step * self._work(stage))
+        progress.warn(
+            f"Stage {before.stage + 1} is begun again at theta "
+            f"{self.contexts[before.stage].theta:g} instead of {theta:g}: {reason}"
+        )
+        self._save(self.states)
 
     def _step(self, rows: StageRows, steps: int, bar: progress.Bar) -> None:
         place, body = self.place, self.recipe.body
         stage = rows.stage
         began = time.perf_counter()
-        mine = rows.next(place.step)
-        loss, valid = self._backward(mine, place.step)
+        # a stage begun again sees what it would have seen first
+        mine = rows.next(place.learned)
+        loss, valid, flops = self._backward(mine, place.step)
         parameters = list(self.learner.trained().values())
         norm = self._clip(parameters, body.optimizer.clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -152,29 +207,40 @@ class Loop:
         done = stage.batch * rows.window
         place.tokens += done
         seconds = time.perf_counter() - began
-        if self.metrics is not None and self.board is not None:
-            self.metrics.add(
-                step=place.step, stage=place.stage + 1, length=stage.length,
-                theta=self.contexts[place.stage].theta, loss=loss, tokens=place.tokens,
-                valid=valid, rate=rate, gradient=norm, seconds=round(seconds, 4),
-                memory=_peak_memory(self.mesh.device),
-            )  # fmt: skip
-            self.board.add(place.step, loss=loss, rate=rate, gradient=norm)
+        mfu, memory = self.speed.mfu(flops, seconds), peak_memory(self.mesh.device)
         bar.advance(
-            done,
+            self._work(stage),
             f"{format_tokens(stage.length)} step {place.step}: loss {loss:.3f}, "
-            f"{done / seconds:,.0f} tokens/s",
+            f"{done / seconds:,.0f} tokens/s, "
+            + ("" if mfu is None else f"MFU {mfu:.0%}, ")
+            + format_bytes(memory),
         )
+        if self.metrics is not None and self.board is not None:
+            figures = {
+                "loss": loss, "rate": rate, "gradient": norm, "tokens_per_second": done / seconds,
+                "memory": memory, **({} if mfu is None else {"mfu": mfu}),
+            }  # fmt: skip
+            self.metrics.add(
+                step=place.step, stage=place.stage + 1, attempt=place.attempt + 1,
+                length=stage.length, theta=self.contexts[place.stage].theta, tokens=place.tokens,
+                valid=valid, seconds=seconds, left=bar.left, **figures,
+            )  # fmt: skip
+            self.board.add(place.step, **figures)
 
-    def _backward(self, rows: list[Row], step: int) -> tuple[float, int]:
-        """Gradients of the mean NLL over all valid tokens of all processes; (it, their number)."""
+    def _backward(self, rows: list[Row], step: int) -> tuple[float, int, float]:
+        """Gradients of the mean NLL over all valid tokens of all processes; (it, their number, the
+        floating-point operations of all processes)."""
         mesh, body = self.mesh, self.recipe.body
         size = body.memory.rows
         parts = [
             mesh.cut(together(rows[start : start + size])) for start in range(0, len(rows), size)
         ]
         count = sum(int((part["labels"] >= 0).sum()) for part in parts)
-        valid = int(mesh.sum(torch.tensor(count, device=mesh.device)))
+        # rows are the same on the ranks of one sequence, which share their work
+        shared = self.speed.flops(rows) / (mesh.context * mesh.ulysses)
+        sums = torch.tensor([count, shared], dtype=torch.float64, device=mesh.device)
+        valid_all, flops = mesh.sum(sums).tolist()
+        valid = int(valid_all)
         if valid == 0:
             raise RegraftError(f"Step {step + 1} has no token to learn from; the text is padding.")
         total = torch.zeros((), dtype=torch.float64, device=mesh.device)
@@ -186,7 +252,7 @@ class Loop:
                 nll = nll + body.recover.distill * self.recovery.distance(self.learner, part, short)
             # FSDP averages gradients over its processes; the sum over them is what is wanted
             (nll * (mesh.size / valid)).backward()
-        return float(mesh.sum(total)) / valid, valid
+        return float(mesh.sum(total)) / valid, valid, flops
 
     def _clip(self, parameters: Sequence[Tensor], limit: float | None) -> float:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
@@ -197,10 +263,12 @@ class Loop:
         looked: dict[str, Any] = {
             "step": self.place.step,
             "stage": self.place.stage + 1,
+            "attempt": self.place.attempt + 1,
             "length": watcher.length,
         }
         looked |= watcher.look(self.learner)
         self.place.looks.append(looked)
+        self.place.looked += 1
         if self.watched is not None and self.board is not None:
             self.watched.add(**looked)
             self.board.add(self.place.step, **{f"nll/{k}": v for k, v in looked["nll"].items()})
@@ -234,17 +302,8 @@ class Loop:
         }
         self.learner(mesh.cut(batch), score=True)
 
-    def _save(self) -> None:
+    def _save(self, folder: Path) -> None:
         state.save(
-            self.states, self.place, self.corpus.digests, self.learner, self.optimizers, self.mesh
+            folder, self.place, self.corpus.digests, self.learner, self.optimizers, self.mesh
         )
         self.saved(self.place.step)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes of GPU memory so far; on a CPU, of the process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,25 +1,31 @@
-"""metrics.jsonl, watch.jsonl, TensorBoard where it is installed, and the curves at the end."""
+"""metrics.jsonl, watch.jsonl, TensorBoard where it is installed, Weights & Biases where asked for,
+and the curves at the end."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
 from regraft import drawing
+from regraft.errors import InputError
+from regraft.train.blocks import Body
 from regraft.units import format_tokens
 
 METRICS, WATCH, CURVES = "metrics.jsonl", "watch.jsonl", "curves.png"
 
 
 class Log:
-    """A JSON line for each step, flushed as it is written. Lines after `step` are cut off first:
-    those steps will be made again."""
+    """A JSON line for each step, flushed as it is written. Lines after the first `lines` are cut
+    off first: what they tell of will be done again."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read(path) if line["step"] <= step]
+    def __init__(self, path: Path, lines: int) -> None:
+        kept = read(path)[:lines]
         staging = path.with_name(f".{path.name}")
         staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(staging, path)
@@ -75,9 +81,9 @@ def draw(folder: Path) -> None:
 
 def _draw_loss(axes: Any, steps: list[dict[str, Any]]) -> None:
     styles = drawing.styles()
-    numbers = sorted({line["stage"] for line in steps})
+    numbers = sorted({(line["stage"], line["attempt"]) for line in steps})
     for style, number in zip(styles, numbers, strict=False):
-        mine = [line for line in steps if line["stage"] == number]
+        mine = [line for line in steps if (line["stage"], line["attempt"]) == number]
         theta = f"{mine[0]['theta']:.3g}"
         label = f"{format_tokens(mine[0]['length'])}, theta {theta}"
         axes.plot(
@@ -106,21 +112,52 @@ def _draw_far(axes: Any, looks: list[dict[str, Any]]) -> None:
 
 
 class Board:
-    """TensorBoard where it is installed, else nothing."""
+    """TensorBoard where it is installed, and Weights & Biases where the recipe asks for it.
 
-    def __init__(self, folder: Path) -> None:
+    folder: TensorBoard's. states: holds what a resumed run of Weights & Biases needs. step: what
+    was logged after it will be logged again.
+    """
+
+    def __init__(self, folder: Path, states: Path, step: int, body: Body) -> None:
+        self._run: Any = _wandb_run(states, body, folder.parent.name) if body.track else None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer: Any = SummaryWriter(str(folder))
+            self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
         except ImportError:
             self._writer = None
 
-    def add(self, step: int, **values: float) -> None:
+    def add(self, step: int, **values: float | None) -> None:
+        known = {name: value for name, value in values.items() if value is not None}
+        if self._run is not None:
+            self._run.log(known, step=step)
         if self._writer is not None:
-            for name, value in values.items():
+            for name, value in known.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
         if self._writer is not None:
             self._writer.close()
+
+
+def check_track(body: Body) -> None:
+    """Raise InputError where the recipe asks for a service whose package is not here."""
+    if body.track is not None and importlib.util.find_spec(body.track) is None:
+        raise InputError(
+            f"track: {body.track} is not installed here; `pip install {body.track}`, or leave "
+            "track out (metrics.jsonl is always written)."
+        )
+
+
+def _wandb_run(states: Path, body: Body, name: str) -> Any:
+    wandb: Any = importlib.import_module(body.track or "")
+    states.mkdir(parents=True, exist_ok=True)
+    kept = states / "wandb-run"
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex)
+    return wandb.init(
+        project="regraft", id=kept.read_text(), name=name, resume="allow", dir=str(states),
+        config=body.model_dump(),
+    )  # fmt: skip

@@ -121,6 +121,7 @@ def _try(
     value["rope"] = {"family": family}
     value["watch"] = {**value["watch"], "every": steps, "length": target, "stop": False}
     value["save_every"] = 10**9
+    value.pop("track", None)
     with tempfile.TemporaryDirectory(prefix="regraft-probe-") as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")

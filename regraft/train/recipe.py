@@ -124,6 +124,15 @@ class Recipe:
             )
         if body.method == "recover":
             self._check_recovery(names)
+        for i, stage in enumerate(body.stages):
+            thetas = [stage.theta, *stage.fallback]
+            if stage.fallback and not (body.watch and body.watch.stop):
+                raise self.error(
+                    ("stages", i, "fallback"),
+                    "other thetas are tried where watch ends a stage; say watch: {stop: true}.",
+                )
+            if len(set(thetas)) < len(thetas):
+                raise self.error(("stages", i, "fallback"), "a theta is there twice.")
         shortest = min(self.window(stage) for stage in body.stages)
         if shortest < 8:
             raise self.error(("stages",), f"{format_tokens(shortest)} tokens are no context.")
@@ -150,10 +159,11 @@ class Recipe:
                 "one under 'short'.",
             )
         for i, stage in enumerate(self.body.stages):
-            if stage.theta is not None:
-                raise self.error(
-                    ("stages", i, "theta"), "a recovery keeps the model's theta; leave it out."
-                )
+            for key, given in (("theta", stage.theta), ("fallback", stage.fallback)):
+                if given:
+                    raise self.error(
+                        ("stages", i, key), "a recovery keeps the model's theta; leave it out."
+                    )
 
     def _explained(self, error: ValidationError) -> InputError:
         """The first of pydantic's errors as one sentence: misspelt keys, then by line."""

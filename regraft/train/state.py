@@ -26,7 +26,8 @@ from regraft.train.learner import Learner
 
 @dataclass
 class Place:
-    """Where a run is. step: finished steps of all; stage: from 0; stage_step: finished in it."""
+    """Where a run is. step: finished steps of all; stage: from 0; stage_step: finished in it;
+    abandoned: stages begun again with another theta; looked: lines of watch.jsonl."""
 
     step: int = 0
     stage: int = 0
@@ -34,9 +35,25 @@ class Place:
     tokens: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
+    abandoned: list[dict[str, Any]] = field(default_factory=list)
+    looked: int = 0
     looks: list[dict[str, Any]] = field(default_factory=list)
     drifts: list[dict[str, Any]] = field(default_factory=list)
     recovered: bool = False
+
+    @property
+    def attempt(self) -> int:
+        """Which theta of the stage it is, from 0: all before were given up."""
+        return sum(given_up["stage"] == self.stage + 1 for given_up in self.abandoned)
+
+    @property
+    def learned(self) -> int:
+        """Steps that the model owes itself to: all but those that were given up."""
+        return self.step - sum(given_up["steps"] for given_up in self.abandoned)
+
+    @property
+    def learned_tokens(self) -> int:
+        return self.tokens - sum(given_up["tokens"] for given_up in self.abandoned)
 
 
 def save(
@@ -122,6 +139,8 @@ def load(
             optim_state_dict=sharded["optimizers"],
             options=StateDictOptions(strict=False, ignore_frozen_params=True),
         )
+        if loop["place"]["step"] == 0:
+            _forget(optimizers)
     _set_random_states(loop["random"])
     return Place(**loop["place"]), loop["digests"]
 
@@ -140,10 +159,19 @@ def _whole(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[st
 def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
+    fresh = [optimizer for optimizer in optimizers if not optimizer.state]
     model, optim = get_state_dict(
         learner, optimizers, options=StateDictOptions(ignore_frozen_params=True)
     )
+    _forget(fresh)
     return {"model": model, "optimizers": optim}
+
+
+def _forget(optimizers: list[torch.optim.Optimizer]) -> None:
+    """torch fills the state of an optimizer that has none by a step with no gradient, which Adam
+    would count."""
+    for optimizer in optimizers:
+        optimizer.state.clear()
 
 
 def _random_states() -> dict[str, Any]:
