@@ -73,9 +73,13 @@ def main() -> None:
         same += equal
         if not equal:
             print(f"turn {turn}: the output differs", flush=True)
-    print(
-        f"{same} of {arguments.times} outputs are byte-identical ({kills} kills, {resumed} runs "
-        "went on from finished tensors)"
+    from llama8b import environment, record
+
+    record(
+        "merge_kill",
+        f"# kill -9 and --resume\n\n{environment()}\n\n{same} of {arguments.times} outputs are "
+        f"byte-identical to an undisturbed run's ({kills} kills, {resumed} runs went on from "
+        "finished tensors).",
     )
     raise SystemExit(0 if same == arguments.times else 1)
 
