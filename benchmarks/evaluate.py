@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--haystack", default="world")
     parser.add_argument("--lengths", default="64,256,1024")
     parser.add_argument("--items", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=16384)
+    parser.add_argument("--batch", type=int, default=2048)
     options = parser.parse_args()
     source = Source("model", options.model)
     model, task = source.load(torch.device("cpu")), TASKS[options.task]

@@ -297,7 +297,7 @@ def evaluate(
         ),
     ] = False,
     suite: Annotated[
-        str, typer.Option(help="needle, ruler, toy, perplexity, drift or task names, by commas.")
+        str, typer.Option(help="needle, ruler, beyond, toy, perplexity, drift or task names.")
     ] = "needle,perplexity,drift",
     lengths: Annotated[
         str | None, typer.Option(help="Such as 4k,8k. \\[default: the context, 1/2, 1/4, 1/8]")
@@ -317,7 +317,10 @@ def evaluate(
     twins: Annotated[bool, typer.Option(help="Ask without the evidence, too.")] = True,
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
     texts: Annotated[int, typer.Option(help="For perplexity and drift.")] = 8,
-    batch: Annotated[int, typer.Option(help="Tokens in a batch.")] = 16384,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,

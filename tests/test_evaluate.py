@@ -104,7 +104,8 @@ def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
     items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
     found = answer(model, prompter, items, "candidates", budget=1000, room=4)
     for item, got in zip(items, found, strict=True):
-        logits = model.model(input_ids=torch.tensor([prompter.ids(item.prompt)])).logits[0, -1]
+        ids = torch.tensor([prompter.ids(item.prompt)])
+        logits = model.model(input_ids=ids).logits[0, -1].detach()
         best = max(item.candidates, key=lambda word: float(logits[IDS[word]]))
         assert got["said"] == best
         assert got["score"] == (best == item.references[0])

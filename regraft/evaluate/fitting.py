@@ -9,6 +9,7 @@ from typing import Any
 from regraft.errors import InputError
 
 _TRIES = 64
+_UNIT = 20.0  # tokens in a sentence or so: where the search begins
 
 
 class TooShort(InputError):
@@ -87,16 +88,13 @@ def fit(
     budget: int,
     *,
     least: int = 0,
-    guess: float | None = None,
     what: str = "prompt",
 ) -> int:
-    """The number of units with which `build(units)` fits into `budget` tokens and one more would,
-    by the average length of a unit, not.
+    """The greatest number of units with which `build(units)` fits into `budget` tokens.
 
-    build: text of so many units of haystack, longer with more. guess: tokens in a unit, if known.
-    A secant search inside a bracket, halved when that stalls: about four calls of `count`, never
-    more than 64. Raises TooShort where `least` units are too long already, and what `build`
-    raises where it has no more.
+    build: text of so many units of haystack, longer with more. A secant search inside a bracket,
+    halved in every third step: about six calls of `count`, never more than 64. Raises TooShort
+    where `least` units are too long already, and what `build` raises where it has no more.
     """
     low, low_tokens = least, count(build(least))
     if low_tokens > budget:
@@ -105,21 +103,22 @@ def fit(
             "raise --lengths or leave the task out."
         )
     high: int | None = None
-    high_tokens, rate = 0, guess or 20.0
+    high_tokens, rate = 0, _UNIT
     for tries in range(_TRIES):
-        if budget - low_tokens < rate or (high is not None and high - low < 2):
-            return low
+        if low_tokens == budget or (high is not None and high - low < 2):
+            break
         step = max(1, int((budget - low_tokens) / rate))
-        if high is not None:
-            step = (high - low) // 2 if tries % 3 == 2 else min(step, high - low - 1)
-        at = low + max(1, step)
-        tokens = count(build(at))
-        if tokens <= budget:
-            low, low_tokens = at, tokens
+        if high is None:
+            step += tries > 1  # a step too far closes the bracket
         else:
+            step = (high - low) // 2 if tries % 3 == 2 else min(step, high - low - 1)
+        at = low + step
+        tokens = count(build(at))
+        if tokens > budget:
             high, high_tokens = at, tokens
+        else:
+            rate = max((tokens - low_tokens) / step, 0.25) if high is None else rate
+            low, low_tokens = at, tokens
         if high is not None and high_tokens > low_tokens:
             rate = (high_tokens - low_tokens) / (high - low)
-        elif low > least and low_tokens > 0:
-            rate = max(0.5, low_tokens / low)
     return low

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from regraft.errors import InputError
 from regraft.evaluate.tasks import Task
+from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
 from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.notes import NOTES, SHOUT
@@ -13,8 +14,14 @@ from regraft.evaluate.tasks.questions import QUESTIONS
 from regraft.evaluate.tasks.ruler import NEEDLES, TRACKING
 
 RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
-TASKS = {task.name: task for task in (NEEDLE, *RULER, NOTES, SHOUT)}
-SUITES: dict[str, list[Task]] = {"needle": [NEEDLE], "ruler": RULER, "toy": [NOTES, SHOUT]}
+BEYOND = [MANY_SHOT, ENTITIES, GRAPH]
+TASKS = {task.name: task for task in (NEEDLE, *RULER, *BEYOND, NOTES, SHOUT)}
+SUITES: dict[str, list[Task]] = {
+    "needle": [NEEDLE],
+    "ruler": RULER,
+    "beyond": BEYOND,
+    "toy": [NOTES, SHOUT],
+}
 MEASURES = ("perplexity", "drift")  # without questions
 
 

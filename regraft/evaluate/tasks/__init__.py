@@ -74,7 +74,6 @@ class Kit:
         self.prompter, self.haystack, self.seed = prompter, haystack, seed
         self.needles, self.decoys, self.depths = needles, decoys, tuple(depths)
         self.questions = questions
-        self._rates: dict[str, float] = {}
 
     def rng(self, *name: object) -> random.Random:
         """Randomness that belongs to the name and the run's seed."""
@@ -88,13 +87,7 @@ class Kit:
         def count(question: str) -> int:
             return self.prompter.count(self.prompter.wrap(question, prefix))
 
-        units = fit(
-            build, count, budget, least=least, guess=self._rates.get(task),
-            what=f"prompt of {task}",
-        )  # fmt: skip
-        if units > least:
-            self._rates[task] = budget / units
-        return units
+        return fit(build, count, budget, least=least, what=f"prompt of {task}")
 
 
 @dataclass(frozen=True)
