@@ -493,6 +493,14 @@ def test_how_a_model_is_sharded_changes_no_weight(tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_tensor_that_only_the_extended_model_has_is_spoken_of(family, tmp_path):
+    state = models.load(family[1])
+    state["model.layers.9.self_attn.q_proj.weight"] = torch.ones(4, 4)
+    more = models.save(tmp_path / "more", {**models.LLAMA, **models.LONG}, state)
+    record = extract_lora(family[0], more, tmp_path / "a", rank=2, dry_run=True)
+    assert any("model.layers.9.self_attn.q_proj.weight" in note for note in record["notes"])
+
+
 def test_a_dry_run_writes_nothing(family, tmp_path):
     plan = extract_lora(*family[:2], tmp_path / "a" / "b", rank=4, dry_run=True)["plan"]
     assert plan["modules"] == 14

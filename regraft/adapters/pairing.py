@@ -99,7 +99,7 @@ def make_plan(
         read_bytes=sum(b.tensors[n].nbytes + e.tensors[n].nbytes for n in names),
         write_bytes=rule.budget or factors * dtype.itemsize,
         peak_bytes=largest * (6 if fast_half(torch.device("cpu")) else 4) + (600 << 20),
-        notes=_heads_apart(b, e),
+        notes=_heads_apart(b, e) + _strangers(b, e),
     )
 
 
@@ -152,6 +152,23 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
                 "made from the base."
             )
     return names
+
+
+def _strangers(b: Checkpoint, e: Checkpoint) -> list[str]:
+    """What to say of tensors that only the extended model has and its own config does not know."""
+    names = [
+        name
+        for name in e.tensors
+        if name not in b.tensors and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if e.tied != b.tied:  # the head is spoken of elsewhere
+        names = [name for name in names if "head" not in name]
+    if not names:
+        return []
+    return [
+        f"{e.name} has {len(names)} tensors that {b.name} lacks, '{names[0]}' first: they are not "
+        "in the adapter."
+    ]
 
 
 def _heads_apart(b: Checkpoint, e: Checkpoint) -> list[str]:
