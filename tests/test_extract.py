@@ -501,6 +501,14 @@ def test_a_tensor_that_only_the_extended_model_has_is_spoken_of(family, tmp_path
     assert any("model.layers.9.self_attn.q_proj.weight" in note for note in record["notes"])
 
 
+def test_finite_numbers_too_large_are_not_called_nan(family, tmp_path):
+    state = models.load(family[1])
+    state["model.layers.1.mlp.up_proj.weight"] *= 1e30
+    huge = models.save(tmp_path / "huge", {**models.LLAMA, **models.LONG}, state)
+    with pytest.raises(CheckpointError, match="squares overflow"):
+        extract_lora(family[0], huge, tmp_path / "a", rank=2, force=True)
+
+
 def test_a_dry_run_writes_nothing(family, tmp_path):
     plan = extract_lora(*family[:2], tmp_path / "a" / "b", rank=4, dry_run=True)["plan"]
     assert plan["modules"] == 14

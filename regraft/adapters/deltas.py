@@ -184,7 +184,13 @@ def difference_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
 def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, sums: list[float]) -> None:
     if math.isfinite(sums[0]) and math.isfinite(sums[1]):
         return
-    guilty = b if not math.isfinite(sums[1]) else e
+    for model in (b, e):
+        if not all(bool(torch.isfinite(x).all()) for x in model.tensor(name).split(4096)):
+            raise CheckpointError(
+                f"Tensor '{name}' of {model.name} holds NaN or infinite numbers; give a sound "
+                "checkpoint."
+            )
     raise CheckpointError(
-        f"Tensor '{name}' of {guilty.name} holds NaN or infinite numbers; give a sound checkpoint."
+        f"Tensor '{name}' of {b.name} or {e.name} holds numbers whose squares overflow; no trained "
+        "weight is that large, give a sound checkpoint."
     )
