@@ -297,7 +297,10 @@ def evaluate(
         ),
     ] = False,
     suite: Annotated[
-        str, typer.Option(help="needle, ruler, beyond, toy, perplexity, drift or task names.")
+        str,
+        typer.Option(
+            help="needle, ruler, beyond, toy, perplexity, drift, task names, lm-eval:TASK."
+        ),
     ] = "needle,perplexity,drift",
     lengths: Annotated[
         str | None, typer.Option(help="Such as 4k,8k. \\[default: the context, 1/2, 1/4, 1/8]")
@@ -317,6 +320,7 @@ def evaluate(
     twins: Annotated[bool, typer.Option(help="Ask without the evidence, too.")] = True,
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
     texts: Annotated[int, typer.Option(help="For perplexity and drift.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Items of each lm-eval task.")] = None,
     batch: Annotated[
         int | None,
         typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
@@ -345,7 +349,7 @@ def evaluate(
             models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
             haystack=haystack, qa=tuple(map(str, qa or ())), needles=needles, decoys=decoys,
             depths=depths, sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts,
-            batch=batch, device=device, seed=seed, overwrite=overwrite, resume=resume,
+            limit=limit, batch=batch, device=device, seed=seed, overwrite=overwrite, resume=resume,
             dry_run=dry_run,
         )  # fmt: skip
 

@@ -316,6 +316,7 @@ def test_the_page_stands_alone_and_its_lines_can_be_hidden(
         ({"models": ["a={donor}"]}, "needs donor"),
         ({"suite": "nothing"}, "unknown"),
         ({"suite": "qa_1"}, "--qa FILE"),
+        ({"suite": "toy,lm-eval:none.yaml"}, r"cannot be read|regraft\[eval\]"),
         ({"haystack": "grammar", "suite": "needle"}, "does not know"),
         ({"haystack": "/no/such"}, "neither grammar"),
         ({"lengths": "64,huge"}, "token count"),
@@ -388,6 +389,32 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2
     assert "not empty" in refused.output
+
+
+def test_published_suites_run_on_the_same_models_and_give_retention(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="the eval extra is not installed")
+    rows = [{"text": "anna carries the", "right": n % 2} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "lanterns", "dataset_path": "json", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test", "doc_to_text": "{{text}}", "doc_to_target": "{{right}}",
+        "doc_to_choice": ["lantern", "river"], "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    (tmp_path / "lanterns.yaml").write_text(json.dumps(task))
+    suite = f"lm-eval:{tmp_path / 'lanterns.yaml'}"
+    result = evaluate(named(folders), tmp_path / "out", matrix=True, suite=suite, limit=6)
+    scores = result["published"]["scores"]
+    assert list(scores) == ["recipient", "theta only", "donor", "graft"]
+    # alike prompts, so one choice for all of them: it is right in every second of the six
+    assert all(found["lanterns"]["score"] == 0.5 for found in scores.values())
+    assert scores["graft"]["lanterns"]["items"] == 6
+    kept = result["published"]["retention"]["graft"]["lanterns"]
+    assert kept is None or kept["value"] == 1
+    with pytest.raises(InputError, match="knows no task"):
+        evaluate(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:

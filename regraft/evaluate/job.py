@@ -24,7 +24,7 @@ ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
 class Settings:
     """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
     `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
-    slower, and 32768 on a GPU."""
+    slower, and 32768 on a GPU; `limit` to lm-eval's items."""
 
     suites: tuple[str, ...] = ("needle", "perplexity", "drift")
     lengths: tuple[int, ...] = ()
@@ -40,6 +40,7 @@ class Settings:
     chat: bool = False
     texts: int = 8
     batch: int | None = None
+    limit: int | None = None
     seed: int = 0
 
 
@@ -113,7 +114,7 @@ def evaluate(
 def _prepare(models: list[str], settings: Settings, matrix: bool) -> _Work:
     from regraft.evaluate.corpora import open_corpus
     from regraft.evaluate.fitting import Prompter
-    from regraft.evaluate.suites import choose
+    from regraft.evaluate.suites import MEASURES, choose
     from regraft.evaluate.tasks import Kit
     from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
     from regraft.evaluate.tasks.questions import read_quiz
@@ -130,7 +131,8 @@ def _prepare(models: list[str], settings: Settings, matrix: bool) -> _Work:
         Prompter(tokenizer, chat=settings.chat), corpus, seed=settings.seed,
         needles=settings.needles, decoys=settings.decoys, depths=depths, questions=quizzes,
     )  # fmt: skip
-    if settings.haystack != "world" and (measures or any(task.haystack for task in tasks)):
+    plain = any(name in MEASURES for name in measures)
+    if settings.haystack != "world" and (plain or any(task.haystack for task in tasks)):
         share = kit.prompter.unknown_share("".join(corpus.pieces("known", 50)))
         if share > 0.2:
             raise InputError(
@@ -154,6 +156,7 @@ def _prepare(models: list[str], settings: Settings, matrix: bool) -> _Work:
 def _check(settings: Settings) -> None:
     for name, least in (
         ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
+        ("limit", 1),
     ):  # fmt: skip
         if (given := getattr(settings, name)) is not None and given < least:
             raise InputError(f"--{name} {given} is too few; give {least} or more.")
@@ -314,7 +317,8 @@ def _batch(work: _Work, model: Any) -> int:
 def _measures(
     work: _Work, model: Any, source: Any, reference: dict[str, Any], device: Any
 ) -> dict[str, Any]:
-    from regraft.evaluate import drift, perplexity
+    from regraft.evaluate import drift, perplexity, published
+    from regraft.evaluate.published import PREFIX
 
     settings, kit = work.settings, work.kit
     found: dict[str, Any] = {}
@@ -325,6 +329,11 @@ def _measures(
     if "perplexity" in work.measures:
         found["perplexity"] = perplexity.measure(
             model, rows(max(work.lengths)), _batch(work, model)
+        )
+    names = [name.removeprefix(PREFIX) for name in work.measures if name.startswith(PREFIX)]
+    if names:
+        found["lm-eval"] = published.measure(
+            model, kit.prompter.tokenizer, names, settings.limit, settings.chat
         )
     if "drift" in work.measures:
         if not reference:
@@ -340,9 +349,12 @@ def _result(
     work: _Work, items: dict[tuple[str, int], Path], found: Any, plain: dict[str, Any], matrix: bool
 ) -> dict[str, Any]:
     from regraft.adapters.evidence import versions
+    from regraft.evaluate import published
     from regraft.evaluate.record import ratios, summarise
 
     names = [source.name for source in work.sources]
+    plain = {name: dict(facts) for name, facts in plain.items()}
+    suites = published.summarise(plain, matrix)
     result = {
         "schema_version": 1,
         "kind": "evaluation",
@@ -367,6 +379,7 @@ def _result(
         },
         **summarise(found, work.tasks, names),
         "measures": plain,
+        "published": suites,
         "samples": _samples(items, found, names),
         "versions": versions(),
     }  # fmt: skip

@@ -109,8 +109,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, Cells]]:
         found.append(("Effective length", _effective(result)))
     for task, by_length in result.get("ratios", {}).items():
         found.append((f"Carried over: {task}", _ratios(by_length)))
-    found += _plain(result["measures"])
-    return found
+    return found + _plain(result["measures"]) + _published(result["published"])
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -211,6 +210,24 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
         ]
         head = ["model", "KL (nats)", "same first choice", "cosine"]
         found.append((f"Drift from {next(iter(drift))} on short text", [head, *rows]))
+    return found
+
+
+def _published(suites: dict[str, Any]) -> list[tuple[str, Cells]]:
+    scores, found = suites["scores"], []
+    if scores:
+        tasks = list(next(iter(scores.values())))
+        rows = [
+            [name, *(f"{facts[task]['score']:.3f}" for task in tasks)]
+            for name, facts in scores.items()
+        ]
+        found.append(("Published suites, by lm-eval", [["model", *tasks], *rows]))
+    if suites["retention"]:
+        rows = [
+            [name, *(_ratio(facts[task]) for task in tasks)]
+            for name, facts in suites["retention"].items()
+        ]
+        found.append(("Retention on them", [["model", *tasks], *rows]))
     return found
 
 

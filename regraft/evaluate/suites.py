@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.errors import InputError
+from regraft.evaluate.published import PREFIX, check
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
 from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
@@ -29,7 +30,7 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
     """(tasks, measures) of suite, task and measure names. quizzes: --qa files that were given.
 
     `ruler` leaves its question tasks out where there is no file for them. Raises InputError for
-    an unknown name and for a question task without its file.
+    an unknown name and for a question task without its file. What is lm-eval's is a measure.
     """
     tasks: dict[str, Task] = {}
     measures: list[str] = []
@@ -42,13 +43,14 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             if not _has_file(TASKS[name], quizzes):
                 raise InputError(f"{name} takes its questions from a file: give --qa FILE.")
             tasks[name] = TASKS[name]
-        elif name.startswith("lm-eval:"):
-            raise InputError(f"--suite {name}: lm-eval's tasks cannot be run from here yet.")
+        elif name.startswith(PREFIX):
+            measures.append(name)
         else:
-            known = ", ".join((*SUITES, *MEASURES, *TASKS))
+            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *TASKS))
             raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
     if not tasks and not measures:
         raise InputError("--suite names nothing to measure; give needle, for one.")
+    check([name.removeprefix(PREFIX) for name in measures if name.startswith(PREFIX)])
     return list(tasks.values()), measures
 
 
