@@ -1,7 +1,7 @@
 """Jobs on several gloo processes: one process does the imports and forks the ranks of each job.
 
-`run(jobs, world)` starts it and returns what `job_<name>(rank)` returned in every rank; an
-exception in any rank is raised with its traceback.
+`Jobs.run(jobs, world)` returns what `job_<name>(rank)` returned in every rank; an exception in any
+rank is shown with its traceback, and ends the process.
 """
 
 from __future__ import annotations
@@ -74,16 +74,33 @@ def model_cases(world: int) -> Iterator[tuple[str, str, str]]:
         yield "replicate 2 x gather 2", "FSDP2", "float64"
 
 
-def run(jobs: str, world: int, timeout: float = 200) -> dict[str, list[Any]]:
-    """What each of `jobs` (names with commas between) returned in each of `world` ranks."""
-    command = [sys.executable, __file__, jobs, str(world)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-    )
-    if done.returncode:
-        raise AssertionError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+class Jobs:
+    """The warmed-up process. A context manager."""
+
+    def __enter__(self) -> Jobs:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def run(self, jobs: str, world: int) -> dict[str, list[Any]]:
+        """What each of `jobs` (names with commas between) returned in each of `world` ranks."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{jobs} {world}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"a rank of {jobs} failed, see above"
+        return dict(json.loads(answer))
 
 
 def documents(starts: list[list[int]], length: int) -> Tensor:
@@ -359,8 +376,10 @@ def _serve() -> None:
 
     del peft, transformers
     torch.set_num_threads(1)
-    world = int(sys.argv[2])
-    print(json.dumps({job: _on_ranks(job, world) for job in sys.argv[1].split(",")}))
+    for line in sys.stdin:
+        jobs, world = line.split()
+        found = {job: _on_ranks(job, int(world)) for job in jobs.split(",")}
+        print(json.dumps(found), flush=True)
 
 
 def _on_ranks(name: str, world: int) -> list[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from parallel_ranks import attention_cases, model_cases, run
+from parallel_ranks import Jobs, attention_cases, model_cases
 
 ATTENTION = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}
 MODEL = {
@@ -14,11 +15,17 @@ MODEL = {
 }
 
 
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    with Jobs() as started:
+        yield started
+
+
 @pytest.mark.parametrize("world", [2, 4])
-def test_many_processes_are_one(world: int) -> None:
+def test_many_processes_are_one(jobs: Jobs, world: int) -> None:
     """Attention against the definition; loss, gradients (relative) and joined logits of whole
     models against transformers' own attention with explicit masks in one process."""
-    found = run("attention,model", world)
+    found = jobs.run("attention,model", world)
     wrong = []
     for rank, errors in enumerate(found["attention"]):
         for case in attention_cases(world):
@@ -34,8 +41,8 @@ def test_many_processes_are_one(world: int) -> None:
     assert not wrong
 
 
-def test_what_goes_wrong_on_two_processes_is_one_sentence() -> None:
-    found = run("mesh,lost,hung", 2)
+def test_what_goes_wrong_on_two_processes_is_one_sentence(jobs: Jobs) -> None:
+    found = jobs.run("mesh,lost,hung", 2)
     for rank in found["mesh"]:
         _check_mesh(rank)
     for how in ("lost", "hung"):

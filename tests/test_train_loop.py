@@ -90,6 +90,16 @@ def whole(tmp_path_factory, home) -> Path:
     return folder / "out"
 
 
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory, home, children) -> tuple[Path, int]:
+    """The same run by the command line, and how often it changed the disk."""
+    folder = tmp_path_factory.mktemp("counted")
+    recipe, out = written(folder, home), folder / "out"
+    done = children.run("train", recipe, "-o", out, "--device", "cpu", "--threads", "1", "-q")
+    assert done["code"] == 0, done["err"]
+    return out, done["calls"]
+
+
 def losses(folder: Path) -> list[Any]:
     return [
         [line[key] for key in ("step", "stage", "loss", "tokens", "gradient", "rate")]
@@ -146,14 +156,13 @@ def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(whole, 
     assert float(far) == pytest.approx(watched, abs=2e-5)
 
 
-def test_runs_killed_anywhere_go_on_to_the_last_digit(whole, home, tmp_path, children):
+def test_runs_killed_anywhere_go_on_to_the_last_digit(whole, counted, home, tmp_path, children):
     recipe = written(tmp_path, home)
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
-    counted = children.run(*line[:3], tmp_path / "counted", *line[4:])
-    assert counted["code"] == 0, counted["err"]
-    assert losses(tmp_path / "counted") == losses(whole)
+    undisturbed, calls = counted
+    assert losses(undisturbed) == losses(whole)
     for share in (0.35, 0.25, 0.15):
-        died = children.run(*line, "--resume", die=int(share * counted["calls"]))
+        died = children.run(*line, "--resume", die=int(share * calls))
         assert died["code"] == -9
     last = children.run(*line, "--resume")
     assert last["code"] == 0, last["err"]
@@ -162,11 +171,10 @@ def test_runs_killed_anywhere_go_on_to_the_last_digit(whole, home, tmp_path, chi
     assert same == (whole / "model.safetensors").read_bytes()
 
 
-def test_a_full_disk_keeps_the_last_good_state(whole, home, tmp_path, children):
+def test_a_full_disk_keeps_the_last_good_state(whole, counted, home, tmp_path, children):
     recipe = written(tmp_path, home)
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
-    calls = children.run(*line[:3], tmp_path / "counted", *line[4:])["calls"]
-    failed = children.run(*line, full=calls // 2)
+    failed = children.run(*line, full=counted[1] // 2)
     assert failed["code"] == 1
     assert "regraft: " in failed["err"]
     assert "Traceback" not in failed["err"]

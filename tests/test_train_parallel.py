@@ -21,8 +21,8 @@ model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
 method: {method}
 rope: {{law: scaling}}
 stages:
-  - {{length: 64, steps: 4, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
-  - {{length: 256, steps: 16, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
+  - {{length: 64, steps: 3, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
+  - {{length: 256, steps: 7, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
 data:
   cache: {cache}
   held_out: 0.1
@@ -30,9 +30,9 @@ data:
     - {{name: short, synthetic: notes, words: 30, documents: 60, rows: packed}}
     - {{name: long, synthetic: notes, words: 256, documents: 30}}
 positions: {{kind: multi_chunk, window: 64, least: 8}}
-watch: {{every: 10, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
+watch: {{every: 5, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
   answer: "{{value}}", values: [otter, maple], rows: 3}}}}
-save_every: 5
+save_every: 3
 {more}
 """
 
@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_does_also_when_killed(alone, home, ranks, tm
     recipe = written(tmp_path, home / "cache", method, f"parallel: {{{mesh}}}")
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
     staging = tmp_path / ".out.regraft-staging" / "states"
-    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000010")
+    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000006")
     assert codes == [-9, -9], errors
     assert not (tmp_path / "out").exists()
     codes, errors = ranks.run(2, *line, "--resume")
@@ -101,7 +101,7 @@ def test_two_processes_begin_a_stage_again_as_one_does(ranks, home, tmp_path):
         stages,
         "stages:\n  - {{length: 64, steps: 12, batch: 4, rate: 0.3, theta: 100, fallback: [300], "
         "mix: {{short: 1}}}}\n",
-    ).replace("watch: {{every: 10, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
+    ).replace("watch: {{every: 5, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
     wanted = tmp_path / "alone"
     wanted.mkdir()
     recipe = written(wanted, home / "cache", "full", text=text)
