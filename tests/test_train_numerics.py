@@ -185,3 +185,47 @@ def test_a_model_that_keeps_its_old_frequencies_is_found_out():
     model.model.rotary_emb = old
     with pytest.raises(RegraftError, match="does not rotate by theta 1000000"):
         check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
+    from peft import LoraConfig, get_peft_model
+
+    from regraft.train import optimizers as optim
+    from regraft.train.batch import Row, together
+    from regraft.train.blocks import Body
+    from regraft.train.learner import prepare
+
+    body = Body.model_validate(
+        {
+            "model": "none", "method": method, "dtype": "float64",
+            "lora": {"rank": 4, "norms": False}, "stages": [{"length": 64, "steps": 1}],
+            "data": {"sources": [{"name": "none", "text": "none"}]}, "memory": {"loss_chunk": 7},
+        }
+    )  # fmt: skip
+    mesh, plain, model = Mesh(), tiny(), tiny()
+    torch.manual_seed(1)
+    learner = prepare(model, body, mesh)
+    spec = ContextSpec.from_config(model.config.to_dict())
+    fix_rotary(model, spec, 64)
+    plain.model.rotary_emb = model.model.rotary_emb  # theirs turns in float32
+    torch.manual_seed(1)
+    if method == "lora":
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+        plain = get_peft_model(plain, config)
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    theirs = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    (ours,) = optim.make(learner.trained(), body.optimizer)
+    optim.set_rate([ours], 1e-2)
+    assert len(trained) == len(learner.trained())
+    for seed in range(3):
+        ids = torch.randint(50, (65,), generator=torch.Generator().manual_seed(seed))
+        row = Row(ids[:-1], torch.arange(64), ids[1:], torch.zeros(64, dtype=torch.long))
+        loss = learner(mesh.cut(together([row]))) / row.valid
+        logits = plain(input_ids=row.ids[None]).logits[0]
+        wanted = F.cross_entropy(logits, row.labels)
+        assert float(loss.detach()) == pytest.approx(float(wanted.detach()), abs=1e-10)
+        for value, optimizer in ((loss, ours), (wanted, theirs)):
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()

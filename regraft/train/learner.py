@@ -98,6 +98,12 @@ def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner
             f"{source} cannot be loaded for training ({' '.join(str(error).split())[:200]})."
         ) from None
     _refuse(model, checkpoint)
+    return prepare(model, body, mesh)
+
+
+def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
+    """A transformers model made ready: our attention, what the recipe trains, its memory savers."""
+    dtype = arithmetic(body, mesh.device)
     attach(model, mesh)
     if body.method == "lora":
         _add_lora(model, body.lora)
