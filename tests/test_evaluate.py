@@ -26,7 +26,9 @@ from regraft.evaluate.corpora import World
 from regraft.evaluate.fitting import Prompter
 from regraft.evaluate.job import evaluate
 from regraft.evaluate.model import LanguageModel, Source
+from regraft.evaluate.record import summarise
 from regraft.evaluate.scoring import answer, batches
+from regraft.evaluate.suites import TASKS
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.transfer import effective_length, interval, ratio
 
@@ -223,6 +225,23 @@ def test_matrix_shows_every_model_the_same_prompts(
     assert "n/a" in card
     assert "n/a" in page
     assert (out / "curves.png").stat().st_size > 5000
+
+
+def test_means_are_over_tasks_that_fit_in_every_length() -> None:
+    lines = [
+        {"score": 1.0, "tokens": 60, "unique": 1.0, "depth": None, "on_grid": False}
+    ] * 4  # fmt: skip
+    low = [{**line, "score": 0.0} for line in lines]
+    tasks = [TASKS[name] for name in ("notes", "shout", "cwe", "vt")]
+    found = {
+        ("m", "notes", 64): lines, ("m", "notes", 128): low, ("m", "shout", 64): low,
+        ("m", "shout", 128): low, ("m", "vt", 64): lines, ("m", "vt", 128): lines,
+        ("m", "cwe", 128): low,
+    }  # fmt: skip
+    result = summarise(found, tasks, ["m"])
+    assert result["overall_tasks"] == ["notes", "vt"]
+    assert result["overall"]["m"] == {"64": 1, "128": 0.5}
+    assert result["effective_length"]["m"] == {"ruler": 64, "own": 64}
 
 
 def test_theta_only_is_the_recipients_weights_under_the_donors_rope(

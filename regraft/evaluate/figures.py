@@ -25,7 +25,7 @@ def draw(folder: Path, result: dict[str, Any]) -> list[str]:
 def _curves(path: Path, result: dict[str, Any]) -> None:
     first = next(iter(result["models"]))
     tasks = list(result["cells"][first])
-    shown: list[str | None] = list(tasks) if len(tasks) <= 3 else [None]
+    shown: list[str | None] = list(tasks) if len(tasks) <= 3 or not result["overall"] else [None]
     with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
         for axes, task in zip(every, shown, strict=True):

@@ -142,9 +142,14 @@ class LanguageModel:
     @torch.no_grad()
     def generate(self, prompt: Sequence[int], most: int) -> list[int]:
         """Greedily, with transformers' generate: at most so many new token ids."""
+        from transformers.utils import logging
+
         ids = torch.tensor([list(prompt)], device=self.device)
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()  # that a length is beyond the context was said before
         out = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
             pad_token_id=0,
         )  # fmt: skip
+        logging.set_verbosity(told)
         return [int(i) for i in out[0, len(prompt) :]]

@@ -44,26 +44,25 @@ def summarise(
     """{"cells": model -> task -> length -> cell, "overall": model -> length -> mean over tasks,
     "effective_length": model -> ...} of all lines by (model, task, length).
 
-    Skills are no part of the means, nor of effective lengths.
+    Means and effective lengths are over "overall_tasks": no skills, and only what fits in every
+    length, so that all lengths have the same tasks.
     """
     cells: dict[str, Any] = {}
     for (model, task, length), lines in found.items():
         cells.setdefault(model, {}).setdefault(task, {})[str(length)] = cell(lines)
     means: dict[str, Any] = {}
     effective: dict[str, Any] = {}
-    names = [task.name for task in tasks if not task.skill]
-    complete = _complete(found, names, models)
-    for model in models:
-        if complete:
-            means[model] = {
-                str(length): round(
-                    _mean([cells[model][task][str(length)]["score"] for task in names]), 6
-                )
-                for length in complete
-            }
-            by_length = {int(length): score for length, score in means[model].items()}
-            effective[model] = effective_length(by_length)
-    return {"cells": cells, "overall": means, "effective_length": effective}
+    names, lengths = _together(found, tasks, models[0])
+    for model in models if names else ():
+        means[model] = {
+            str(length): round(_mean([cells[model][t][str(length)]["score"] for t in names]), 6)
+            for length in lengths
+        }
+        by_length = {int(length): score for length, score in means[model].items()}
+        effective[model] = effective_length(by_length)
+    return {
+        "cells": cells, "overall": means, "overall_tasks": names, "effective_length": effective,
+    }  # fmt: skip
 
 
 def ratios(
@@ -72,7 +71,7 @@ def ratios(
     roles: Sequence[str],
     own_length: int,
 ) -> dict[str, Any]:
-    """task (or 'all', every one but skills together) -> length -> ratios. own_length: the
+    """task (or 'all': those of `overall_tasks` together) -> length -> ratios. own_length: the
     recipient's context."""
     result: dict[str, Any] = {}
     skills = {task.name for task in tasks if task.skill}
@@ -85,29 +84,29 @@ def ratios(
         result.setdefault(task, {})[str(length)] = compare(
             scores, within=length <= own_length, skill=task in skills
         )
-    together = [task.name for task in tasks if not task.skill]
-    if len(together) > 1:
-        for length in _complete(found, together, roles):
-            pooled = {
-                role: [s for task in together for s in _scores(found[role, task, length])]
-                for role in roles
-            }
-            result.setdefault("all", {})[str(length)] = compare(
-                pooled, within=length <= own_length, skill=False
-            )
+    together, lengths = _together(found, tasks, roles[0])
+    for length in lengths if len(together) > 1 else ():
+        pooled = {
+            role: [s for task in together for s in _scores(found[role, task, length])]
+            for role in roles
+        }
+        result.setdefault("all", {})[str(length)] = compare(
+            pooled, within=length <= own_length, skill=False
+        )
     return result
 
 
-def _complete(
-    found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[str], models: Sequence[str]
-) -> list[int]:
-    """Lengths at which every task was measured."""
+def _together(
+    found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[Task], model: str
+) -> tuple[list[str], list[int]]:
+    """(tasks that are no skills and were measured at every length, the lengths)."""
     lengths = sorted({length for _, _, length in found})
-    return [
-        length
-        for length in lengths
-        if tasks and all((models[0], task, length) in found for task in tasks)
+    names = [
+        task.name
+        for task in tasks
+        if not task.skill and all((model, task.name, length) in found for length in lengths)
     ]
+    return names, lengths
 
 
 def _scores(lines: Lines) -> list[float]:

@@ -11,6 +11,7 @@ from regraft import drawing
 from regraft.units import format_tokens
 
 Cells = list[list[str]]
+_FEW = 4  # tasks
 
 _CARD = """\
 # {{ title }}
@@ -54,9 +55,9 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
 
 
 def render(result: dict[str, Any]) -> list[Table]:
-    """The tables for the screen."""
+    """The tables for the screen; of many tasks only what they come to."""
     found = []
-    for name, cells in tables(result):
+    for name, cells in tables(result, brief=len(result["tasks"]) > _FEW):
         table = Table(title=name, title_justify="left")
         for number, head in enumerate(cells[0]):
             table.add_column(head, justify="left" if number == 0 else "right")
@@ -97,18 +98,24 @@ def lead(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def tables(result: dict[str, Any]) -> list[tuple[str, Cells]]:
-    """(title, cells with a head) of all there is to show."""
+def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Cells]]:
+    """(title, cells with a head) of all there is to show. brief: tasks beside each other, at each
+    one's greatest length."""
     found = []
+    if brief:
+        found.append(("Share answered, at the greatest length", _beside(result)))
     for task in result["tasks"]:
-        if _lengths(result, task):
+        if _lengths(result, task) and not brief:
             found.append((f"{task}: share answered", _task(result, task)))
-    if len([t for t in result["tasks"].values() if not t["skill"]]) > 1 and result["overall"]:
-        found.append(("Mean over tasks", _overall(result)))
+    together = result["overall_tasks"]
+    if len(together) > 1:
+        shown = ", ".join(together) if len(together) <= _FEW else f"{len(together)} tasks"
+        found.append((f"Mean over {shown}", _overall(result)))
     if result["effective_length"]:
         found.append(("Effective length", _effective(result)))
     for task, by_length in result.get("ratios", {}).items():
-        found.append((f"Carried over: {task}", _ratios(by_length)))
+        if not brief or task == "all":
+            found.append((f"Carried over: {task}", _ratios(by_length)))
     return found + _plain(result["measures"]) + _published(result["published"])
 
 
@@ -120,8 +127,9 @@ def notes(result: dict[str, Any]) -> list[str]:
         "bootstraps over items.",
         "A twin is the same prompt without its evidence; what is scored there was "
         "guessed. Tables show the highest of its scores.",
-        "Effective length: the greatest at which, and at all shorter ones, the mean over tasks "
-        "reaches 85.6% (RULER's threshold), or 85% of the model's own at the shortest length.",
+        "Effective length: the greatest at which, and at all shorter ones, the mean over the tasks "
+        "that fit in every length reaches 85.6% (RULER's threshold), or 85% of the model's "
+        "own at the shortest length.",
     ]
     if result["matrix"]:
         lines += [
@@ -152,6 +160,17 @@ def _task(result: dict[str, Any], task: str) -> Cells:
         cells = [result["cells"][model][task][length] for length in lengths]
         row = [model, *(f"{cell['score']:.2f}" for cell in cells)]
         rows.append([*row, f"{max(cell['twin'] for cell in cells):.2f}"] if twins else row)
+    return rows
+
+
+def _beside(result: dict[str, Any]) -> Cells:
+    """A row for each task, a column for each model."""
+    models = list(result["models"])
+    rows = [["task", "tokens", *models]]
+    for task in result["tasks"]:
+        for length in _lengths(result, task)[-1:]:
+            scores = [result["cells"][model][task][length]["score"] for model in models]
+            rows.append([task, _tokens(length), *(f"{score:.2f}" for score in scores)])
     return rows
 
 

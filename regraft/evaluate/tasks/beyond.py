@@ -141,6 +141,7 @@ def _solve_graph(prompt: str) -> list[str]:
     return [at] if at else []
 
 
-MANY_SHOT = Task("icl", _shots, _solve_shots, 8, haystack=False)
+# by candidates: chance is one in eight, and a small model shows a preference before it is sure
+MANY_SHOT = Task("icl", _shots, _solve_shots, 8, scoring="candidates", haystack=False)
 ENTITIES = Task("entities", _entities, _solve_entities, 8, haystack=False)
 GRAPH = Task("graph", _graph, _solve_graph, 12, haystack=False)
