@@ -401,6 +401,19 @@ def test_speed_is_told_and_mfu_only_against_a_known_rate(whole, home, tmp_path):
     assert line["mfu"] == pytest.approx(flops / line["seconds"] / 1e9)
 
 
+def test_time_left_is_reckoned_from_what_was_really_done(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("regraft.progress.time.monotonic", lambda: now[0])
+    with progress.bar("training", total=1000) as bar:
+        bar.skip(500)  # by a run before
+        assert bar.left is None
+        now[0] += 10
+        bar.advance(100)
+        assert bar.left == pytest.approx(40)
+        bar.skip(-100)  # to be done again
+        assert bar.left == pytest.approx(50)
+
+
 def test_attention_counts_within_documents():
     from regraft.train.batch import Row
     from regraft.train.speed import sizes

@@ -23,9 +23,12 @@ class Speed:
     def __init__(self, learner: Learner, body: Body, mesh: Mesh) -> None:
         parameters = sum(parameter.numel() for parameter in learner.parameters())
         trained = sum(parameter.numel() for parameter in learner.trained().values())
-        self.shape = Shape.of(learner.model.config.to_dict(), parameters, trained)
+        config = learner.model.config.get_text_config().to_dict()
+        self.shape = Shape.of(config, parameters, trained)
         self.full, self.devices = body.method != "lora", mesh.size
-        self.peak = body.parallel.peak or known_peak(mesh.device)
+        # of experts only some work, which the count of parameters does not tell
+        experts = any("num_experts" in key or "num_local_experts" in key for key in config)
+        self.peak = None if experts else body.parallel.peak or known_peak(mesh.device)
 
     def flops(self, rows: Sequence[Row]) -> float:
         """Of training on these rows."""
