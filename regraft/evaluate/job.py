@@ -9,53 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regraft import progress
 from regraft.errors import InputError
 from regraft.units import format_tokens, parse_tokens
 
-ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
+if TYPE_CHECKING:
+    from regraft.evaluate.prepare import Work
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
-    `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
-    slower, and 32768 on a GPU; `limit` to lm-eval's items."""
-
-    suites: tuple[str, ...] = ("needle", "perplexity", "drift")
-    lengths: tuple[int, ...] = ()
-    items: int = 50
-    haystack: str = "grammar"
-    qa: tuple[str, ...] = ()
-    needles: int = 1
-    decoys: int = 0
-    depths: int = 5
-    sigmoid: bool = False
-    scoring: str = "auto"
-    twins: bool = True
-    chat: bool = False
-    texts: int = 8
-    batch: int | None = None
-    limit: int | None = None
-    seed: int = 0
-
-
-@dataclass
-class _Work:
-    """All that a run needs once its input is found good."""
-
-    settings: Settings
-    sources: list[Any]
-    tasks: list[Any]
-    measures: list[str]
-    lengths: list[int]
-    kit: Any
-    own_length: int
-    contexts: dict[str, Any] = field(default_factory=dict)
+_DRIFT = 8192  # positions at least
 
 
 def evaluate(
@@ -76,12 +41,13 @@ def evaluate(
     models: folders or Hub ids, 'name=place' to name one. With `matrix` the names are recipient,
     donor, graft and, if wanted, recovered; the recipient with only the donor's RoPE is added.
     lengths: such as '4k,8k'; by default the greatest context among the models (128k at most) and
-    its half, quarter and eighth. Other settings: see `Settings`.
+    its half, quarter and eighth. Other settings: see `prepare.Settings`.
 
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
     from regraft.checkpoint.sink import Staging, check_output
     from regraft.device import pick_device
+    from regraft.evaluate.prepare import Settings, plan, prepare
 
     chosen = Settings(
         suites=tuple(part.strip() for part in suite.split(",") if part.strip()),
@@ -89,11 +55,11 @@ def evaluate(
         **settings,
     )
     where = pick_device(device)
-    work = _prepare(list(models), chosen, matrix)
+    work = prepare(list(models), chosen, matrix)
     places = [source.place for source in work.sources]
     if dry_run:
         check_output(Path(out), overwrite=overwrite, inputs=places)
-        return {"plan": _plan(work)}
+        return {"plan": plan(work)}
     job = json.dumps(
         {
             "evaluate": asdict(chosen),
@@ -111,123 +77,7 @@ def evaluate(
     return dict(result)
 
 
-def _prepare(models: list[str], settings: Settings, matrix: bool) -> _Work:
-    from regraft.evaluate.corpora import open_corpus
-    from regraft.evaluate.fitting import Prompter
-    from regraft.evaluate.suites import MEASURES, choose
-    from regraft.evaluate.tasks import Kit
-    from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
-    from regraft.evaluate.tasks.questions import read_quiz
-
-    _check(settings)
-    tasks, measures = choose(settings.suites, len(settings.qa))
-    corpus = open_corpus(settings.haystack)
-    quizzes = [read_quiz(path) for path in settings.qa]
-    sources = _sources(models, matrix)
-    contexts = {source.name: source.spec() for source in sources}
-    tokenizer = _one_tokenizer(sources)
-    depths = (sigmoid_depths if settings.sigmoid else linear_depths)(settings.depths)
-    kit = Kit(
-        Prompter(tokenizer, chat=settings.chat), corpus, seed=settings.seed,
-        needles=settings.needles, decoys=settings.decoys, depths=depths, questions=quizzes,
-    )  # fmt: skip
-    plain = any(name in MEASURES for name in measures)
-    if settings.haystack != "world" and (plain or any(task.haystack for task in tasks)):
-        share = kit.prompter.unknown_share("".join(corpus.pieces("known", 50)))
-        if share > 0.2:
-            raise InputError(
-                f"The models' tokenizer does not know {share:.0%} of the words of the haystack "
-                f"{settings.haystack}; give --haystack world (with --suite toy) or a text of its "
-                "own."
-            )
-    longest = max(spec.max_position_embeddings for spec in contexts.values())
-    top = min(longest, 128 * 1024)
-    lengths = list(settings.lengths) or [top // 8, top // 4, top // 2, top]
-    for name, spec in contexts.items():
-        if max(lengths) > spec.max_position_embeddings and (not matrix or name == "donor"):
-            progress.warn(
-                f"{name} is made for {format_tokens(spec.max_position_embeddings)} tokens and is "
-                f"examined at up to {format_tokens(max(lengths))}."
-            )
-    own = contexts[sources[0].name].max_position_embeddings
-    return _Work(settings, sources, tasks, measures, lengths, kit, own, contexts)
-
-
-def _check(settings: Settings) -> None:
-    for name, least in (
-        ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
-        ("limit", 1),
-    ):  # fmt: skip
-        if (given := getattr(settings, name)) is not None and given < least:
-            raise InputError(f"--{name} {given} is too few; give {least} or more.")
-    if settings.scoring not in ("auto", "teacher", "generate"):
-        raise InputError(f"--scoring '{settings.scoring}' is not auto, teacher or generate.")
-
-
-def _sources(models: list[str], matrix: bool) -> list[Any]:
-    from regraft.evaluate.model import Source
-
-    named: dict[str, str] = {}
-    for text in models:
-        name, sign, place = text.partition("=")
-        if not sign:
-            name, place = Path(text).name or text, text
-        if name in named:
-            raise InputError(f"Two models are called {name}; name them: one={place} ...")
-        if not name or "/" in name:
-            raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=place.")
-        named[name] = place
-    if not named:
-        raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
-    if not matrix:
-        return [Source(name, place) for name, place in named.items()]
-    needed, known = {"recipient", "donor", "graft"}, {"recipient", "donor", "graft", "recovered"}
-    if missing := sorted(needed - set(named)):
-        raise InputError(f"--matrix needs {', '.join(f'{role}=MODEL' for role in missing)}.")
-    if other := sorted(set(named) - known):
-        raise InputError(f"--matrix knows recipient, donor, graft and recovered, not {other[0]}.")
-    named["theta only"] = named["recipient"]
-    context = Source("donor", named["donor"]).spec()
-    return [
-        Source(role, named[role], context if role == "theta only" else None)
-        for role in ROLES
-        if role in named
-    ]
-
-
-def _one_tokenizer(sources: list[Any]) -> Any:
-    """The first model's, if all models have the same words for the same ids."""
-    first = sources[0].tokenizer()
-    vocabulary, seen = first.get_vocab(), {sources[0].place}
-    for source in sources[1:]:
-        if source.place in seen:
-            continue
-        seen.add(source.place)
-        other = source.tokenizer().get_vocab()
-        shared = vocabulary.keys() & other.keys()
-        if len(shared) < 0.95 * len(vocabulary) or any(vocabulary[w] != other[w] for w in shared):
-            raise InputError(
-                f"{sources[0].place} and {source.place} have different tokenizers, so they cannot "
-                "be shown the same tokens; evaluate them one by one."
-            )
-    return first
-
-
-def _plan(work: _Work) -> dict[str, Any]:
-    cells = len(work.tasks) * len(work.lengths)
-    twins = 2 if work.settings.twins else 1
-    tokens = twins * work.settings.items * len(work.tasks) * sum(work.lengths)
-    return {
-        "models": ", ".join(source.name for source in work.sources),
-        "tasks": ", ".join(task.name for task in work.tasks) or "none",
-        "measures": ", ".join(work.measures) or "none",
-        "lengths": ", ".join(map(format_tokens, work.lengths)),
-        "cells": cells * len(work.sources),
-        "tokens to read": tokens * len(work.sources),
-    }
-
-
-def _items(work: _Work, staging: Any) -> dict[tuple[str, int], Path]:
+def _items(work: Work, staging: Any) -> dict[tuple[str, int], Path]:
     """The items of every cell, made or found; a task that does not fit in a length is left out
     there, with a warning."""
     from regraft.evaluate.fitting import TooShort
@@ -256,7 +106,7 @@ def _items(work: _Work, staging: Any) -> dict[tuple[str, int], Path]:
 
 
 def _examine(
-    work: _Work, items: dict[tuple[str, int], Path], staging: Any, device: Any
+    work: Work, items: dict[tuple[str, int], Path], staging: Any, device: Any
 ) -> tuple[dict[tuple[str, str, int], list[dict[str, Any]]], dict[str, Any]]:
     """(lines of every model, task and length; what measures without questions say of a model)."""
     tasks = {task.name: task for task in work.tasks}
@@ -290,7 +140,7 @@ def _examine(
     return found, plain
 
 
-def _answers(work: _Work, task: Any, path: Path, model: Any) -> list[dict[str, Any]]:
+def _answers(work: Work, task: Any, path: Path, model: Any) -> list[dict[str, Any]]:
     from regraft.evaluate.scoring import answer
     from regraft.evaluate.tasks import Item
 
@@ -310,12 +160,12 @@ def _answers(work: _Work, task: Any, path: Path, model: Any) -> list[dict[str, A
     ]  # fmt: skip
 
 
-def _batch(work: _Work, model: Any) -> int:
+def _batch(work: Work, model: Any) -> int:
     return work.settings.batch or (2048 if model.device.type == "cpu" else 32768)
 
 
 def _measures(
-    work: _Work, model: Any, source: Any, reference: dict[str, Any], device: Any
+    work: Work, model: Any, source: Any, reference: dict[str, Any], device: Any
 ) -> dict[str, Any]:
     from regraft.evaluate import drift, perplexity, published
     from regraft.evaluate.published import PREFIX
@@ -323,12 +173,12 @@ def _measures(
     settings, kit = work.settings, work.kit
     found: dict[str, Any] = {}
 
-    def rows(length: int) -> list[list[int]]:
-        return perplexity.texts(kit.prompter, kit.haystack, length, settings.texts, settings.seed)
+    def rows(length: int, count: int) -> list[list[int]]:
+        return perplexity.texts(kit.prompter, kit.haystack, length, count, settings.seed)
 
     if "perplexity" in work.measures:
         found["perplexity"] = perplexity.measure(
-            model, rows(max(work.lengths)), _batch(work, model)
+            model, rows(max(work.lengths), settings.texts), _batch(work, model)
         )
     names = [name.removeprefix(PREFIX) for name in work.measures if name.startswith(PREFIX)]
     if names:
@@ -339,14 +189,15 @@ def _measures(
         if not reference:
             first = work.sources[0]
             base = model if source is first else first.load(device)
-            short = rows(min(work.own_length, 2048))
-            reference["rows"] = drift.Reference(base, short)
+            short = min(work.own_length, 2048)
+            count = max(settings.texts, _DRIFT // short)
+            reference["rows"] = drift.Reference(base, rows(short, count))
         found["drift"] = drift.measure(model, reference["rows"])
     return found
 
 
 def _result(
-    work: _Work, items: dict[tuple[str, int], Path], found: Any, plain: dict[str, Any], matrix: bool
+    work: Work, items: dict[tuple[str, int], Path], found: Any, plain: dict[str, Any], matrix: bool
 ) -> dict[str, Any]:
     from regraft.adapters.evidence import versions
     from regraft.evaluate import published

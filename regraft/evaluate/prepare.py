@@ -1,0 +1,171 @@
+"""What a run is to measure, checked before any model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft import progress
+from regraft.errors import InputError
+from regraft.evaluate.corpora import open_corpus
+from regraft.evaluate.fitting import Prompter
+from regraft.evaluate.model import Source
+from regraft.evaluate.suites import MEASURES, choose
+from regraft.evaluate.tasks import Kit, Task
+from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
+from regraft.evaluate.tasks.questions import read_quiz
+from regraft.rope import ContextSpec
+from regraft.units import format_tokens
+
+ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
+    `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
+    slower, and 32768 on a GPU; `limit` to lm-eval's items."""
+
+    suites: tuple[str, ...] = ("needle", "perplexity", "drift")
+    lengths: tuple[int, ...] = ()
+    items: int = 50
+    haystack: str = "grammar"
+    qa: tuple[str, ...] = ()
+    needles: int = 1
+    decoys: int = 0
+    depths: int = 5
+    sigmoid: bool = False
+    scoring: str = "auto"
+    twins: bool = True
+    chat: bool = False
+    texts: int = 8
+    batch: int | None = None
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a run needs once its input is found good."""
+
+    settings: Settings
+    sources: list[Source]
+    tasks: list[Task]
+    measures: list[str]
+    lengths: list[int]
+    kit: Kit
+    own_length: int  # the first model's context
+    contexts: dict[str, ContextSpec]
+
+
+def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
+    """Open everything but the weights. Raises InputError for what the user has to decide."""
+    _check(settings)
+    tasks, measures = choose(settings.suites, len(settings.qa))
+    corpus = open_corpus(settings.haystack)
+    quizzes = [read_quiz(path) for path in settings.qa]
+    sources = _sources(models, matrix)
+    contexts = {source.name: source.spec() for source in sources}
+    for source in sources:
+        source.config()  # one model's context may not suit the other's architecture
+    tokenizer = _one_tokenizer(sources)
+    depths = (sigmoid_depths if settings.sigmoid else linear_depths)(settings.depths)
+    kit = Kit(
+        Prompter(tokenizer, chat=settings.chat), corpus, seed=settings.seed,
+        needles=settings.needles, decoys=settings.decoys, depths=depths, questions=quizzes,
+    )  # fmt: skip
+    plain = any(name in MEASURES for name in measures)
+    if settings.haystack != "world" and (plain or any(task.haystack for task in tasks)):
+        share = kit.prompter.unknown_share("".join(corpus.pieces("known", 50)))
+        if share > 0.2:
+            raise InputError(
+                f"The models' tokenizer does not know {share:.0%} of the words of the haystack "
+                f"{settings.haystack}; give --haystack world (with --suite toy) or a text of its "
+                "own."
+            )
+    longest = max(spec.max_position_embeddings for spec in contexts.values())
+    top = min(longest, 128 * 1024)
+    lengths = list(settings.lengths) or [top // 8, top // 4, top // 2, top]
+    for name, spec in contexts.items():
+        if max(lengths) > spec.max_position_embeddings and (not matrix or name == "donor"):
+            progress.warn(
+                f"{name} is made for {format_tokens(spec.max_position_embeddings)} tokens and is "
+                f"examined at up to {format_tokens(max(lengths))}."
+            )
+    own = contexts[sources[0].name].max_position_embeddings
+    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts)
+
+
+def _check(settings: Settings) -> None:
+    for name, least in (
+        ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
+        ("limit", 1),
+    ):  # fmt: skip
+        if (given := getattr(settings, name)) is not None and given < least:
+            raise InputError(f"--{name} {given} is too few; give {least} or more.")
+    if settings.scoring not in ("auto", "teacher", "generate"):
+        raise InputError(f"--scoring '{settings.scoring}' is not auto, teacher or generate.")
+
+
+def _sources(models: list[str], matrix: bool) -> list[Source]:
+
+    named: dict[str, str] = {}
+    for text in models:
+        name, sign, place = text.partition("=")
+        if not sign:
+            name, place = Path(text).name or text, text
+        if name in named:
+            raise InputError(f"Two models are called {name}; name them: one={place} ...")
+        if not name or "/" in name:
+            raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=place.")
+        named[name] = place
+    if not named:
+        raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
+    if not matrix:
+        return [Source(name, place) for name, place in named.items()]
+    needed, known = {"recipient", "donor", "graft"}, {"recipient", "donor", "graft", "recovered"}
+    if missing := sorted(needed - set(named)):
+        raise InputError(f"--matrix needs {', '.join(f'{role}=MODEL' for role in missing)}.")
+    if other := sorted(set(named) - known):
+        raise InputError(f"--matrix knows recipient, donor, graft and recovered, not {other[0]}.")
+    named["theta only"] = named["recipient"]
+    context = Source("donor", named["donor"]).spec()
+    return [
+        Source(role, named[role], context if role == "theta only" else None)
+        for role in ROLES
+        if role in named
+    ]
+
+
+def _one_tokenizer(sources: list[Source]) -> Any:
+    """The first model's, if all models have the same words for the same ids."""
+    first = sources[0].tokenizer()
+    vocabulary, seen = first.get_vocab(), {sources[0].place}
+    for source in sources[1:]:
+        if source.place in seen:
+            continue
+        seen.add(source.place)
+        other = source.tokenizer().get_vocab()
+        shared = vocabulary.keys() & other.keys()
+        if len(shared) < 0.95 * len(vocabulary) or any(vocabulary[w] != other[w] for w in shared):
+            raise InputError(
+                f"{sources[0].place} and {source.place} have different tokenizers, so they cannot "
+                "be shown the same tokens; evaluate them one by one."
+            )
+    return first
+
+
+def plan(work: Work) -> dict[str, Any]:
+    """What a dry run says."""
+    cells = len(work.tasks) * len(work.lengths)
+    twins = 2 if work.settings.twins else 1
+    tokens = twins * work.settings.items * len(work.tasks) * sum(work.lengths)
+    return {
+        "models": ", ".join(source.name for source in work.sources),
+        "tasks": ", ".join(task.name for task in work.tasks) or "none",
+        "measures": ", ".join(work.measures) or "none",
+        "lengths": ", ".join(map(format_tokens, work.lengths)),
+        "cells": cells * len(work.sources),
+        "tokens to read": tokens * len(work.sources),
+    }
