@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from regraft import drawing
@@ -61,7 +62,8 @@ def render(result: dict[str, Any]) -> Table:
     """Both tables and the notes, one below the other."""
     page = Table.grid(padding=(0, 0, 1, 0))
     page.add_row("\n".join(story(result)))
-    page.add_row(_rich("Questions answered, by length of the row", _retrieval(result)))
+    narrow = [[row[0], *row[2:]] for row in _retrieval(result)]  # theta is told above
+    page.add_row(_rich("Questions answered, by length of the row", narrow))
     page.add_row(_rich("NLL of plain prose (nats a word), by position", _prose(result)))
     page.add_row("[dim]" + "\n".join(f"* {line}" for line in notes(result)) + "[/dim]")
     if "seconds" in result:
@@ -163,9 +165,11 @@ def _prose(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _rich(title: str, cells: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for number, name in enumerate(cells[0]):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in cells[1:]:
         table.add_row(*row)
     return table
