@@ -22,8 +22,13 @@ def children() -> Iterator[Children]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards without their figure, which takes longer to draw than a small model to extract."""
+    """Cards without their figure, which takes longer to draw than a small model to extract or
+    train."""
     from regraft.adapters import card
+    from regraft.train import metrics
 
+    monkeypatch.setattr(
+        metrics, "draw", lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+    )
     monkeypatch.setattr(card, "_draw_extraction", lambda path, modules: None)
     monkeypatch.setattr(card, "_draw_graft", lambda path, tensors: None)

@@ -196,7 +196,7 @@ def test_text_that_changed_under_a_resume_is_refused(home, tmp_path):
         train(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
-def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path):
+def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path, undrawn):
     recipe = written(tmp_path, home, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
     with pytest.raises(RegraftError, match="lower the rate"):
         train(recipe, tmp_path / "out", device="cpu")
@@ -205,7 +205,9 @@ def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path):
         train(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
-LORA = RECIPE.replace("method: full", "method: lora\nlora: {{rank: 4, alpha: 16, rslora: true}}")
+LORA = RECIPE.replace(
+    "method: full", "method: lora\nlora: {{rank: 4, alpha: 16, rslora: true}}"
+).replace("steps: 5", "steps: 2")
 
 
 def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path, undrawn):
@@ -230,7 +232,7 @@ def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path
     assert told.exit_code == 0, told.output
 
 
-def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path):
+def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path, undrawn):
     recipe = written(
         tmp_path, home,
         RECIPE + "positions: {{kind: multi_chunk, window: 64, least: 8, unskipped: 0}}\n",
@@ -240,7 +242,7 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path)
     assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
 
 
-def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path):
+def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path, undrawn):
     found = []
     for dtype in ("float32", "bfloat16"):
         recipe = written(tmp_path / dtype, home, LORA + f"dtype: {dtype}\n", whole)
