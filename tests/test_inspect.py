@@ -424,6 +424,15 @@ def test_what_apply_would_refuse_is_said_with_its_reason(
     assert "give a checkpoint of the adapter's architecture" in shown(misfit, 200)
 
 
+def test_a_pair_below_the_working_folder_is_looked_at_all_the_same(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["lora"].parent)
+    result = inspect("lora", "derivative")
+    assert result["refused"] == []
+    assert result["relation"]["verdict"] == "relative"
+
+
 # Two adapters
 
 
