@@ -26,7 +26,7 @@ from regraft.evaluate.corpora import World
 from regraft.evaluate.fitting import Prompter
 from regraft.evaluate.job import evaluate
 from regraft.evaluate.model import LanguageModel, Source
-from regraft.evaluate.record import summarise
+from regraft.evaluate.record import ratios, summarise
 from regraft.evaluate.scoring import answer, batches
 from regraft.evaluate.suites import TASKS
 from regraft.evaluate.tasks import Draft, Kit, Task
@@ -192,6 +192,34 @@ def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
 
 
+def test_transfer_and_retention_are_of_the_roles_they_name() -> None:
+    def lines(right: int) -> list[dict[str, Any]]:
+        return [{"score": float(n < right)} for n in range(100)]
+
+    right = {"recipient": 20, "theta only": 40, "donor": 80, "graft": 50, "recovered": 70}
+    tasks = [TASKS[name] for name in ("notes", "vt", "shout")]
+    found = {
+        (role, task.name, length): lines(count)
+        for role, count in right.items()
+        for task in tasks
+        for length in (64, 128)
+    }
+    result = ratios(found, tasks, list(right), own_length=64)
+    short, far = result["notes"]["64"], result["all"]["128"]
+    expected = {
+        "transfer graft": 30 / 60, "weight transfer graft": 10 / 40,
+        "transfer recovered": 50 / 60, "weight transfer recovered": 30 / 40,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert short[name]["value"] == pytest.approx(value)
+        assert far[name]["value"] == pytest.approx(value)
+        assert short[name]["low"] < value < short[name]["high"]
+        assert far[name]["high"] - far[name]["low"] < short[name]["high"] - short[name]["low"]
+    assert short["retention graft"]["value"] == pytest.approx(2.5)
+    assert not any(name.startswith("retention") for name in far)
+    assert list(result["shout"]["64"]) == ["retention graft", "retention recovered"]
+
+
 def test_effective_length_holds_at_all_shorter_lengths_too() -> None:
     assert effective_length({64: 0.9, 128: 0.7, 256: 0.99}) == {"ruler": 64, "own": 64}
     assert effective_length({64: 0.6, 128: 0.55, 256: 0.4}) == {"ruler": None, "own": 128}
@@ -301,6 +329,11 @@ def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path) -> None:
     noise = result["cells"]["model"]["niah_single_1"]["512"]["unique_share"]
     assert noise < grid["unique_share"] - 0.05
     assert (tmp_path / "out" / "needle.png").stat().st_size > 5000
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert (
+        len(re.findall(r"<td style=.*?hsl\(.*?title=\"model, 512 tokens, depth 92%: ", page)) == 1
+    )
+    assert page.count("hsl(") == 10
 
 
 def test_the_page_stands_alone_and_its_lines_can_be_hidden(
@@ -393,7 +426,8 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     command = [
-        "evaluate", "--matrix", *named(folders), "-o", str(tmp_path / "out"), "--suite", "toy",
+        "evaluate", "--matrix", *named(folders), f"recovered={folders['donor']}",
+        "-o", str(tmp_path / "out"), "--suite", "toy",
         "--lengths", "64", "--items", "4", "--haystack", "world", "--no-twins",
     ]  # fmt: skip
     planned = CliRunner().invoke(app, [*command, "--dry-run"])
@@ -403,6 +437,7 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0
     assert "transfer graft" in shown.output
+    assert "transfer recovered" in shown.output
     again = CliRunner().invoke(app, [*command, "--json", "--overwrite"])
     assert json.loads(again.stdout)["cells"]["donor"]["notes"]["64"]["items"] == 4
     refused = CliRunner().invoke(app, command)

@@ -51,7 +51,7 @@ def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
                     "x": place[int(length)],
                     "y": round(_TOP + (1 - cell["score"]) * _HEIGHT, 1),
                     "text": f"{model}, {format_tokens(int(length))} tokens: {cell['score']:.1%} "
-                    f"of {cell['items']}, 95% {cell['interval'][0]:.0%} to "
+                    f"of {cell['items']}, interval {cell['interval'][0]:.0%} to "
                     f"{cell['interval'][1]:.0%}"
                     + (f", twins {cell['twin']:.1%}" if "twin" in cell else ""),
                 }
