@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,9 @@ def main() -> None:
     source = Source("model", options.model)
     model, task = source.load(torch.device("cpu")), TASKS[options.task]
     kit = Kit(Prompter(source.tokenizer()), open_corpus(options.haystack))
+    print(f"# {options.task}: teacher-forced against generated, {Path(options.model).name}\n")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), batches of "
+          f"{options.batch} tokens, {task.room} tokens generated at most\n")  # fmt: skip
     print("| tokens | items | right, forced | right, generated | same | forced s | generated s |"
           " ratio |")  # fmt: skip
     print("|--:|--:|--:|--:|--:|--:|--:|--:|")

@@ -166,6 +166,17 @@ def test_needle_task_with_several_needles_and_decoys(kit: Kit) -> None:
     assert item.facts["depth"] == 0.5
 
 
+def test_latent_needles_share_no_word_with_their_question(kit: Kit) -> None:
+    for number in range(8):
+        prompt = TASKS["latent"].item(kit, 1024, number).prompt
+        question = set(re.findall(r"\w+", prompt.rsplit("Question:", 1)[1].lower()))
+        needles = re.findall(r"These days \S+ has a flat right beside [^.]+\.", prompt)
+        assert len(needles) == 4
+        common = {"the", "of"}
+        for needle in needles:
+            assert not set(re.findall(r"\w+", needle.lower())) & question - common
+
+
 @given(
     rate=st.floats(0.6, 60), head=st.integers(0, 300), budget=st.integers(300, 200_000),
     bumps=st.integers(0, 40),
