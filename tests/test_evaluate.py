@@ -434,7 +434,7 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
     assert planned.exit_code == 0
     assert "theta only" in planned.output
     assert not (tmp_path / "out").exists()
-    shown = CliRunner().invoke(app, command)
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
     assert shown.exit_code == 0
     assert "transfer graft" in shown.output
     assert "transfer recovered" in shown.output

@@ -2,8 +2,8 @@
 Eiffel Tower?
 
 NoLiMa (arXiv 2502.05167) showed that models which find a needle by its words often fail to find it
-by its meaning. The associations here are our own; decoys have theirs by sights of other countries, in
-the twin everyone does.
+by its meaning. The associations here are our own; decoys are by sights of other countries, and in
+the twin there is nothing else.
 """
 
 from __future__ import annotations
