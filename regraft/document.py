@@ -7,7 +7,9 @@ nodes and depth are far above any real one.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,15 @@ class Document:
                 raise self.error(at, f"'{key.value}' is given twice; keep one.")
             own[key.value] = self._value(item, at, around)
         return {**merged, **own}
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the nearest known word, or ''."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

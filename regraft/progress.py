@@ -107,3 +107,17 @@ def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
         transient=True,
     ) as progress:
         yield Bar(description, total, progress)
+
+
+@contextmanager
+def without_others() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from warm import WarmProcess
 
 _CALLS = (
     "write", "pwrite", "ftruncate", "posix_fallocate", "rename", "replace", "unlink", "fsync",
@@ -22,23 +23,10 @@ _CALLS = (
 )  # fmt: skip
 
 
-class Children:
+class Children(WarmProcess):
     """The warmed-up process. A context manager."""
 
-    def __enter__(self) -> Children:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    script = __file__
 
     def run(
         self,
@@ -49,11 +37,7 @@ class Children:
     ) -> dict[str, Any]:
         """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL."""
         job = {"argv": [str(a) for a in argv], "die": die, "signal": with_signal, "full": full}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return dict(json.loads(self._process.stdout.readline()))
+        return dict(json.loads(self.ask(json.dumps(job))))
 
 
 def _child(job: dict[str, Any], count: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from warm import WarmProcess
 
 STARTS = {  # rows of documents by their first tokens, for 64 tokens: chunks of 8 on four ranks
     "one": [[0], [0]],
@@ -74,31 +74,14 @@ def model_cases(world: int) -> Iterator[tuple[str, str, str]]:
         yield "replicate 2 x gather 2", "FSDP2", "float64"
 
 
-class Jobs:
+class Jobs(WarmProcess):
     """The warmed-up process. A context manager."""
 
-    def __enter__(self) -> Jobs:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    script = __file__
 
     def run(self, jobs: str, world: int) -> dict[str, list[Any]]:
         """What each of `jobs` (names with commas between) returned in each of `world` ranks."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{jobs} {world}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        answer = self.ask(f"{jobs} {world}")
         assert answer, f"a rank of {jobs} failed, see above"
         return dict(json.loads(answer))
 

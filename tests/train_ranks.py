@@ -6,31 +6,19 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from warm import WarmProcess
 
-class Ranks:
+
+class Ranks(WarmProcess):
     """The warmed-up process. A context manager."""
 
-    def __enter__(self) -> Ranks:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    script = __file__
 
     def run(
         self, world: int, *argv: str | Path, kill_at: Path | None = None
@@ -38,11 +26,7 @@ class Ranks:
         """(exit codes, stderrs) of one command line on `world` ranks; all are killed as soon as
         the path `kill_at` exists."""
         job = {"world": world, "argv": [str(a) for a in argv], "kill_at": str(kill_at or "")}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = json.loads(self.ask(json.dumps(job)))
         return answer["codes"], answer["errors"]
 
 

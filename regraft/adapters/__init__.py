@@ -1,0 +1,1 @@
+"""The change between two checkpoints as a LoRA adapter: extracted, looked at, applied."""

@@ -1,0 +1,1 @@
+"""Text for training: sources, rows and packing, and the small world of the demo."""

@@ -63,11 +63,6 @@ class Rows:
             self._order = epoch, rng.permutation(len(self.rows))
         return self.rows[int(self._order[1][index])]
 
-    def filled(self) -> float:
-        """Share of all rows' room that text fills."""
-        text = sum(piece.stop - piece.start for row in self.rows for piece in row)
-        return text / (len(self.rows) * self.length)
-
 
 class Mixture:
     """Which source each row comes from: shares kept exactly, to a row, without chance.

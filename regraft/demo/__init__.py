@@ -15,8 +15,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +56,7 @@ def run(
     try:
         job = json.dumps({"demo": asdict(plan), "seed": seed})
         with Staging(Path(out), job=job, overwrite=overwrite) as staging:
-            with _no_bars():
+            with progress.without_others():
                 result = _play(staging.folder, plan, seed)
             staging.publish()
     finally:
@@ -75,20 +73,6 @@ def render(result: dict[str, Any]) -> Table:
     from regraft.demo.page import render
 
     return render(result)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:

@@ -22,12 +22,13 @@ import yaml
 from regraft.checkpoint.roles import roles
 from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, plan_shards
 from regraft.checkpoint.source import Checkpoint
+from regraft.document import near
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import donors
 from regraft.merge.inputs import Input, Inputs, is_adapter
 from regraft.merge.methods.registry import names
 from regraft.merge.plan import output_config
-from regraft.merge.recipe import BRIDGED, Recipe, near
+from regraft.merge.recipe import BRIDGED, Recipe
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")

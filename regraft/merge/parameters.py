@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regraft import progress
-from regraft.document import Where
+from regraft.document import Where, near
 from regraft.errors import InputError
 from regraft.merge.methods.registry import Method, Parameter, get, names
-from regraft.merge.recipe import Condition, Recipe, Setting, Slice, Source, near
+from regraft.merge.recipe import Condition, Recipe, Setting, Slice, Source
 
 # Parameters of mergekit's methods that have none of the same name here: harmless to leave out.
 _MERGEKITS = ("int8_mask", "r", "alpha")

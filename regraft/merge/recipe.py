@@ -17,8 +17,7 @@ Every error names the line. Nothing of a model is read here: see `plan`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +32,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from regraft.document import Document, Where
+from regraft.document import Document, Where, near, shown
 from regraft.errors import InputError
 from regraft.units import parse_tokens
 
@@ -98,7 +97,7 @@ def _reference(value: Any) -> ModelRef:
             raise ValueError("override_architecture is not supported; correct the config instead")
         if model:
             return ModelRef(*model, *(adapter or (None, None)))
-    raise ValueError(f"{_shown(value)} is not a model such as org/name, path@rev or model+adapter")
+    raise ValueError(f"{shown(value)} is not a model such as org/name, path@rev or model+adapter")
 
 
 def _path(text: str) -> tuple[str, str | None] | None:
@@ -133,15 +132,15 @@ def _setting(value: Any) -> Setting:
     for item in conditions:
         if not isinstance(item, dict) or "value" not in item or set(item) - {"filter", "value"}:
             raise ValueError(
-                f"{_shown(item)} is not {{filter: part of a tensor's name, value: ...}}"
+                f"{shown(item)} is not {{filter: part of a tensor's name, value: ...}}"
             )
         chosen, inner = item.get("filter"), item["value"]
         if chosen is not None and not isinstance(chosen, str):
-            raise ValueError(f"the filter {_shown(chosen)} is not a part of a tensor's name")
+            raise ValueError(f"the filter {shown(chosen)} is not a part of a tensor's name")
         if isinstance(inner, list) and inner and all(_is_scalar(part) for part in inner):
             inner = tuple(inner)
         elif not _is_scalar(inner):
-            raise ValueError(f"the value {_shown(inner)} is not a number, word or list of them")
+            raise ValueError(f"the value {shown(inner)} is not a number, word or list of them")
         result.append(Condition(chosen, inner))
     return tuple(result)
 
@@ -466,7 +465,7 @@ class Recipe:
         if kind == "recursion_loop":
             return self.error(where, f"{key} refers to itself.")
         what = f"{message[:1].lower()}{message[1:]}"
-        return self.error(where, f"{key}: {what}, not {_shown(item['input'])}.")
+        return self.error(where, f"{key}: {what}, not {shown(item['input'])}.")
 
 
 def schema() -> dict[str, Any]:
@@ -498,12 +497,6 @@ def schema() -> dict[str, Any]:
     return result
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest known word, or ''."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
 def _place(loc: tuple[int | str, ...], value: Any) -> tuple[Where, type[BaseModel]]:
     """Pydantic's location as one in the YAML (it adds names of types), and the block around it."""
     where: Where = ()
@@ -521,8 +514,3 @@ def _place(loc: tuple[int | str, ...], value: Any) -> tuple[Where, type[BaseMode
         if i + 1 < len(loc) and part in blocks:
             block = blocks[str(part)]
     return where, block
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,8 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def train(
     target = Path(out).expanduser().resolve()
     _check_rows(read, mesh)
     metrics.check_track(read.body)
-    with ExitStack() as stack, _no_bars():
+    with ExitStack() as stack, progress.without_others():
         spot = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="regraft-toy-")))
         source = _source(read, spot, mesh)
         base = stack.enter_context(Checkpoint.open(source))
@@ -309,20 +308,6 @@ def _source(recipe: Recipe, spot: Path, mesh: Mesh) -> str:
 
     write_toy(spot / "toy", recipe.body.model.toy, recipe.body.seed)
     return str(spot / "toy")
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _tokenizer(source: str, base: Checkpoint) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from regraft.document import Document, Where
+from regraft.document import Document, Where, near, shown
 from regraft.errors import InputError
 from regraft.train.blocks import Body, Stage
 from regraft.units import format_tokens
@@ -187,7 +185,7 @@ class Recipe:
         if kind == "value_error":
             return self.error(where, f"{key}: {message}.")
         what = f"{message[:1].lower()}{message[1:]}"
-        return self.error(where, f"{key}: {what}, not {_shown(item['input'])}.")
+        return self.error(where, f"{key}: {what}, not {shown(item['input'])}.")
 
 
 def schema() -> dict[str, Any]:
@@ -196,12 +194,6 @@ def schema() -> dict[str, Any]:
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     result["title"] = "regraft training recipe"
     return result
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest known word, or ''."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _place(loc: tuple[int | str, ...], value: Any) -> tuple[Where, type[BaseModel]]:
@@ -226,8 +218,3 @@ def _blocks(kind: Any) -> list[type[BaseModel]]:
     if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
         return [kind] if issubclass(kind, BaseModel) else []
     return [block for part in typing.get_args(kind) for block in _blocks(part)]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

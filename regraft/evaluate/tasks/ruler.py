@@ -8,6 +8,7 @@ is never repeated; so scores are comparable between models here, not with a publ
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -125,7 +126,7 @@ def _chain(names: list[str], value: str) -> list[str]:
 
 def _tracking(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("vt", budget, number)
-    names = _variables(rng.sample, 3 * CHAINS * (HOPS + 1))
+    names = _variables(rng, 3 * CHAINS * (HOPS + 1))
     shown, told, other = (names[i : i + HOPS + 1] for i in range(0, len(names), HOPS + 1))
     numbers = [str(n) for n in rng.sample(range(10_000, 100_000), 3)]
     example = _tracking_question(
@@ -143,11 +144,11 @@ def _tracking(kit: Kit, budget: int, number: int) -> Draft:
     return Draft(build(units, chain), build(units, blind), tuple(told), prefix)
 
 
-def _variables(sample, count: int) -> list[str]:  # type: ignore[no-untyped-def]
+def _variables(rng: random.Random, count: int) -> list[str]:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     names: list[str] = []
     while len(names) < count:
-        name = "".join(sample(letters, 5))
+        name = "".join(rng.sample(letters, 5))
         if name not in names:
             names.append(name)
     return names
