@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
 import pytest
 from forked import Children
 
+from regraft import progress
+
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """As a library has it: warnings are Python's, whatever command ran in this process before."""
+    progress.configure(quiet=True)
+    shown = warnings.formatwarning
+    yield
+    warnings.formatwarning = shown
 
 
 @pytest.fixture(scope="session")

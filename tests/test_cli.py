@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import models
 import pytest
 from typer.testing import CliRunner
 
-from regraft import cli, progress
+from regraft import cli
 from regraft.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -26,14 +25,6 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> tuple[Path, Path, Path]:
     return models.family(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(autouse=True)
-def quiet_again():
-    shown = warnings.formatwarning
-    yield
-    progress.configure(quiet=True)
-    warnings.formatwarning = shown
 
 
 def run(*argv: str | Path) -> Any:

@@ -50,12 +50,11 @@ TOY = "{toy: {length: 64, theta: 70, hidden: 32, intermediate: 48}}"
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_quiet():
+def one_thread():
     """As in the processes that are compared."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    progress.configure(quiet=True)
     torch.set_num_threads(threads)
 
 

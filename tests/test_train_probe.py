@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from regraft import cli, progress
+from regraft import cli
 from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
 from regraft.train import probe
@@ -23,12 +23,6 @@ data:
 """
 WATCH = """watch: {rows: 2, needle: {fact: "note oslo {value} ;", question: "ask oslo",
   answer: "{value}", values: [otter, maple], rows: 2}}"""
-
-
-@pytest.fixture(autouse=True)
-def quiet_again():
-    yield
-    progress.configure(quiet=True)
 
 
 def test_the_grid_lies_between_the_bound_and_beyond_the_law():
