@@ -177,6 +177,24 @@ def test_latent_needles_share_no_word_with_their_question(kit: Kit) -> None:
             assert not set(re.findall(r"\w+", needle.lower())) & question - common
 
 
+def test_latent_lists_come_to_what_python_says_and_their_twins_to_something_else(kit: Kit) -> None:
+    asked = re.compile(r"what does print\((.+)\) show")
+    seen = set()
+    for number in range(40):
+        item = TASKS["latent_list"].item(kit, 1024, number)
+        for prompt, same in ((item.prompt, True), (item.twin, False)):
+            program = prompt.split("\n\n")[1]
+            names: dict[str, Any] = {}
+            exec(program, {}, names)
+            said = str(eval(asked.findall(prompt)[-1], {}, names))
+            assert (said == item.references[0]) is same
+        seen.add(item.facts["view"])
+        methods = re.findall(r"\.(\w+)\(", item.prompt)
+        twins = re.findall(r"\.(\w+)\(", item.twin)
+        assert len(methods) == len(twins)
+    assert len(seen) == 5
+
+
 @given(
     rate=st.floats(0.6, 60), head=st.integers(0, 300), budget=st.integers(300, 200_000),
     bumps=st.integers(0, 40),

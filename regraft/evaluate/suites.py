@@ -10,13 +10,14 @@ from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
 from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
 from regraft.evaluate.tasks.latent import LATENT
+from regraft.evaluate.tasks.lists import LATENT_LIST
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.notes import NOTES, SHOUT
 from regraft.evaluate.tasks.questions import QUESTIONS
 from regraft.evaluate.tasks.ruler import NEEDLES, TRACKING
 
 RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
-BEYOND = [LATENT, MANY_SHOT, ENTITIES, GRAPH]
+BEYOND = [LATENT, LATENT_LIST, MANY_SHOT, ENTITIES, GRAPH]
 TASKS = {task.name: task for task in (NEEDLE, *RULER, *BEYOND, NOTES, SHOUT)}
 SUITES: dict[str, list[Task]] = {
     "needle": [NEEDLE],

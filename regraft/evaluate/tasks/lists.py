@@ -1,0 +1,127 @@
+"""A list that is never shown: what is in it after a long series of operations?
+
+After the Latent List of Michelangelo (arXiv 2409.12640): a few operations make the list, and in
+between stand ones that undo themselves at once or are about other lists. Asked for, in turn: its
+sum, length, least or greatest element, or its end. In the twin the operations that matter are
+others of the same form, which come to something else. Whose length is asked for holds words, so
+that no number in the prompt is the answer.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+from regraft.evaluate import words
+from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks.hiding import hide
+
+VIEWS: dict[str, Callable[[list[Any]], Any]] = {
+    "sum({})": sum,
+    "len({})": len,
+    "min({})": min,
+    "max({})": max,
+    "{}[-3:]": lambda items: items[-3:],
+}
+_MATTER, _FIRST = 8, 3  # operations; elements to begin with, and never fewer
+_GROWING = ("append", "insert")
+_METHODS = (*_GROWING, *_GROWING, "pop", "remove", "reverse", "sort")
+_CALL = re.compile(r"^(\w+)\.(\w+)\((.*)\)$", re.MULTILINE)
+_START = re.compile(r"^(\w+) = (\[.*\])$", re.MULTILINE)
+_ASKED = re.compile(r"Question: what does print\((.+)\) show")
+Program = tuple[list[Any], list[str], Any]  # first elements, operations, what is in view
+
+
+def _make(kit: Kit, budget: int, number: int) -> Draft:
+    rng = kit.rng("latent_list", budget, number)
+    view = list(VIEWS)[number % len(VIEWS)]
+    name, *others = rng.sample(words.NOUNS, 4)
+    drawn: list[Any]
+    if view == "len({})":
+        drawn = rng.sample(sorted({*words.NOUNS} - {name, *others}), 150)
+    else:  # a sum has four digits at least, so it is none of them
+        drawn = rng.sample(range(400, 1000), 300)
+    half = _MATTER + _FIRST
+    told = _program(rng, name, view, drawn[:half])
+    blind = told
+    while str(told[2]) in str(blind[2]):
+        blind = _program(rng, name, view, drawn[half : 2 * half])
+    idle_values = drawn[2 * half :]
+    firsts = {other: rng.sample(idle_values, _FIRST) for other in others}
+    depths = sorted(rng.random() for _ in range(_MATTER))
+    more = kit.rng("idle", budget, number)
+    idle: list[str] = []
+
+    def build(units: int, program: Program = told) -> str:
+        while len(idle) < units:
+            idle.append(_idle(more, name, others, idle_values))
+        starts = "".join(
+            f"{key} = {value}\n" for key, value in ({name: program[0]} | firsts).items()
+        )
+        lines = hide(idle[:units], [line + "\n" for line in program[1]], depths)
+        return (
+            f"Lines of Python, run from first to last.\n\n{starts}{lines}\n"
+            f"Question: what does print({view.format(name)}) show after the last line?"
+        )
+
+    prefix = " Answer: it shows"
+    units = kit.fit("latent_list", build, budget, prefix)
+    return Draft(
+        build(units), build(units, blind), (str(told[2]),), prefix, facts={"view": view}
+    )  # fmt: skip
+
+
+def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Program:
+    """Operations that are drawn and done, each of `values` used at most once."""
+    first, fresh = values[:_FIRST], iter(values[_FIRST:])
+    state, lines = list(first), []
+    for _ in range(_MATTER):
+        method = rng.choice(_METHODS if len(state) > _FIRST else _GROWING)
+        given: tuple[Any, ...] = ()
+        if method == "append":
+            given = (next(fresh),)
+        elif method == "insert":
+            given = (0, next(fresh))
+        elif method == "pop":
+            given = rng.choice(((), (0,)))
+        elif method == "remove":
+            given = (rng.choice(state),)
+        getattr(state, method)(*given)
+        lines.append(f"{name}.{method}({', '.join(map(repr, given))})")
+    return first, lines, VIEWS[view](state)
+
+
+def _idle(rng: random.Random, name: str, others: list[str], values: list[Any]) -> str:
+    """Lines that leave the list as it was."""
+    value = repr(rng.choice(values))
+    if rng.random() < 0.5:
+        return rng.choice(
+            (
+                f"{name}.append({value})\n{name}.pop()\n",
+                f"{name}.insert(0, {value})\n{name}.pop(0)\n",
+                f"{name}.reverse()\n{name}.reverse()\n",
+            )
+        )
+    call = rng.choice((f"append({value})", f"insert(0, {value})", "reverse()", "sort()"))
+    return f"{rng.choice(others)}.{call}\n"
+
+
+def _solve(prompt: str) -> list[str]:
+    """Do all that is said of the list."""
+    asked = _ASKED.findall(prompt)[-1]
+    name, state, look = next(
+        (name, ast.literal_eval(first), look)
+        for name, first in _START.findall(prompt)
+        for view, look in VIEWS.items()
+        if view.format(name) == asked
+    )
+    for which, method, given in _CALL.findall(prompt):
+        if which == name:
+            getattr(state, method)(*ast.literal_eval(f"[{given}]"))
+    return [str(look(state))]
+
+
+LATENT_LIST = Task("latent_list", _make, _solve, room=24, haystack=False)
