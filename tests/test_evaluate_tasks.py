@@ -286,6 +286,46 @@ def test_questions_stand_among_documents_without_their_answer(tmp_path: Path, ki
         TASKS["qa_1"].item(asked, 50_000, 0)
 
 
+def test_hard_questions_stand_among_the_documents_nearest_to_them(tmp_path: Path, kit: Kit) -> None:
+    quiz = read_quiz(quiz_file(tmp_path))
+    for number in range(40):
+        in_vain = f"Nobody knows who founded Alba{103 + number}, not even there. " * 3
+        quiz.documents[number] = in_vain
+    asked = Kit(kit.prompter, Grammar(), questions=[quiz])
+    for number in range(5):
+        easy, hard = (TASKS[name].item(asked, 2048, number) for name in ("qa_1", "qa_hard_1"))
+        assert easy.facts == hard.facts  # the same question
+        assert score_text(TASKS["qa_hard_1"].solve(hard.prompt)[0], hard.references, "part") == 1
+        assert score_text(TASKS["qa_hard_1"].solve(hard.twin)[0], hard.references, "part") == 0
+        assert hard.prompt.count("Nobody knows") > 1.5 * easy.prompt.count("Nobody knows")
+        (name,) = re.findall(r"Alba\d+", hard.facts["question"])
+        if int(name[4:]) in range(103, 143):
+            assert f"Nobody knows who founded {name}," in hard.prompt
+
+
+def test_two_documents_of_the_archive_answer_together_and_neither_alone(kit: Kit) -> None:
+    task = TASKS["archive"]
+    for number in range(12):
+        item = task.item(kit, 2048, number)
+        answer = item.references[0]
+        documents = re.split(r"\n\nDocument \d+:\n|\n\nQuestion: ", item.prompt)[1:-1]
+        (person,) = [text for text in documents if answer in text]
+        name = person.split(",")[0]
+        (society,) = [text for text in documents if name in text and text != person]
+        asked = re.findall(r"of the (.+) (?:born|buried)\?", item.prompt)[-1]
+        assert society.startswith(f"The {asked} was founded")
+        given, _, family = name.split()
+        assert sum(given in text or family in text for text in documents) > len(documents) / 3
+        assert len(set(item.candidates)) == 6
+        assert all(candidate in item.prompt for candidate in item.candidates)
+        for lost in (person, society):
+            with_less = item.prompt.replace(lost, "")
+            try:
+                assert answer not in task.solve(with_less)
+            except KeyError:  # nobody says who founded it
+                assert lost == society
+
+
 def test_hotpot_files_are_read_and_broken_ones_explained(tmp_path: Path) -> None:
     entry: dict[str, Any] = {
         "question": "Which river?", "answer": "Ister",

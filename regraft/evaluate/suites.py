@@ -9,15 +9,16 @@ from regraft.evaluate.published import PREFIX, check
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
 from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
+from regraft.evaluate.tasks.documents import ARCHIVE
 from regraft.evaluate.tasks.latent import LATENT
 from regraft.evaluate.tasks.lists import LATENT_LIST
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.notes import NOTES, SHOUT
-from regraft.evaluate.tasks.questions import QUESTIONS
+from regraft.evaluate.tasks.questions import HARD_QUESTIONS, QUESTIONS
 from regraft.evaluate.tasks.ruler import NEEDLES, TRACKING
 
 RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
-BEYOND = [LATENT, LATENT_LIST, MANY_SHOT, ENTITIES, GRAPH]
+BEYOND = [LATENT, LATENT_LIST, ARCHIVE, MANY_SHOT, ENTITIES, GRAPH, *HARD_QUESTIONS]
 TASKS = {task.name: task for task in (NEEDLE, *RULER, *BEYOND, NOTES, SHOUT)}
 SUITES: dict[str, list[Task]] = {
     "needle": [NEEDLE],
@@ -31,8 +32,8 @@ MEASURES = ("perplexity", "drift")  # without questions
 def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
     """(tasks, measures) of suite, task and measure names. quizzes: --qa files that were given.
 
-    `ruler` leaves its question tasks out where there is no file for them. Raises InputError for
-    an unknown name and for a question task without its file. What is lm-eval's is a measure.
+    Suites leave question tasks out where there is no file for them. Raises InputError for an
+    unknown name and for a question task without its file. What is lm-eval's is a measure.
     """
     tasks: dict[str, Task] = {}
     measures: list[str] = []
@@ -57,4 +58,4 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
 
 
 def _has_file(task: Task, quizzes: int) -> bool:
-    return task not in QUESTIONS[quizzes:]
+    return task not in (*QUESTIONS[quizzes:], *HARD_QUESTIONS[quizzes:])

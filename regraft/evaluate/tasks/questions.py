@@ -1,15 +1,20 @@
-"""RULER's two question tasks, over a SQuAD-format file of the user's.
+"""RULER's two question tasks, over a SQuAD-format file of the user's, and a harder one of ours.
 
 The document that holds the answer stands among others of the same file, as many as fit. None of
 these, in the twin no document at all, contains any accepted answer. Files are read in SQuAD's form
-(1.1 or 2.0; what has no answer is left out) or in HotpotQA's distractor form.
+(1.1 or 2.0; what has no answer is left out) or in HotpotQA's distractor form. RULER draws the
+others at random; `qa_hard_1` and `qa_hard_2` take those nearest the question in their words.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import random
+import re
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,28 @@ class Quiz:
 
     questions: list[Question]
     documents: list[str]
+
+    def nearness(self, question: str) -> dict[str, float]:
+        """Of each document: the sum, over the words it shares with the question, of the logarithm
+        of how few documents have them."""
+        asked = _words(question)
+        return {
+            text: sum(self._rarity[word] for word in sorted(asked & bag))
+            for text, bag in zip(self.documents, self._bags, strict=True)
+        }
+
+    @cached_property
+    def _bags(self) -> list[set[str]]:
+        return [_words(text) for text in self.documents]
+
+    @cached_property
+    def _rarity(self) -> dict[str, float]:
+        having = Counter(word for bag in self._bags for word in bag)
+        return {word: math.log(len(self._bags) / count) for word, count in having.items()}
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def read_quiz(path: str | Path) -> Quiz:
@@ -80,7 +107,7 @@ def _hotpot(entries: list[dict[str, Any]]) -> list[Question]:
     return found
 
 
-def _make(which: int, kit: Kit, budget: int, number: int) -> Draft:
+def _make(which: int, hard: bool, kit: Kit, budget: int, number: int) -> Draft:
     quiz: Quiz = kit.questions[which]
     name = f"qa_{which + 1}"
     order = list(range(len(quiz.questions)))
@@ -92,10 +119,15 @@ def _make(which: int, kit: Kit, budget: int, number: int) -> Draft:
         text for text in quiz.documents if not any(answer in text.lower() for answer in answers)
     ]
     rng.shuffle(others)
+    if hard:
+        others.sort(key=quiz.nearness(question.text).__getitem__, reverse=True)
     places = [rng.random() for _ in question.documents]
+    seed = rng.random()
 
     def build(units: int, gold: tuple[str, ...] = question.documents) -> str:
         texts = others[:units]
+        if hard:
+            random.Random(seed).shuffle(texts)
         for place, text in zip(places, gold, strict=False):
             texts.insert(round(place * len(texts)), text)
         shown = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(texts, 1))
@@ -110,7 +142,10 @@ def _make(which: int, kit: Kit, budget: int, number: int) -> Draft:
         return build(units)
 
     units = kit.fit(name, within, budget, _PREFIX)
-    return Draft(build(units), build(units, ()), question.answers, _PREFIX)
+    return Draft(
+        build(units), build(units, ()), question.answers, _PREFIX,
+        facts={"question": question.text},
+    )  # fmt: skip
 
 
 def _solve(prompt: str) -> list[str]:
@@ -122,7 +157,11 @@ def _solve(prompt: str) -> list[str]:
     )
 
 
-QUESTIONS = [
-    Task(f"qa_{which + 1}", partial(_make, which), _solve, 32, "part", "generate", haystack=False)
-    for which in range(2)
-]
+def _task(which: int, hard: bool) -> Task:
+    name = f"qa_hard_{which + 1}" if hard else f"qa_{which + 1}"
+    make = partial(_make, which, hard)
+    return Task(name, make, _solve, 32, "part", "generate", haystack=False)
+
+
+QUESTIONS = [_task(which, False) for which in range(2)]
+HARD_QUESTIONS = [_task(which, True) for which in range(2)]
