@@ -296,6 +296,13 @@ def evaluate(
             help="What a graft carried over: recipient=.. donor=.. graft=.. \\[recovered=..]",
         ),
     ] = False,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="An adapter taken from donor=.., to be measured on its base (base=.. where its "
+            "record names none that is here). Repeat it for other ranks."
+        ),
+    ] = None,
     suite: Annotated[
         str,
         typer.Option(
@@ -349,8 +356,8 @@ def evaluate(
             models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
             haystack=haystack, qa=tuple(map(str, qa or ())), needles=needles, decoys=decoys,
             depths=depths, sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts,
-            limit=limit, batch=batch, device=device, seed=seed, overwrite=overwrite, resume=resume,
-            dry_run=dry_run,
+            limit=limit, batch=batch, adapters=tuple(map(str, adapter or ())), device=device,
+            seed=seed, overwrite=overwrite, resume=resume, dry_run=dry_run,
         )  # fmt: skip
 
     def render(result: dict[str, Any]) -> None:

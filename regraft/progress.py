@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
+_drawn = False  # a bar is on the screen
 
 
 def configure(*, quiet: bool) -> None:
@@ -87,8 +88,10 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
-    """Show a bar with an ETA while the block runs. `unit='bytes'` shows sizes and MB/s."""
-    if _quiet or not console().is_terminal:
+    """Show a bar with an ETA while the block runs; one inside another's block is not drawn.
+    `unit='bytes'` shows sizes and MB/s."""
+    global _drawn
+    if _quiet or _drawn or not console().is_terminal:
         yield Bar(description, total, None)
         return
     from rich import progress as rich_progress
@@ -106,7 +109,11 @@ def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
         console=console(),
         transient=True,
     ) as progress:
-        yield Bar(description, total, progress)
+        _drawn = True
+        try:
+            yield Bar(description, total, progress)
+        finally:
+            _drawn = False
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from regraft.units import format_tokens
 
 
 def draw(folder: Path, result: dict[str, Any]) -> list[str]:
-    """The names of the figures written to `folder`: curves.png, and needle.png where there is a
-    grid."""
+    """The names of the figures written to `folder`: curves.png, needle.png where there is a grid,
+    fidelity.png where there are adapters. What has an adapter is in the last alone."""
     names = []
     if result["cells"]:
         _curves(folder / "curves.png", result)
@@ -19,7 +19,36 @@ def draw(folder: Path, result: dict[str, Any]) -> list[str]:
     if "needle" in result["tasks"] and result["cells"]:
         _heat(folder / "needle.png", result)
         names.append("needle.png")
+    if result.get("fidelity", {}).get("ratios"):
+        _fidelity(folder / "fidelity.png", result["fidelity"])
+        names.append("fidelity.png")
     return names
+
+
+def _fidelity(path: Path, fidelity: dict[str, Any]) -> None:
+    """Share of the donor's gain that an adapter keeps, by its rank, a line for each length."""
+    ratios, adapters = fidelity["ratios"], fidelity["adapters"]
+    shown = list(ratios) if len(ratios) <= 3 or "all" not in ratios else ["all"]
+    with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
+        every = drawn if isinstance(drawn, list) else [drawn]
+        for axes, task in zip(every, shown, strict=True):
+            marks = sorted({facts["rank"] for facts in adapters.values()})
+            for style, (length, found) in zip(drawing.styles(), ratios[task].items(), strict=False):
+                points = [(adapters[name]["rank"], r) for name, r in found.items() if r]
+                if not points:
+                    continue
+                ranks = [rank for rank, _ in points]
+                low, high = ([r[side] for _, r in points] for side in ("low", "high"))
+                label = f"{format_tokens(int(length))} tokens"
+                axes.plot(ranks, [r["value"] for _, r in points], label=label, **style)
+                axes.fill_between(ranks, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            axes.axhline(1, color="#555555", linewidth=0.8)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(marks, [f"{rank:g}" for rank in marks])
+            axes.minorticks_off()
+            axes.set(xlabel="rank", ylabel="share of the donor's gain kept", title=task)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            drawing.legend(axes)
 
 
 def _curves(path: Path, result: dict[str, Any]) -> None:
@@ -30,7 +59,7 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
         every = drawn if isinstance(drawn, list) else [drawn]
         for axes, task in zip(every, shown, strict=True):
             marks: list[int] = []
-            for style, model in zip(drawing.styles(), result["models"], strict=False):
+            for style, model in zip(drawing.styles(), _alone(result), strict=False):
                 if task is None:
                     points = {int(n): (s, s, s) for n, s in result["overall"][model].items()}
                 else:
@@ -56,7 +85,7 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
 
 
 def _heat(path: Path, result: dict[str, Any]) -> None:
-    models = list(result["models"])
+    models = _alone(result)
     with drawing.figure(path, len(models), width=2.6, height=2.9) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
         for number, (axes, model) in enumerate(zip(every, models, strict=True)):
@@ -78,3 +107,9 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
             axes.set(title=model, xlabel="tokens")
             if number == 0:
                 axes.set_ylabel("depth of the needle")
+
+
+def _alone(result: dict[str, Any]) -> list[str]:
+    """The models without an adapter."""
+    adapted = result.get("fidelity", {"adapters": {}})["adapters"]
+    return [name for name in result["models"] if name not in adapted]

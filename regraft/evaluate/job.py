@@ -8,6 +8,7 @@ soon as a cell is done; a killed run goes on at the first cell that is not.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,8 @@ def evaluate(
 
     models: folders or Hub ids, 'name=place' to name one. With `matrix` the names are recipient,
     donor, graft and, if wanted, recovered; the recipient with only the donor's RoPE is added.
+    Settings' `adapters` are applied to the model called base, or to that which they were taken
+    from, for their fidelity to the one called donor, also without `matrix`.
     lengths: such as '4k,8k'; by default the greatest context among the models (128k at most) and
     its half, quarter and eighth. Other settings: see `prepare.Settings`.
 
@@ -56,7 +59,7 @@ def evaluate(
     )
     where = pick_device(device)
     work = prepare(list(models), chosen, matrix)
-    places = [source.place for source in work.sources]
+    places = [*(source.place for source in work.sources), *chosen.adapters]
     if dry_run:
         check_output(Path(out), overwrite=overwrite, inputs=places)
         return {"plan": plan(work)}
@@ -65,6 +68,7 @@ def evaluate(
             "evaluate": asdict(chosen),
             "models": {source.name: [source.fingerprint(), source.spec().to_json()]
                        for source in work.sources},
+            "fidelity": work.fidelity and asdict(work.fidelity),
         },
         sort_keys=True,
     )  # fmt: skip
@@ -109,6 +113,8 @@ def _examine(
     work: Work, items: dict[tuple[str, int], Path], staging: Any, device: Any
 ) -> tuple[dict[tuple[str, str, int], list[dict[str, Any]]], dict[str, Any]]:
     """(lines of every model, task and length; what measures without questions say of a model)."""
+    from regraft.evaluate.fidelity import merged
+
     tasks = {task.name: task for task in work.tasks}
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     plain: dict[str, Any] = {}
@@ -119,10 +125,11 @@ def _examine(
 
             def model(source: Any = source, held: dict[str, Any] = held) -> Any:
                 if not held:
-                    held["model"] = source.load(device)
+                    with merged(source, staging.spool) as ready:
+                        held["model"] = ready.load(device)
                 return held["model"]
 
-            folder = staging.folder / "items" / source.name.replace(" ", "-")
+            folder = staging.folder / "items" / re.sub("[ ,]+", "-", source.name)
             folder.mkdir(parents=True, exist_ok=True)
             for (task, length), path in items.items():
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
@@ -201,7 +208,8 @@ def _result(
 ) -> dict[str, Any]:
     from regraft.adapters.evidence import versions
     from regraft.evaluate import published
-    from regraft.evaluate.record import ratios, summarise
+    from regraft.evaluate.prepare import ROLES
+    from regraft.evaluate.record import kept, ratios, summarise
 
     names = [source.name for source in work.sources]
     plain = {name: dict(facts) for name, facts in plain.items()}
@@ -235,7 +243,12 @@ def _result(
         "versions": versions(),
     }  # fmt: skip
     if matrix:
-        result["ratios"] = ratios(found, work.tasks, names, work.own_length)
+        roles = [name for name in names if name in ROLES]
+        result["ratios"] = ratios(found, work.tasks, roles, work.own_length)
+    if work.fidelity:
+        facts = asdict(work.fidelity)
+        by_task = kept(found, work.tasks, facts["base"], facts["donor"], list(facts["adapters"]))
+        result["fidelity"] = {**facts, "ratios": by_task}
     return result
 
 

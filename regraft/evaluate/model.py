@@ -17,11 +17,13 @@ from regraft.rope import ContextSpec
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. context: another model's RoPE and length to give it, in memory."""
+    """Where a model comes from. context: another model's RoPE and length to give it, in memory.
+    adapter: what `fidelity.merged` has to apply to it before it is loaded."""
 
     name: str
     place: str
     context: ContextSpec | None = None
+    adapter: str | None = None
 
     def config(self) -> dict[str, Any]:
         """config.json, with the other context in it. Raises CheckpointError for no checkpoint."""
@@ -55,6 +57,7 @@ class Source:
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
+        assert self.adapter is None, "merge the adapter first"
         config = self.config()
         kind = config.pop("model_type", "llama")
         shown = logging.is_progress_bar_enabled()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from regraft.evaluate import report
 from regraft.units import format_tokens
 
+Number = TypeVar("Number", int, float)
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 240, 44, 14
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777")
 _DASHES = ("", "7 4", "7 3 2 3", "2 3", "10 3", "1 2", "5 2 1 2 1 2", "")
@@ -28,24 +29,30 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     )  # fmt: skip
     text = environment.get_template("page.html.j2").render(
         title=report.title(result), lead=report.lead(result), notes=report.notes(result),
-        tables=report.tables(result), curves=curves(result), maps=heat_maps(result),
-        samples=result["samples"], size=(_WIDTH, _HEIGHT, _LEFT, _TOP),
+        tables=report.tables(result), curves=curves(result), kept=fidelity(result),
+        maps=heat_maps(result), samples=result["samples"], size=(_WIDTH, _HEIGHT, _LEFT, _TOP),
         versions=result["versions"],
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
 
 
 def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """For every task its lines: points (x, y in pixels) with what to say of them."""
+    """For every task its lines: points (x, y in pixels) with what to say of them. What has an
+    adapter is in `fidelity`."""
     drawn = []
+    adapted = result.get("fidelity", {"adapters": {}})["adapters"]
     for task in result["tasks"]:
-        by_model = {model: tasks[task] for model, tasks in result["cells"].items() if task in tasks}
+        by_model = {
+            model: tasks[task]
+            for model, tasks in result["cells"].items()
+            if task in tasks and model not in adapted
+        }
         lengths = sorted({int(length) for cells in by_model.values() for length in cells})
         if not lengths:
             continue
         place = _scale(lengths)
-        lines = []
-        for number, (model, cells) in enumerate(by_model.items()):
+        lines: list[dict[str, Any]] = []
+        for model, cells in by_model.items():
             points = [
                 {
                     "x": place[int(length)],
@@ -57,16 +64,51 @@ def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
                 }
                 for length, cell in cells.items()
             ]
-            lines.append(
-                {
-                    "model": model, "points": points,
-                    "colour": _COLOURS[number % len(_COLOURS)],
-                    "dash": _DASHES[number % len(_DASHES)],
-                }
-            )  # fmt: skip
+            lines.append(_line(model, len(lines), points))
         ticks = [(place[length], format_tokens(length)) for length in lengths]
-        drawn.append({"task": task, "lines": lines, "ticks": ticks})
+        drawn.append({"task": task, "lines": lines, "ticks": ticks, "rules": _rules(0, 1)})
     return drawn
+
+
+def fidelity(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """For every task a line for each length: the share of the donor's gain kept, by rank."""
+    if "fidelity" not in result:
+        return []
+    adapters, drawn = result["fidelity"]["adapters"], []
+    place = _scale(sorted({facts["rank"] for facts in adapters.values()}))
+    for task, by_length in result["fidelity"]["ratios"].items():
+        values = [r["value"] for found in by_length.values() for r in found.values() if r]
+        low, high = min([0.0, *values]), max([1.0, *values])
+        lines: list[dict[str, Any]] = []
+        for length, found in by_length.items():
+            points = [
+                {
+                    "x": place[adapters[name]["rank"]],
+                    "y": round(_TOP + (high - r["value"]) / (high - low) * _HEIGHT, 1),
+                    "text": f"{name}, {format_tokens(int(length))} tokens: keeps {r['value']:.0%} "
+                    f"of the donor's gain, interval {r['low']:.0%} to {r['high']:.0%}",
+                }
+                for name, r in found.items()
+                if r
+            ]
+            lines.append(_line(f"{format_tokens(int(length))} tokens", len(lines), points, "kept"))
+        ticks = [(x, f"{rank:g}") for rank, x in place.items()]
+        drawn.append({"task": task, "lines": lines, "ticks": ticks, "rules": _rules(low, high)})
+    return drawn
+
+
+def _line(name: str, number: int, points: list[dict[str, Any]], kind: str = "") -> dict[str, Any]:
+    return {
+        "name": name, "key": f"{kind}{number}", "points": points,
+        "colour": _COLOURS[number % len(_COLOURS)], "dash": _DASHES[number % len(_DASHES)],
+    }  # fmt: skip
+
+
+def _rules(low: float, high: float) -> list[tuple[float, str]]:
+    """(y, label) of the horizontal lines: five from `low` to `high`."""
+    return [
+        (_TOP + part / 4 * _HEIGHT, f"{high - part / 4 * (high - low):.0%}") for part in range(5)
+    ]
 
 
 def heat_maps(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -100,11 +142,11 @@ def _shade(model: str, length: str, depth: str, cell: dict[str, Any]) -> dict[st
     }
 
 
-def _scale(lengths: list[int]) -> dict[int, float]:
-    """x of every length, on a scale of powers of two."""
-    low, high = math.log2(lengths[0]), math.log2(lengths[-1])
-    span = (high - low) or 1
+def _scale(values: list[Number]) -> dict[Number, float]:
+    """x of every length or rank, on a scale of powers of two."""
+    logs = [math.log2(max(value, 0.5)) for value in values]
+    span = (logs[-1] - logs[0]) or 1
     return {
-        n: round(_LEFT + 12 + (math.log2(n) - low) / span * (_WIDTH - _LEFT - 30), 1)
-        for n in lengths
+        n: round(_LEFT + 12 + (log - logs[0]) / span * (_WIDTH - _LEFT - 30), 1)
+        for n, log in zip(values, logs, strict=True)
     }

@@ -9,6 +9,7 @@ from typing import Any
 from regraft import progress
 from regraft.errors import InputError
 from regraft.evaluate.corpora import open_corpus
+from regraft.evaluate.fidelity import Fidelity, adapted
 from regraft.evaluate.fitting import Prompter
 from regraft.evaluate.model import Source
 from regraft.evaluate.suites import MEASURES, choose
@@ -25,7 +26,7 @@ ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
 class Settings:
     """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
     `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
-    slower, and 32768 on a GPU; `limit` to lm-eval's items."""
+    slower, and 32768 on a GPU; `limit` to lm-eval's items; `adapters` for extraction fidelity."""
 
     suites: tuple[str, ...] = ("needle", "perplexity", "drift")
     lengths: tuple[int, ...] = ()
@@ -42,6 +43,7 @@ class Settings:
     texts: int = 8
     batch: int | None = None
     limit: int | None = None
+    adapters: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -57,6 +59,7 @@ class Work:
     kit: Kit
     own_length: int  # the first model's context
     contexts: dict[str, ContextSpec]
+    fidelity: Fidelity | None = None
 
 
 def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
@@ -65,7 +68,9 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     tasks, measures = choose(settings.suites, len(settings.qa))
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
-    sources = _sources(models, matrix)
+    sources, fidelity = _sources(models, matrix, bool(settings.adapters)), None
+    if settings.adapters:
+        sources, fidelity = adapted(sources, settings.adapters)
     contexts = {source.name: source.spec() for source in sources}
     for source in sources:
         source.config()  # one model's context may not suit the other's architecture
@@ -88,13 +93,14 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     top = min(longest, 128 * 1024)
     lengths = list(settings.lengths) or [top // 8, top // 4, top // 2, top]
     for name, spec in contexts.items():
-        if max(lengths) > spec.max_position_embeddings and (not matrix or name == "donor"):
+        told = name == "donor" or not (matrix or fidelity)
+        if max(lengths) > spec.max_position_embeddings and told:
             progress.warn(
                 f"{name} is made for {format_tokens(spec.max_position_embeddings)} tokens and is "
                 f"examined at up to {format_tokens(max(lengths))}."
             )
     own = contexts[sources[0].name].max_position_embeddings
-    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts)
+    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity)
 
 
 def _check(settings: Settings) -> None:
@@ -108,8 +114,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--scoring '{settings.scoring}' is not auto, teacher or generate.")
 
 
-def _sources(models: list[str], matrix: bool) -> list[Source]:
-
+def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
     named: dict[str, str] = {}
     for text in models:
         name, sign, place = text.partition("=")
@@ -124,16 +129,20 @@ def _sources(models: list[str], matrix: bool) -> list[Source]:
         raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
     if not matrix:
         return [Source(name, place) for name, place in named.items()]
-    needed, known = {"recipient", "donor", "graft"}, {"recipient", "donor", "graft", "recovered"}
+    needed, known = {"recipient", "donor", "graft"}, [role for role in ROLES if " " not in role]
+    known += ["base"] if adapters else []
     if missing := sorted(needed - set(named)):
         raise InputError(f"--matrix needs {', '.join(f'{role}=MODEL' for role in missing)}.")
-    if other := sorted(set(named) - known):
-        raise InputError(f"--matrix knows recipient, donor, graft and recovered, not {other[0]}.")
+    if other := sorted(set(named) - set(known)):
+        why = " without --adapter" if other[0] == "base" else ""
+        raise InputError(
+            f"--matrix knows {', '.join(known[:-1])} and {known[-1]}, not {other[0]}{why}."
+        )
     named["theta only"] = named["recipient"]
     context = Source("donor", named["donor"]).spec()
     return [
         Source(role, named[role], context if role == "theta only" else None)
-        for role in ROLES
+        for role in (*ROLES, "base")
         if role in named
     ]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from regraft.evaluate.tasks import Task
-from regraft.evaluate.transfer import compare, effective_length, interval
+from regraft.evaluate.transfer import compare, effective_length, interval, ratio
 
 Lines = list[dict[str, Any]]  # of one cell, item by item
 
@@ -75,25 +75,47 @@ def ratios(
     recipient's context."""
     result: dict[str, Any] = {}
     skills = {task.name for task in tasks if task.skill}
-    lengths = sorted({length for _, _, length in found})
-    names = [task.name for task in tasks]
-    for task, length in product(names, lengths):
-        if (roles[0], task, length) not in found:
-            continue
-        scores = {role: _scores(found[role, task, length]) for role in roles}
+    for task, length, scores in _compared(found, tasks, roles):
         result.setdefault(task, {})[str(length)] = compare(
             scores, within=length <= own_length, skill=task in skills
         )
-    together, lengths = _together(found, tasks, roles[0])
-    for length in lengths if len(together) > 1 else ():
-        pooled = {
-            role: [s for task in together for s in _scores(found[role, task, length])]
-            for role in roles
-        }
-        result.setdefault("all", {})[str(length)] = compare(
-            pooled, within=length <= own_length, skill=False
-        )
     return result
+
+
+def kept(
+    found: Mapping[tuple[str, str, int], Lines],
+    tasks: Sequence[Task],
+    base: str,
+    donor: str,
+    adapted: Sequence[str],
+) -> dict[str, Any]:
+    """task (or 'all') -> length -> name of the base with an adapter -> its fidelity, see
+    `fidelity`. Skills are left out: the donor did not learn them."""
+    result: dict[str, Any] = {}
+    tasks = [task for task in tasks if not task.skill]
+    for task, length, scores in _compared(found, tasks, [base, donor, *adapted]):
+        result.setdefault(task, {})[str(length)] = {
+            name: ratio(scores[name], scores[base], scores[donor], scores[base]) for name in adapted
+        }
+    return result
+
+
+def _compared(
+    found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[Task], models: Sequence[str]
+) -> Iterator[tuple[str, int, dict[str, list[float]]]]:
+    """(task, length, the models' scores item by item) of every cell, then of those that are
+    comparable at every length together, as 'all'."""
+    lengths = sorted({length for _, _, length in found})
+    for task, length in product([task.name for task in tasks], lengths):
+        if (models[0], task, length) in found:
+            yield task, length, {name: _scores(found[name, task, length]) for name in models}
+    together, lengths = _together(found, tasks, models[0])
+    for length in lengths if len(together) > 1 else ():
+        yield (
+            "all", length,
+            {name: [s for t in together for s in _scores(found[name, t, length])]
+             for name in models},
+        )  # fmt: skip
 
 
 def _together(

@@ -74,12 +74,14 @@ def title(result: dict[str, Any]) -> str:
 def lead(result: dict[str, Any]) -> list[str]:
     """The result in two or three sentences."""
     models = result["models"]
-    lines = [
-        "; ".join(
-            f"{name}: {facts['place']} ({facts['context']})" for name, facts in models.items()
-        )
-        + "."
+    adapters = result.get("fidelity", {"adapters": {}})["adapters"]
+    shown = [
+        f"{name}: {facts['place']}"
+        + (f" with {adapters[name]['place']}" if name in adapters else "")
+        + f" ({facts['context']})"
+        for name, facts in models.items()
     ]
+    lines = ["; ".join(shown) + "."]
     if result["matrix"] and result["overall"]:
         far = list(result["overall"]["donor"])[-1]
         task = (
@@ -88,13 +90,15 @@ def lead(result: dict[str, Any]) -> list[str]:
             else next(name for name, facts in result["tasks"].items() if not facts["skill"])
         )
         ratios = result["ratios"][task][far]
-        shown = {name: f"{scores[far]:.0%}" for name, scores in result["overall"].items()}
+        scored = {name: f"{scores[far]:.0%}" for name, scores in result["overall"].items()}
         lines.append(
-            f"At {format_tokens(int(far))} tokens the recipient scores {shown['recipient']}, with "
-            f"the donor's RoPE alone {shown['theta only']}, the donor {shown['donor']}, the graft "
-            f"{shown['graft']}: transfer {_ratio(ratios['transfer graft'])}, of the weights alone "
-            f"{_ratio(ratios['weight transfer graft'])}."
+            f"At {format_tokens(int(far))} tokens the recipient scores {scored['recipient']}, "
+            f"with the donor's RoPE alone {scored['theta only']}, the donor {scored['donor']}, "
+            f"the graft {scored['graft']}: transfer {_ratio(ratios['transfer graft'])}, of the "
+            f"weights alone {_ratio(ratios['weight transfer graft'])}."
         )
+    if "fidelity" in result:
+        lines += _kept(result["fidelity"])
     return lines
 
 
@@ -116,6 +120,9 @@ def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Ce
     for task, by_length in result.get("ratios", {}).items():
         if not brief or task == "all":
             found.append((f"Carried over: {task}", _ratios(by_length)))
+    for task, by_length in result.get("fidelity", {"ratios": {}})["ratios"].items():
+        if not brief or task == "all":
+            found.append((f"Extraction fidelity: {task}", _fidelity(by_length)))
     return found + _plain(result["measures"]) + _published(result["published"])
 
 
@@ -138,6 +145,11 @@ def notes(result: dict[str, Any]) -> list[str]:
             "only' for the recipient; retention is graft / recipient. n/a: the denominator is "
             "within two standard errors of nothing.",
         ]
+    if "fidelity" in result:
+        lines.append(
+            "Extraction fidelity is (base with adapter - base) / (donor - base), both under the "
+            "donor's RoPE and length; 'donor, rank 16' is the base with the adapter of rank 16."
+        )
     if any(name.startswith("niah") or name in ("vt", "cwe", "fwe") for name in result["tasks"]):
         lines.append(
             "The RULER tasks have its published parameters, and words and haystack of our own: "
@@ -203,6 +215,28 @@ def _ratios(by_length: dict[str, Any]) -> Cells:
         [_tokens(length), *(_ratio(found[name]) if name in found else "" for name in names)]
         for length, found in by_length.items()
         if found
+    ]
+
+
+def _fidelity(by_length: dict[str, Any]) -> Cells:
+    """A row for each adapter, a column for each length."""
+    names = list(next(iter(by_length.values())))
+    return [["model", *map(_tokens, by_length)]] + [
+        [name, *(_ratio(found[name]) for found in by_length.values())] for name in names
+    ]
+
+
+def _kept(fidelity: dict[str, Any]) -> list[str]:
+    """One sentence on what the adapters hold, at the greatest length of all tasks or the first."""
+    ratios = fidelity["ratios"]
+    if not ratios:
+        return []
+    task = "all" if "all" in ratios else next(iter(ratios))
+    far, found = list(ratios[task].items())[-1]
+    shown = "; ".join(f"{name.split(', ', 1)[1]}: {_ratio(found[name])}" for name in found)
+    return [
+        f"Of what the donor has over {fidelity['base']} at {_tokens(far)} tokens the adapters, on "
+        f"the base that they were taken from, keep: {shown}."
     ]
 
 
