@@ -306,7 +306,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="needle, ruler, beyond, toy, perplexity, drift, task names, lm-eval:TASK."
+            help="needle, ruler, beyond, toy, perplexity, drift, task names, lm-eval:TASK, or of "
+            "your own files zeroscrolls:PATH, loogle:PATH, bamboo:PATH."
         ),
     ] = "needle,perplexity,drift",
     lengths: Annotated[
@@ -317,7 +318,8 @@ def evaluate(
         str, typer.Option(help="grammar, code, world, or a text file or folder.")
     ] = "grammar",
     qa: Annotated[
-        list[Path] | None, typer.Option(help="A SQuAD or HotpotQA file, for qa_1 and qa_2.")
+        list[Path] | None,
+        typer.Option(help="A SQuAD or HotpotQA file, for qa_1 and qa_hard_1; a second for qa_2 .."),
     ] = None,
     needles: Annotated[int, typer.Option(help="Of the needle task, all asked for.")] = 1,
     decoys: Annotated[int, typer.Option(help="Needles with a similar key.")] = 0,

@@ -97,7 +97,8 @@ def _items(work: Work, staging: Any) -> dict[tuple[str, int], Path]:
                     made[task.name, length] = path
                     continue
                 try:
-                    items = [task.item(work.kit, length, number) for number in range(count)]
+                    few = min(count, task.most or count)
+                    items = [task.item(work.kit, length, number) for number in range(few)]
                 except TooShort as error:
                     progress.warn(f"{task.name} is left out at {format_tokens(length)}: {error}")
                     continue
@@ -161,6 +162,7 @@ def _answers(work: Work, task: Any, path: Path, model: Any) -> list[dict[str, An
         {
             "number": item.number, "tokens": item.tokens, "unique": item.unique,
             "depth": item.facts.get("depth"), "on_grid": task.name == "needle",
+            **({"kept": item.facts["kept"]} if "kept" in item.facts else {}),
             "scoring": scoring, **answered,
         }
         for item, answered in zip(items, answers, strict=True)

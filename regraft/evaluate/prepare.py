@@ -169,7 +169,8 @@ def plan(work: Work) -> dict[str, Any]:
     """What a dry run says."""
     cells = len(work.tasks) * len(work.lengths)
     twins = 2 if work.settings.twins else 1
-    tokens = twins * work.settings.items * len(work.tasks) * sum(work.lengths)
+    items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
+    tokens = twins * items * sum(work.lengths)
     return {
         "models": ", ".join(source.name for source in work.sources),
         "tasks": ", ".join(task.name for task in work.tasks) or "none",

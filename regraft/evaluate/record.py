@@ -24,7 +24,7 @@ def cell(lines: Lines) -> dict[str, Any]:
         "tokens": round(_mean([line["tokens"] for line in lines]), 1),
         "unique_share": round(_mean([line["unique"] for line in lines]), 4),
     }
-    for name in ("nll", "twin", "twin_nll"):
+    for name in ("nll", "twin", "twin_nll", "kept"):
         if name in lines[0]:
             found[name] = round(_mean([line[name] for line in lines]), 6)
     depths = sorted({line["depth"] for line in lines if line["on_grid"]})
@@ -121,12 +121,15 @@ def _compared(
 def _together(
     found: Mapping[tuple[str, str, int], Lines], tasks: Sequence[Task], model: str
 ) -> tuple[list[str], list[int]]:
-    """(tasks that are no skills and were measured at every length, the lengths)."""
+    """(tasks that are no skills and were measured at every length, the lengths). What has a set
+    number of items is left out: its texts are not of the examined length."""
     lengths = sorted({length for _, _, length in found})
     names = [
         task.name
         for task in tasks
-        if not task.skill and all((model, task.name, length) in found for length in lengths)
+        if not task.skill
+        and task.most is None
+        and all((model, task.name, length) in found for length in lengths)
     ]
     return names, lengths
 

@@ -84,11 +84,7 @@ def lead(result: dict[str, Any]) -> list[str]:
     lines = ["; ".join(shown) + "."]
     if result["matrix"] and result["overall"]:
         far = list(result["overall"]["donor"])[-1]
-        task = (
-            "all"
-            if "all" in result["ratios"]
-            else next(name for name, facts in result["tasks"].items() if not facts["skill"])
-        )
+        task = "all" if "all" in result["ratios"] else result["overall_tasks"][0]
         ratios = result["ratios"][task][far]
         scored = {name: f"{scores[far]:.0%}" for name, scores in result["overall"].items()}
         lines.append(
@@ -145,6 +141,11 @@ def notes(result: dict[str, Any]) -> list[str]:
             "only' for the recipient; retention is graft / recipient. n/a: the denominator is "
             "within two standard errors of nothing.",
         ]
+    lines += [
+        f"{task} is scored by its suite's metric ({result['tasks'][task]['scorer']}). Texts longer "
+        f"than the examined length are cut; left of their words are {shown}. Its twin has no text."
+        for task, shown in _kept_words(result).items()
+    ]
     if "fidelity" in result:
         lines.append(
             "Extraction fidelity is (base with adapter - base) / (donor - base), both under the "
@@ -189,6 +190,16 @@ def _beside(result: dict[str, Any]) -> Cells:
 def _lengths(result: dict[str, Any], task: str) -> list[str]:
     first = next(iter(result["models"]))
     return list(result["cells"].get(first, {}).get(task, {}))
+
+
+def _kept_words(result: dict[str, Any]) -> dict[str, str]:
+    """task -> '12% at 4k, 50% at 16k', of those whose texts may be cut."""
+    found = {}
+    for task, cells in next(iter(result["cells"].values()), {}).items():
+        if any("kept" in cell for cell in cells.values()):
+            shown = (f"{cell['kept']:.0%} at {_tokens(length)}" for length, cell in cells.items())
+            found[task] = ", ".join(shown)
+    return found
 
 
 def _overall(result: dict[str, Any]) -> Cells:

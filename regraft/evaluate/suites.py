@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.errors import InputError
+from regraft.evaluate.local import READERS
 from regraft.evaluate.published import PREFIX, check
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
@@ -33,7 +34,8 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
     """(tasks, measures) of suite, task and measure names. quizzes: --qa files that were given.
 
     Suites leave question tasks out where there is no file for them. Raises InputError for an
-    unknown name and for a question task without its file. What is lm-eval's is a measure.
+    unknown name, for a question task without its file, and for files that are not a suite's own.
+    What is lm-eval's is a measure.
     """
     tasks: dict[str, Task] = {}
     measures: list[str] = []
@@ -48,8 +50,12 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             tasks[name] = TASKS[name]
         elif name.startswith(PREFIX):
             measures.append(name)
+        elif name.split(":")[0] in READERS and ":" in name:
+            suite, _, place = name.partition(":")
+            tasks |= {task.name: task for task in READERS[suite](place)}
         else:
-            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *TASKS))
+            local = [f"{suite}:PATH" for suite in READERS]
+            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *TASKS))
             raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
     if not tasks and not measures:
         raise InputError("--suite names nothing to measure; give needle, for one.")

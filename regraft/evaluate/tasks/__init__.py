@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from regraft.evaluate.corpora import Corpus, unique_share
 from regraft.evaluate.fitting import Prompter, TooShort, fit
+from regraft.evaluate.metrics import METRICS
 
-Scorer = Literal["all", "part"]
+Scorer = str  # all, part, or one of metrics.METRICS
 Scoring = Literal["teacher", "candidates", "generate"]
 
 
@@ -97,6 +98,7 @@ class Task:
     make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. room: tokens kept
     free for the answer, and the most that are generated. scoring: the default, and `why`.
     skill: measures something else than the use of context, so no transfer is computed of it.
+    most: items there are. judged: answers are free, so a judge may read them.
     """
 
     name: str
@@ -107,6 +109,8 @@ class Task:
     scoring: Scoring = "teacher"
     skill: bool = False
     haystack: bool = True  # hides its evidence in the run's haystack
+    most: int | None = None
+    judged: bool = False
 
     def item(self, kit: Kit, length: int, number: int) -> Item:
         """Item `number` for a context of `length` tokens, answer included. Raises TooShort where
@@ -144,7 +148,9 @@ def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 def score_text(said: str, references: Sequence[str], scorer: Scorer) -> float:
     """RULER's scorers (arXiv 2404.06654): the share of references that occur in what was said
-    (all), or whether any does (part); upper and lower case alike. 0 to 1."""
-    said = "".join(c if c.isprintable() else "\n" for c in said).strip().lower()
-    found = [reference.lower() in said for reference in references]
+    (all), or whether any does (part); upper and lower case alike. Others: see `metrics`. 0 to 1."""
+    said = "".join(c if c.isprintable() else "\n" for c in said).strip()
+    if scorer in METRICS:
+        return METRICS[scorer](said, references)
+    found = [reference.lower() in said.lower() for reference in references]
     return float(any(found)) if scorer == "part" else sum(found) / len(found)

@@ -1,0 +1,110 @@
+"""BAMBOO (arXiv 2309.13345) from its own files: altqa_4k.jsonl, paperqa_16k.jsonl and so on.
+
+A text that is too long loses its middle. Its yes-or-no tasks are scored by accuracy here, item by
+item, where the paper gives precision and recall over all. Code completion (private_eval) is left
+out: scoring it runs what a model wrote. The wording of the prompts is ours, but for altqa, whose
+texts hold their question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from regraft.errors import InputError
+from regraft.evaluate.local.cases import Case, entries, files, task
+from regraft.evaluate.tasks import Task
+
+_ROOM = 32  # tokens of an answer, as in the paper's own runs
+_DOCUMENT = re.compile(r"(.*?Document:\n)(.*?)((?:\n\nQuestion:\n.*)?)\s*", re.DOTALL)
+
+
+def _case(before: str, text: str, after: str, answer: str, *, question: str = "") -> Case:
+    return Case(before, text, after, "\n\nAnswer:", (answer,), question or after.strip(), ends=True)
+
+
+def _altqa(entry: dict[str, Any]) -> Case:
+    parts = _DOCUMENT.fullmatch(entry["content"])
+    before, text, after = parts.groups() if parts else ("", entry["content"], "")
+    return _case(before, text, f"{after}\n\nAnswer with a number alone.", entry["answer"])
+
+
+def _choice(entry: dict[str, Any]) -> Case:
+    options = "\n".join(entry["options"])
+    after = (
+        f"\n\nQuestion: {entry['question']}\n{options}\n\n"
+        "Answer with the letter of the right option alone."
+    )
+    return _case("Read this text.\n\n", entry["content"], after, entry["answer"])
+
+
+def _hypothesis(entry: dict[str, Any]) -> Case:
+    after = (
+        f"\n\nStatement: {entry['hypothesis']}\n\nIs all of the statement so according to the "
+        "paper? Answer with yes or no alone."
+    )
+    wanted = "yes" if entry["answer"] else "no"
+    return _case("Read this paper.\n\n", entry["content"], after, wanted)
+
+
+def _speaker(entry: dict[str, Any]) -> Case:
+    after = "\n\nWho of those named above said the last line? Answer with the name alone."
+    return _case("Read this conversation.\n\n", entry["content"].rstrip(), after, entry["answer"])
+
+
+def _sorted(entry: dict[str, Any]) -> Case:
+    after = f"\n\n{_ask('parts')}"
+    before = "These are the parts of one text in a wrong order.\n\n"
+    return _case(before, _numbered(entry["content"]), after, _order(entry))
+
+
+def _events(entry: dict[str, Any]) -> Case:
+    after = f"\n\nEvents in a wrong order:\n{_numbered(entry['summaries'])}\n\n{_ask('events')}"
+    return _case("Read this report.\n\n", entry["content"], after, _order(entry))
+
+
+def _numbered(parts: list[str]) -> str:
+    return "\n".join(f"[{number}] {part.strip()}" for number, part in enumerate(parts))
+
+
+def _ask(what: str) -> str:
+    return f"In which order do the {what} stand in the text? Answer with all numbers: [n] > [n] ..."
+
+
+def _order(entry: dict[str, Any]) -> str:
+    return " > ".join(f"[{number}]" for number in entry["answer"])
+
+
+_CHOICE = (_choice, "letter", ("content", "question", "options", "answer"))
+_HYPOTHESIS = (_hypothesis, "verdict", ("content", "hypothesis", "answer"))
+_SPEAKER = (_speaker, "same", ("content", "answer"))
+_TASKS: dict[str, tuple[Callable[[dict[str, Any]], Case], str, tuple[str, ...]]] = {
+    "altqa": (_altqa, "same", ("content", "answer")),
+    "meetingqa": _CHOICE, "paperqa": _CHOICE, "senhallu": _HYPOTHESIS, "abshallu": _HYPOTHESIS,
+    "meetingpred": _SPEAKER, "showspred": _SPEAKER,
+    "showssort": (_sorted, "order", ("content", "answer")),
+    "reportsumsort": (_events, "order", ("content", "summaries", "answer")),
+}  # fmt: skip
+
+
+def read(place: str) -> list[Task]:
+    """A task for each file of a dataset. Raises InputError for files of another layout."""
+    tasks = []
+    for path in files("bamboo", place):
+        kind = path.stem.split("_")[0]
+        if kind in _TASKS:
+            make, scorer, needed = _TASKS[kind]
+            try:
+                cases = [make(entry) for entry in entries("bamboo", path, needed)]
+            except (TypeError, AttributeError) as error:
+                raise InputError(f"{path} is not of BAMBOO's layout: {error}.") from None
+            if not cases:
+                raise InputError(f"{path} holds no question; give another file of BAMBOO's.")
+            tasks.append(task(f"bamboo_{path.stem}", cases, scorer, _ROOM))
+    if not tasks:
+        raise InputError(
+            f"--suite bamboo:{place} holds no task's file; their names begin with "
+            f"{', '.join(_TASKS)}."
+        )
+    return tasks

@@ -1,0 +1,116 @@
+"""Questions about texts that people wrote, as tasks.
+
+A text that is too long for the examined length is cut; `kept` says in every record which share of
+its words was left. Its twin is the question with no text at all: what is scored there was known
+before. No plain reader answers such questions, so these tasks have no oracle. All are generated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import InputError
+from regraft.evaluate import metrics
+from regraft.evaluate.tasks import Draft, Kit, Task
+
+_WORD = re.compile(r"\s*\S+|\s+$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt is before + text + after + prefix, which begins the answer. `question` is what a
+    judge is told. A text that is too long loses its end, or its middle (`ends`); `omitted` is put
+    there."""
+
+    before: str
+    text: str
+    after: str
+    prefix: str
+    references: tuple[str, ...]
+    question: str
+    omitted: str = ""
+    ends: bool = False
+
+
+def task(name: str, cases: Sequence[Case], scorer: str, room: int, *, judged: bool = False) -> Task:
+    """The task of all cases. room: tokens of an answer. judged: a judge may read the answers.
+
+    Raises InputError where the scorer's library is missing."""
+    metrics.check([scorer], name)
+    return Task(
+        name, partial(_make, name, cases), _nobody, room, scorer, "generate", haystack=False,
+        most=len(cases), judged=judged,
+    )  # fmt: skip
+
+
+def _make(name: str, cases: Sequence[Case], kit: Kit, budget: int, number: int) -> Draft:
+    order = list(range(len(cases)))
+    kit.rng(name).shuffle(order)
+    case = cases[order[number % len(order)]]
+    words = _WORD.findall(case.text)
+
+    def build(units: int) -> str:
+        return f"{case.before}{_cut(case, words, units)}{case.after}"
+
+    units = len(words)
+    if kit.prompter.count(kit.prompter.wrap(build(units), case.prefix)) > budget:
+        units = kit.fit(name, lambda n: build(min(n, len(words))), budget, case.prefix)
+    facts = {"question": case.question, "kept": round(units / max(1, len(words)), 4)}
+    twin = f"{case.before}{case.after}"
+    return Draft(build(units), twin, case.references, case.prefix, facts=facts)
+
+
+def _cut(case: Case, words: list[str], units: int) -> str:
+    if units >= len(words):
+        return case.text
+    first = units - units // 2 if case.ends else units
+    last = words[len(words) - (units - first) :] if units > first else []
+    return "".join((*words[:first], case.omitted, *last))
+
+
+def _nobody(_prompt: str) -> list[str]:
+    return []
+
+
+def files(suite: str, place: str) -> list[Path]:
+    """The jsonl file, or all in the folder, in the order of their names. Raises InputError where
+    there is none."""
+    path = Path(place).expanduser()
+    found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
+    if not found:
+        raise InputError(
+            f"--suite {suite}:{place} holds no .jsonl file; give the suite's folder, unzipped, or "
+            "one of its files."
+        )
+    return found
+
+
+def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The file's objects. Raises InputError naming the line that is no object with these fields."""
+    found = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                entry = json.loads(line)
+                lacking = [name for name in needed if name not in entry]
+                if not isinstance(entry, dict) or lacking:
+                    raise InputError(
+                        f"{path} line {number} lacks {', '.join(lacking) or 'fields'}, so it is "
+                        f"not of --suite {suite}'s layout."
+                    )
+                found.append(entry)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{path} is not JSON line by line; give --suite {suite} its own."
+        ) from None
+    return found

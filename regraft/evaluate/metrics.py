@@ -1,0 +1,140 @@
+"""How published suites score a free answer, each 0 to 1 and the best over the references.
+
+ZeroSCROLLS (arXiv 2305.14196, section 3.3): `f1` of words, `rouge` (the geometric mean of ROUGE-1,
+-2 and -L, each the best over the references), `letter` of a choice, `percentage` (halved with every
+10 points it is off) and `order` (pairs in the right order; 0 for what is no permutation).
+LooGLE (arXiv 2311.04939): `rouge_l` (its recall, over the whole answer) and `cloze` (masks filled
+exactly). BAMBOO (arXiv 2309.13345): `letter`, `order`, `same` (the first line, but for case and
+full stop) and `verdict` (yes, or else no).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+from regraft.errors import InputError
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LETTER = re.compile(r"\b[A-D]\b")
+_PERCENTAGE = re.compile(r"(\d+\.?\d*)%")
+_BRACES = re.compile(r"\{.*?\}", re.DOTALL)
+Metric = Callable[[str, Sequence[str]], float]
+
+
+def _best(score: Callable[[str, str], float]) -> Metric:
+    return lambda said, references: max(score(said, reference) for reference in references)
+
+
+def _words(text: str) -> list[str]:
+    """As in SQuAD: no case, punctuation or articles; accents are dropped."""
+    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
+    return _ARTICLES.sub(" ", plain.translate(_PUNCTUATION)).split()
+
+
+@_best
+def f1(said: str, reference: str) -> float:
+    """Harmonic mean of the precision and the recall of words, repeated ones counted."""
+    ours, theirs = _words(said), _words(reference)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def rouge(said: str, references: Sequence[str]) -> float:
+    """Geometric mean of ROUGE-1, ROUGE-2 and ROUGE-L (F, stemmed)."""
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = _scorer(kinds, stem=True)
+    found = [scorer.score(reference, said) for reference in references]
+    product = 1.0
+    for kind in kinds:
+        product *= max(score[kind].fmeasure for score in found)
+    return float(product ** (1 / 3))
+
+
+def rouge_l(said: str, references: Sequence[str]) -> float:
+    """Recall of the longest common subsequence of words."""
+    scorer = _scorer(["rougeL"], stem=False)
+    return float(max(scorer.score(each, said)["rougeL"].recall for each in references))
+
+
+@_best
+def letter(said: str, reference: str) -> float:
+    """The first of A to D that stands alone."""
+    found = _LETTER.search(said)
+    return float(found is not None and found.group() == reference)
+
+
+@_best
+def percentage(said: str, reference: str) -> float:
+    """One half to the power of the difference in points over 10, of the first percentage."""
+    found, wanted = _PERCENTAGE.search(said), _PERCENTAGE.search(reference)
+    if found is None or wanted is None:
+        return 0.0
+    return float(0.5 ** (abs(float(found[1]) - float(wanted[1])) / 10))
+
+
+@_best
+def order(said: str, reference: str) -> float:
+    """Share of pairs that stand in the right order: one half by chance."""
+    found, wanted = (re.findall(r"\d+", text) for text in (said, reference))
+    if sorted(found) != sorted(wanted):
+        return 0.0
+    pairs = set(combinations(wanted, 2))
+    return len(pairs & set(combinations(found, 2))) / len(pairs)
+
+
+@_best
+def cloze(said: str, reference: str) -> float:
+    """Share of masks with exactly their entity; both are dictionaries in text."""
+    wanted, found = _dictionary(reference), _dictionary(said)
+    return sum(found.get(mask) == entity for mask, entity in wanted.items()) / len(wanted)
+
+
+@_best
+def same(said: str, reference: str) -> float:
+    """Whether the first line is the reference."""
+    first = said.strip().split("\n")[0]
+    return float(first.strip(" .").lower() == reference.strip(" .").lower())
+
+
+@_best
+def verdict(said: str, reference: str) -> float:
+    """Whether yes is said where it is wanted, and not where it is not."""
+    return float(said.strip().lower().startswith("yes") is (reference == "yes"))
+
+
+METRICS: dict[str, Metric] = {
+    "f1": f1, "rouge": rouge, "rouge_l": rouge_l, "letter": letter, "percentage": percentage,
+    "order": order, "cloze": cloze, "same": same, "verdict": verdict,
+}  # fmt: skip
+
+
+def check(names: Sequence[str], what: str) -> None:
+    """Raises InputError where ROUGE is among the names and its library is not installed."""
+    if any(name.startswith("rouge") for name in names):
+        try:
+            import rouge_score  # noqa: F401
+        except ImportError:
+            raise InputError(f"{what} is scored by ROUGE: pip install 'regraft[eval]'") from None
+
+
+def _scorer(kinds: list[str], *, stem: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(kinds, use_stemmer=stem)
+
+
+def _dictionary(text: str) -> dict[str, Any]:
+    found = _BRACES.search(text)
+    try:
+        value = ast.literal_eval(found.group()) if found else {}
+    except (ValueError, SyntaxError):
+        return {}
+    return value if isinstance(value, dict) else {}
