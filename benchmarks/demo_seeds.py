@@ -76,8 +76,6 @@ def main() -> None:
             f"| | {' | '.join(f'seed {seed}' for seed in arguments.seeds)} | bound | held |",
             f"|---|{'--:|' * len(results)}---|---|",
             *lines,
-            f"| steps until the base was done | "
-            f"{' | '.join(str(result['base_steps']) for result in results)} | | |",
             f"| wall / CPU seconds | "
             f"{' | '.join('{wall:.0f} / {cpu:.0f}'.format(**r['seconds']) for r in results)} | | |",
             "",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from datetime import date
 from pathlib import Path
@@ -19,13 +20,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from regraft import progress
 from regraft.adapters.apply import apply
-from regraft.data.world import Mix, training_row, write_tokenizer
+from regraft.checkpoint.source import Checkpoint
+from regraft.data.world import Mix, training_row
+from regraft.demo import lessons, with_context
 from regraft.demo.exam import examine
-from regraft.demo.lessons import Plan, train_base
-from regraft.demo.model import with_context
-from regraft.rope import scaling_law
+from regraft.rope import ContextSpec, scaling_law
 from regraft.train.job import train
 
 HEAD = """
@@ -100,14 +100,18 @@ def main() -> None:
 
 
 def one(folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    plan = Plan()
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress.bar("base", 1) as bar:
-        base, _ = train_base(plan, seed, bar)
-    control = with_context(base, plan.target, scaling_law(plan.theta, plan.trained, plan.target))
-    for name, model in (("base", base), ("theta-only", control)):
-        model.save_pretrained(folder / name)
-        write_tokenizer(folder / name)
+    plan = lessons.Plan()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    train(
+        lessons.write(folder / "base.yaml", lessons.base(plan, seed)), folder / "base", device="cpu"
+    )
+    with Checkpoint.open(folder / "base") as base:
+        spec = ContextSpec.from_config(base.config)
+    theta = scaling_law(plan.theta, plan.trained, plan.target)
+    with_context(
+        folder / "base", spec.extended(theta=theta, length=plan.target), folder / "theta-only"
+    )
     rng = random.Random(f"{seed} extend")
     for name, words, count in (("long", 1024, 500), ("short", 64, 5200)):
         with (folder / f"{name}.jsonl").open("w") as file:

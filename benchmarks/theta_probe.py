@@ -17,9 +17,7 @@ from pathlib import Path
 
 import torch
 
-from regraft import progress
-from regraft.data.world import write_tokenizer
-from regraft.demo.lessons import Plan, train_base
+from regraft.demo import lessons
 from regraft.train.job import train
 from regraft.train.probe import probe
 
@@ -59,11 +57,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out / "theta-probe"
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan()
-    with progress.bar("base", 1) as bar:
-        model, _ = train_base(plan, arguments.seed, bar)
-    model.save_pretrained(folder / "base")
-    write_tokenizer(folder / "base")
+    plan = lessons.Plan()
+    path = lessons.write(folder / "base.yaml", lessons.base(plan, arguments.seed))
+    train(path, folder / "base", device="cpu", overwrite=True)
 
     def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:
         path = folder / f"{name}.yaml"

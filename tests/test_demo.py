@@ -118,7 +118,7 @@ def played(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("demo") / "out"
     plan = Plan(
-        most_search=3, settle=2, base_rows=4, derivative_steps=3,
+        base_steps=(3, 2), base_rows=4, derivative_steps=3,
         extension=((2, 128, 2), (1, 256, 1)), target=256, lengths=(64, 256),
         ranks=(2, 4), questions=8, prose_rows=2,
     )  # fmt: skip

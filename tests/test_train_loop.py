@@ -460,6 +460,27 @@ def test_services_are_told_where_they_are_asked_for_or_installed(home, tmp_path,
     assert not list((tmp_path / "out").rglob("*wandb*"))
 
 
+def test_a_run_to_be_sent_later_is_kept(tmp_path):
+    kept = tmp_path / "states/wandb/offline-run-7"
+    kept.mkdir(parents=True)
+    (kept / "run.wandb").write_text("figures")
+    (tmp_path / "staging").mkdir()
+    metrics.keep_offline(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
+    assert (tmp_path / "staging/wandb/offline-run-7/run.wandb").read_text() == "figures"
+    metrics.keep_offline(tmp_path / "none", tmp_path / "staging", tmp_path / "out")
+
+
+def test_tensorboard_reads_what_was_trained(home, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    text = RECIPE.replace("steps: 5", "steps: 2")
+    train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
+    events = accumulator.EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
+    told = [(event.step, event.value) for event in events.Scalars("loss")]
+    lines = metrics.read(tmp_path / "out/metrics.jsonl")
+    assert told == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
+    assert told
+
+
 def test_a_service_that_is_not_installed_is_refused(home, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

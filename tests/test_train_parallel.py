@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from train_ranks import Ranks
 
+from regraft.checkpoint.source import Checkpoint
 from regraft.train import metrics
+from regraft.train.blocks import Toy
 from regraft.train.job import train
+from regraft.train.learner import load
+from regraft.train.recipe import Recipe
+from regraft.train.toy import write_toy
 
 RECIPE = """
 model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
@@ -120,6 +128,27 @@ def test_two_processes_begin_a_stage_again_as_one_does(ranks, home, tmp_path):
             for found in (lines, want)
         )
         assert mine == pytest.approx(theirs, abs=5e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_the_first_process_reads_the_weights(method, tied, home, tmp_path):
+    write_toy(tmp_path / "toy", Toy(), 0)
+    config = json.loads((tmp_path / "toy/config.json").read_text())
+    config["tie_word_embeddings"] = tied
+    (tmp_path / "toy/config.json").write_text(json.dumps(config))
+    body = Recipe.read(written(tmp_path, home / "cache", method)).body
+    held = {}
+    for rank in (0, 1):
+        mesh: Any = SimpleNamespace(
+            rank=rank, device=torch.device("cpu"), ulysses=1, fsdp_mesh=object()
+        )
+        with Checkpoint.open(tmp_path / "toy") as checkpoint:
+            learner = load(body, checkpoint, str(tmp_path / "toy"), mesh)
+        parameters = list(learner.parameters())
+        held[rank] = sum(p.numel() for p in parameters if not p.is_meta)
+        assert sum(p.numel() for p in parameters) == held[0]
+    assert held[1] == (held[0] if tied else 0)
 
 
 def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):

@@ -35,6 +35,7 @@ class Text:
     words: int = 1024
     prose: float = 0.45
     questions: float = 0.65
+    shout: float = 0.0
     seed: int = 0
 
 
@@ -170,7 +171,9 @@ def _notes(source: Text) -> Iterator[str]:
     """Prose with facts and questions about them, each document on a topic of its own."""
     from regraft.data.world import Mix, training_row
 
-    mix = Mix(prose=source.prose, questions=source.questions)
+    mix = Mix(source.prose, source.questions, source.shout)
+    start = f"{source.seed} notes {source.words} {source.prose}"
+    start += f" shout {source.shout}" if source.shout else ""
     for number in range(source.documents):
-        rng = random.Random(f"{source.seed} notes {source.words} {source.prose} {number}")
+        rng = random.Random(f"{start} {number}")
         yield " ".join(training_row(rng, source.words, mix).words[1:])

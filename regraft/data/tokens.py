@@ -19,7 +19,7 @@ from regraft.data.sources import Text, digest, documents
 from regraft.errors import InputError
 
 _AT_ONCE = 256
-_VERSION = 1
+_VERSION = 2
 
 
 class Tokens:

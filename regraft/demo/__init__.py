@@ -5,14 +5,17 @@ derivative of the base learns a skill of its own, `shout`. Then the real command
 folders: `extract_lora(base, extended)`, `apply(adapter, derivative)`; and every folder is read back
 and examined: did the derivative get the long context, and did it keep its skill?
 
-All is trained here and now, from a seed; nothing is stored. `world` is the text, `model` and
-`lessons` the training, `exam` the examination, `page` the table and the figure.
+All is trained here and now by `regraft train`, from a seed; nothing is stored. `lessons` are the
+recipes, `exam` is the examination, `page` the table and the figure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from regraft.demo.lessons import Plan
+    from regraft.rope import ContextSpec
 
 _THREADS = 2
 
@@ -79,49 +83,48 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     from regraft.adapters.apply import apply
     from regraft.adapters.evidence import versions
     from regraft.adapters.extract import extract_lora
-    from regraft.data.world import write_tokenizer
     from regraft.demo import lessons
     from regraft.demo.exam import examine
-    from regraft.demo.model import with_context
     from regraft.demo.page import write_page
-    from regraft.rope import scaling_law
+    from regraft.rope import ContextSpec, scaling_law
+    from regraft.train.job import train
 
     theta = float(round(scaling_law(plan.theta, plan.trained, plan.target)))
-    with progress.bar("demo", total=lessons.words_to_read(plan), unit="words") as bar:
-        base, steps = lessons.train_base(plan, seed, bar)
-        bar.advance(lessons.words_spared(plan, steps))
-        derivative = lessons.train_derivative(plan, base, seed, bar)
-        extended = lessons.train_extended(plan, base, theta, seed, bar)
-    models = {
-        "base": base,
-        "derivative": derivative,
-        "derivative, theta only": with_context(derivative, plan.target, theta),
-        "extended": extended,
+    recipes = {
+        "base": lessons.base(plan, seed),
+        "derivative": lessons.derivative(plan, seed, "base"),
+        "extended": lessons.extended(plan, seed, "base", theta),
     }
-    folders = {name: folder / name.replace(", ", "-").replace(" ", "-") for name in models}
-    for name, model in models.items():
-        model.save_pretrained(folders[name])
-        write_tokenizer(folders[name])
-    errors = {}
-    for rank in plan.ranks:
-        adapter, name = folder / f"adapter-rank-{rank}", f"graft, rank {rank}"
-        record = extract_lora(folders["base"], folders["extended"], adapter, rank=rank)
-        folders[name] = folder / f"graft-rank-{rank}"
-        apply(adapter, folders["derivative"], folders[name])
-        errors[name] = record["totals"]["error"]
-    exams = {}
-    with progress.bar("exam", total=len(folders), unit="models") as bar:
-        for name, place in folders.items():
-            exams[name] = {"folder": place.name, **examine(place, plan, seed)}
-            bar.advance(1, f"exam: {name}")
+    names = ("base", "derivative", "derivative, theta only", "extended")
+    folders = {name: Path(name.replace(", ", "-").replace(" ", "-")) for name in names}
+    errors, exams = {}, {}
+    with contextlib.chdir(folder):  # so that recipes and records say base, not where it lay
+        Path("recipes").mkdir()
+        for name, recipe in recipes.items():
+            progress.note(f"{name}: regraft train recipes/{name}.yaml -o {name}")
+            path = lessons.write(Path("recipes") / f"{name}.yaml", recipe)
+            train(path, folders[name], device="cpu")
+        context = ContextSpec.from_config(json.loads(Path("extended/config.json").read_text()))
+        with_context(folders["derivative"], context, folders[names[2]])
+        for rank in plan.ranks:
+            adapter, name = Path(f"adapter-rank-{rank}"), f"graft, rank {rank}"
+            record = extract_lora("base", "extended", adapter, rank=rank)
+            folders[name] = Path(f"graft-rank-{rank}")
+            apply(adapter, "derivative", folders[name])
+            errors[name] = record["totals"]["error"]
+        with progress.bar("exam", total=len(folders), unit="models") as bar:
+            for name, place in folders.items():
+                exams[name] = {"folder": place.name, **examine(place, plan, seed)}
+                bar.advance(1, name)
+        record = json.loads(Path("base", "train.json").read_text())
     result = {
         "schema_version": 1,
         "kind": "demo",
         "seed": seed,
         "hyperparameters": asdict(plan),
         "theta": {"trained": plan.theta, "target": theta},
-        "base_steps": steps,
-        "parameters": base.num_parameters(),
+        "base_steps": record["steps"],
+        "parameters": _parameters(folder / "base"),
         "adapter_error": errors,
         "models": exams,
         "versions": versions(),
@@ -129,3 +132,22 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     write_page(folder, result)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def with_context(model: Path, context: ContextSpec, out: Path) -> None:
+    """The control: a copy of a model's folder with another RoPE and length, the weights as they
+    were."""
+    out.mkdir(parents=True)
+    for path in model.iterdir():
+        if path.suffix == ".safetensors" or path.name.startswith("tokenizer"):
+            shutil.copy2(path, out)
+    config = json.loads((model / "config.json").read_text())
+    text = json.dumps(context.write_into(config), indent=1)
+    (out / "config.json").write_text(text)
+
+
+def _parameters(folder: Path) -> int:
+    from regraft.checkpoint.source import Checkpoint
+
+    with Checkpoint.open(folder) as checkpoint:
+        return sum(math.prod(info.shape) for info in checkpoint.tensors.values())

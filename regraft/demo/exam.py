@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from regraft.data.world import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
-from regraft.demo.model import word_nll
 
 SPARSE = 4  # needles of the easier exam at the target length: as many as the shortest rows hold
 _WORDS_AT_ONCE = 8192
@@ -83,6 +83,13 @@ def _prose_nll(model: LlamaForCausalLM, tokenizer: Any, plan: Plan, seed: int) -
     length = plan.lengths[-1]
     ids = ids_of(tokenizer, [prose_row(rng, length) for _ in range(plan.prose_rows)])
     at_once = max(1, _WORDS_AT_ONCE // length)
-    nll = torch.cat([word_nll(model, rows) for rows in ids.split(at_once)]).mean(0)
+    nll = torch.cat([_word_nll(model, rows) for rows in ids.split(at_once)]).mean(0)
     edges = (0, *plan.lengths)
     return {f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)}
+
+
+def _word_nll(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """NLL in nats of every word but the first: [rows, length - 1]."""
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return nll.view(len(ids), -1)

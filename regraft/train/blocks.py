@@ -102,6 +102,17 @@ class Rope(Block):
     )
 
 
+class Schedule(Block):
+    """The learning rate within a stage."""
+
+    kind: Literal["constant", "cosine", "linear"] = "cosine"
+    stable: Share = Field(
+        default=0.0, description="share of the steps after warm-up before the rate falls"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps")
+    floor: Share = Field(default=0.1, description="last rate over peak rate")
+
+
 class Stage(Block):
     """One length at one theta."""
 
@@ -115,6 +126,7 @@ class Stage(Block):
     tokens: Tokens | None = Field(default=None, description="instead of steps; rounded up")
     batch: Count = Field(default=1, description="rows per optimizer step, over all devices")
     rate: Positive = Field(default=2e-5, description="peak learning rate")
+    schedule: Schedule | None = Field(default=None, description="default: the recipe's")
     mix: dict[str, Positive] | None = Field(
         default=None, description="share of rows by source; default: all sources alike"
     )
@@ -164,6 +176,9 @@ class Source(Block):
     prose: Share = Field(default=0.45, description="synthetic: share of plain sentences")
     questions: Share = Field(
         default=0.65, description="synthetic: share of questions among facts and questions"
+    )
+    shout: Share = Field(
+        default=0.0, description="synthetic: share of documents answered in upper case"
     )
     rows: Literal["whole", "packed", "joined"] = Field(
         default="whole",
@@ -231,14 +246,6 @@ class Optimizer(Block):
     matrix_rate: Positive | None = Field(
         default=None, description="muon: rate of matrices over the stage's rate; default 2.4"
     )
-
-
-class Schedule(Block):
-    """The learning rate within each stage."""
-
-    kind: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps")
-    floor: Share = Field(default=0.1, description="last rate over peak rate")
 
 
 class Needle(Block):

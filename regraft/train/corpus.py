@@ -83,7 +83,7 @@ class Corpus:
         text = Text(
             source.kind, source.place, field=source.field, separator=source.separator,
             split=source.split, documents=source.documents, words=source.words, prose=source.prose,
-            questions=source.questions, seed=body.seed,
+            questions=source.questions, shout=source.shout, seed=body.seed,
         )  # fmt: skip
         self.tokens[name] = tokenise(text, tokenizer, cache, vocabulary)
         looks = body.watch is not None or body.method == "recover"

@@ -84,6 +84,7 @@ def train(
         box: list[Any] = [None]
         if staging is not None:
             box[0] = json.loads((folder / RECORD).read_text())
+            metrics.keep_offline(folder / STATES, folder, target)
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
         if mesh.size > 1:

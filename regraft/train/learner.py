@@ -79,26 +79,38 @@ def arithmetic(body: Body, device: torch.device) -> torch.dtype:
 
 def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner:
     """The model ready to train, still on the host: trained parameters float32 (float64 under dtype
-    float64), the others in the type of the arithmetic.
+    float64), the others in the type of the arithmetic. Where it is read once, all processes but
+    the first have shapes only, until `shard` sends them their part.
 
     Raises InputError where the architecture is not a plain causal decoder, or its heads do not
     divide over the mesh.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = arithmetic(body, mesh.device)
+    dtype = arithmetic(body, mesh.device) if body.method == "lora" else torch.float32
     name, _, revision = source.partition("@")
     torch.manual_seed(body.seed)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision or None, dtype=dtype if body.method == "lora" else torch.float32
-        )
+        config = AutoConfig.from_pretrained(name, revision=revision or None)
+        if mesh.rank and read_once(config, mesh):
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision or None, dtype=dtype
+            )
     except (OSError, ValueError) as error:
         raise InputError(
             f"{source} cannot be loaded for training ({' '.join(str(error).split())[:200]})."
         ) from None
     _refuse(model, checkpoint)
     return prepare(model, body, mesh)
+
+
+def read_once(config: Any, mesh: Mesh) -> bool:
+    """Whether the first process alone reads the weights: where FSDP spreads them. Tied embeddings
+    are read by all, as filling an empty model would untie them; such models are small."""
+    return mesh.fsdp_mesh is not None and not config.get_text_config().tie_word_embeddings
 
 
 def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:

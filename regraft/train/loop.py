@@ -196,7 +196,7 @@ class Loop:
                 f"(stage {place.stage + 1}, {format_tokens(stage.length)}): lower the rate or "
                 "lengthen the warm-up; --resume goes on from the last saved step."
             )
-        rate = stage.rate * optim.factor(body.schedule, place.stage_step, steps)
+        rate = stage.rate * optim.factor(stage.schedule or body.schedule, place.stage_step, steps)
         optim.set_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from regraft import drawing
+from regraft import drawing, progress
 from regraft.errors import InputError
 from regraft.train.blocks import Body
 from regraft.units import format_tokens
@@ -149,6 +149,14 @@ def check_track(body: Body) -> None:
             f"track: {body.track} is not installed here; `pip install {body.track}`, or leave "
             "track out (metrics.jsonl is always written)."
         )
+
+
+def keep_offline(states: Path, folder: Path, target: Path) -> None:
+    """Save the runs that Weights & Biases kept to send later, and say how, before `states` goes."""
+    for run in sorted((states / "wandb").glob("offline-run-*")):
+        (folder / "wandb").mkdir(exist_ok=True)
+        run.rename(folder / "wandb" / run.name)
+        progress.note(f"To send the run: wandb sync {target / 'wandb' / run.name}")
 
 
 def _wandb_run(states: Path, body: Body, name: str) -> Any:

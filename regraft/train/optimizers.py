@@ -67,13 +67,15 @@ def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
 def factor(schedule: Schedule, step: int, steps: int) -> float:
     """Learning rate over peak rate at `step` (from 0) of a stage of `steps`.
 
-    Warm-up rises linearly to 1 at step `warmup`; then cosine or a line falls towards `floor`,
-    which the step after the last would reach.
+    Warm-up rises linearly to 1 at step `warmup`; the rate stays there for the share `stable` of
+    what is left (warmup-stable-decay, MiniCPM, arXiv 2404.06395); then cosine or a line falls
+    towards `floor`, which the step after the last would reach.
     """
     if step < schedule.warmup:
         return (step + 1) / (schedule.warmup + 1)
     if schedule.kind == "constant":
         return 1.0
     done = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    done = max(0.0, done - schedule.stable) / (1 - schedule.stable) if schedule.stable < 1 else 0.0
     down = (1 + math.cos(math.pi * done)) / 2 if schedule.kind == "cosine" else 1 - done
     return schedule.floor + (1 - schedule.floor) * down

@@ -6,7 +6,7 @@ import torch
 
 from regraft.parallel import Mesh
 from regraft.train.blocks import Body
-from regraft.train.learner import Learner, arithmetic
+from regraft.train.learner import Learner, arithmetic, read_once
 
 
 def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
@@ -14,11 +14,13 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
 
     Each decoder layer is gathered for its own forward and backward, the rest (embedding, last
     norm, head) with the root, which is the learner, so that the loss finds the head whole.
-    Gradients are reduced in float32 (float64 where that is the arithmetic).
+    Gradients are reduced in float32 (float64 where that is the arithmetic). Where only the first
+    process has read the weights, it sends them, a tensor at a time. Collective.
     """
     if mesh.fsdp_mesh is None:
         learner.to(mesh.device)
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     dtype = arithmetic(body, mesh.device)
@@ -26,6 +28,13 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=reduced, cast_forward_inputs=False
     )
+    once = read_once(learner.model.config, mesh)
+    whole = learner.state_dict() if once and mesh.rank == 0 else {}
     for layer in learner.layers:
         fully_shard(layer, mesh=mesh.fsdp_mesh, mp_policy=policy)
     fully_shard(learner, mesh=mesh.fsdp_mesh, mp_policy=policy)
+    if once:
+        if mesh.rank:
+            learner.to_empty(device=mesh.device)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(learner, whole, options=options)
