@@ -330,6 +330,14 @@ def evaluate(
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
     texts: Annotated[int, typer.Option(help="For perplexity and drift.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Items of each lm-eval task.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="URL with OpenAI's /chat/completions, such as http://localhost:8000/v1: a model "
+            "to judge free answers, too. Its key: REGRAFT_JUDGE_KEY or OPENAI_API_KEY."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
     batch: Annotated[
         int | None,
         typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
@@ -347,6 +355,9 @@ def evaluate(
     """Measure how models use their context; with --matrix, what a graft carried over and its cost.
 
     Example: regraft evaluate --matrix recipient=hermes donor=llama-262k graft=hermes-262k -o report
+
+    Judged: regraft evaluate hermes-262k -o report --suite qa_hard_1 --qa dev-v2.0.json \\
+        --judge http://localhost:8000/v1 --judge-model qwen
     """
 
     def work() -> dict[str, Any]:
@@ -358,8 +369,9 @@ def evaluate(
             models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
             haystack=haystack, qa=tuple(map(str, qa or ())), needles=needles, decoys=decoys,
             depths=depths, sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts,
-            limit=limit, batch=batch, adapters=tuple(map(str, adapter or ())), device=device,
-            seed=seed, overwrite=overwrite, resume=resume, dry_run=dry_run,
+            limit=limit, batch=batch, adapters=tuple(map(str, adapter or ())), judge=judge,
+            judge_model=judge_model, device=device, seed=seed, overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
         )  # fmt: skip
 
     def render(result: dict[str, Any]) -> None:

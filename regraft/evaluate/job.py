@@ -75,6 +75,8 @@ def evaluate(
     with Staging(Path(out), job=job, overwrite=overwrite, resume=resume, inputs=places) as staging:
         items = _items(work, staging)
         found, plain = _examine(work, items, staging, where)
+        if work.judge:
+            _judge(work, work.judge, items, found, staging.folder)
         result = json.loads(json.dumps(_result(work, items, found, plain, matrix)))
         _show(staging.folder, result)
         staging.publish()
@@ -130,7 +132,7 @@ def _examine(
                         held["model"] = ready.load(device)
                 return held["model"]
 
-            folder = staging.folder / "items" / re.sub("[ ,]+", "-", source.name)
+            folder = staging.folder / "items" / _plain_name(source)
             folder.mkdir(parents=True, exist_ok=True)
             for (task, length), path in items.items():
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
@@ -146,6 +148,26 @@ def _examine(
                 staging.record(key, **_measures(work, model(), source, reference, device))
             plain[source.name] = staging.done(key) or {}
     return found, plain
+
+
+def _judge(
+    work: Work, judge: Any, items: dict[tuple[str, int], Path], found: Any, folder: Path
+) -> None:
+    """Add the judge's verdicts to the lines of free answers."""
+    from regraft.evaluate.judge import examine
+
+    free = [task.name for task in work.tasks if task.judged]
+    cells = [(source, cell) for source in work.sources for cell in items if cell[0] in free]
+    with progress.bar("judge", total=len(cells)) as bar:
+        for source, cell in cells:
+            bar.advance(1, f"{source.name}: {cell[0]} {format_tokens(cell[1])}")
+            key, asked = (source.name, *cell), items[cell]
+            path = folder / "judge" / _plain_name(source) / asked.name
+            found[key] = examine(judge, _read(asked), found[key], path)
+
+
+def _plain_name(source: Any) -> str:
+    return re.sub("[ ,]+", "-", source.name)
 
 
 def _answers(work: Work, task: Any, path: Path, model: Any) -> list[dict[str, Any]]:
@@ -232,7 +254,7 @@ def _result(
         "settings": {**asdict(work.settings), "lengths": work.lengths},
         "tasks": {
             task.name: {
-                "skill": task.skill, "scorer": task.scorer,
+                "skill": task.skill, "scorer": task.scorer, "judged": task.judged,
                 "scoring": task.scoring if work.settings.scoring == "auto"
                 else work.settings.scoring,
             }

@@ -11,6 +11,7 @@ from regraft.errors import InputError
 from regraft.evaluate.corpora import open_corpus
 from regraft.evaluate.fidelity import Fidelity, adapted
 from regraft.evaluate.fitting import Prompter
+from regraft.evaluate.judge import Judge
 from regraft.evaluate.model import Source
 from regraft.evaluate.suites import MEASURES, choose
 from regraft.evaluate.tasks import Kit, Task
@@ -26,7 +27,8 @@ ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
 class Settings:
     """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
     `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
-    slower, and 32768 on a GPU; `limit` to lm-eval's items; `adapters` for extraction fidelity."""
+    slower, and 32768 on a GPU; `limit` to lm-eval's items; `adapters` for extraction fidelity;
+    `judge`, a URL, and `judge_model` for verdicts on free answers."""
 
     suites: tuple[str, ...] = ("needle", "perplexity", "drift")
     lengths: tuple[int, ...] = ()
@@ -44,6 +46,8 @@ class Settings:
     batch: int | None = None
     limit: int | None = None
     adapters: tuple[str, ...] = ()
+    judge: str | None = None
+    judge_model: str | None = None
     seed: int = 0
 
 
@@ -60,6 +64,7 @@ class Work:
     own_length: int  # the first model's context
     contexts: dict[str, ContextSpec]
     fidelity: Fidelity | None = None
+    judge: Judge | None = None
 
 
 def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
@@ -100,7 +105,8 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
                 f"examined at up to {format_tokens(max(lengths))}."
             )
     own = contexts[sources[0].name].max_position_embeddings
-    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity)
+    judge = _judge(settings, tasks)
+    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
 
 
 def _check(settings: Settings) -> None:
@@ -112,6 +118,23 @@ def _check(settings: Settings) -> None:
             raise InputError(f"--{name} {given} is too few; give {least} or more.")
     if settings.scoring not in ("auto", "teacher", "generate"):
         raise InputError(f"--scoring '{settings.scoring}' is not auto, teacher or generate.")
+
+
+def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
+    """The judge, asked a first question. Raises InputError where it has nothing to do, or does not
+    answer."""
+    if settings.judge is None or settings.judge_model is None:
+        if settings.judge or settings.judge_model:
+            raise InputError("A judge needs both --judge URL and --judge-model NAME.")
+        return None
+    if settings.scoring == "teacher" or not any(task.judged for task in tasks):
+        raise InputError(
+            "--judge reads generated free answers, and none is asked for: choose qa_1, qa_hard_1, "
+            "zeroscrolls:PATH or loogle:PATH, without --scoring teacher."
+        )
+    judge = Judge(settings.judge, settings.judge_model)
+    judge.check()
+    return judge
 
 
 def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:

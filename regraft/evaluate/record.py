@@ -27,6 +27,10 @@ def cell(lines: Lines) -> dict[str, Any]:
     for name in ("nll", "twin", "twin_nll", "kept"):
         if name in lines[0]:
             found[name] = round(_mean([line[name] for line in lines]), 6)
+    if "judge" in lines[0]:  # of those on which it gave a verdict
+        verdicts = [line["judge"] for line in lines if line["judge"] is not None]
+        found["judge"] = round(_mean(verdicts), 6) if verdicts else None
+        found["judged"] = len(verdicts)
     depths = sorted({line["depth"] for line in lines if line["on_grid"]})
     if depths:
         found["depths"] = {

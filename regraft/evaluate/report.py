@@ -107,6 +107,8 @@ def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Ce
     for task in result["tasks"]:
         if _lengths(result, task) and not brief:
             found.append((f"{task}: share answered", _task(result, task)))
+            if result["settings"]["judge"] and result["tasks"][task]["judged"]:
+                found.append((f"{task}: share the judge agrees with", _judged(result, task)))
     together = result["overall_tasks"]
     if len(together) > 1:
         shown = ", ".join(together) if len(together) <= _FEW else f"{len(together)} tasks"
@@ -146,6 +148,12 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"than the examined length are cut; left of their words are {shown}. Its twin has no text."
         for task, shown in _kept_words(result).items()
     ]
+    if result["settings"]["judge"]:
+        lines.append(
+            f"The judge is {result['settings']['judge_model']}; it is asked yes or no about the "
+            "answer and its references, not about the text. Its replies are in `judge/`; those "
+            "that were neither do not count."
+        )
     if "fidelity" in result:
         lines.append(
             "Extraction fidelity is (base with adapter - base) / (donor - base), both under the "
@@ -173,6 +181,15 @@ def _task(result: dict[str, Any], task: str) -> Cells:
         cells = [result["cells"][model][task][length] for length in lengths]
         row = [model, *(f"{cell['score']:.2f}" for cell in cells)]
         rows.append([*row, f"{max(cell['twin'] for cell in cells):.2f}"] if twins else row)
+    return rows
+
+
+def _judged(result: dict[str, Any], task: str) -> Cells:
+    lengths = _lengths(result, task)
+    rows = [["model", *map(_tokens, lengths)]]
+    for model in result["models"]:
+        found = [result["cells"][model][task][length]["judge"] for length in lengths]
+        rows.append([model, *("n/a" if share is None else f"{share:.2f}" for share in found)])
     return rows
 
 

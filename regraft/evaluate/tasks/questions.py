@@ -160,7 +160,7 @@ def _solve(prompt: str) -> list[str]:
 def _task(which: int, hard: bool) -> Task:
     name = f"qa_hard_{which + 1}" if hard else f"qa_{which + 1}"
     make = partial(_make, which, hard)
-    return Task(name, make, _solve, 32, "part", "generate", haystack=False)
+    return Task(name, make, _solve, 32, "part", "generate", haystack=False, judged=True)
 
 
 QUESTIONS = [_task(which, False) for which in range(2)]
