@@ -196,6 +196,19 @@ def test_metrics_are_those_of_the_papers() -> None:
     assert score("Perhaps", ["yes"], "verdict") == score("yes", ["no"], "verdict") == 0
 
 
+def test_precision_and_recall_are_of_what_was_said_to_be_so() -> None:
+    said = ["Yes.", "yes", "no", "No", "perhaps", "yes"]
+    wanted = ["yes", "no", "no", "yes", "yes", "yes"]
+    scores = [
+        score_text(text, [right], "verdict") for text, right in zip(said, wanted, strict=True)
+    ]
+    found = metrics.detection(said, scores)
+    assert found["precision"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["recall"] == pytest.approx(2 / 4)
+    assert found["f1"] == pytest.approx(4 / 7, abs=1e-6)
+    assert metrics.detection(["no"], [0.0]) == {"precision": 0, "recall": 0, "f1": 0}
+
+
 def test_rouge_is_the_geometric_mean_of_the_best_of_each_kind() -> None:
     pytest.importorskip("rouge_score", reason="the eval extra is not installed")
     said, references = "the cat sat", ["the cat sat down", "a dog sat"]
@@ -262,7 +275,10 @@ def test_a_run_over_local_files_says_what_was_cut(tmp_path: Path) -> None:
     assert cells["256"]["tokens"] <= 256 - 32
     assert result["tasks"]["bamboo_senhallu_4k"]["scorer"] == "verdict"
     assert result["overall_tasks"] == ["entities"]  # not of the examined lengths
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "bamboo_senhallu_4k: precision / recall / F1" in card
+    assert cells["256"]["precision"] == cells["256"]["recall"] == 0  # a random model says no yes
     kept = f"left of their words are {cells['256']['kept']:.0%} at 256"
-    assert kept in (tmp_path / "out" / "README.md").read_text()
+    assert kept in card
     lines = (tmp_path / "out" / "items" / "model" / "bamboo_senhallu_4k-256.jsonl").read_text()
     assert all("said" in json.loads(line) for line in lines.splitlines())

@@ -5,7 +5,7 @@ ZeroSCROLLS (arXiv 2305.14196, section 3.3): `f1` of words, `rouge` (the geometr
 10 points it is off) and `order` (pairs in the right order; 0 for what is no permutation).
 LooGLE (arXiv 2311.04939): `rouge_l` (its recall, over the whole answer) and `cloze` (masks filled
 exactly). BAMBOO (arXiv 2309.13345): `letter`, `order`, `same` (the first line, but for case and
-full stop) and `verdict` (yes, or else no).
+full stop) and `verdict` (yes, or else no), over all items also as precision and recall.
 """
 
 from __future__ import annotations
@@ -107,7 +107,24 @@ def same(said: str, reference: str) -> float:
 @_best
 def verdict(said: str, reference: str) -> float:
     """Whether yes is said where it is wanted, and not where it is not."""
-    return float(said.strip().lower().startswith("yes") is (reference == "yes"))
+    return float(_yes(said) is (reference == "yes"))
+
+
+def detection(said: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """{"precision", "recall", "f1"} of yes, from verdicts and whether they were right; 0 where
+    nothing is yes."""
+    kinds = Counter((_yes(text), score == 1) for text, score in zip(said, scores, strict=True))
+    right, wrong, missed = kinds[True, True], kinds[True, False], kinds[False, False]
+    found = {
+        "precision": right / max(1, right + wrong),
+        "recall": right / max(1, right + missed),
+        "f1": 2 * right / max(1, 2 * right + wrong + missed),
+    }
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def _yes(said: str) -> bool:
+    return said.strip().lower().startswith("yes")
 
 
 METRICS: dict[str, Metric] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from regraft.evaluate.metrics import detection
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.transfer import compare, effective_length, interval, ratio
 
@@ -52,8 +53,12 @@ def summarise(
     length, so that all lengths have the same tasks.
     """
     cells: dict[str, Any] = {}
+    verdicts = [task.name for task in tasks if task.scorer == "verdict"]
     for (model, task, length), lines in found.items():
-        cells.setdefault(model, {}).setdefault(task, {})[str(length)] = cell(lines)
+        made = cell(lines)
+        if task in verdicts and "said" in lines[0]:
+            made |= detection([line["said"] for line in lines], _scores(lines))
+        cells.setdefault(model, {}).setdefault(task, {})[str(length)] = made
     means: dict[str, Any] = {}
     effective: dict[str, Any] = {}
     names, lengths = _together(found, tasks, models[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Ce
     for task in result["tasks"]:
         if _lengths(result, task) and not brief:
             found.append((f"{task}: share answered", _task(result, task)))
+            if "precision" in _first(result, task):
+                found.append((f"{task}: precision / recall / F1", _detected(result, task)))
             if result["settings"]["judge"] and result["tasks"][task]["judged"]:
                 found.append((f"{task}: share the judge agrees with", _judged(result, task)))
     together = result["overall_tasks"]
@@ -185,12 +188,32 @@ def _task(result: dict[str, Any], task: str) -> Cells:
 
 
 def _judged(result: dict[str, Any], task: str) -> Cells:
+    def shown(cell: dict[str, Any]) -> str:
+        return "n/a" if cell["judge"] is None else f"{cell['judge']:.2f}"
+
+    return _each(result, task, shown)
+
+
+def _detected(result: dict[str, Any], task: str) -> Cells:
+    def shown(cell: dict[str, Any]) -> str:
+        return " / ".join(f"{cell[name]:.2f}" for name in ("precision", "recall", "f1"))
+
+    return _each(result, task, shown)
+
+
+def _each(result: dict[str, Any], task: str, shown: Callable[[dict[str, Any]], str]) -> Cells:
+    """A row for each model, a column for each length."""
     lengths = _lengths(result, task)
-    rows = [["model", *map(_tokens, lengths)]]
-    for model in result["models"]:
-        found = [result["cells"][model][task][length]["judge"] for length in lengths]
-        rows.append([model, *("n/a" if share is None else f"{share:.2f}" for share in found)])
-    return rows
+    return [["model", *map(_tokens, lengths)]] + [
+        [model, *(shown(result["cells"][model][task][length]) for length in lengths)]
+        for model in result["models"]
+    ]
+
+
+def _first(result: dict[str, Any], task: str) -> dict[str, Any]:
+    """A cell of the task's."""
+    cells: dict[str, Any] = next(iter(result["cells"].values()))[task]
+    return dict(next(iter(cells.values())))
 
 
 def _beside(result: dict[str, Any]) -> Cells:

@@ -1,9 +1,9 @@
 """BAMBOO (arXiv 2309.13345) from its own files: altqa_4k.jsonl, paperqa_16k.jsonl and so on.
 
-A text that is too long loses its middle. Its yes-or-no tasks are scored by accuracy here, item by
-item, where the paper gives precision and recall over all. Code completion (private_eval) is left
-out: scoring it runs what a model wrote. The wording of the prompts is ours, but for altqa, whose
-texts hold their question.
+A text that is too long loses its middle. The score of its yes-or-no tasks is accuracy, item by
+item; precision, recall and F1, as in the paper, are given of each cell. Code completion
+(private_eval) is left out: scoring it runs what a model wrote. The wording of the prompts is ours,
+but for altqa, whose texts hold their question.
 """
 
 from __future__ import annotations

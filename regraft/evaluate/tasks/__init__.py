@@ -1,8 +1,8 @@
 """What is asked: items with their answers, an oracle that finds these, and a twin that lacks them.
 
 A `Task` makes items of a wanted length. Every item has a twin, the same prompt with its evidence
-replaced by something of the same form: what a model scores there it did not read. Every task has
-`solve`, a plain reader of prompts that scores 100% on the items and nothing on the twins.
+replaced by something of the same form: what a model scores there it did not read. Every generated
+task has `solve`, a plain reader of prompts that scores 100% on the items and nothing on the twins.
 """
 
 from __future__ import annotations
