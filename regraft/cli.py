@@ -342,6 +342,9 @@ def evaluate(
         int | None,
         typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
     ] = None,
+    context_parallel: Annotated[
+        int, typer.Option(help="Processes of torchrun that share the tokens of one prompt.")
+    ] = 1,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -358,6 +361,8 @@ def evaluate(
 
     Judged: regraft evaluate hermes-262k -o report --suite qa_hard_1 --qa dev-v2.0.json \\
         --judge http://localhost:8000/v1 --judge-model qwen
+
+    On 8 GPUs: torchrun --nproc-per-node 8 -m regraft evaluate hermes-262k -o report
     """
 
     def work() -> dict[str, Any]:
@@ -370,8 +375,8 @@ def evaluate(
             haystack=haystack, qa=tuple(map(str, qa or ())), needles=needles, decoys=decoys,
             depths=depths, sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts,
             limit=limit, batch=batch, adapters=tuple(map(str, adapter or ())), judge=judge,
-            judge_model=judge_model, device=device, seed=seed, overwrite=overwrite, resume=resume,
-            dry_run=dry_run,
+            judge_model=judge_model, device=device, context_parallel=context_parallel, seed=seed,
+            overwrite=overwrite, resume=resume, dry_run=dry_run,
         )  # fmt: skip
 
     def render(result: dict[str, Any]) -> None:
@@ -590,6 +595,8 @@ def _run(
             "it with what --debug shows",
             1,
         )
+    if int(os.environ.get("RANK", "0")):
+        return  # of torchrun's processes the first speaks
     if as_json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     elif "plan" in result:

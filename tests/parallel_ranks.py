@@ -351,6 +351,56 @@ def _left_alone(rank: int, timeout: float, linger: float) -> list[Any]:
     return ["nothing", 0.0]
 
 
+def job_spread(rank: int) -> dict[str, Any]:
+    """What an evaluation's processes share of five parts, and the error of one."""
+    from regraft.errors import InputError
+    from regraft.evaluate.ranks import spread
+    from regraft.parallel import Mesh
+
+    mesh = Mesh.create(shard="auto")
+
+    def refuse(part: int) -> int:
+        if part:
+            raise InputError(f"part {part}")
+        return part
+
+    found: dict[str, Any] = {"squares": spread(mesh, range(5), lambda part: part**2)}
+    found["none"] = spread(mesh, [], refuse)
+    try:
+        spread(mesh, range(4), refuse)
+    except InputError as error:
+        found["error"] = str(error)
+    return found
+
+
+def job_spread_lost(rank: int) -> list[Any]:
+    """A process dies in the middle of its part: what the other one hears."""
+    return _half_spread(rank, timeout=60, linger=0)
+
+
+def job_spread_hung(rank: int) -> list[Any]:
+    """A process does not come back."""
+    return _half_spread(rank, timeout=1, linger=3)
+
+
+def _half_spread(rank: int, timeout: float, linger: float) -> list[Any]:
+    from regraft.errors import RegraftError
+    from regraft.evaluate.ranks import spread
+    from regraft.parallel import Mesh
+
+    mesh = Mesh.create(shard="auto", timeout=timeout)
+    start = time.monotonic()
+    if rank == 1:
+        time.sleep(linger)
+        return []
+    try:
+        with mesh.guard():
+            spread(mesh, range(4), lambda part: part)
+    except RegraftError as error:
+        return [str(error), time.monotonic() - start]
+    return ["nothing", 0.0]
+
+
 def _serve() -> None:
     import peft
     import transformers.models.llama.modeling_llama

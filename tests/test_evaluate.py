@@ -68,7 +68,7 @@ def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) ->
     prompts = ["anna carries the lantern .", "note paris otter maple ; ask paris", "the old"]
     drafts = []
     for prompt in prompts:
-        ids = model.generate(prompter.ids(prompt), 3)
+        ids = model.generate([prompter.ids(prompt)], 3)[0]
         drafts.append((prompt, " ".join(WORDS[i] for i in ids)))
         drafts.append((prompt, " ".join(WORDS[i] for i in [*ids[:2], (ids[2] + 1) % 200 + 3])))
 

@@ -61,3 +61,17 @@ def _check_mesh(found: dict[str, Any]) -> None:
     assert "ulysses 2 does not divide the model's 3 key-value heads" in found["heads"]
     for other in ("text", "length", "positions"):
         assert "hold different batches" in found[f"other {other}"]
+
+
+def test_parts_of_an_evaluation_come_back_in_order_and_a_lost_process_ends_the_others(
+    jobs: Jobs,
+) -> None:
+    found = jobs.run("spread,spread_lost,spread_hung", 2)
+    for result in found["spread"]:
+        assert result["squares"] == [0, 1, 4, 9, 16]
+        assert result["none"] == []
+        assert result["error"] == "part 1"  # the first of those that fail, in both processes
+    for name, longest in (("spread_lost", 10), ("spread_hung", 10)):
+        message, seconds = found[name][0]
+        assert "Process 0 of 2 lost another one" in message
+        assert seconds < longest

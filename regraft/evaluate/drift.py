@@ -14,16 +14,22 @@ import torch
 from torch import Tensor
 
 from regraft.evaluate.model import LanguageModel
+from regraft.evaluate.ranks import spread
 
 _CHUNK = 1024  # positions whose logits exist at a time
 
 
 class Reference:
-    """The recipient's hidden states and head, kept on the host when the recipient is gone."""
+    """The recipient's hidden states and head, kept on the host when the recipient is gone: those
+    of the rows that `spread` gives to this process."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
-        self.rows = rows
-        self.hidden = [model.rows([row])[0].cpu() for row in rows]
+        self.rows, self.hidden = rows, dict[int, Tensor]()
+
+        def keep(number: int) -> None:
+            self.hidden[number] = model.rows([rows[number]])[0].cpu()
+
+        spread(model.mesh, range(len(rows)), keep)
         self._weight = model.model.get_output_embeddings().weight.detach().cpu().clone()
         self._scale, self._cap = model._scale, model._cap
 
@@ -36,10 +42,10 @@ class Reference:
 @torch.no_grad()
 def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
     """{"kl": nats, "top1": share, "cosine": mean, "positions": count}."""
-    kl = top = cosine = 0.0
-    count = 0
-    for row, theirs in zip(reference.rows, reference.hidden, strict=True):
-        ours = model.rows([row])[0]
+
+    def look(number: int) -> tuple[float, int, float]:
+        kl, top, cosine = 0.0, 0, 0.0
+        ours, theirs = model.rows([reference.rows[number]])[0], reference.hidden[number]
         for mine, other in zip(ours.split(_CHUNK), theirs.split(_CHUNK), strict=True):
             other = other.to(mine.device)
             q, p = model.head(mine).log_softmax(-1), reference.logits(other).log_softmax(-1)
@@ -48,7 +54,11 @@ def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
             if mine.shape == other.shape:
                 same = torch.nn.functional.cosine_similarity(mine.float(), other.float(), dim=-1)
                 cosine += float(same.sum())
-            count += len(mine)
+        return kl, top, cosine
+
+    found = spread(model.mesh, range(len(reference.rows)), look)
+    kl, top, cosine = (sum(part) for part in zip(*found, strict=True))
+    count = sum(map(len, reference.rows))
     return {
         "kl": float(f"{max(kl / count, 0.0):.6g}"),
         "top1": round(top / count, 6),

@@ -22,6 +22,8 @@ from regraft.adapters.format import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.model import Source
+from regraft.evaluate.ranks import from_first, meet
+from regraft.parallel import Mesh
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,24 @@ def adapted(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list[Sour
 
 
 @contextmanager
-def merged(source: Source, spool: Path) -> Iterator[Source]:
-    """The source itself or, where it has an adapter, one whose weights lie in `spool` until the
-    block ends."""
+def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
+    """The source itself or, where it has an adapter, one whose weights lie in `spool` until all
+    processes end the block. Collective."""
     if source.adapter is None:
         yield source
         return
-    folder = spool / "adapted"
+    folder, adapter, place = spool / "adapted", source.adapter, source.place
+
+    def make() -> None:
+        apply(adapter, place, folder, context="checkpoint", overwrite=True, resume=True)
+
     try:
-        apply(
-            source.adapter, source.place, folder, context="checkpoint", overwrite=True, resume=True
-        )
+        from_first(mesh, make)
         yield replace(source, place=str(folder), adapter=None)
+        meet(mesh)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if mesh.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _recorded_base(lora: Adapter) -> str:

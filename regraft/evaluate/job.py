@@ -2,7 +2,8 @@
 
 A cell is a task at a length. Its items are made before any model is loaded and kept by hash, so
 every model is shown the same. What a model answered goes to OUT/items/MODEL/TASK-LENGTH.jsonl as
-soon as a cell is done; a killed run goes on at the first cell that is not.
+soon as a cell is done; a killed run goes on at the first cell that is not. Under torchrun the
+processes share the batches of a cell (see `ranks`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from regraft.errors import InputError
 from regraft.units import format_tokens, parse_tokens
 
 if TYPE_CHECKING:
+    from regraft.evaluate.desk import Desk, Lines
     from regraft.evaluate.prepare import Work
 
 _DRIFT = 8192  # positions at least
@@ -32,33 +35,40 @@ def evaluate(
     suite: str = "needle,perplexity,drift",
     lengths: str | None = None,
     device: str = "auto",
+    context_parallel: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Examine models and write result.json, figures and a page to `out`; the result.
+    """Examine models and write result.json, figures and a page to `out`; the result, which of
+    several processes the first alone has.
 
     models: folders or Hub ids, 'name=place' to name one. With `matrix` the names are recipient,
     donor, graft and, if wanted, recovered; the recipient with only the donor's RoPE is added.
     Settings' `adapters` are applied to the model called base, or to that which they were taken
     from, for their fidelity to the one called donor, also without `matrix`.
     lengths: such as '4k,8k'; by default the greatest context among the models (128k at most) and
-    its half, quarter and eighth. Other settings: see `prepare.Settings`.
+    its half, quarter and eighth. context_parallel: so many processes share each prompt's tokens, as
+    `regraft.parallel` cuts them; without it each process gets whole prompts. Other settings: see
+    `prepare.Settings`.
 
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
-    from regraft.checkpoint.sink import Staging, check_output
-    from regraft.device import pick_device
-    from regraft.evaluate.prepare import Settings, plan, prepare
+    from regraft.checkpoint.sink import check_output
+    from regraft.evaluate.desk import Desk
+    from regraft.evaluate.prepare import Settings, plan, prepare, refuse_shared
+    from regraft.evaluate.ranks import fall_silent, join_mesh
 
+    fall_silent()
     chosen = Settings(
         suites=tuple(part.strip() for part in suite.split(",") if part.strip()),
         lengths=tuple(sorted({parse_tokens(part) for part in (lengths or "").split(",") if part})),
         **settings,
     )
-    where = pick_device(device)
+    mesh = join_mesh(context_parallel, device)
     work = prepare(list(models), chosen, matrix)
+    refuse_shared(work, mesh)
     places = [*(source.place for source in work.sources), *chosen.adapters]
     if dry_run:
         check_output(Path(out), overwrite=overwrite, inputs=places)
@@ -72,40 +82,48 @@ def evaluate(
         },
         sort_keys=True,
     )  # fmt: skip
-    with Staging(Path(out), job=job, overwrite=overwrite, resume=resume, inputs=places) as staging:
-        items = _items(work, staging)
-        found, plain = _examine(work, items, staging, where)
+    with (
+        mesh.guard(),
+        Desk.open(
+            mesh, Path(out), job=job, overwrite=overwrite, resume=resume, inputs=places
+        ) as desk,
+    ):
+        items = _items(work, desk)
+        found, plain = _examine(work, items, desk)
+        if desk.staging is None:
+            return {}
         if work.judge:
-            _judge(work, work.judge, items, found, staging.folder)
+            _judge(work, work.judge, items, found, desk.folder)
         result = json.loads(json.dumps(_result(work, items, found, plain, matrix)))
-        _show(staging.folder, result)
-        staging.publish()
+        _show(desk.folder, result)
+        desk.staging.publish()
     return dict(result)
 
 
-def _items(work: Work, staging: Any) -> dict[tuple[str, int], Path]:
+def _items(work: Work, desk: Desk) -> dict[tuple[str, int], Path]:
     """The items of every cell, made or found; a task that does not fit in a length is left out
     there, with a warning."""
     from regraft.evaluate.fitting import TooShort
+    from regraft.evaluate.ranks import spread
 
     made: dict[tuple[str, int], Path] = {}
     count = work.settings.items
     with progress.bar("prompts", total=len(work.tasks) * len(work.lengths)) as bar:
         for task in work.tasks:
             for length in work.lengths:
-                path = staging.spool / f"{task.name}-{length}.jsonl"
+                path = desk.spool / f"{task.name}-{length}.jsonl"
                 bar.advance(1, f"{task.name} {format_tokens(length)}")
-                if staging.done(f"items {path.name}") is not None and path.is_file():
-                    made[task.name, length] = path
-                    continue
-                try:
-                    few = min(count, task.most or count)
-                    items = [task.item(work.kit, length, number) for number in range(few)]
-                except TooShort as error:
-                    progress.warn(f"{task.name} is left out at {format_tokens(length)}: {error}")
-                    continue
-                _write(path, [asdict(item) for item in items])
-                staging.record(f"items {path.name}")
+                if not desk.has(f"items {path.name}", path):
+                    few = range(min(count, task.most or count))
+                    make = partial(task.item, work.kit, length)
+                    try:
+                        items = spread(desk.mesh, few, make)
+                    except TooShort as error:
+                        progress.warn(
+                            f"{task.name} is left out at {format_tokens(length)}: {error}"
+                        )
+                        continue
+                    desk.write(f"items {path.name}", path, [asdict(item) for item in items])
                 made[task.name, length] = path
     if work.tasks and not made:
         raise InputError("No task fits in any of the lengths; raise --lengths.")
@@ -113,9 +131,10 @@ def _items(work: Work, staging: Any) -> dict[tuple[str, int], Path]:
 
 
 def _examine(
-    work: Work, items: dict[tuple[str, int], Path], staging: Any, device: Any
+    work: Work, items: dict[tuple[str, int], Path], desk: Desk
 ) -> tuple[dict[tuple[str, str, int], list[dict[str, Any]]], dict[str, Any]]:
-    """(lines of every model, task and length; what measures without questions say of a model)."""
+    """(lines of every model, task and length; what measures without questions say of a model),
+    in all processes."""
     from regraft.evaluate.fidelity import merged
 
     tasks = {task.name: task for task in work.tasks}
@@ -128,25 +147,23 @@ def _examine(
 
             def model(source: Any = source, held: dict[str, Any] = held) -> Any:
                 if not held:
-                    with merged(source, staging.spool) as ready:
-                        held["model"] = ready.load(device)
+                    with merged(source, desk.spool, desk.mesh) as ready:
+                        held["model"] = ready.load(desk.mesh.device, desk.mesh)
                 return held["model"]
 
-            folder = staging.folder / "items" / _plain_name(source)
-            folder.mkdir(parents=True, exist_ok=True)
             for (task, length), path in items.items():
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
-                target = folder / path.name
+                target = desk.folder / "items" / _plain_name(source) / path.name
                 key = f"cell {source.name} {path.name}"
-                if staging.done(key) is None or not target.is_file():
-                    _write(target, _answers(work, tasks[task], path, model()))
-                    staging.record(key)
-                found[source.name, task, length] = _read(target)
+                if not desk.has(key, target):
+                    asked = desk.read(path)
+                    desk.write(key, target, _answers(work, tasks[task], asked, model()))
+                found[source.name, task, length] = desk.read(target)
             bar.advance(1, source.name)
             key = f"measures {source.name}"
-            if work.measures and staging.done(key) is None:
-                staging.record(key, **_measures(work, model(), source, reference, device))
-            plain[source.name] = staging.done(key) or {}
+            if work.measures and desk.facts(key) is None:
+                desk.note(key, **_measures(work, model(), source, reference))
+            plain[source.name] = desk.facts(key) or {}
     return found, plain
 
 
@@ -154,6 +171,7 @@ def _judge(
     work: Work, judge: Any, items: dict[tuple[str, int], Path], found: Any, folder: Path
 ) -> None:
     """Add the judge's verdicts to the lines of free answers."""
+    from regraft.evaluate.desk import read_lines
     from regraft.evaluate.judge import examine
 
     free = [task.name for task in work.tasks if task.judged]
@@ -163,22 +181,22 @@ def _judge(
             bar.advance(1, f"{source.name}: {cell[0]} {format_tokens(cell[1])}")
             key, asked = (source.name, *cell), items[cell]
             path = folder / "judge" / _plain_name(source) / asked.name
-            found[key] = examine(judge, _read(asked), found[key], path)
+            found[key] = examine(judge, read_lines(asked), found[key], path)
 
 
 def _plain_name(source: Any) -> str:
     return re.sub("[ ,]+", "-", source.name)
 
 
-def _answers(work: Work, task: Any, path: Path, model: Any) -> list[dict[str, Any]]:
+def _answers(work: Work, task: Any, asked: Lines, model: Any) -> list[dict[str, Any]]:
     from regraft.evaluate.scoring import answer
     from regraft.evaluate.tasks import Item
 
-    items = [Item(**entry) for entry in _read(path)]
+    items = [Item(**entry) for entry in asked]
     scoring: Any = task.scoring if work.settings.scoring == "auto" else work.settings.scoring
     answers = answer(
-        model, work.kit.prompter, items, scoring, budget=_batch(work, model), room=task.room,
-        twins=work.settings.twins,
+        model, work.kit.prompter, items, scoring, budget=_batch(work, model, scoring),
+        room=task.room, twins=work.settings.twins,
     )  # fmt: skip
     return [
         {
@@ -191,13 +209,14 @@ def _answers(work: Work, task: Any, path: Path, model: Any) -> list[dict[str, An
     ]  # fmt: skip
 
 
-def _batch(work: Work, model: Any) -> int:
-    return work.settings.batch or (2048 if model.device.type == "cpu" else 32768)
+def _batch(work: Work, model: Any, scoring: str = "teacher") -> int:
+    """Tokens. On a CPU small batches keep the caches warm, but a generated token costs as much for
+    eight prompts as for one."""
+    few = 16384 if scoring == "generate" else 2048
+    return work.settings.batch or (few if model.device.type == "cpu" else 32768)
 
 
-def _measures(
-    work: Work, model: Any, source: Any, reference: dict[str, Any], device: Any
-) -> dict[str, Any]:
+def _measures(work: Work, model: Any, source: Any, reference: dict[str, Any]) -> dict[str, Any]:
     from regraft.evaluate import drift, perplexity, published
     from regraft.evaluate.published import PREFIX
 
@@ -219,7 +238,7 @@ def _measures(
     if "drift" in work.measures:
         if not reference:
             first = work.sources[0]
-            base = model if source is first else first.load(device)
+            base = model if source is first else first.load(model.device, model.mesh)
             short = min(work.own_length, 2048)
             count = max(settings.texts, _DRIFT // short)
             reference["rows"] = drift.Reference(base, rows(short, count))
@@ -278,10 +297,12 @@ def _result(
 
 def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -> list[Any]:
     """The first item of every task at its shortest length, with what each model made of it."""
+    from regraft.evaluate.desk import read_lines
+
     samples: dict[str, Any] = {}
     for (task, length), path in items.items():
         if task not in samples:
-            first = _read(path)[0]
+            first = read_lines(path)[0]
             samples[task] = {
                 "task": task, "length": length, "prompt": first["prompt"], "twin": first["twin"],
                 "references": first["references"],
@@ -295,16 +316,3 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     from regraft.evaluate.report import write_report
 
     write_report(folder, result)
-
-
-def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        for entry in entries:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    part.rename(path)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:  # not splitlines: prompts may hold U+2028
-        return [json.loads(line) for line in file]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
+from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec
 
 
@@ -52,8 +54,9 @@ class Source:
                 f"The tokenizer of {self.place} cannot be read: {first}"
             ) from None
 
-    def load(self, device: torch.device) -> LanguageModel:
-        """The model on a device, in the type it is stored in (float32 on a CPU for float16)."""
+    def load(self, device: torch.device, mesh: Mesh | None = None) -> LanguageModel:
+        """The model on a device, in the type it is stored in (float32 on a CPU for float16).
+        mesh: the processes that evaluate it, by default this one."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -75,7 +78,7 @@ class Source:
                 logging.enable_progress_bar()
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()
-        return LanguageModel(self.name, model.to(device).eval())
+        return LanguageModel(self.name, model.to(device).eval(), mesh or Mesh())
 
     def _place(self) -> str:
         path = Path(self.place).expanduser()
@@ -92,12 +95,14 @@ class Source:
 class LanguageModel:
     """hidden: ids [B, S] -> last hidden states [B, S, d]; head: [n, d] -> float32 logits [n, V].
 
+    mesh: over whose `context` processes the tokens of a text are cut. `branches` is for a model
+    that `can_branch`: its cache can be cut back, and its texts are not.
     Raises InputError where head(hidden) is not what the model itself says, for an architecture
-    that does something else in between.
+    that does something else in between, and where the model's attention cannot be cut.
     """
 
-    def __init__(self, name: str, model: Any) -> None:
-        self.name, self.model = name, model
+    def __init__(self, name: str, model: Any, mesh: Mesh) -> None:
+        self.name, self.model, self.mesh = name, model, mesh
         self.device = next(model.parameters()).device
         self._inner, self._head = model.base_model, model.get_output_embeddings()
         config = model.config.get_text_config()
@@ -112,6 +117,12 @@ class LanguageModel:
             theirs = model(input_ids=probe, use_cache=False).logits[0].float()
         if not torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2):
             raise InputError(f"{name}: regraft cannot score a {type(model).__name__} yet.")
+        self._cut = mesh.context * mesh.ulysses > 1
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        windowed = getattr(config, "sliding_window", None) is not None
+        self.can_branch = layers == {"full_attention"} and not windowed and not self._cut
+        if self._cut:
+            attach(model, mesh)
 
     def hidden(self, ids: Tensor) -> Tensor:
         return self._inner(input_ids=ids, use_cache=False).last_hidden_state
@@ -124,10 +135,68 @@ class LanguageModel:
     def rows(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states [B, longest, d] of texts of any length, which are filled up on the right:
         what follows does not change what was before."""
-        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        return self.hidden(ids.to(self.device))
+        ids = _filled(texts)
+        if not self._cut:
+            return self.hidden(ids.to(self.device))
+        part = self.mesh.cut({"input_ids": ids})
+        return self.mesh.join(self._inner(**part, use_cache=False).last_hidden_state, part)
+
+    @torch.no_grad()
+    def score(
+        self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each text (NLL in nats float32, whether it is the likeliest) of its tokens at the
+        positions `wanted` of it, 1 or more. Collective over the processes that share a text."""
+        counts = [len(positions) for positions in wanted]
+        rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(counts))
+        before = torch.tensor([at - 1 for positions in wanted for at in positions])
+        ids = _filled(texts)
+        labels = ids[rows, before + 1]
+        if self._cut:
+            nll, hits = self._score_cut(ids, rows, before, labels)
+        else:
+            hidden = self.hidden(ids.to(self.device))
+            nll, hits = self.nll(hidden[rows.to(self.device), before.to(self.device)], labels)
+        return list(zip(nll.split(counts), hits.split(counts), strict=True))
+
+    def _score_cut(
+        self, ids: Tensor, rows: Tensor, before: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Each process scores the tokens that it holds; only the scores travel."""
+        sparse = torch.full_like(ids, -100)
+        sparse[rows, before] = labels
+        part = self.mesh.cut({"input_ids": ids, "labels": sparse})
+        local = part.pop("labels")
+        hidden = self._inner(**part, use_cache=False).last_hidden_state
+        here = local != -100
+        scores = torch.zeros(*local.shape, 2, device=local.device)
+        if here.any():
+            nll, hits = self.nll(hidden[here], local[here])
+            scores[here] = torch.stack((nll, hits.float()), -1).to(scores.device)
+        whole = self.mesh.join(scores, part).cpu()[rows, before]
+        return whole[:, 0], whole[:, 1] > 0
+
+    @torch.no_grad()
+    def branches(
+        self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """`score` of texts that begin alike: the beginning is read once and kept as a cache."""
+        alike = takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
+        shared = min(sum(1 for _ in alike), min(map(min, wanted)) - 1)
+        if shared < 1:
+            return self.score(texts, wanted)
+        start = torch.tensor([list(texts[0][:shared])], device=self.device)
+        cache = self._inner(input_ids=start, use_cache=True).past_key_values
+        found = []
+        for text, positions in zip(texts, wanted, strict=True):
+            rest = torch.tensor([list(text[shared:])], device=self.device)
+            hidden = self._inner(
+                input_ids=rest, past_key_values=cache, use_cache=True
+            ).last_hidden_state[0]
+            at = torch.tensor(positions, device=self.device) - 1 - shared
+            found.append(self.nll(hidden[at], torch.tensor([text[p] for p in positions])))
+            cache.crop(-rest.shape[1])
+        return found
 
     @torch.no_grad()
     def nll(self, hidden: Tensor, wanted: Tensor, chunk: int = 2048) -> tuple[Tensor, Tensor]:
@@ -143,16 +212,29 @@ class LanguageModel:
         return torch.cat(nll).cpu(), torch.cat(hits).cpu()
 
     @torch.no_grad()
-    def generate(self, prompt: Sequence[int], most: int) -> list[int]:
-        """Greedily, with transformers' generate: at most so many new token ids."""
+    def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        """Greedily, with transformers' generate, all prompts at once: at most so many new token
+        ids after each."""
         from transformers.utils import logging
 
-        ids = torch.tensor([list(prompt)], device=self.device)
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+        mask = (torch.arange(longest) >= longest - lengths).long()
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # that a length is beyond the context was said before
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-            pad_token_id=0,
+            ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=most,
+            do_sample=False, pad_token_id=0,
         )  # fmt: skip
         logging.set_verbosity(told)
-        return [int(i) for i in out[0, len(prompt) :]]
+        return [[int(i) for i in row[longest:]] for row in out]
+
+
+def _filled(texts: Sequence[Sequence[int]]) -> Tensor:
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    return ids

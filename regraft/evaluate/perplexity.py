@@ -21,6 +21,7 @@ from torch import Tensor
 from regraft.evaluate.corpora import Corpus
 from regraft.evaluate.fitting import Prompter, fit
 from regraft.evaluate.model import LanguageModel
+from regraft.evaluate.ranks import spread
 from regraft.evaluate.scoring import batches
 
 WINDOWS = (32, 200, 2048, 8192)
@@ -85,13 +86,16 @@ def measure(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) ->
 
 def _nll(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> list[Tensor]:
     """NLL [length - 1] of every token but the first, of each row."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in batches([len(row) for row in rows], budget):
-        hidden = model.rows([rows[i] for i in batch])
-        for j, i in enumerate(batch):
-            wanted = torch.tensor(rows[i][1:])
-            found[i] = model.nll(hidden[j, : len(wanted)], wanted)[0]
-    return found
+    plan = list(batches([len(row) for row in rows], budget))
+
+    def work(batch: list[int]) -> list[Tensor]:
+        every = [range(1, len(rows[i])) for i in batch]
+        return [nll for nll, _ in model.score([rows[i] for i in batch], every)]
+
+    found: dict[int, Tensor] = {}
+    for batch, nll in zip(plan, spread(model.mesh, plan, work), strict=True):
+        found |= dict(zip(batch, nll, strict=True))
+    return [found[number] for number in range(len(rows))]
 
 
 def _windowed(

@@ -13,10 +13,12 @@ from regraft.evaluate.fidelity import Fidelity, adapted
 from regraft.evaluate.fitting import Prompter
 from regraft.evaluate.judge import Judge
 from regraft.evaluate.model import Source
+from regraft.evaluate.published import PREFIX
 from regraft.evaluate.suites import MEASURES, choose
 from regraft.evaluate.tasks import Kit, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
 from regraft.evaluate.tasks.questions import read_quiz
+from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens
 
@@ -107,6 +109,20 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     own = contexts[sources[0].name].max_position_embeddings
     judge = _judge(settings, tasks)
     return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
+
+
+def refuse_shared(work: Work, mesh: Mesh) -> None:
+    """Raise InputError for what several processes cannot do together."""
+    asked = work.settings.scoring
+    for task in work.tasks if mesh.context > 1 else ():
+        if (task.scoring if asked == "auto" else asked) == "generate":
+            raise InputError(
+                f"{task.name} generates, and --context-parallel cuts prompts up between processes, "
+                "which only scores them; leave it out, then each process has whole prompts, or "
+                "give --scoring teacher."
+            )
+    if mesh.size > 1 and any(name.startswith(PREFIX) for name in work.measures):
+        raise InputError("lm-eval's suites run in one process; start them without torchrun.")
 
 
 def _check(settings: Settings) -> None:

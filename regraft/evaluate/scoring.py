@@ -4,6 +4,7 @@ teacher: prompt and right answer in one forward pass without a cache; a referenc
 its tokens is the likeliest after all before it. For a single reference that is what greedy decoding
 says; for several it asks for the order in which the text names them. candidates: the answer with
 the greatest mean log-probability of its tokens wins. generate: greedy text, scored as RULER does.
+Candidates that do not fit in a batch together read their prompt once, into a cache.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from regraft.evaluate.fitting import Encoded, Prompter
 from regraft.evaluate.model import LanguageModel
+from regraft.evaluate.ranks import spread
 from regraft.evaluate.tasks import Item, Scoring, listing, score_text
 
 Answered = dict[str, Any]  # score, twin (a score) and, where known, nll and twin_nll
@@ -43,7 +43,7 @@ def answer(
     elif scoring == "candidates":
         found = _candidates(model, prompter, asked, budget)
     else:
-        found = _generate(model, prompter, asked, room)
+        found = _generate(model, prompter, asked, room, budget)
     answers = []
     for number, item in enumerate(items):
         mine = {**found[number], "hash": item.hash}
@@ -69,25 +69,38 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _forced(
-    model: LanguageModel, rows: Sequence[Encoded], budget: int
-) -> list[tuple[list[float], list[bool]]]:
-    """For each row (mean NLL, all likeliest) of every reference."""
-    found: list[tuple[list[float], list[bool]]] = [([], []) for _ in rows]
-    for batch in batches([len(row.ids) for row in rows], budget):
-        hidden = model.rows([rows[i].ids for i in batch])
-        at = [(j, p) for j, i in enumerate(batch) for ref in rows[i].wanted for p in ref]
-        where = torch.tensor(at, device=hidden.device)
-        wanted = torch.tensor([rows[batch[j]].ids[p] for j, p in at])
-        nll, hits = model.nll(hidden[where[:, 0], where[:, 1] - 1], wanted)
-        start = 0
-        for i in batch:
-            for ref in rows[i].wanted:
-                span = slice(start, start + len(ref))
-                found[i][0].append(float(nll[span].mean()))
-                found[i][1].append(bool(hits[span].all()))
-                start += len(ref)
-    return found
+Forced = tuple[list[float], list[bool]]  # (mean NLL, all likeliest) of every reference
+
+
+def _forced(model: LanguageModel, rows: Sequence[Encoded], budget: int) -> list[Forced]:
+    """Of each row."""
+    plan = list(batches([len(row.ids) for row in rows], budget))
+    return _worked(model, rows, plan, model.score)
+
+
+def _worked(
+    model: LanguageModel, rows: Sequence[Encoded], plan: list[list[int]], score: Any
+) -> list[Forced]:
+    """Of each row; `plan`: the rows that `score` gets together."""
+
+    def work(batch: list[int]) -> list[Forced]:
+        wanted = [[at for ref in rows[i].wanted for at in ref] for i in batch]
+        found = []
+        scored = score([rows[i].ids for i in batch], wanted)
+        for i, (nll, hits) in zip(batch, scored, strict=True):
+            counts = [len(ref) for ref in rows[i].wanted]
+            found.append(
+                (
+                    [float(part.mean()) for part in nll.split(counts)],
+                    [bool(part.all()) for part in hits.split(counts)],
+                )
+            )
+        return found
+
+    forced: dict[int, Forced] = {}
+    for batch, found in zip(plan, spread(model.mesh, plan, work), strict=True):
+        forced |= dict(zip(batch, found, strict=True))
+    return [forced[number] for number in range(len(rows))]
 
 
 def _teacher(
@@ -103,16 +116,24 @@ def _teacher(
 def _candidates(
     model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], budget: int
 ) -> list[Answered]:
-    rows, owner = [], []
+    rows: list[Encoded] = []
+    owner: list[int] = []
+    together: list[list[int]] = [[] for _ in asked]
     for number, (item, prompt) in enumerate(asked):
         for candidate in item.candidates:
             text, spans = listing([candidate])
+            together[number].append(len(rows))
             rows.append(prompter.encode(prompt, text, spans))
             owner.append(number)
+    most = max(sum(len(rows[i].ids) for i in group) for group in together)
+    if model.can_branch and most > budget:
+        forced = _worked(model, rows, together, model.branches)
+    else:
+        forced = _forced(model, rows, budget)
     best: list[tuple[float, str]] = [(float("inf"), "")] * len(asked)
     nll_of = [0.0] * len(asked)
     counts = [0] * len(asked)
-    for (nll, _), number in zip(_forced(model, rows, budget), owner, strict=True):
+    for (nll, _), number in zip(forced, owner, strict=True):
         item = asked[number][0]
         candidate = item.candidates[counts[number]]
         counts[number] += 1
@@ -126,11 +147,19 @@ def _candidates(
 
 
 def _generate(
-    model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], room: int
+    model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], room: int, budget: int
 ) -> list[Answered]:
-    answers = []
-    for item, prompt in asked:
-        ids = model.generate(prompter.ids(prompt), room)
-        said = prompter.tokenizer.decode(ids, skip_special_tokens=True)
-        answers.append({"score": score_text(said, item.references, item.scorer), "said": said})
-    return answers
+    prompts = [prompter.ids(prompt) for _, prompt in asked]
+    plan = list(batches([len(ids) for ids in prompts], budget))
+
+    def work(batch: list[int]) -> list[str]:
+        said = model.generate([prompts[i] for i in batch], room)
+        return [prompter.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
+
+    texts: dict[int, str] = {}
+    for batch, found in zip(plan, spread(model.mesh, plan, work), strict=True):
+        texts |= dict(zip(batch, found, strict=True))
+    return [
+        {"score": score_text(texts[n], item.references, item.scorer), "said": texts[n]}
+        for n, (item, _) in enumerate(asked)
+    ]
