@@ -113,7 +113,7 @@ def one(folder: Path, seed: int) -> dict[str, dict[str, float]]:
         folder / "base", spec.extended(theta=theta, length=plan.target), folder / "theta-only"
     )
     rng = random.Random(f"{seed} extend")
-    for name, words, count in (("long", 1024, 500), ("short", 64, 5200)):
+    for name, words, count in (("long", 1026, 500), ("short", 66, 5200)):
         with (folder / f"{name}.jsonl").open("w") as file:
             for _ in range(count):
                 row = training_row(rng, words, Mix(prose=0.45, questions=0.65))

@@ -31,8 +31,8 @@ data:
   cache: {cache}
   held_out: 0.05
   sources:
-    - {{name: long, synthetic: notes, words: 512, documents: 800}}
-    - {{name: prose, synthetic: notes, words: 512, documents: 400, prose: 1}}
+    - {{name: long, synthetic: notes, words: 514, documents: 800}}
+    - {{name: prose, synthetic: notes, words: 514, documents: 400, prose: 1}}
 schedule: {{kind: linear, warmup: 3, floor: 0.05}}
 memory: {{checkpoint: false, rows: 8}}
 watch:

@@ -183,9 +183,10 @@ def test_other_files_are_what_a_copy_needs(tmp_path: Path) -> None:
     rest = [
         "README.md", ".gitattributes", ".cache/x", "original/params.json", "onnx/config.json",
         "pytorch_model.bin", "training_args.bin", "model.gguf", "pytorch_model.bin.index.json",
+        "train.json", "curves.png", "tensorboard/events", "runs/1/events", "regraft.json",
     ]  # fmt: skip
     for name in needed + rest:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("x")
     with Checkpoint.open(tmp_path) as checkpoint:
         assert checkpoint.other_files() == needed

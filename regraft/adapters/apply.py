@@ -39,8 +39,6 @@ from regraft.rope import ContextSpec
 from regraft.units import format_tokens, parse_bytes
 
 _BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
-# Of a target that regraft or PEFT wrote: our own say something else, theirs would be loaded again.
-_LEFT_BEHIND = (format.RECORD, card.GRAFT_FIGURE, format.CONFIG)
 
 
 def apply(
@@ -121,7 +119,8 @@ def apply(
             writer.add_file("config.json", config)
             for name in target.other_files():
                 path = target.file(name)
-                if path is not None and name not in _LEFT_BEHIND:
+                # PEFT's config beside a whole model would be loaded again
+                if path is not None and name != format.CONFIG:
                     writer.add_file(name, path)
             record |= _results(results, changes, lora)
             text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -49,6 +49,11 @@ SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _OTHER_FORMATS = {"original", "onnx", "gguf", "openvino", "coreml"}
+# Of how a model came about, by regraft and by trainers: a copy came about differently.
+_HISTORY = {
+    "regraft.json", "train.json", "metrics.jsonl", "watch.jsonl", "recipe.yaml", "curves.png",
+    "graft.png", "merge.png", "trainer_state.json", "tensorboard", "wandb", "runs",
+}  # fmt: skip
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5",
     ".msgpack",
@@ -262,7 +267,8 @@ class Checkpoint:
         """Sorted relative names of what a copy of the model needs beside weights and config.json.
 
         That is the tokenizer, chat template, generation config, licence and custom code; not
-        README, hidden files, or weights in other formats and their folders.
+        README, hidden files, weights in other formats and their folders, or records and figures
+        of how this one came about.
         """
         return sorted(name for name in self._files.names() if _is_other(name))
 
@@ -794,6 +800,7 @@ def _is_other(name: str) -> bool:
         or base.endswith(_WEIGHT_SUFFIXES)
         or any(part.startswith(".") for part in (*folders, base))
         or not _OTHER_FORMATS.isdisjoint(folders)
+        or PurePosixPath(name).parts[0] in _HISTORY
     )
 
 

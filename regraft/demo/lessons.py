@@ -30,7 +30,7 @@ class Plan:
     extension: tuple[tuple[int, int, int], ...] = ((32, 512, 8), (32, 1024, 4))
     """Steps, length, rows."""
     extension_rate: float = 1e-3
-    derivative_steps: int = 200
+    derivative_steps: int = 240
     derivative_rate: float = 1.5e-3
     ranks: tuple[int, ...] = (4, 16)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -132,5 +132,7 @@ def _stage(
     }  # fmt: skip
 
 
-def _notes(name: str, words: int, documents: int, **shares: float) -> dict[str, Any]:
-    return {"name": name, "synthetic": "notes", "words": words, "documents": documents, **shares}
+def _notes(name: str, row: int, documents: int, **shares: float) -> dict[str, Any]:
+    """Documents a little longer than a row: one that ended with it would teach that at that
+    position the text is over, and no model would go on beyond."""
+    return {"name": name, "synthetic": "notes", "words": row + 2, "documents": documents, **shares}
