@@ -321,6 +321,36 @@ def job_mesh(rank: int) -> dict[str, Any]:
     return found
 
 
+def job_patience(rank: int) -> float:
+    """Seconds that a rank waited for one that worked longer than the mesh's timeout."""
+    from regraft.parallel import Mesh
+
+    mesh = Mesh.create(context=2, timeout=1)
+    start = time.monotonic()
+    if rank == 0:
+        time.sleep(1.5)
+    mesh.wait()
+    return time.monotonic() - start
+
+
+def job_constants(rank: int) -> list[float]:
+    """What a rank that read no weights got: a constant of the model and its last norm."""
+    from regraft.parallel import Mesh
+    from regraft.train.blocks import Body
+    from regraft.train.learner import prepare
+    from regraft.train.shard import shard
+
+    stage = {"length": 64, "steps": 1}
+    body = Body(model="m", stages=[stage], data={"sources": [{"name": "a", "text": "a"}]})
+    mesh = Mesh.create(shard=2)
+    model = tiny_llama(torch.float32)
+    torch.nn.init.constant_(model.model.norm.weight, 3.0)
+    model.model.register_buffer("constant", torch.tensor([5.0]), persistent=False)
+    learner = prepare(model.to("meta") if rank else model, body, mesh)
+    shard(learner, body, mesh)
+    return [float(model.model.constant), float(model.model.norm.weight.full_tensor().mean())]
+
+
 def job_lost(rank: int) -> list[Any]:
     """A rank ends between forward and backward: what the other one hears."""
     return _left_alone(rank, timeout=60, linger=0)

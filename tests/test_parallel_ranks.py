@@ -42,7 +42,8 @@ def test_many_processes_are_one(jobs: Jobs, world: int) -> None:
 
 
 def test_what_goes_wrong_on_two_processes_is_one_sentence(jobs: Jobs) -> None:
-    found = jobs.run("mesh,lost,hung", 2)
+    found = jobs.run("mesh,lost,hung,patience", 2)
+    assert min(found["patience"]) > 1
     for rank in found["mesh"]:
         _check_mesh(rank)
     for how in ("lost", "hung"):
@@ -50,6 +51,10 @@ def test_what_goes_wrong_on_two_processes_is_one_sentence(jobs: Jobs) -> None:
         assert sentence.startswith("Process 0 of 2 lost another one")
         assert "\n" not in sentence
         assert seconds < 30  # the other's end, or the stated second: never torch's half hour
+
+
+def test_a_model_that_one_process_read_is_whole_in_all(jobs: Jobs) -> None:
+    assert jobs.run("constants", 2)["constants"] == [[5.0, 3.0]] * 2
 
 
 def _check_mesh(found: dict[str, Any]) -> None:

@@ -116,6 +116,32 @@ def test_broken_lines_are_named(content, words, tmp_path, tokenizer):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
+def test_columns_of_numbers_are_no_text(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": [None, "a"], "n": [1, None]}), tmp_path / "t")
+    assert list(documents(Text("parquet", str(tmp_path / "t")))) == ["a"]
+    with pytest.raises(InputError, match="has int in its field 'n', not text"):
+        list(documents(Text("parquet", str(tmp_path / "t"), field="n")))
+
+
+def test_text_of_no_tokens_is_no_document(tmp_path):
+    class Silent:
+        eos_token_id = None
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[] if text == "-" else [1, 2] for text in texts]}
+
+        def get_vocab(self):
+            return {}
+
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("-", "a", "-")))
+    found = tokenise(Text("jsonl", str(path)), Silent(), tmp_path / "cache", 8)
+    assert found.lengths().tolist() == [2]
+
+
 def test_missing_files_and_foreign_tokenizers_are_refused(tmp_path, tokenizer):
     with pytest.raises(InputError, match="no such file or folder"):
         list(documents(Text("text", str(tmp_path / "nothing*"))))

@@ -241,6 +241,44 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path,
     assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
 
 
+def test_numbers_too_large_for_the_exported_type_are_refused(home, tmp_path):
+    text = LORA.replace("rate: 1e-3", "rate: 1e6, schedule: {{kind: constant}}")
+    text = text.replace("steps: 2, batch: 2", "steps: 1, batch: 2")
+    recipe = written(tmp_path, home, text + "export: {{dtype: float16}}\n")
+    with pytest.raises(RegraftError, match="too large for float16; nothing is exported"):
+        train(recipe, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_padding_is_a_token_of_the_model(whole, home, tmp_path, undrawn):
+    model = tmp_path / "model"
+    shutil.copytree(whole, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["pad_token"] = "<added>"
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    train(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
+    train(written(tmp_path / "b", home, LORA, whole), tmp_path / "b" / "out", device="cpu")
+    assert losses(tmp_path / "out") == losses(tmp_path / "b" / "out")
+
+
+def test_weights_that_are_no_numbers_are_suspected_first(whole, home, tmp_path):
+    from safetensors.torch import save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(whole, model)
+    state = load_file(model / "model.safetensors")
+    state["model.norm.weight"][0] = math.nan
+    save_file(state, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RegraftError, match=r"nan at step 1 .* look at the model's weights"):
+        train(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
+
+
+def test_a_stage_that_ends_within_its_warm_up_is_told(home, tmp_path):
+    text = RECIPE.replace("rate: 1e-3", "rate: 1e-3, schedule: {{warmup: 5}}")
+    with pytest.warns(UserWarning, match="Stage 2 warms up for 5 steps and has 5"):
+        train(written(tmp_path, home, text), tmp_path / "out", device="cpu", dry_run=True)
+
+
 def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path, undrawn):
     found = []
     for dtype in ("float32", "bfloat16"):

@@ -151,6 +151,28 @@ def test_only_the_first_process_reads_the_weights(method, tied, home, tmp_path):
     assert held[1] == (held[0] if tied else 0)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_state_that_does_not_fit_on_the_disk_is_one_sentence(world, ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", f"parallel: {{context: 1, shard: {world}}}")
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
+    codes, errors = ranks.run(world, *line, largest=150_000)
+    assert codes == [1] * world
+    for error in errors:
+        assert "The training state cannot be written" in error
+        assert error.count("\n") == 1
+
+
+def test_what_the_first_process_refuses_is_one_sentence_in_all(ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", "parallel: {context: 1, shard: 2}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "other").write_text("not ours")
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 1]
+    assert "is not empty" in errors[0]
+    assert errors[1].startswith("regraft: Process 1 of 2 lost another one")
+    assert errors[1].count("\n") == 1
+
+
 def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):
     text = "parallel: {context: 1, shard: 3}"
     recipe = written(tmp_path, home / "cache", "full", text)

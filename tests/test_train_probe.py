@@ -11,6 +11,7 @@ from regraft import cli
 from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
 from regraft.train import probe
+from regraft.train.recipe import Recipe
 
 RECIPE = """
 model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
@@ -47,6 +48,23 @@ def test_every_theta_is_trained_and_scored_alike(tmp_path, undrawn):
     assert result["theta"] == trials[0]["theta"]
     assert result["margin"] == pytest.approx(trials[1]["score"] - trials[0]["score"])
     assert len({trial["zero_shot"] for trial in trials}) == len(trials)  # theta is really used
+
+
+def test_a_trial_keeps_the_schedule_of_the_last_stage(tmp_path, monkeypatch):
+    seen = []
+
+    def train(path, *_, **__):
+        (stage,) = Recipe.read(path).body.stages
+        seen.append(stage.schedule.warmup)
+        look = {"nll": {"0-16": 1.0}, "needle": {"nll": 1.0, "found": 0.0}}
+        return {"watch": {"first": look, "last": look}, "loss": {"last": 1.0}}
+
+    monkeypatch.setattr(probe, "train", train)
+    recipe = tmp_path / "r.yaml"
+    text = RECIPE.replace("rate: 1e-3", "rate: 1e-3, schedule: {{warmup: 1}}")
+    recipe.write_text(text.format(cache=tmp_path / "cache", watch=WATCH))
+    probe.probe(recipe, 64, 256, 70.0, steps=2)
+    assert seen == [1] * 6
 
 
 def test_a_recipe_without_a_needle_is_refused(tmp_path):

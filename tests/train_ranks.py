@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,11 +22,16 @@ class Ranks(WarmProcess):
     script = __file__
 
     def run(
-        self, world: int, *argv: str | Path, kill_at: Path | None = None
+        self,
+        world: int,
+        *argv: str | Path,
+        kill_at: Path | None = None,
+        largest: int | None = None,
     ) -> tuple[list[int], list[str]]:
         """(exit codes, stderrs) of one command line on `world` ranks; all are killed as soon as
-        the path `kill_at` exists."""
+        the path `kill_at` exists. largest: bytes that a file may have."""
         job = {"world": world, "argv": [str(a) for a in argv], "kill_at": str(kill_at or "")}
+        job["largest"] = largest
         answer = json.loads(self.ask(json.dumps(job)))
         return answer["codes"], answer["errors"]
 
@@ -42,6 +48,8 @@ def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
             )  # fmt: skip
+            if job["largest"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
             _rank(job["argv"], folder, rank)
         children.append(child)
     while job["kill_at"] and not os.path.exists(job["kill_at"]):

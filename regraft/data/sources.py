@@ -67,7 +67,13 @@ def documents(source: Text) -> Iterator[str]:
     read = {
         "text": _text, "jsonl": _jsonl, "parquet": _parquet, "hub": _rows, "synthetic": _notes,
     }[source.kind]  # fmt: skip
-    return (text for text in read(source) if text.strip())
+    for text in read(source):
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"{source.place} has {type(text).__name__} in its field '{source.field}', not text."
+            )
+        if text and text.strip():
+            yield text
 
 
 def files(source: Text) -> list[Path]:
@@ -138,7 +144,7 @@ def _parquet(source: Text) -> Iterator[str]:
                 f"{path} has no column '{source.field}'; it has {', '.join(sorted(names))}."
             )
         for batch in table.iter_batches(columns=[source.field]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            yield from batch.column(0).to_pylist()
 
 
 def _rows(source: Text) -> Iterator[str]:

@@ -97,6 +97,8 @@ def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:
                 for ids in tokenizer(batch, verbose=False)["input_ids"]:
                     if end is not None and (not ids or ids[-1] != end):
                         ids = [*ids, end]
+                    if not ids:
+                        continue
                     array = np.asarray(ids, dtype=np.uint32)
                     array.tofile(file)
                     total += len(array)

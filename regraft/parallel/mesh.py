@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 Algorithm = Literal["auto", "gather", "ring"]
 TIMEOUT = 600.0
+PATIENCE = timedelta(days=7)
+"""For work that others wait for, however long it takes: see `Mesh.wait`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class Mesh:
             ranks = line.view(-1, solved["context"], solved["ulysses"])
             groups["context"] = _groups(ranks.movedim(1, -1), limit)
             groups["ulysses"] = _groups(ranks, limit)
+            groups["all"] = dist.new_group(timeout=PATIENCE, backend="gloo")
             fsdp = _fsdp_mesh(place.type, line.view(solved["replicate"], -1), limit)
             # A rank that is refused right after this must not take the store with it while
             # another still makes its groups.
@@ -163,6 +166,12 @@ class Mesh:
         if self.size > 1:
             dist.all_reduce(total)
         return total
+
+    def wait(self) -> None:
+        """Until every process is here, with no limit: while one alone reads text or a model, or
+        writes one. The end of a process is still an error at once. Collective."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1), group=self.groups["all"])
 
     def sum_tokens(self, labels: Tensor) -> int:
         """How many labels are not -100, over the parts of all processes: what a summed loss must be

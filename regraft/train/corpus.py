@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regraft.data.rows import Mixture, Rows, hold_out
 from regraft.data.sources import Text
 from regraft.data.tokens import Tokens, default_cache, tokenise
@@ -26,7 +24,8 @@ class Corpus:
     def __init__(self, recipe: Recipe, tokenizer: Any, vocabulary: int, mesh: Mesh) -> None:
         self.recipe, self.mesh = recipe, mesh
         body = recipe.body
-        self.padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
+        padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
+        self.padding = padding if padding < vocabulary else 0  # added, and the model not resized
         cache = Path(body.data.cache).expanduser() if body.data.cache else default_cache()
         self.tokens: dict[str, Tokens] = {}
         self.chosen: dict[str, Any] = {}
@@ -35,7 +34,7 @@ class Corpus:
             if (mesh.rank == 0) == turn:
                 for i, source in enumerate(body.data.sources):
                     self._read(i, source.name, tokenizer, cache, vocabulary)
-            mesh.sum(torch.zeros(1, device=mesh.device))
+            mesh.wait()
 
     @property
     def digests(self) -> dict[str, str]:

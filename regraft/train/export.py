@@ -153,9 +153,6 @@ def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
             whole = whole.double() + layer.scaling["default"] * (b.double() @ a.double())
         if mesh.rank == 0:
             state[name.replace(".base_layer", "")] = whole
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise RegraftError(f"'{name}' holds NaN or infinite numbers; nothing is exported.")
     return state
 
 
@@ -183,6 +180,12 @@ def _write(
     path: Path, tensors: Mapping[str, Tensor], more: Mapping[str, str] | None = None
 ) -> None:
     found = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    for name, value in found.items():
+        if not torch.isfinite(value).all():
+            raise RegraftError(
+                f"'{name}' holds NaN or numbers too large for {str(value.dtype).partition('.')[2]};"
+                " nothing is exported."
+            )
     plan = [Planned(name, tuple(value.shape), value.dtype) for name, value in found.items()]
     write_safetensors(path, found.items(), plan, {"format": "pt", **(more or {})})
 

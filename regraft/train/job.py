@@ -53,7 +53,7 @@ def train(
     target = Path(out).expanduser().resolve()
     _check_rows(read, mesh)
     metrics.check_track(read.body)
-    with ExitStack() as stack, progress.without_others():
+    with ExitStack() as stack, progress.without_others(), mesh.guard():
         spot = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="regraft-toy-")))
         source = _source(read, spot, mesh)
         base = stack.enter_context(Checkpoint.open(source))
@@ -77,9 +77,10 @@ def train(
                 Staging(target, job=job, overwrite=overwrite, resume=resume, inputs=inputs)
             )
             progress.note(f"Metrics as they come: {staging.folder / metrics.METRICS}")
-        exported = float(staging is not None and staging.done("exported") is not None)
+        exported = torch.tensor(staging is not None and staging.done("exported") is not None)
         folder = target.with_name(f".{target.name}.regraft-staging")
-        if not float(mesh.sum(torch.tensor(exported, device=mesh.device))):
+        mesh.wait()
+        if not int(mesh.sum(exported.int())):
             _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
         box: list[Any] = [None]
         if staging is not None:
@@ -87,6 +88,7 @@ def train(
             metrics.keep_offline(folder / STATES, folder, target)
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
+        mesh.wait()
         if mesh.size > 1:
             torch.distributed.broadcast_object_list(box)
     return dict(box[0])
@@ -209,6 +211,12 @@ def make_plan(
     for i, (stage, (spec, *others)) in enumerate(zip(body.stages, contexts, strict=True)):
         rows = corpus.stage(i)
         steps = recipe.steps(stage)
+        warmup = (stage.schedule or body.schedule).warmup
+        if warmup >= steps:
+            progress.warn(
+                f"Stage {i + 1} warms up for {warmup} steps and has {steps}: its rate never "
+                f"reaches {stage.rate:g}."
+            )
         wanted = steps * stage.batch
         parts = [
             f"{name} {share:.0%} ({share * wanted / len(rows.rows[name]):.2g} epochs)"

@@ -87,9 +87,8 @@ class Loop:
                 if self.place.stage < len(stages):
                     bar.skip(self.place.stage_step * self._work(stages[self.place.stage]))
                 while self.place.stage < len(stages):
-                    with self.mesh.guard():
-                        if self._stage(bar):
-                            continue
+                    if self._stage(bar):
+                        continue
                     done = self.place.recovered
                     self.place.stage = len(stages) if done else self.place.stage + 1
                     self.place.stage_step, self.place.counts, self.place.looks = 0, {}, []
@@ -191,10 +190,14 @@ class Loop:
         norm = self._clip(parameters, body.optimizer.clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = "loss" if not math.isfinite(loss) else "gradient"
+            advice = (
+                "lower the rate or lengthen the warm-up; --resume goes on from the last saved step."
+                if place.step
+                else "nothing was learned yet, so look at the model's weights."
+            )
             raise RegraftError(
                 f"The {what} became {loss if what == 'loss' else norm} at step {place.step + 1} "
-                f"(stage {place.stage + 1}, {format_tokens(stage.length)}): lower the rate or "
-                "lengthen the warm-up; --resume goes on from the last saved step."
+                f"(stage {place.stage + 1}, {format_tokens(stage.length)}): {advice}"
             )
         rate = stage.rate * optim.factor(stage.schedule or body.schedule, place.stage_step, steps)
         optim.set_rate(self.optimizers, rate)

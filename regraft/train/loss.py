@@ -29,8 +29,8 @@ def nll_sum(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
     """
     flat, wanted = hidden.flatten(0, -2), labels.flatten()
     total = flat.new_zeros((), dtype=_wide(flat.dtype))
-    for start in range(0, len(wanted), chunk):
-        part, label = flat[start : start + chunk], wanted[start : start + chunk]
+    # split, not sliced: each slice's gradient would be as large as all of them
+    for part, label in zip(flat.split(chunk), wanted.split(chunk), strict=True):
         if torch.is_grad_enabled():
             total = total + checkpoint(_chunk_sum, part, label, head, use_reentrant=False)
         else:
@@ -47,13 +47,8 @@ def kl_sum(
     """
     ours, theirs, valid = hidden.flatten(0, -2), wanted.flatten(0, -2), labels.flatten() != IGNORED
     total = ours.new_zeros((), dtype=_wide(ours.dtype))
-    for start in range(0, len(valid), chunk):
-        span = slice(start, start + chunk)
-        part = checkpoint(
-            _chunk_kl, ours[span], theirs[span], valid[span], head, wanted_head,
-            use_reentrant=False,
-        )  # fmt: skip
-        total = total + part
+    for parts in zip(*(each.split(chunk) for each in (ours, theirs, valid)), strict=True):
+        total = total + checkpoint(_chunk_kl, *parts, head, wanted_head, use_reentrant=False)
     return total
 
 
@@ -70,9 +65,8 @@ def token_scores(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> tupl
     """(NLL, 1 where the label is the likeliest token), each [...] like labels; 0 where ignored."""
     flat, wanted = hidden.flatten(0, -2), labels.flatten()
     scores, hits = [], []
-    for start in range(0, len(wanted), chunk):
-        label = wanted[start : start + chunk]
-        logits = head(flat[start : start + chunk])
+    for part, label in zip(flat.split(chunk), wanted.split(chunk), strict=True):
+        logits = head(part)
         logits = logits.to(_wide(logits.dtype))
         scores.append(F.cross_entropy(logits, label, ignore_index=IGNORED, reduction="none"))
         hits.append((logits.argmax(-1) == label).to(logits.dtype))

@@ -38,9 +38,10 @@ def probe(
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
     The grid: base unchanged, Men's bound, the scaling law, their geometric mean, four times the
-    law, and YaRN at the base theta. Method, data, batch, rate (of the last stage) and needle texts
-    are the recipe's; its stages and RoPE are not. Returns {"trials": [...], "chosen": name,
-    "theta": float, "family": str, "margin": nats to the next best}, trials best first.
+    law, and YaRN at the base theta. Method, data, needle texts and the last stage's batch, rate
+    and schedule are the recipe's; its stages and RoPE are not. Returns {"trials": [...],
+    "chosen": name, "theta": float, "family": str, "margin": nats to the next best}, trials best
+    first.
     Raises InputError for a recipe that does not say what a needle looks like.
     """
     read = Recipe.read(recipe)
@@ -137,4 +138,4 @@ def _try(
     }
 
 
-_KEPT = ("batch", "rate", "mix")
+_KEPT = ("batch", "rate", "schedule", "mix")

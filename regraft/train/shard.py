@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 from regraft.parallel import Mesh
 from regraft.train.blocks import Body
@@ -20,6 +21,7 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
     if mesh.fsdp_mesh is None:
         learner.to(mesh.device)
         return
+    mesh.wait()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -38,3 +40,5 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
             learner.to_empty(device=mesh.device)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(learner, whole, options=options)
+        for buffer in learner.buffers():  # a model's own constants are in no state dict
+            dist.broadcast(buffer, 0)

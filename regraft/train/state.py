@@ -67,7 +67,8 @@ def save(
     """Write the state into `folder`; the older ones go when it is whole. Collective."""
     name = f"state-{place.step:08d}"
     staging, final = folder / f".{name}", folder / name
-    if final.exists():
+    # asked in one process: what another node sees of a shared disk may be a minute old
+    if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
         return final  # by a run that was killed after it; the same, since steps repeat exactly
     loop = {"place": asdict(place), "digests": dict(digests), "random": _random_states()}
     try:
@@ -75,14 +76,12 @@ def save(
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             torch.save(loop, staging / "loop.pt")
-        _wait(mesh)
+        mesh.wait()
         if mesh.size == 1:
             torch.save(_whole(learner, optimizers), staging / "model.pt")
         else:
-            import torch.distributed.checkpoint as dcp
-
-            dcp.save(_sharded(learner, optimizers), checkpoint_id=staging)
-        _wait(mesh)
+            _write_together(_sharded(learner, optimizers), staging)
+        mesh.wait()
         if mesh.rank == 0:
             _sync(staging)
             staging.rename(final)
@@ -98,13 +97,13 @@ def save(
     except RuntimeError as error:  # torch.save's own writer, on a full disk
         if mesh.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
-        if "PytorchStreamWriter" not in str(error) and "file write failed" not in str(error):
+        if not any(word in str(error) for word in _TORN):
             raise
         raise OutputError(
             f"The training state cannot be written to {folder}, probably because the disk is full; "
             "the last good one is kept. Make room and go on with --resume."
         ) from error
-    _wait(mesh)
+    mesh.wait()
     return final
 
 
@@ -143,6 +142,21 @@ def load(
             _forget(optimizers)
     _set_random_states(loop["random"])
     return Place(**loop["place"]), loop["digests"]
+
+
+_TORN = ("PytorchStreamWriter", "inline_container", "file write failed")
+"""What torch.save says where it could not write."""
+
+
+def _write_together(values: dict[str, Any], folder: Path) -> None:
+    """The same error in every process where one could not write."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        dcp.save(values, checkpoint_id=folder)
+    except CheckpointException as error:  # of no kind that anybody catches
+        raise error.failures[min(error.failures)][0] from None
 
 
 def _all(folder: Path) -> list[Path]:
@@ -189,10 +203,6 @@ def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def _wait(mesh: Mesh) -> None:
-    mesh.sum(torch.zeros(1, device=mesh.device))
 
 
 def _sync(folder: Path) -> None:
