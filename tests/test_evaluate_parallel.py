@@ -129,8 +129,26 @@ def test_a_prompt_read_once_gives_its_candidates_the_same_nll(folder: Path) -> N
     assert len({round(one["nll"], 3) for one in whole}) == 3
 
 
-def test_prompts_of_unlike_length_are_continued_together_as_alone(folder: Path) -> None:
+def test_prompts_are_continued_together_as_alone(folder: Path) -> None:
     model: LanguageModel = Source("m", str(folder)).load(torch.device("cpu"))
-    prompts = [list(range(3, 3 + length)) for length in (9, 30, 17)]
-    alone = [model.generate([prompt], 6)[0] for prompt in prompts]
-    assert model.generate(prompts, 6) == alone
+    prompter = Prompter(world_tokenizer())
+    words = [" ".join(World().pieces("together", count)) for count in (2, 5, 2, 3, 5)]
+
+    def make(kit: Kit, budget: int, number: int) -> Draft:
+        return Draft(words[number], words[number], ("otter",))
+
+    task = Task("own", make, lambda prompt: [], room=6)
+    items = [task.item(Kit(prompter, World()), 256, number) for number in range(5)]
+    together: list[int] = []
+    real = model.generate
+
+    def generate(prompts: Any, most: int) -> Any:
+        together.append(len(prompts))
+        return real(prompts, most)
+
+    model.generate = generate  # type: ignore[method-assign]
+    alone = answer(model, prompter, items, "generate", budget=1, room=6)
+    assert together == [1] * 10
+    assert answer(model, prompter, items, "generate", budget=1000, room=6) == alone
+    assert sorted(together[10:]) == [2, 4, 4]  # of one length, items and twins
+    assert len({one["said"] for one in alone}) > 1

@@ -213,24 +213,19 @@ class LanguageModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Greedily, with transformers' generate, all prompts at once: at most so many new token
-        ids after each."""
+        """Greedily, with transformers' generate, of prompts of one length: at most so many new
+        token ids after each."""
         from transformers.utils import logging
 
-        longest = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
-        mask = (torch.arange(longest) >= longest - lengths).long()
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # that a length is beyond the context was said before
         out = self.model.generate(
-            ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=most,
-            do_sample=False, pad_token_id=0,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+            pad_token_id=0,
         )  # fmt: skip
         logging.set_verbosity(told)
-        return [[int(i) for i in row[longest:]] for row in out]
+        return [[int(i) for i in row[ids.shape[1] :]] for row in out]
 
 
 def _filled(texts: Sequence[Sequence[int]]) -> Tensor:

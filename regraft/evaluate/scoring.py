@@ -150,7 +150,15 @@ def _generate(
     model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], room: int, budget: int
 ) -> list[Answered]:
     prompts = [prompter.ids(prompt) for _, prompt in asked]
-    plan = list(batches([len(ids) for ids in prompts], budget))
+    # of one length only: a padded prompt's attention takes twice as long, and there are few lengths
+    alike: dict[int, list[int]] = {}
+    for number, ids in enumerate(prompts):
+        alike.setdefault(len(ids), []).append(number)
+    plan = [
+        group[start : start + max(1, budget // length)]
+        for length, group in alike.items()
+        for start in range(0, len(group), max(1, budget // length))
+    ]
 
     def work(batch: list[int]) -> list[str]:
         said = model.generate([prompts[i] for i in batch], room)
