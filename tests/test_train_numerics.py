@@ -229,3 +229,35 @@ def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
             value.backward()
             optimizer.step()
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_no_layer_meets_wide_hidden_states_in_narrow_arithmetic(method):
+    from regraft.train.blocks import Body
+    from regraft.train.learner import prepare
+
+    stage, source = {"length": 8, "steps": 1}, {"name": "a", "text": "a"}
+    body = Body.model_validate(
+        {"model": "m", "method": method, "dtype": "bfloat16", "stages": [stage],
+         "data": {"sources": [source]}}
+    )  # fmt: skip
+    mesh = Mesh()
+    learner = prepare(tiny(torch.bfloat16 if method == "lora" else torch.float32), body, mesh)
+    met = {}
+    for name, module in learner.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: met.update({name: args[0].dtype})
+            )
+    learner(mesh.cut({"input_ids": torch.ones(1, 8).long(), "labels": torch.ones(1, 8).long()}))
+    assert len(met) == 1 + 3 * 7 * (3 if method == "lora" else 1)
+    assert set(met.values()) == {torch.bfloat16}
+
+
+def test_the_reference_kernel_is_as_wide_under_autocast():
+    q, k, v = (torch.randn(1, 2, 16, 8).bfloat16() for _ in range(3))
+    part = Mesh(kernel="reference").cut({"input_ids": torch.zeros(1, 16).long()})
+    wanted = part["context_parallel"].attend(q, k, v, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = part["context_parallel"].attend(q, k, v, 0.3)
+    assert torch.equal(found, wanted)

@@ -173,6 +173,14 @@ def test_what_the_first_process_refuses_is_one_sentence_in_all(ranks, home, tmp_
     assert errors[1].count("\n") == 1
 
 
+def test_8_bit_moments_of_spread_parameters_are_refused(ranks, home, tmp_path):
+    text = "parallel: {context: 1, shard: 2}\noptimizer: {name: adamw8bit}"
+    recipe = written(tmp_path, home / "cache", "lora", text)
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 2]
+    assert all("works in one process only" in error for error in errors)
+
+
 def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):
     text = "parallel: {context: 1, shard: 3}"
     recipe = written(tmp_path, home / "cache", "full", text)

@@ -51,9 +51,10 @@ class Shard:
                 f"{q.shape[2]}: pass everything Mesh.cut returned, from the same call."
             )
         group = mesh.group("ulysses")
-        if group is None:
-            return self._over_context(q, k, v, scale)
-        return over_heads(partial(self._over_context, scale=scale), q, k, v, group)
+        with torch.autocast(q.device.type, enabled=False):  # kernels know which type to add up in
+            if group is None:
+                return self._over_context(q, k, v, scale)
+            return over_heads(partial(self._over_context, scale=scale), q, k, v, group)
 
     def algorithm(self, q: Tensor, k: Tensor) -> tuple[Literal["gather", "ring"], str]:
         """Which exchange carries q and k as they are after Ulysses, and why."""

@@ -238,7 +238,9 @@ class Memory(Block):
 
 
 class Optimizer(Block):
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = Field(
+        default="adamw", description="adamw8bit: in one process with a GPU"
+    )
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     eps: Positive = 1e-8
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0

@@ -124,8 +124,10 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
-    # hidden states are as narrow as the arithmetic, whatever the embedding is kept in
-    model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.to(dtype))
+    # hidden states are as narrow as the arithmetic, whatever embedding and norms are kept in
+    for name, module in model.named_modules():
+        if module is model.get_input_embeddings() or re.search(r"norm$", name):
+            module.register_forward_hook(lambda _, __, out: out.to(dtype))
     learner = Learner(model, body.memory.loss_chunk, dtype if dtype == torch.bfloat16 else None)
     learner.train()
     save_memory(
@@ -161,6 +163,7 @@ def lora_targets(model: Any, targets: str) -> list[str]:
 
 def _add_lora(model: Any, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(
         r=lora.rank,
@@ -171,6 +174,9 @@ def _add_lora(model: Any, lora: Lora) -> None:
         bias="none",
     )
     inject_adapter_in_model(config, model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):  # else each casts a copy of its input to float32
+            module.cast_input_dtype_enabled = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "lora_" in name or (lora.norms and is_norm(name))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from regraft.errors import InputError
 from regraft.train.blocks import Optimizer, Schedule
@@ -18,7 +19,8 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
     """One optimizer, or two for muon: matrices of the layers, and the rest by AdamW.
 
     Weight decay is for matrices. Every group's `share` is its rate over the stage's rate.
-    Raises InputError where 8-bit moments are asked for without bitsandbytes and a GPU.
+    Raises InputError where 8-bit moments are asked for without bitsandbytes and a GPU, or in more
+    processes than one.
     """
     betas = (settings.betas[0], settings.betas[1])
     matrices = {name for name, value in parameters.items() if value.ndim == 2}
@@ -43,6 +45,11 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         "weight_decay": settings.weight_decay,
     }
     if groups and settings.name == "adamw8bit":
+        if any(isinstance(value, DTensor) for value in parameters.values()):
+            raise InputError(
+                "optimizer adamw8bit works in one process only (bitsandbytes does not know "
+                "parameters that are spread over several, its issue 1633); say adamw."
+            )
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError:
