@@ -332,6 +332,20 @@ def test_rates_rise_and_fall_as_the_schedule_says():
     assert factor(Schedule(kind="constant"), 9, 10) == 1
 
 
+def test_rates_hold_before_they_fall():
+    schedule = Schedule(kind="linear", warmup=2, stable=0.5, floor=0.2)
+    found = [factor(schedule, step, 10) for step in range(11)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    for kind in ("cosine", "linear"):
+        assert factor(Schedule(kind=kind, stable=1), 9, 10) == 1
+
+
+def test_muon_without_a_matrix_of_its_own_is_adamw_alone():
+    parameters = {"model.norm.weight": torch.nn.Parameter(torch.ones(2))}
+    (found,) = make(parameters, Optimizer(name="muon"))
+    assert isinstance(found, torch.optim.AdamW)
+
+
 def test_only_matrices_decay():
     parameters = {
         "model.layers.0.q.weight": torch.nn.Parameter(torch.ones(2, 2)),

@@ -25,7 +25,7 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
     betas = (settings.betas[0], settings.betas[1])
     matrices = {name for name, value in parameters.items() if value.ndim == 2}
     inner = {name for name in matrices if ".layers." in name}
-    if settings.name == "muon":
+    if settings.name == "muon" and inner:
         ours = [parameters[name] for name in parameters if name in inner]
         others = {name: value for name, value in parameters.items() if name not in inner}
         share = settings.matrix_rate or 2.4
