@@ -153,6 +153,27 @@ def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
     assert found["gain"] == {"32": pytest.approx(gain, abs=1e-4)}
 
 
+def test_key_tokens_of_one_model_are_counted_in_another(
+    model: LanguageModel, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # no token gains two nats in a random model
+    monkeypatch.setattr(perplexity, "_keys", lambda near, full: near > full)
+    other = Source("d", str(folders["donor"])).load(CPU)
+    rows = perplexity.texts(Prompter(world_tokenizer()), World(), 160, 2, seed=0)
+    keys = perplexity.key_tokens(other, rows, budget=400)
+    assert keys is not None
+    assert sum(map(len, keys)) > 3
+    own = perplexity.measure(model, rows, 400)
+    found = perplexity.measure(model, rows, 400, keys)
+    assert found["key_share"] == pytest.approx(sum(map(len, keys)) / 160)
+    assert found["key_share"] != own["key_share"]
+    nll = model.score(rows, [[80 + at for at in row] for row in keys])
+    mean = float(torch.cat([values for values, _ in nll]).mean())
+    assert found["long_perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+    assert perplexity.measure(other, rows, 400) == perplexity.measure(other, rows, 400, keys)
+    assert perplexity.key_tokens(other, [row[:100] for row in rows], 400) is None
+
+
 def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
     model: LanguageModel, folders: dict[str, Path]
 ) -> None:

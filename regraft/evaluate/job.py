@@ -140,7 +140,7 @@ def _examine(
     tasks = {task.name: task for task in work.tasks}
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     plain: dict[str, Any] = {}
-    reference: dict[str, Any] = {}
+    reference: dict[str, Any] = {"keys": _key_tokens(work, desk)}
     with progress.bar("models", total=len(work.sources) * (len(items) + 1)) as bar:
         for source in work.sources:
             held: dict[str, Any] = {}
@@ -216,32 +216,50 @@ def _batch(work: Work, model: Any, scoring: str = "teacher") -> int:
     return work.settings.batch or (few if model.device.type == "cpu" else 32768)
 
 
+def _texts(work: Work, length: int, count: int) -> list[list[int]]:
+    from regraft.evaluate import perplexity
+
+    kit = work.kit
+    return perplexity.texts(kit.prompter, kit.haystack, length, count, work.settings.seed)
+
+
+def _key_tokens(work: Work, desk: Desk) -> Any:
+    """The donor's choice of key tokens for all models, see `perplexity`; None without a donor."""
+    from regraft.evaluate import perplexity
+
+    donors = [source for source in work.sources if source.name == "donor"]
+    if "perplexity" not in work.measures or not donors:
+        return None
+    if desk.facts("key tokens") is None:
+        model = donors[0].load(desk.mesh.device, desk.mesh)
+        rows = _texts(work, max(work.lengths), work.settings.texts)
+        desk.note("key tokens", rows=perplexity.key_tokens(model, rows, _batch(work, model)))
+    return (desk.facts("key tokens") or {})["rows"]
+
+
 def _measures(work: Work, model: Any, source: Any, reference: dict[str, Any]) -> dict[str, Any]:
     from regraft.evaluate import drift, perplexity, published
     from regraft.evaluate.published import PREFIX
 
     settings, kit = work.settings, work.kit
     found: dict[str, Any] = {}
-
-    def rows(length: int, count: int) -> list[list[int]]:
-        return perplexity.texts(kit.prompter, kit.haystack, length, count, settings.seed)
-
     if "perplexity" in work.measures:
         found["perplexity"] = perplexity.measure(
-            model, rows(max(work.lengths), settings.texts), _batch(work, model)
-        )
+            model, _texts(work, max(work.lengths), settings.texts), _batch(work, model),
+            reference["keys"],
+        )  # fmt: skip
     names = [name.removeprefix(PREFIX) for name in work.measures if name.startswith(PREFIX)]
     if names:
         found["lm-eval"] = published.measure(
             model, kit.prompter.tokenizer, names, settings.limit, settings.chat
         )
     if "drift" in work.measures:
-        if not reference:
+        if "rows" not in reference:
             first = work.sources[0]
             base = model if source is first else first.load(model.device, model.mesh)
             short = min(work.own_length, 2048)
             count = max(settings.texts, _DRIFT // short)
-            reference["rows"] = drift.Reference(base, rows(short, count))
+            reference["rows"] = drift.Reference(base, _texts(work, short, count))
         found["drift"] = drift.measure(model, reference["rows"])
     return found
 

@@ -4,8 +4,8 @@ Context gain is the NLL of a text's second half when only the last W tokens are 
 when all are: above 0 the model uses what is further away, below 0 that harms it. W is exact to a
 quarter: windows advance by W/4, so a token sees W to 1.25 W tokens. Tokens whose gain exceeds 2
 nats and whose NLL with all context is below 2 are key tokens; LongPPL (arXiv 2410.23771) is the
-perplexity of these alone. It chooses them by one fixed model; here each model chooses its own, and
-`key_share` says how many.
+perplexity of these alone. One fixed model chooses them for all: the donor, where there is one; else
+each model chooses its own. `key_share` says how many they are.
 """
 
 from __future__ import annotations
@@ -55,9 +55,26 @@ def edges(length: int) -> list[int]:
     return found if length > 64 else [0, length]
 
 
-def measure(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> dict[str, Any]:
+Keys = list[list[int]]  # of each row the key tokens, counted from the middle of the text
+
+
+def key_tokens(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> Keys | None:
+    """Those that this model finds by the largest window; None where the rows are too short."""
+    windows = _windows(rows)
+    if not windows:
+        return None
+    full = torch.stack(_nll(model, rows, budget))[:, len(rows[0]) // 2 - 1 :]
+    near = _windowed(model, rows, len(rows[0]) // 2, windows[-1], budget)
+    return [row.nonzero().flatten().tolist() for row in _keys(near, full)]
+
+
+def measure(
+    model: LanguageModel, rows: Sequence[Sequence[int]], budget: int, keys: Keys | None = None
+) -> dict[str, Any]:
     """{"nll": {"0-64": nats, ...}, "mean": nats, "perplexity": exp of that, "gain": {W: nats},
-    "long_perplexity", "key_share"}, the last two by the largest window. `rows`: of one length."""
+    "long_perplexity", "key_share"}, the last two of `keys`, by default the model's own.
+
+    rows: of one length."""
     length = len(rows[0])
     whole = torch.stack(_nll(model, rows, budget))  # [rows, length - 1]: of token i + 1
     nll = {}
@@ -71,17 +88,29 @@ def measure(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) ->
         "perplexity": round(math.exp(float(whole.mean())), 4),
         "gain": {},
     }
-    half = length // 2
-    for window in (w for w in WINDOWS if 4 * w <= length):
-        near = _windowed(model, rows, half, window, budget)
-        full = whole[:, half - 1 :]
+    full = whole[:, length // 2 - 1 :]
+    for window in _windows(rows):
+        near = _windowed(model, rows, length // 2, window, budget)
         result["gain"][str(window)] = round(float((near - full).mean()), 6)
-        key = (near - full > _KEY) & (full < _KEY)
+        key = _keys(near, full)
+    if result["gain"]:
+        if keys is not None:
+            key = torch.zeros_like(full, dtype=torch.bool)
+            for row, positions in zip(key, keys, strict=True):
+                row[positions] = True
         result["key_share"] = round(float(key.float().mean()), 6)
         result["long_perplexity"] = (
             round(math.exp(float(full[key].mean())), 4) if key.any() else None
         )
     return result
+
+
+def _windows(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [window for window in WINDOWS if 4 * window <= len(rows[0])]
+
+
+def _keys(near: Tensor, full: Tensor) -> Tensor:
+    return (near - full > _KEY) & (full < _KEY)
 
 
 def _nll(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> list[Tensor]:

@@ -160,6 +160,12 @@ def notes(result: dict[str, Any]) -> list[str]:
             "answer and its references, not about the text. Its replies are in `judge/`; those "
             "that were neither do not count."
         )
+    if any("key_share" in facts.get("perplexity", {}) for facts in result["measures"].values()):
+        chosen = "the donor's choice" if "donor" in result["models"] else "each model's own choice"
+        lines.append(
+            "Key tokens gain more than 2 nats by context beyond the largest window and cost less "
+            f"than 2 with it (LongPPL, arXiv 2410.23771): {chosen}."
+        )
     if "fidelity" in result:
         lines.append(
             "Extraction fidelity is (base with adapter - base) / (donor - base), both under the "
@@ -314,6 +320,14 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
                     for name, facts in nll.items()
                 ]
                 found.append((title, [["model", *first[part]], *rows]))
+    rows = [
+        [name, f"{x['perplexity']:.2f}", f"{x['long_perplexity']:.2f}", f"{x['key_share']:.2%}"]
+        for name, x in nll.items()
+        if x.get("long_perplexity") is not None
+    ]
+    if rows:
+        head = ["model", "perplexity", "of key tokens", "key tokens"]
+        found.append(("LongPPL: perplexity of the tokens that need far context", [head, *rows]))
     drift = {name: facts["drift"] for name, facts in measures.items() if "drift" in facts}
     if drift:
         rows = [
