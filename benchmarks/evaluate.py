@@ -1,15 +1,21 @@
-"""Teacher-forced against generated scores of the same prompts on the same model.
+"""Teacher-forced against generated scores of the same prompts; how long the whole suite takes.
 
-    python benchmarks/evaluate.py MODEL [--task notes --haystack world --lengths 256,1024]
+    python benchmarks/evaluate.py demo-out            # both, of what `regraft demo` made
 
-MODEL is a checkpoint folder, such as demo-out/extended of `regraft demo`. Both ways get the same
-prompts; a verdict is whether every reference was given. Generation is batch by one, with
-transformers' generate and its cache, as many tokens as the task keeps room for.
+Both ways get the same prompts; a verdict is whether every reference was given. Generation is
+transformers' generate with its cache, prompts of one length together, or one by one as harnesses do
+it; greedy, for the task's own 2 tokens and for what RULER generates: 32 in its question tasks, 128
+in its needle tasks (arXiv 2404.06654). The suite is every task that needs no file, perplexity and
+drift, of a matrix of four models, with twins.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,49 +26,88 @@ from regraft.evaluate.fitting import Prompter
 from regraft.evaluate.model import Source
 from regraft.evaluate.scoring import answer
 from regraft.evaluate.suites import TASKS
-from regraft.evaluate.tasks import Kit
+from regraft.evaluate.tasks import Kit, Scoring
 from regraft.units import parse_tokens
+
+SUITE = "needle,ruler,beyond,toy,perplexity,drift"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--task", default="notes")
-    parser.add_argument("--haystack", default="world")
-    parser.add_argument("--lengths", default="64,256,1024")
-    parser.add_argument("--items", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("--lengths", default="512,1024,2048")
+    parser.add_argument("--items", type=int, default=30)
+    parser.add_argument("--rooms", default="2,32,128")
+    parser.add_argument("--only", choices=("scoring", "suite"))
     options = parser.parse_args()
-    source = Source("model", options.model)
-    model, task = source.load(torch.device("cpu")), TASKS[options.task]
-    kit = Kit(Prompter(source.tokenizer()), open_corpus(options.haystack))
-    print(f"# {options.task}: teacher-forced against generated, {Path(options.model).name}\n")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), batches of "
-          f"{options.batch} tokens, {task.room} tokens generated at most\n")  # fmt: skip
-    print("| tokens | items | right, forced | right, generated | same | forced s | generated s |"
-          " ratio |")  # fmt: skip
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for length in map(parse_tokens, options.lengths.split(",")):
-        items = [task.item(kit, length, number) for number in range(options.items)]
-        verdicts, seconds = [], []
-        for scoring in ("teacher", "generate"):
-            answer(
-                model, kit.prompter, items[:1], scoring, budget=options.batch, room=task.room,
-                twins=False,
-            )  # fmt: skip
-            began = time.perf_counter()
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores\n")
+    if options.only != "suite":
+        lengths = list(map(parse_tokens, options.lengths.split(",")))
+        _scoring(options.demo, lengths, options.items, list(map(int, options.rooms.split(","))))
+    if options.only != "scoring":
+        _suite(options.demo, options.lengths, options.items)
+
+
+def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> None:
+    source, task = Source("model", str(demo / "graft-rank-16")), TASKS["notes"]
+    model = source.load(torch.device("cpu"))
+    kit = Kit(Prompter(source.tokenizer()), open_corpus("world"))
+
+    def timed(items: list, scoring: Scoring, budget: int, room: int) -> tuple[float, list[bool]]:
+        def ask(some: list) -> list[bool]:
             found = answer(
-                model, kit.prompter, items, scoring, budget=options.batch, room=task.room,
-                twins=False,
-            )  # fmt: skip
-            seconds.append(time.perf_counter() - began)
-            verdicts.append([one["score"] == 1 for one in found])
-        same = sum(a == b for a, b in zip(*verdicts, strict=True)) / len(items)
-        print(
-            f"| {length} | {len(items)} | {sum(verdicts[0])} | {sum(verdicts[1])} | {same:.1%} | "
-            f"{seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[1] / seconds[0]:.1f} |",
-            flush=True,
-        )
+                model, kit.prompter, some, scoring, budget=budget, room=room, twins=False
+            )
+            return [one["score"] == 1 for one in found]
+
+        ask(items[:4])  # warm
+        began = time.perf_counter()
+        right = ask(items)
+        return (time.perf_counter() - began) / len(items), right
+
+    print(f"# notes: teacher-forced against generated, {torch.get_num_threads()} threads\n")
+    print("| tokens | generated | right, forced | right, generated | same | forced ms | one by one "
+          "ms | together ms | ratio | ratio, together |")  # fmt: skip
+    print("|--:" * 10 + "|")
+    for length in lengths:
+        items = [task.item(kit, length, number) for number in range(count)]
+        forced, right = timed(items, "teacher", 2048, task.room)
+        for room in rooms:
+            alone, said = timed(items, "generate", 1, room)
+            together, _ = timed(items, "generate", 16384, room)
+            same = sum(a == b for a, b in zip(right, said, strict=True)) / count
+            print(
+                f"| {length} | {room} | {sum(right)}/{count} | {sum(said)}/{count} | {same:.1%} | "
+                f"{1e3 * forced:.1f} | {1e3 * alone:.1f} | {1e3 * together:.1f} | "
+                f"{alone / forced:.1f} | {together / forced:.1f} |",
+                flush=True,
+            )
+
+
+def _suite(demo: Path, lengths: str, items: int) -> None:
+    processes = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            "regraft", "evaluate", "--matrix", f"recipient={demo / 'derivative'}",
+            f"donor={demo / 'extended'}", f"graft={demo / 'graft-rank-16'}", "-o", f"{folder}/out",
+            "--suite", SUITE, "--haystack", "world", "--lengths", lengths, "--items", str(items),
+            "--quiet",
+        ]  # fmt: skip
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+             "-m", *command],
+            check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        cells = len(list(Path(folder, "out", "items", "graft").iterdir()))
+    print(f"\n# The whole suite, {processes} processes\n")
+    shown = " ".join(command[:-1]).replace(f"{demo}/", "demo-out/").replace(f"{folder}/out", "out")
+    print(f"    torchrun --nproc-per-node {processes} -m {shown}\n")
+    print("| cells of a model | items in each | prompts | s | prompts/s |")
+    print("|--:" * 5 + "|")
+    prompts = 4 * cells * items * 2
+    print(f"| {cells} | {items} | {prompts} | {seconds:.0f} | {prompts / seconds:.0f} |")
 
 
 if __name__ == "__main__":
