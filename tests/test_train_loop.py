@@ -533,6 +533,19 @@ def test_tensorboard_reads_what_was_trained(home, tmp_path):
     assert told
 
 
+def test_a_service_that_refuses_is_one_sentence(tmp_path, monkeypatch):
+    wandb: Any = types.ModuleType("wandb")
+
+    def init(**_: Any) -> None:
+        raise wandb.Error("No API key\nconfigured.")
+
+    wandb.Error, wandb.init = type("Error", (Exception,), {}), init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    body: Any = types.SimpleNamespace(track="wandb", model_dump=dict)
+    with pytest.raises(InputError, match=r"\(No API key configured\.\); `wandb login`"):
+        metrics.Board(tmp_path / "tensorboard", tmp_path / "states", 0, body)
+
+
 def test_a_service_that_is_not_installed_is_refused(home, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -165,7 +165,13 @@ def _wandb_run(states: Path, body: Body, name: str) -> Any:
     kept = states / "wandb-run"
     if not kept.exists():
         kept.write_text(uuid.uuid4().hex)
-    return wandb.init(
-        project="regraft", id=kept.read_text(), name=name, resume="allow", dir=str(states),
-        config=body.model_dump(),
-    )  # fmt: skip
+    try:
+        return wandb.init(
+            project="regraft", id=kept.read_text(), name=name, resume="allow", dir=str(states),
+            config=body.model_dump(),
+        )  # fmt: skip
+    except wandb.Error as error:
+        raise InputError(
+            f"Weights & Biases does not take the run ({' '.join(str(error).split())[:200]}); "
+            "`wandb login`, or keep it to be sent later with WANDB_MODE=offline."
+        ) from None
