@@ -29,17 +29,19 @@ def tiny(dtype: torch.dtype = torch.float64):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk, bias):
     torch.manual_seed(1)
     hidden = torch.randn(2, 40, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.nn.Linear(16, 90, bias=False).double()
+    head = torch.nn.Linear(16, 90, bias=bias).double()
     labels = torch.randint(0, 90, (2, 40))
     labels[0, ::3] = IGNORED
     plain = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
-    wanted = torch.autograd.grad(plain, [hidden, head.weight])
+    learning = [hidden, *head.parameters()]
+    wanted = torch.autograd.grad(3 * plain, learning)
     ours = nll_sum(hidden, head, labels, chunk)
     assert abs(float((ours - plain).detach())) < 1e-11
-    for got, want in zip(torch.autograd.grad(ours, [hidden, head.weight]), wanted, strict=True):
+    for got, want in zip(torch.autograd.grad(3 * ours, learning), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
     scores, hits = token_scores(hidden, head, labels, chunk)
     assert float(scores.sum()) == pytest.approx(float(plain.detach()), abs=1e-10)
@@ -72,6 +74,31 @@ def test_bfloat16_hidden_states_get_a_float32_loss():
     assert ours.dtype == torch.float32
     wanted = F.cross_entropy(head(hidden).double(), labels, reduction="sum")
     assert float(ours) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_bfloat16_heads_gradient_is_summed_over_chunks_in_float32(autocast):
+    torch.manual_seed(4)
+    hidden = torch.randn(4096, 16).bfloat16().requires_grad_()
+    head = torch.nn.Linear(16, 60, bias=False)
+    labels = torch.randint(0, 60, (4096,))
+    exact = [hidden.detach().double().requires_grad_(), head.weight.detach().bfloat16().double()]
+    logits = exact[0] @ exact[1].requires_grad_().T
+    wanted = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), exact)
+    head = head if autocast else head.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        nll_sum(hidden, head, labels, 16).backward()
+    for got, want, most in ((hidden.grad, wanted[0], 4e-3), (head.weight.grad, wanted[1], 3e-3)):
+        assert float((got.double() - want).norm() / want.norm()) < most
+    assert head.weight.grad.dtype == head.weight.dtype
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden = torch.randn(9, 4, requires_grad=True)
+    head = torch.nn.Linear(4, 7, bias=False).requires_grad_(False)
+    nll_sum(hidden, head, torch.arange(9) % 7, 2).backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is None
 
 
 def cut(ids, documents=None, positions=None):
@@ -250,7 +277,7 @@ def test_no_layer_meets_wide_hidden_states_in_narrow_arithmetic(method):
                 lambda _, args, name=name: met.update({name: args[0].dtype})
             )
     learner(mesh.cut({"input_ids": torch.ones(1, 8).long(), "labels": torch.ones(1, 8).long()}))
-    assert len(met) == 1 + 3 * 7 * (3 if method == "lora" else 1)
+    assert len(met) == 3 * 7 * (3 if method == "lora" else 1)
     assert set(met.values()) == {torch.bfloat16}
 
 
