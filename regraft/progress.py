@@ -19,6 +19,7 @@ _LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
 _drawn = False  # a bar is on the screen
+_hushed = False
 
 
 def configure(*, quiet: bool) -> None:
@@ -39,6 +40,22 @@ def console() -> Console:
 
 def note(text: str) -> None:
     """One line of information."""
+    if not _hushed:
+        _say(text)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without notes, for a command that runs others; bars and warnings are shown."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
+def _say(text: str) -> None:
     console().print(text, markup=False, style="dim")
 
 
@@ -83,7 +100,7 @@ class Bar:
         elif time.monotonic() - self._said > _LINE_EVERY and self._done:
             self._said = time.monotonic()
             left = "" if self.left is None else f", {self.left:.0f} s left"
-            note(f"{shown}: {self._done / self._total:.0%}{left}")
+            _say(f"{shown}: {self._done / self._total:.0%}{left}")
 
 
 @contextmanager

@@ -103,14 +103,17 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
         for name, recipe in recipes.items():
             progress.note(f"{name}: regraft train recipes/{name}.yaml -o {name}")
             path = lessons.write(Path("recipes") / f"{name}.yaml", recipe)
-            train(path, folders[name], device="cpu")
+            with progress.hushed():
+                train(path, folders[name], device="cpu")
         context = ContextSpec.from_config(json.loads(Path("extended/config.json").read_text()))
         with_context(folders["derivative"], context, folders[names[2]])
         for rank in plan.ranks:
             adapter, name = Path(f"adapter-rank-{rank}"), f"graft, rank {rank}"
-            record = extract_lora("base", "extended", adapter, rank=rank)
+            progress.note(f"{name}: regraft extract-lora and apply")
             folders[name] = Path(f"graft-rank-{rank}")
-            apply(adapter, "derivative", folders[name])
+            with progress.hushed():
+                record = extract_lora("base", "extended", adapter, rank=rank)
+                apply(adapter, "derivative", folders[name])
             errors[name] = record["totals"]["error"]
         with progress.bar("exam", total=len(folders), unit="models") as bar:
             for name, place in folders.items():
