@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec, scaling_law
+from regraft.train import memory
 from regraft.train.blocks import Rope, Stage
 from regraft.train.loss import IGNORED, kl_sum, nll_sum, token_scores
 from regraft.train.memory import save_memory
@@ -288,3 +289,15 @@ def test_the_reference_kernel_is_as_wide_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = part["context_parallel"].attend(q, k, v, 0.3)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (2, 8, 4), (1, 1, 1)])
+def test_what_waits_on_the_host_in_pieces_is_what_was_sent(shape, monkeypatch):
+    monkeypatch.setattr(memory, "_PIECE", 32)
+    sent = torch.randn(shape).bfloat16()
+    pieces = memory.to_pieces(sent, torch.empty_like)
+    assert all(piece.numel() * 2 <= 32 for piece in pieces)
+    assert sum(piece.numel() for piece in pieces) == sent.numel()
+    back = memory.from_pieces(pieces, sent.shape, sent.device)
+    assert back.equal(sent)
+    assert back.data_ptr() != sent.data_ptr()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+_PIECE = 1 << 26  # bytes
+
 
 def save_memory(
     layers: Iterable[nn.Module], *, recompute: bool, offload: bool, tile: int
@@ -69,10 +71,10 @@ class HostStore:
 
     def __init__(self) -> None:
         self.moved = 0
-        self._kept: dict[int, tuple[Tensor, torch.device]] = {}
+        self._kept: dict[int, tuple[Tensor | list[Tensor], torch.Size, torch.device]] = {}
         self._fetched: dict[int, Tensor] = {}
         self._next = 0
-        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
         self._stream: torch.cuda.Stream | None = None
 
     def pack(self, tensor: Tensor) -> int | Tensor:
@@ -81,7 +83,8 @@ class HostStore:
             return tensor
         self.moved += tensor.numel() * tensor.element_size()
         self._next += 1
-        self._kept[self._next] = self._send(tensor.detach()), tensor.device
+        kept = self._send(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
+        self._kept[self._next] = kept, tensor.shape, tensor.device
         return self._next
 
     def unpack(self, handle: int | Tensor) -> Tensor:
@@ -91,16 +94,16 @@ class HostStore:
         found = self._fetched.pop(handle, None)
         if found is None:
             found = self._fetch(handle)
-        if found.is_cuda:
+        kept, _, _ = self._kept.pop(handle)
+        if isinstance(kept, list):
             # the stream that computes now, which under FSDP is not always the default one
             torch.cuda.current_stream().wait_stream(self._side())
             found.record_stream(torch.cuda.current_stream())
-        host, _ = self._kept.pop(handle)
-        if found.is_cuda:
-            self._free.setdefault((host.shape, host.dtype), []).append(host)
-        before = handle - 1
-        if found.is_cuda and before in self._kept and before not in self._fetched:
-            self._fetched[before] = self._fetch(before)
+            for piece in kept:
+                self._free.setdefault((piece.numel(), piece.dtype), []).append(piece)
+            before = handle - 1
+            if before in self._kept and before not in self._fetched:
+                self._fetched[before] = self._fetch(before)
         return found
 
     def _side(self) -> torch.cuda.Stream:
@@ -108,21 +111,42 @@ class HostStore:
             self._stream = torch.cuda.Stream()
         return self._stream
 
-    def _send(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_cuda:
-            return tensor.clone()
-        free = self._free.get((tensor.shape, tensor.dtype))
-        host = free.pop() if free else torch.empty_like(tensor, device="cpu", pin_memory=True)
+    def _send(self, tensor: Tensor) -> list[Tensor]:
         side = self._side()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            host.copy_(tensor, non_blocking=True)
+            pieces = to_pieces(tensor, self._buffer)
         tensor.record_stream(side)
-        return host
+        return pieces
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        free = self._free.get((like.numel(), like.dtype))
+        return free.pop() if free else torch.empty_like(like, device="cpu", pin_memory=True)
 
     def _fetch(self, handle: int) -> Tensor:
-        host, device = self._kept[handle]
-        if device.type != "cuda":
-            return host
+        kept, shape, device = self._kept[handle]
+        if isinstance(kept, Tensor):
+            return kept
         with torch.cuda.stream(self._side()):
-            return host.to(device, non_blocking=True)
+            return from_pieces(kept, shape, device)
+
+
+def to_pieces(tensor: Tensor, buffer: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """A copy in flat pieces of at most 64 MiB, each in what `buffer` gives for it.
+
+    torch rounds a pinned allocation up to a power of two: in one piece, 4.1 GiB would take 8.
+    """
+    pieces = []
+    for part in tensor.reshape(-1).split(_PIECE // tensor.element_size()):
+        pieces.append(buffer(part))
+        pieces[-1].copy_(part, non_blocking=True)
+    return pieces
+
+
+def from_pieces(pieces: list[Tensor], shape: torch.Size, device: torch.device) -> Tensor:
+    """The tensor again, on `device`."""
+    found = torch.empty(shape, dtype=pieces[0].dtype, device=device)
+    flat = found.view(-1).split([piece.numel() for piece in pieces])
+    for part, piece in zip(flat, pieces, strict=True):
+        part.copy_(piece, non_blocking=True)
+    return found
