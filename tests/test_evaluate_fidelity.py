@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from regraft.adapters import card
 from regraft.adapters.extract import extract_lora
 from regraft.errors import InputError, LineageError
-from regraft.evaluate import figures
+from regraft.evaluate import figures, page
 from regraft.evaluate.job import evaluate
 from regraft.evaluate.model import Source
 from regraft.evaluate.record import kept
@@ -80,6 +80,12 @@ def test_fidelity_is_the_share_of_the_donors_gain() -> None:
         assert result[task]["64"] == {"rank 2": None, "rank 8": None}  # nothing was gained there
         assert result[task]["128"]["rank 2"]["value"] == pytest.approx(30 / 60)
         assert result[task]["128"]["rank 8"]["value"] == pytest.approx(57 / 60)
+    drawn = page.fidelity(
+        {"fidelity": {"adapters": {"rank 2": {"rank": 2}, "rank 8": {"rank": 8}},
+                      "ratios": {**result, "cwe": {"64": {"rank 2": None, "rank 8": None}}}}}
+    )  # fmt: skip
+    assert [plot["task"] for plot in drawn] == ["notes", "vt", "all"]
+    assert [line["name"] for line in page.key(drawn)] == ["128 tokens"]  # 64 has no line
     alone, both = (result[task]["128"]["rank 2"] for task in ("notes", "all"))
     assert alone["low"] < both["low"] < 0.5 < both["high"] < alone["high"]
 
@@ -110,7 +116,7 @@ def test_an_adapter_is_measured_on_its_base_and_named_by_its_rank(
     page, card = (out / "index.html").read_text(), (out / "README.md").read_text()
     assert "Extraction fidelity: notes" in page
     assert re.search(r"donor, rank 8 \| n/a", card)  # random models gain nothing
-    assert "![fidelity.png]" in card
+    assert "![fidelity.png]" not in card  # so there is nothing to draw
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -112,12 +112,14 @@ def test_ruler_needle_tasks_have_nvidias_parameters(kit: Kit) -> None:
 def test_ruler_counts_are_as_published(kit: Kit) -> None:
     chain = TASKS["vt"].item(kit, 2048, 0)
     assert len(re.findall(r"VAR [A-Z]{5} = ", chain.prompt)) == 10  # five in the solved example
-    for length, often, seldom in ((12_000, 30, 3), (3000, 6, 1)):
+    for length, of_list, of_example in ((12_000, (30, 3), (10, 3)), (3000, (6, 1), (3, 1))):
         common = TASKS["cwe"].item(kit, length, 0)
-        last = common.prompt.rsplit("numbered list", 1)[1]
-        counts = Counter(Counter(re.findall(r"\d+\. (\S+)", last)).values())
-        assert counts[often] == 10
-        assert set(counts) == {often, seldom}
+        _, example, last = common.prompt.split("numbered list")
+        for text, expected in ((last, of_list), (example, of_example)):
+            counts = Counter(Counter(re.findall(r"\d+\. (\S+)", text)).values())
+            assert counts[expected[0]] == 10
+            assert set(counts) == set(expected)
+        assert counts[expected[1]] == {12_000: 30, 3000: 10}[length]  # 40 or 20 words
     frequent = TASKS["fwe"].item(kit, 4096, 0)
     counts = Counter(re.findall(r"\.\.\.|\b[a-z]{6}\b", frequent.prompt.split("below.\n")[1]))
     (first, most), *rest = counts.most_common(4)
@@ -222,6 +224,33 @@ def test_fitting_refuses_what_can_never_fit() -> None:
         fit(lambda units: "x" * (40 + units), len, 30)
     with pytest.raises(InputError, match="too short"):
         fit(lambda n: "".join(Fixed("book", ["word "] * 5).pieces("s", n)), len, 1000)
+
+
+@given(tokens=st.integers(1, 90), pieces=st.integers(1, 400), short=st.integers(0, 300))
+def test_a_text_that_suffices_is_never_called_too_short(
+    tokens: int, pieces: int, short: int
+) -> None:
+    # sentences may be longer than fitting first takes them to be
+    text = Fixed("book", ["word " * tokens] * pieces)
+
+    def build(units: int) -> str:
+        return "".join(text.pieces("s", units))
+
+    def count(built: str) -> int:
+        return built.count("word")
+
+    budget = max(0, tokens * pieces - short)
+    assert fit(build, count, budget) == budget // tokens
+    with pytest.raises(InputError, match="too short"):
+        fit(build, count, tokens * pieces + 1)
+
+
+def test_text_without_full_stops_is_cut_between_words_or_anywhere() -> None:
+    for text in ("word " * 3000, "字" * 3000 + "\n", "One. " + "word " * 200 + ". Two."):
+        pieces = split(text)
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) <= 401
+    assert all(piece.endswith(" ") for piece in split("word " * 3000))
 
 
 def test_generated_text_is_unique_and_always_the_same() -> None:
@@ -336,9 +365,14 @@ def test_hotpot_files_are_read_and_broken_ones_explained(tmp_path: Path) -> None
     path.write_text(json.dumps([entry, {**entry, "answer": "yes"}]))
     (question,) = read_quiz(path).questions
     assert len(question.documents) == 2
-    for broken in ("[1]", "{", '{"data": [{}]}', '{"data": []}'):
+    unanswered = json.dumps([{**entry, "answer": None}])
+    for broken in ("[1]", "{", '{"data": [{}]}', unanswered):
         path.write_text(broken)
-        with pytest.raises(InputError, match="--qa"):
+        with pytest.raises(InputError, match=r"--qa.*neither"):
+            read_quiz(path)
+    for empty in ('{"data": []}', "[]", json.dumps([{**entry, "answer": "yes"}])):
+        path.write_text(empty)
+        with pytest.raises(InputError, match="no question that has an answer"):
             read_quiz(path)
 
 

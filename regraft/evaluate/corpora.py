@@ -19,9 +19,12 @@ import numpy as np
 
 from regraft.errors import InputError
 from regraft.evaluate import grammar
+from regraft.evaluate.fitting import UsedUp
 
 _GRAM = 16  # tokens
 _SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
+_LONGEST = 400  # characters of a piece, about
+_STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
 _SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
@@ -33,7 +36,7 @@ class Corpus(Protocol):
 
     def pieces(self, seed: str, count: int) -> list[str]:
         """The first `count` pieces of the text that belongs to `seed`: the same for the same seed,
-        and a longer request begins like a shorter one. Raises InputError where it has no more."""
+        and a longer request begins like a shorter one. Raises UsedUp where it has no more."""
         ...
 
 
@@ -92,7 +95,7 @@ class Fixed:
     def pieces(self, seed: str, count: int) -> list[str]:
         have = len(self._pieces)
         if count > have:
-            raise InputError(
+            raise UsedUp(
                 f"The text of {self.name} is too short: {have} sentences, and a prompt needs "
                 "more; give a longer text (it is never repeated), or lower --lengths."
             )
@@ -119,8 +122,16 @@ def open_corpus(name: str) -> Corpus:
 
 
 def split(text: str) -> list[str]:
-    """Sentences, each with the space or line end behind it; together they are the text again."""
-    return [found for found in _SENTENCE.findall(text) if found]
+    """Sentences, each with the space or line end behind it; together they are the text again.
+
+    What has no end of a sentence for long, as in scripts without our full stop, is cut between
+    words or, without these, anywhere."""
+    return [
+        part
+        for found in _SENTENCE.findall(text)
+        for part in (_STRETCH.findall(found) if len(found) > _LONGEST else [found])
+        if part
+    ]
 
 
 def unique_share(ids: Sequence[int]) -> float:

@@ -1,7 +1,8 @@
 """How far a model has moved from the recipient on short text, where nothing should have changed.
 
 Mean KL(recipient || model) in nats over every position, the share of positions at which both find
-the same token likeliest, and the cosine of their last hidden states. (Hidden states' cosine after
+the same token likeliest, and the cosine of their last hidden states. Tokens that one of them alone
+has are left out. (Hidden states' cosine after
 a context extension foretells how much of MMLU is kept: LongReD, arXiv 2502.07365.)
 """
 
@@ -48,7 +49,9 @@ def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
         ours, theirs = model.rows([reference.rows[number]])[0], reference.hidden[number]
         for mine, other in zip(ours.split(_CHUNK), theirs.split(_CHUNK), strict=True):
             other = other.to(mine.device)
-            q, p = model.head(mine).log_softmax(-1), reference.logits(other).log_softmax(-1)
+            ours_logits, theirs_logits = model.head(mine), reference.logits(other)
+            both = min(ours_logits.shape[-1], theirs_logits.shape[-1])
+            q, p = (x[:, :both].log_softmax(-1) for x in (ours_logits, theirs_logits))
             kl += float((p.exp() * (p - q)).sum())
             top += int((p.argmax(-1) == q.argmax(-1)).sum())
             if mine.shape == other.shape:

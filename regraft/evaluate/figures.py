@@ -19,15 +19,24 @@ def draw(folder: Path, result: dict[str, Any]) -> list[str]:
     if "needle" in result["tasks"] and result["cells"]:
         _heat(folder / "needle.png", result)
         names.append("needle.png")
-    if result.get("fidelity", {}).get("ratios"):
+    if "fidelity" in result and drawable(result["fidelity"]):
         _fidelity(folder / "fidelity.png", result["fidelity"])
         names.append("fidelity.png")
     return names
 
 
+def drawable(fidelity: dict[str, Any]) -> dict[str, Any]:
+    """The ratios of the tasks that have any: all are n/a where the donor gained nothing."""
+    return {
+        task: by_length
+        for task, by_length in fidelity["ratios"].items()
+        if any(ratio for found in by_length.values() for ratio in found.values())
+    }
+
+
 def _fidelity(path: Path, fidelity: dict[str, Any]) -> None:
     """Share of the donor's gain that an adapter keeps, by its rank, a line for each length."""
-    ratios, adapters = fidelity["ratios"], fidelity["adapters"]
+    adapters, ratios = fidelity["adapters"], drawable(fidelity)
     shown = list(ratios) if len(ratios) <= 3 or "all" not in ratios else ["all"]
     with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
@@ -96,6 +105,10 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
             # cividis runs from dark to light in grey too; the numbers are there for everyone
             axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
             axes.grid(visible=False)
+            for edge in range(1, len(lengths)):
+                axes.axvline(edge - 0.5, color="white", linewidth=0.8)
+            for edge in range(1, len(depths)):
+                axes.axhline(edge - 0.5, color="white", linewidth=0.8)
             for row, line in enumerate(values):
                 for column, value in enumerate(line):
                     axes.text(
@@ -107,6 +120,7 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
             axes.set(title=model, xlabel="tokens")
             if number == 0:
                 axes.set_ylabel("depth of the needle")
+                axes.figure.suptitle("needles found, percent", fontsize=9)
 
 
 def _alone(result: dict[str, Any]) -> list[str]:

@@ -16,6 +16,10 @@ class TooShort(InputError):
     """What has to be in a prompt takes more tokens than are wanted."""
 
 
+class UsedUp(InputError):
+    """A text has fewer units than were asked for."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """ids: prompt and answer. wanted: for each reference, the positions of its tokens in `ids`."""
@@ -37,6 +41,15 @@ class Prompter:
         if chat and not tokenizer.chat_template:
             raise InputError("The model's tokenizer has no chat template; leave --chat out.")
         self.tokenizer, self.chat = tokenizer, chat
+        if chat:
+            from jinja2 import TemplateError
+
+            try:
+                self.wrap("")
+            except TemplateError as error:
+                raise InputError(
+                    f"The chat template takes no question alone ({error}); leave --chat out."
+                ) from None
 
     def wrap(self, question: str, prefix: str = "") -> str:
         """The whole prompt: the question, in the chat template if wanted, and the beginning of the
@@ -94,7 +107,8 @@ def fit(
 
     build: text of so many units of haystack, longer with more. A secant search inside a bracket,
     halved in every third step: about six calls of `count`, never more than 64. Raises TooShort
-    where `least` units are too long already, and what `build` raises where it has no more.
+    where `least` units are too long already, and the UsedUp of `build` where all that it has does
+    not fill the budget.
     """
     low, low_tokens = least, count(build(least))
     if low_tokens > budget:
@@ -104,6 +118,7 @@ def fit(
         )
     high: int | None = None
     high_tokens, rate = 0, _UNIT
+    used_up: UsedUp | None = None  # by `high` units
     for tries in range(_TRIES):
         if low_tokens == budget or (high is not None and high - low < 2):
             break
@@ -113,12 +128,18 @@ def fit(
         else:
             step = (high - low) // 2 if tries % 3 == 2 else min(step, high - low - 1)
         at = low + step
-        tokens = count(build(at))
+        try:
+            tokens = count(build(at))
+        except UsedUp as error:
+            high, high_tokens, used_up = at, 0, error
+            continue
         if tokens > budget:
-            high, high_tokens = at, tokens
+            high, high_tokens, used_up = at, tokens, None
         else:
-            rate = max((tokens - low_tokens) / step, 0.25) if high is None else rate
+            rate = rate if high_tokens else max((tokens - low_tokens) / step, 0.25)
             low, low_tokens = at, tokens
         if high is not None and high_tokens > low_tokens:
             rate = (high_tokens - low_tokens) / (high - low)
+    if used_up is not None and low_tokens < budget:
+        raise used_up
     return low

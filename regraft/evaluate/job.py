@@ -9,7 +9,6 @@ processes share the batches of a cell (see `ranks`).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -72,7 +71,7 @@ def evaluate(
     places = [*(source.place for source in work.sources), *chosen.adapters]
     if dry_run:
         check_output(Path(out), overwrite=overwrite, inputs=places)
-        return {"plan": plan(work)}
+        return {"plan": plan(work, mesh.device)}
     job = json.dumps(
         {
             "evaluate": asdict(chosen),
@@ -153,7 +152,7 @@ def _examine(
 
             for (task, length), path in items.items():
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
-                target = desk.folder / "items" / _plain_name(source) / path.name
+                target = desk.folder / "items" / source.folder / path.name
                 key = f"cell {source.name} {path.name}"
                 if not desk.has(key, target):
                     asked = desk.read(path)
@@ -180,12 +179,8 @@ def _judge(
         for source, cell in cells:
             bar.advance(1, f"{source.name}: {cell[0]} {format_tokens(cell[1])}")
             key, asked = (source.name, *cell), items[cell]
-            path = folder / "judge" / _plain_name(source) / asked.name
+            path = folder / "judge" / source.folder / asked.name
             found[key] = examine(judge, read_lines(asked), found[key], path)
-
-
-def _plain_name(source: Any) -> str:
-    return re.sub("[ ,]+", "-", source.name)
 
 
 def _answers(work: Work, task: Any, asked: Lines, model: Any) -> list[dict[str, Any]]:
@@ -218,9 +213,11 @@ def _batch(work: Work, model: Any, scoring: str = "teacher") -> int:
 
 def _texts(work: Work, length: int, count: int) -> list[list[int]]:
     from regraft.evaluate import perplexity
+    from regraft.evaluate.fitting import Prompter
 
     kit = work.kit
-    return perplexity.texts(kit.prompter, kit.haystack, length, count, work.settings.seed)
+    plain = Prompter(kit.prompter.tokenizer)  # no turn of a chat, so it starts as a text does
+    return perplexity.texts(plain, kit.haystack, length, count, work.settings.seed)
 
 
 def _key_tokens(work: Work, desk: Desk) -> Any:

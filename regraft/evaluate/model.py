@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -26,6 +27,11 @@ class Source:
     place: str
     context: ContextSpec | None = None
     adapter: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Of its answers."""
+        return re.sub("[ ,]+", "-", self.name)
 
     def config(self) -> dict[str, Any]:
         """config.json, with the other context in it. Raises CheckpointError for no checkpoint."""
@@ -66,9 +72,10 @@ class Source:
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 self._place(), revision=self._revision(),
                 config=AutoConfig.for_model(kind, **config), dtype="auto",
+                output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
@@ -76,6 +83,13 @@ class Source:
         finally:
             if shown:
                 logging.enable_progress_bar()
+        # transformers fills these with random numbers
+        broken = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+        if broken:
+            raise CheckpointError(
+                f"{self.place} lacks {len(broken)} tensors or has them in another shape than "
+                f"its config.json says, {min(broken)} among them; download it again."
+            )
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()
         return LanguageModel(self.name, model.to(device).eval(), mesh or Mesh())
@@ -115,6 +129,10 @@ class LanguageModel:
         with torch.no_grad():
             ours = self.head(self.hidden(probe)[0])
             theirs = model(input_ids=probe, use_cache=False).logits[0].float()
+        if not theirs.isfinite().all():
+            raise InputError(
+                f"{name} computes no numbers (NaN or infinity): its weights are broken."
+            )
         if not torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2):
             raise InputError(f"{name}: regraft cannot score a {type(model).__name__} yet.")
         self._cut = mesh.context * mesh.ulysses > 1
@@ -225,7 +243,15 @@ class LanguageModel:
             pad_token_id=0,
         )  # fmt: skip
         logging.set_verbosity(told)
-        return [[int(i) for i in row[ids.shape[1] :]] for row in out]
+        stops = self.model.generation_config.eos_token_id
+        stops = set(stops if isinstance(stops, list) else [stops])
+        # behind it stands what fills the row up to the batch's longest answer
+        return [_until(stops, [int(i) for i in row[ids.shape[1] :]]) for row in out]
+
+
+def _until(stops: set[int], ids: list[int]) -> list[int]:
+    """Up to the first of `stops`, without it."""
+    return list(takewhile(lambda token: token not in stops, ids))
 
 
 def _filled(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -29,7 +29,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     )  # fmt: skip
     text = environment.get_template("page.html.j2").render(
         title=report.title(result), lead=report.lead(result), notes=report.notes(result),
-        tables=report.tables(result), curves=curves(result), kept=fidelity(result),
+        tables=report.tables(result), curves=curves(result), kept=fidelity(result), key=key,
         maps=heat_maps(result), samples=result["samples"], size=(_WIDTH, _HEIGHT, _LEFT, _TOP),
         versions=result["versions"],
     )  # fmt: skip
@@ -66,7 +66,9 @@ def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
             ]
             lines.append(_line(model, len(lines), points))
         ticks = [(place[length], format_tokens(length)) for length in lengths]
-        drawn.append({"task": task, "lines": lines, "ticks": ticks, "rules": _rules(0, 1)})
+        drawn.append(
+            {"task": task, "lines": lines, "ticks": ticks, "rules": _rules(0, 1), "unit": "tokens"}
+        )
     return drawn
 
 
@@ -80,7 +82,7 @@ def fidelity(result: dict[str, Any]) -> list[dict[str, Any]]:
         values = [r["value"] for found in by_length.values() for r in found.values() if r]
         low, high = min([0.0, *values]), max([1.0, *values])
         lines: list[dict[str, Any]] = []
-        for length, found in by_length.items():
+        for number, (length, found) in enumerate(by_length.items()):
             points = [
                 {
                     "x": place[adapters[name]["rank"]],
@@ -91,15 +93,27 @@ def fidelity(result: dict[str, Any]) -> list[dict[str, Any]]:
                 for name, r in found.items()
                 if r
             ]
-            lines.append(_line(f"{format_tokens(int(length))} tokens", len(lines), points, "kept"))
+            if points:
+                name = f"{format_tokens(int(length))} tokens"
+                lines.append(_line(name, number, points, "kept"))
         ticks = [(x, f"{rank:g}") for rank, x in place.items()]
-        drawn.append({"task": task, "lines": lines, "ticks": ticks, "rules": _rules(low, high)})
+        if lines:
+            drawn.append(
+                {"task": task, "lines": lines, "ticks": ticks, "rules": _rules(low, high),
+                 "unit": "rank"}
+            )  # fmt: skip
     return drawn
+
+
+def key(plots: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every line that stands in any of the plots, once."""
+    found = {line["number"]: line for plot in plots for line in plot["lines"]}
+    return [found[number] for number in sorted(found)]
 
 
 def _line(name: str, number: int, points: list[dict[str, Any]], kind: str = "") -> dict[str, Any]:
     return {
-        "name": name, "key": f"{kind}{number}", "points": points,
+        "name": name, "number": number, "key": f"{kind}{number}", "points": points,
         "colour": _COLOURS[number % len(_COLOURS)], "dash": _DASHES[number % len(_DASHES)],
     }  # fmt: skip
 

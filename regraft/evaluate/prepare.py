@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from regraft import progress
 from regraft.errors import InputError
@@ -17,6 +19,8 @@ from regraft.evaluate.published import PREFIX
 from regraft.evaluate.suites import MEASURES, choose
 from regraft.evaluate.tasks import Kit, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
+from regraft.evaluate.tasks.needle import NEEDLE
+from regraft.evaluate.tasks.needle import room as needle_room
 from regraft.evaluate.tasks.questions import read_quiz
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
@@ -73,11 +77,22 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     """Open everything but the weights. Raises InputError for what the user has to decide."""
     _check(settings)
     tasks, measures = choose(settings.suites, len(settings.qa))
+    tasks = [replace(task, room=needle_room(settings.needles)) if task is NEEDLE else task
+             for task in tasks]  # fmt: skip
+    if "needle" in {task.name for task in tasks} and settings.items < settings.depths:
+        progress.warn(
+            f"{settings.items} needle items stand at the first {settings.items} of "
+            f"{settings.depths} depths alone; give --items {settings.depths} or more."
+        )
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
     sources, fidelity = _sources(models, matrix, bool(settings.adapters)), None
     if settings.adapters:
         sources, fidelity = adapted(sources, settings.adapters)
+    folders: dict[str, str] = {}
+    for source in sources:
+        if (other := folders.setdefault(source.folder, source.name)) != source.name:
+            raise InputError(f"'{other}' and '{source.name}' are too much alike; rename one.")
     contexts = {source.name: source.spec() for source in sources}
     for source in sources:
         source.config()  # one model's context may not suit the other's architecture
@@ -96,6 +111,14 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
                 f"{settings.haystack}; give --haystack world (with --suite toy) or a text of its "
                 "own."
             )
+    known = kit.prompter.ids(kit.prompter.wrap("Where?"))
+    for source in sources:
+        if max(known) >= (size := int(source.config().get("vocab_size", max(known) + 1))):
+            raise InputError(
+                f"{source.name} knows {size} tokens, and the prompts have number {max(known)} in "
+                f"them, a token of {sources[0].name}'s own"
+                f"{' chat template; leave --chat out' if settings.chat else ''}."
+            )
     longest = max(spec.max_position_embeddings for spec in contexts.values())
     top = min(longest, 128 * 1024)
     lengths = list(settings.lengths) or [top // 8, top // 4, top // 2, top]
@@ -106,6 +129,8 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
                 f"{name} is made for {format_tokens(spec.max_position_embeddings)} tokens and is "
                 f"examined at up to {format_tokens(max(lengths))}."
             )
+    if measures and max(lengths) < 2:
+        raise InputError("perplexity and drift need two tokens; raise --lengths.")
     own = contexts[sources[0].name].max_position_embeddings
     judge = _judge(settings, tasks)
     return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
@@ -158,10 +183,11 @@ def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
     for text in models:
         name, sign, place = text.partition("=")
         if not sign:
-            name, place = Path(text).name or text, text
+            path = Path(text)
+            name, place = (path.resolve() if path.name in ("", "..") else path).name, text
         if name in named:
             raise InputError(f"Two models are called {name}; name them: one={place} ...")
-        if not name or "/" in name:
+        if name in ("", ".", "..") or "/" in name:
             raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=place.")
         named[name] = place
     if not named:
@@ -204,17 +230,24 @@ def _one_tokenizer(sources: list[Source]) -> Any:
     return first
 
 
-def plan(work: Work) -> dict[str, Any]:
+def plan(work: Work, device: torch.device) -> dict[str, Any]:
     """What a dry run says."""
-    cells = len(work.tasks) * len(work.lengths)
-    twins = 2 if work.settings.twins else 1
+    from regraft.evaluate.cost import seconds, tokens
+
+    cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
     items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
-    tokens = twins * items * sum(work.lengths)
+    read, written = tokens(work)
+    minutes = seconds(work, device) / 60
     return {
         "models": ", ".join(source.name for source in work.sources),
         "tasks": ", ".join(task.name for task in work.tasks) or "none",
         "measures": ", ".join(work.measures) or "none",
         "lengths": ", ".join(map(format_tokens, work.lengths)),
-        "cells": cells * len(work.sources),
-        "tokens to read": tokens * len(work.sources),
+        "cells": cells * models,
+        "items": items * len(work.lengths) * models,
+        "tokens to read": sum(read.values()) * models,
+        "tokens to generate, at most": written * models,
+        "time": f"about {minutes:.0f} min on one {device.type}"
+        if minutes >= 1
+        else "minutes, mostly to start and to load",
     }

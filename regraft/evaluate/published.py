@@ -46,14 +46,18 @@ def measure(
     """name -> {"metric", "scores": of every item}. limit: items of each task, None for all."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     wrapped = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=1)
+    # to index the harness's own tasks takes seconds, each time
+    own = all(name.endswith((".yaml", ".yml")) for name in names)
+    manager = TaskManager(include_defaults=not own)
     found = {}
     for name in names:
         task = _own(name) if name.endswith((".yaml", ".yml")) else name
         said = lm_eval.simple_evaluate(
             model=wrapped, tasks=[task], limit=limit, log_samples=True, bootstrap_iters=0,
-            apply_chat_template=chat, verbosity="ERROR",
+            apply_chat_template=chat, verbosity="ERROR", task_manager=manager,
         )  # fmt: skip
         metric, scores = "", []
         for samples in said["samples"].values():

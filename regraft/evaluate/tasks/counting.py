@@ -2,7 +2,7 @@
 
 Common words (arXiv 2404.06654): a numbered list in which 10 words stand 30 times each and all
 others 3 times (6 and 1 below 4096 tokens); one solved example of 40 words with 10 and 3 (20 words
-with 6 and 1) comes first. Frequent words: coded words drawn by a zeta law of exponent 2; the most
+with 3 and 1) comes first. Frequent words: coded words drawn by a zeta law of exponent 2; the most
 frequent is '...', the next three are asked for. Our words are made up, so there is no end of them.
 
 The order of an answer does not matter, so these are generated rather than teacher-forced.
@@ -28,7 +28,7 @@ def _common(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("cwe", budget, number)
     often, seldom = (30, 3) if budget + 120 >= _SHORT else (6, 1)
     taken: set[str] = set()
-    size = (40, 10, 3) if often == 30 else (20, 6, 1)
+    size = (40, 10, 3) if often == 30 else (20, 3, 1)
     shown = _made_up(rng, COMMON, taken)
     example = _list_question(rng, shown, _made_up(rng, size[0] - COMMON, taken), *size[1:])
     example += f"{_LIST_PREFIX}{listing(shown)[0]}.\n\n"

@@ -77,4 +77,9 @@ def solve(prompt: str) -> list[str]:
     return [value for key, value in _READ.findall(prompt) if asked and key == asked[-1]]
 
 
-NEEDLE = Task("needle", _make, solve, room=24)
+def room(needles: int) -> int:
+    """Tokens for the answer, also where every digit is one."""
+    return 24 + 12 * (needles - 1)
+
+
+NEEDLE = Task("needle", _make, solve, room=room(1))

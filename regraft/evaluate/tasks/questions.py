@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
+from regraft.evaluate.fitting import UsedUp
 from regraft.evaluate.tasks import Draft, Kit, Task
 
 _PREFIX = "\nAnswer:"
@@ -71,11 +72,13 @@ def read_quiz(path: str | Path) -> Quiz:
         questions = _squad(data["data"]) if isinstance(data, dict) else _hotpot(data)
     except OSError as error:
         raise InputError(f"--qa {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
             f"--qa {path} is neither SQuAD's nor HotpotQA's JSON ({error!r}); see the docs of "
             "these for their form."
         ) from None
+    if not questions:
+        raise InputError(f"--qa {path} holds no question that has an answer; give another file.")
     documents = list(dict.fromkeys(text for question in questions for text in question.documents))
     if len(documents) < 2:
         raise InputError(f"--qa {path} holds {len(documents)} documents; two at least are needed.")
@@ -135,7 +138,7 @@ def _make(which: int, hard: bool, kit: Kit, budget: int, number: int) -> Draft:
 
     def within(units: int) -> str:
         if units > len(others):
-            raise InputError(
+            raise UsedUp(
                 f"The --qa file of {name} is too short: {len(others) + 1} documents do not fill "
                 f"{budget} tokens; give a larger file or lower --lengths."
             )

@@ -1,0 +1,77 @@
+"""How long an examination takes, from its tokens, the models' sizes and what this machine does.
+
+A token that is read costs two operations per weight and, for attention, four per layer and hidden
+element for half the tokens before it; one that is generated costs as much, at the rate of a matrix
+times a vector. Nothing else is counted, so models of a few million weights take longer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from regraft.checkpoint.source import Checkpoint
+from regraft.evaluate.model import Source
+from regraft.evaluate.perplexity import WINDOWS
+
+if TYPE_CHECKING:
+    from regraft.evaluate.prepare import Work
+
+_LOOKS = 3  # measurements, of which the best counts
+
+
+def tokens(work: Work) -> tuple[dict[int, int], int]:
+    """(tokens that one model reads, by the length of their texts; the most that it generates).
+
+    Candidates count once, as where their prompt is cached; lm-eval's suites are left out."""
+    settings = work.settings
+    read: dict[int, int] = {}
+    written = 0
+    for task in work.tasks:
+        asked = min(settings.items, task.most or settings.items) * (1 + settings.twins)
+        way = task.scoring if settings.scoring == "auto" else settings.scoring
+        for length in work.lengths:
+            read[length] = read.get(length, 0) + asked * length
+            written += asked * task.room if way == "generate" else 0
+    if "perplexity" in work.measures:
+        longest = max(work.lengths)
+        read[longest] = read.get(longest, 0) + settings.texts * longest
+        for window in WINDOWS:
+            if 4 * window <= longest:  # half the text, each quarter window behind a whole one
+                read[window] = read.get(window, 0) + settings.texts * longest * 5 // 2
+    return read, written
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """For all models, one process and device."""
+    read, written = tokens(work)
+    fast, slow = _rate(device, 256), _rate(device, 1)
+    total = 0.0
+    for source in work.sources:
+        weights, attended = _size(source)
+        total += sum(n * (2 * weights + 2 * attended * length) for length, n in read.items()) / fast
+        total += written * 2 * weights / slow
+    return total
+
+
+def _size(source: Source) -> tuple[int, int]:
+    """(elements of all tensors, layers x hidden elements)."""
+    with Checkpoint.open(source.place) as checkpoint:
+        config = checkpoint.config
+        weights = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.tensors.values())
+    return weights, int(config.get("num_hidden_layers", 0)) * int(config.get("hidden_size", 0))
+
+
+def _rate(device: torch.device, rows: int) -> float:
+    """Operations a second of [rows, 2048] x [2048, 2048]."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    left = torch.ones(rows, 2048, device=device, dtype=dtype)
+    right = torch.ones(2048, 2048, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(_LOOKS + 1):  # the first one warms up
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * 2048 * 2048 / best
