@@ -18,15 +18,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from regraft.checkpoint import sink
-from regraft.checkpoint.sink import (
-    CheckpointWriter,
-    Planned,
-    Staging,
-    plan_shards,
-    write_safetensors,
-)
-from regraft.checkpoint.source import DTYPES, INDEX, Checkpoint
+from regraft.checkpoint import sink, staging
+from regraft.checkpoint.files import INDEX
+from regraft.checkpoint.header import DTYPES
+from regraft.checkpoint.layout import Planned, plan_shards, write_safetensors
+from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging
 from regraft.errors import InputError, OutputError
 
 JOURNAL = ".regraft-journal.jsonl"
@@ -261,9 +259,9 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_checkpoint_sink as t
-from regraft.checkpoint import sink
+from regraft.checkpoint import disk, sink
 
-write_at, count = sink._write_at, 0
+write_at, count = sink.write_at, 0
 def dying(fd, data, at):
     # Die with half of this tensor written.
     global count
@@ -272,7 +270,7 @@ def dying(fd, data, at):
         write_at(fd, data[: len(data) // 2], at)
         os.kill(os.getpid(), signal.SIGKILL)
     write_at(fd, data, at)
-sink._write_at = dying
+sink.write_at = disk.write_at = dying
 t.write_all(Path(sys.argv[2]))
 """
 
@@ -340,7 +338,7 @@ def test_journal_line_comes_after_the_bytes_and_index_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    write_at, append = sink._write_at, Staging._append
+    write_at, append = sink.write_at, Staging._append
 
     def noting(fd: int, data: memoryview, at: int) -> None:
         write_at(fd, data, at)
@@ -351,7 +349,7 @@ def test_journal_line_comes_after_the_bytes_and_index_comes_last(
         events.append(str(entry.get("key")))
         assert not (self.folder / INDEX).exists()
 
-    monkeypatch.setattr(sink, "_write_at", noting)
+    monkeypatch.setattr(sink, "write_at", noting)
     monkeypatch.setattr(Staging, "_append", noting_line)
     with Staging(tmp_path / "out", job="job") as staging:
         writer = CheckpointWriter(staging, three_shards())
@@ -645,6 +643,6 @@ def test_file_system_without_locks_is_warned_of(
     def refusing(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(sink.fcntl, "flock", refusing)
+    monkeypatch.setattr(staging.fcntl, "flock", refusing)
     with pytest.warns(UserWarning, match="has no locks"):
         write_all(tmp_path / "out")

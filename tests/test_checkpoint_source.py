@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from regraft.checkpoint.source import DTYPES, INDEX, Checkpoint
+from regraft.checkpoint.files import INDEX
+from regraft.checkpoint.header import DTYPES
+from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError
 
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False}

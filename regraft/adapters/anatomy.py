@@ -20,8 +20,9 @@ from regraft.adapters import format
 from regraft.adapters.apply import summary as graft_summary
 from regraft.adapters.effective_rank import effective_rank_of_factors
 from regraft.adapters.format import Adapter
+from regraft.checkpoint.header import DTYPES
 from regraft.checkpoint.roles import meta_model, roles, unknown
-from regraft.checkpoint.source import DTYPES, Checkpoint
+from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.rope import ContextSpec, inverse_frequencies
 from regraft.units import format_tokens

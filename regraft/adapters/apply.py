@@ -31,8 +31,11 @@ from regraft.adapters.fitting import (
 )
 from regraft.adapters.format import Adapter
 from regraft.adapters.pairing import context_of
-from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, check_output, plan_shards
-from regraft.checkpoint.source import Checkpoint, TensorInfo
+from regraft.checkpoint.header import TensorInfo
+from regraft.checkpoint.layout import Planned, plan_shards
+from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging, check_output
 from regraft.device import each, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.rope import ContextSpec

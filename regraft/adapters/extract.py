@@ -35,9 +35,10 @@ from regraft.adapters.pairing import (
 )
 from regraft.adapters.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
 from regraft.adapters.verify import peft_deltas
+from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import Role
-from regraft.checkpoint.sink import Planned, Staging, check_output, write_safetensors
 from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging, check_output
 from regraft.device import pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.units import parse_bytes

@@ -51,7 +51,7 @@ def run(
     began = time.perf_counter(), time.process_time()
     import torch
 
-    from regraft.checkpoint.sink import Staging
+    from regraft.checkpoint.staging import Staging
     from regraft.demo.lessons import Plan
 
     plan = plan or Plan()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from regraft.checkpoint.sink import Staging
+from regraft.checkpoint.staging import Staging
 from regraft.evaluate.ranks import from_first
 from regraft.parallel import Mesh
 

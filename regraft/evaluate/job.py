@@ -54,7 +54,7 @@ def evaluate(
 
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
-    from regraft.checkpoint.sink import check_output
+    from regraft.checkpoint.staging import check_output
     from regraft.evaluate.desk import Desk
     from regraft.evaluate.prepare import Settings, plan, prepare, refuse_shared
     from regraft.evaluate.ranks import fall_silent, join_mesh

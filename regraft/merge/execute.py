@@ -22,7 +22,8 @@ import torch
 from regraft import progress
 from regraft.adapters import evidence, format
 from regraft.adapters.extract import module_seed
-from regraft.checkpoint.sink import CheckpointWriter, Staging, check_output
+from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.staging import Staging, check_output
 from regraft.device import each, pick_device
 from regraft.errors import InputError
 from regraft.merge import card, conflicts, donors, factors, mergekit

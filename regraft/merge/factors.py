@@ -23,7 +23,8 @@ from regraft import progress
 from regraft.adapters import format, lineage
 from regraft.adapters.extract import module_seed
 from regraft.adapters.lowrank import rounding_error, truncated_svd
-from regraft.checkpoint.sink import Planned, Staging, write_safetensors
+from regraft.checkpoint.layout import Planned, write_safetensors
+from regraft.checkpoint.staging import Staging
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import Output, Plan
 from regraft.merge.recipe import Recipe

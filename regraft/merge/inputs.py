@@ -17,8 +17,9 @@ from torch import Tensor
 
 from regraft.adapters import fitting, format
 from regraft.adapters.format import Adapter
+from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.roles import Role, roles
-from regraft.checkpoint.source import Checkpoint, TensorInfo
+from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
 from regraft.merge.recipe import ModelRef, Recipe

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import yaml
 
+from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.roles import roles
-from regraft.checkpoint.sink import CheckpointWriter, Planned, Staging, plan_shards
+from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging
 from regraft.document import near
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import donors

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from regraft.checkpoint import roles
-from regraft.checkpoint.sink import Planned, plan_shards
+from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.errors import InputError
 from regraft.merge import parameters
 from regraft.merge.inputs import FLOATS, Input, Inputs, at_layer

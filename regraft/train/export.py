@@ -15,8 +15,8 @@ from torch import Tensor
 
 from regraft.adapters import format, lineage
 from regraft.adapters.evidence import versions
+from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import roles
-from regraft.checkpoint.sink import Planned, write_safetensors
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.checkpoint.sink import Staging
 from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging
 from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.parallel.ulysses import check_heads

@@ -1,0 +1,104 @@
+"""Writing where a disk may be full, read-only or slow: space reserved, refusals explained."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from regraft.errors import OutputError
+from regraft.units import format_bytes
+
+CHUNK = 1 << 18  # stays in the cache between hashing and writing
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full; make room",
+            errno.EDQUOT: "your disk quota is used up; make room",
+            errno.EFBIG: "the file system cannot hold a file this large; choose another disk",
+            errno.EACCES: "permission is denied; choose a folder that you may write to",
+            errno.EPERM: "permission is denied; choose a folder that you may write to",
+            errno.EROFS: "the disk is read-only; choose another",
+            errno.EEXIST: "a part of the path is a file; choose another folder",
+            errno.ENOTDIR: "a part of the path is a file; choose another folder",
+        }.get(error.errno or 0, f"{error.strerror or error}; check the disk")
+        raise OutputError(f"Cannot write {path}: {reason}.") from error
+
+
+def need_space(folder: Path, sizes: dict[str, int]) -> None:
+    """Raise OutputError unless the disk has room for files of these sizes (bytes)."""
+    needed = 0
+    for name, size in sizes.items():
+        path = folder / name
+        needed += max(0, size - (path.stat().st_blocks * 512 if path.exists() else 0))
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if needed > free:
+        raise OutputError(
+            f"The output needs {format_bytes(needed)}, and {format_bytes(free)} are free on the "
+            f"disk of {folder}; make room or choose another disk."
+        )
+
+
+def preallocated(path: Path, head: bytes, size: int) -> int:
+    """A descriptor of the file with its header written and its space reserved.
+
+    A file that already has this header and size keeps its bytes.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if os.fstat(fd).st_size != size or os.pread(fd, len(head), 0) != head:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+        write_at(fd, memoryview(head), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The tensor's bytes, cut into pieces that stay in the cache between hashing and writing."""
+    if tensor.numel() == 0:
+        return
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    data = flat.numpy().data
+    for start in range(0, len(data), CHUNK):
+        yield data[start : start + CHUNK]
+
+
+def write_at(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        count = os.pwrite(fd, data, at)
+        data, at = data[count:], at + count
+
+
+def is_open_as(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,148 @@
+"""The header of a safetensors file, every number of it checked.
+
+The format: 8 bytes little-endian header length, a JSON header, the data
+(https://huggingface.co/docs/safetensors). The reader is our own because we need absolute offsets,
+and errors that say what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from regraft.errors import CheckpointError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
+DTYPE_CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `offset` is absolute in the shard file, `nbytes` its size there."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shard: str
+    offset: int
+    nbytes: int
+
+
+def parse_header(
+    shard: str, head: bytes, size: int, *, where: str
+) -> tuple[list[TensorInfo], dict[str, str]]:
+    """The tensors of a shard by offset and its `__metadata__`, every number checked.
+
+    head: at least 8 bytes and the header, or the whole file if it is shorter. size: of the file.
+    """
+    path = f"{where}/{shard}"
+
+    def bad(what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is not a valid safetensors file: {what}; download it again."
+        )
+
+    def truncated(promised: int) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is truncated: its header promises {promised} bytes and {size} are there; "
+            "download it again."
+        )
+
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes); download it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`.")
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > MAX_HEADER:
+        raise bad("it does not begin with the length of a header")
+    if 8 + length > size:
+        raise truncated(8 + length)
+    try:
+        header = json.loads(head[8 : 8 + length])
+    except ValueError as error:
+        raise bad("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise bad("its header is not a JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise bad("its __metadata__ is not a map of strings")
+    infos = []
+    for name, entry in header.items():
+        try:
+            code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numbers = [begin, end, *shape]
+        except (KeyError, TypeError, ValueError) as error:
+            raise bad(f"tensor '{name}' lacks dtype, shape or data_offsets") from error
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise bad(f"shape or offsets of tensor '{name}' are not whole numbers")
+        if not isinstance(code, str) or code not in DTYPES:
+            raise CheckpointError(
+                f"Tensor '{name}' in {path} has dtype {code}, which regraft does not read; use a "
+                "checkpoint that is not packed or quantised."
+            )
+        dtype = DTYPES[code]
+        if end - begin != prod(shape) * dtype.itemsize:
+            raise bad(
+                f"tensor '{name}' of shape {shape} and dtype {code} cannot fill {end - begin} bytes"
+            )
+        offset = 8 + length + begin
+        infos.append(TensorInfo(name, tuple(shape), dtype, shard, offset, end - begin))
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    position = 8 + length
+    for info in infos:
+        if info.offset != position:
+            kind = "overlap" if info.offset < position else "leave a hole"
+            raise bad(f"the bytes of tensor '{info.name}' and the one before it {kind}")
+        position += info.nbytes
+    if position > size:
+        raise truncated(position)
+    if position < size:
+        raise bad(f"{size - position} bytes follow its last tensor")
+    return infos, metadata
+
+
+def local_head(path: Path) -> tuple[bytes, int]:
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        head = os.pread(fd, 8, 0)
+        length = int.from_bytes(head, "little")
+        if length <= min(MAX_HEADER, size):
+            head += os.pread(fd, length, 8)
+        elif head.startswith(b"version "):
+            head += os.pread(fd, 100, 8)
+        return head, size
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{error.filename or path} cannot be read ({error.strerror}); check that it exists and "
+        "that you may read it."
+    )
