@@ -206,7 +206,7 @@ def merge(
 
     def work() -> dict[str, Any]:
         if schema:
-            from regraft.merge.recipe import schema as recipe_schema
+            from regraft.merge.blocks import schema as recipe_schema
 
             return recipe_schema()
         if recipe is None or out is None:

@@ -9,7 +9,8 @@ import pytest
 
 from regraft.document import Document
 from regraft.errors import InputError
-from regraft.merge.recipe import Condition, ModelRef, Recipe, schema
+from regraft.merge.blocks import Condition, ModelRef, schema
+from regraft.merge.recipe import Recipe
 
 PLAIN = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - model: b\n"
 

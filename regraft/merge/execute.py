@@ -27,6 +27,7 @@ from regraft.checkpoint.staging import Staging, check_output
 from regraft.device import each, pick_device
 from regraft.errors import InputError
 from regraft.merge import card, conflicts, donors, factors, mergekit
+from regraft.merge.blocks import schema
 from regraft.merge.inputs import Inputs
 from regraft.merge.methods.registry import BLOCK, get
 from regraft.merge.plan import (
@@ -37,7 +38,7 @@ from regraft.merge.plan import (
     make_plan,
     settle_context,
 )
-from regraft.merge.recipe import Recipe, schema
+from regraft.merge.recipe import Recipe
 from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, parse_bytes

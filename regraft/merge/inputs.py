@@ -22,7 +22,8 @@ from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.recipe import ModelRef, Recipe
+from regraft.merge.blocks import ModelRef
+from regraft.merge.recipe import Recipe
 from regraft.rope import ContextSpec
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

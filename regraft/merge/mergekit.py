@@ -27,10 +27,11 @@ from regraft.checkpoint.staging import Staging
 from regraft.document import near
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import donors
+from regraft.merge.blocks import BRIDGED
 from regraft.merge.inputs import Input, Inputs, is_adapter
 from regraft.merge.methods.registry import names
 from regraft.merge.plan import output_config
-from regraft.merge.recipe import BRIDGED, Recipe
+from regraft.merge.recipe import Recipe
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
