@@ -244,6 +244,8 @@ def test_effective_length_holds_at_all_shorter_lengths_too() -> None:
     assert effective_length({64: 0.6, 128: 0.55, 256: 0.4}) == {"ruler": None, "own": 128}
     assert effective_length({64: 1.0, 128: 1.0}) == {"ruler": 128, "own": 128}
     assert effective_length({64: 0.0, 128: 0.0}) == {"ruler": None, "own": None}
+    assert effective_length({64: 0.06, 128: 0.06}, 0.03) == {"ruler": None, "own": None}
+    assert effective_length({64: 0.07, 128: 0.06}, 0.03) == {"ruler": None, "own": 128}
 
 
 def test_matrix_shows_every_model_the_same_prompts(

@@ -8,7 +8,7 @@ from typing import Any
 
 from regraft.evaluate.metrics import detection
 from regraft.evaluate.tasks import Task
-from regraft.evaluate.transfer import compare, effective_length, interval, ratio
+from regraft.evaluate.transfer import compare, effective_length, interval, ratio, standard_error
 
 Lines = list[dict[str, Any]]  # of one cell, item by item
 
@@ -68,7 +68,8 @@ def summarise(
             for length in lengths
         }
         by_length = {int(length): score for length, score in means[model].items()}
-        effective[model] = effective_length(by_length)
+        shortest = [s for t in names for s in _scores(found[model, t, lengths[0]])]
+        effective[model] = effective_length(by_length, standard_error(shortest))
     return {
         "cells": cells, "overall": means, "overall_tasks": names, "effective_length": effective,
     }  # fmt: skip

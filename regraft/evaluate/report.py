@@ -101,18 +101,19 @@ def lead(result: dict[str, Any]) -> list[str]:
 
 
 def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Cells]]:
-    """(title, cells with a head) of all there is to show. brief: tasks beside each other, at each
-    one's greatest length."""
-    found = []
+    """(title, cells with a head) of all there is to show, what it comes to first. brief: tasks
+    beside each other, at each one's greatest length, and not one by one."""
+    found: list[tuple[str, Cells]] = []
+    single: list[tuple[str, Cells]] = []
     if brief:
         found.append(("Share answered, at the greatest length", _beside(result)))
     for task in result["tasks"]:
         if _lengths(result, task) and not brief:
-            found.append((f"{task}: share answered", _task(result, task)))
+            single.append((f"{task}: share answered", _task(result, task)))
             if "precision" in _first(result, task):
-                found.append((f"{task}: precision / recall / F1", _detected(result, task)))
+                single.append((f"{task}: precision / recall / F1", _detected(result, task)))
             if result["settings"]["judge"] and result["tasks"][task]["judged"]:
-                found.append((f"{task}: share the judge agrees with", _judged(result, task)))
+                single.append((f"{task}: share the judge agrees with", _judged(result, task)))
     together = result["overall_tasks"]
     if len(together) > 1:
         shown = ", ".join(together) if len(together) <= _FEW else f"{len(together)} tasks"
@@ -121,13 +122,17 @@ def tables(result: dict[str, Any], *, brief: bool = False) -> list[tuple[str, Ce
         found.append(("Effective length", _effective(result)))
     if published := beside(result):
         found.append(("RULER: published, not comparable item by item", published))
-    for task, by_length in result.get("ratios", {}).items():
+    for task, by_length in _all_first(result.get("ratios", {})):
         if not brief or task == "all":
             found.append((f"Carried over: {task}", _ratios(by_length)))
-    for task, by_length in result.get("fidelity", {"ratios": {}})["ratios"].items():
+    for task, by_length in _all_first(result.get("fidelity", {"ratios": {}})["ratios"]):
         if not brief or task == "all":
             found.append((f"Extraction fidelity: {task}", _fidelity(by_length)))
-    return found + _plain(result["measures"]) + _published(result["published"])
+    return [*found, *single, *_plain(result["measures"]), *_published(result["published"])]
+
+
+def _all_first(ratios: dict[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(ratios.items(), key=lambda entry: entry[0] != "all")
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -140,7 +145,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         "guessed. Tables show the highest of its scores.",
         "Effective length: the greatest at which, and at all shorter ones, the mean over the tasks "
         "that fit in every length reaches 85.6% (RULER's threshold), or 85% of the model's "
-        "own at the shortest length.",
+        "own at the shortest length; none where that is within two standard errors of nothing.",
     ]
     if result["matrix"]:
         lines += [

@@ -39,8 +39,7 @@ def ratio(
     where the denominator is within two standard errors of 0. All are of the same items in the same
     order; a base of None is 0."""
     top, bottom = _minus(over, over_base), _minus(under, under_base)
-    spread = bottom.std(ddof=1) / np.sqrt(len(bottom)) if len(bottom) > 1 else np.inf
-    if abs(bottom.mean()) <= 2 * spread or bottom.mean() == 0:
+    if abs(bottom.mean()) <= 2 * standard_error(bottom) or bottom.mean() == 0:
         return None
     drawn = _resamples(len(bottom), seed)
     below = bottom[drawn].mean(1)
@@ -49,10 +48,15 @@ def ratio(
     return {"value": float(top.mean() / bottom.mean()), "low": low, "high": high}
 
 
-def effective_length(scores: Mapping[int, float]) -> dict[str, int | None]:
+def standard_error(scores: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of their mean; without bounds for a single one."""
+    return float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else np.inf
+
+
+def effective_length(scores: Mapping[int, float], error: float = 0.0) -> dict[str, int | None]:
     """Greatest length whose score, and that of all shorter ones, reaches a threshold: RULER's 85.6%
-    and 85% of the model's own score at the shortest length. None: not even that one. A model that
-    scores nothing at its shortest length has no length of its own."""
+    and 85% of the model's own score at the shortest length. None: not even that one. A model whose
+    score there is within two of its standard errors, `error`, of 0 has no length of its own."""
     lengths = sorted(scores)
     own = SELF_THRESHOLD * scores[lengths[0]]
 
@@ -64,7 +68,10 @@ def effective_length(scores: Mapping[int, float]) -> dict[str, int | None]:
             best = length
         return best
 
-    return {"ruler": reached(RULER_THRESHOLD), "own": reached(own) if own > 0 else None}
+    return {
+        "ruler": reached(RULER_THRESHOLD),
+        "own": reached(own) if scores[lengths[0]] > 2 * error else None,
+    }
 
 
 def compare(
