@@ -30,8 +30,8 @@ class Plan:
     extension: tuple[tuple[int, int, int], ...] = ((32, 512, 8), (32, 1024, 4))
     """Steps, length, rows."""
     extension_rate: float = 1e-3
-    derivative_steps: int = 240
-    derivative_rate: float = 1.5e-3
+    derivative_steps: int = 340
+    derivative_rate: float = 1.2e-3
     ranks: tuple[int, ...] = (4, 16)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     questions: int = 256
