@@ -206,7 +206,8 @@ def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
     assert ratio(half, low, [1.0, *low[1:]], low) is None
     assert ratio(half, half, half, half) is None
     assert ratio([1.0], None, [1.0], None) is None
-    assert interval([1.0] * 30) == (1, 1)
+    assert interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
+    assert interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
     wide, narrow = interval([0, 1] * 10), interval([0, 1] * 1000)
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
 

@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4096 tokens (arXiv 2404.06654)
 SELF_THRESHOLD = 0.85  # of the model's own shortest length, as NoLiMa does (arXiv 2502.05167)
 _RESAMPLES = 2000
+_Z = 1.96
 
 
 def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean."""
+    """95% bootstrap interval of the mean. Where all are right or all wrong, which a bootstrap takes
+    for certain, Wilson's score interval."""
     values = np.asarray(scores, dtype=np.float64)
+    if values.min() == values.max() and values[0] in (0, 1):
+        unseen = _Z**2 / (len(values) + _Z**2)
+        return (0.0, unseen) if values[0] == 0 else (1 - unseen, 1.0)
     means = values[_resamples(len(values), seed)].mean(1)
     return _percentiles(means)
 
