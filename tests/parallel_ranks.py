@@ -353,29 +353,35 @@ def job_constants(rank: int) -> list[float]:
 
 def job_lost(rank: int) -> list[Any]:
     """A rank ends between forward and backward: what the other one hears."""
-    return _left_alone(rank, timeout=60, linger=0)
+    return _left_alone(timeout=60, linger=0)
 
 
 def job_hung(rank: int) -> list[Any]:
     """A rank does not answer."""
-    return _left_alone(rank, timeout=1, linger=2)
+    return _left_alone(timeout=1, linger=2)
 
 
-def _left_alone(rank: int, timeout: float, linger: float) -> list[Any]:
-    from regraft.errors import RegraftError
+def _left_alone(timeout: float, linger: float) -> list[Any]:
     from regraft.parallel import Mesh
 
     mesh = Mesh.create(context=2, algorithm="ring", timeout=timeout)
     part = mesh.cut({"input_ids": torch.zeros(1, 8).long()})
     q = torch.zeros(1, 2, 4, 8, requires_grad=True)
     out = part["context_parallel"].attend(q, q, q, 1.0)
+    return _heard(mesh, linger, lambda: out.sum().backward())
+
+
+def _heard(mesh: Any, linger: float, work: Callable[[], object]) -> list[Any]:
+    """What the first of two processes hears, and after how long, when the second only lingers."""
+    from regraft.errors import RegraftError
+
     start = time.monotonic()
-    if rank == 1:
+    if mesh.rank == 1:
         time.sleep(linger)
         return []
     try:
         with mesh.guard():
-            out.sum().backward()
+            work()
     except RegraftError as error:
         return [str(error), time.monotonic() - start]
     return ["nothing", 0.0]
@@ -405,30 +411,20 @@ def job_spread(rank: int) -> dict[str, Any]:
 
 def job_spread_lost(rank: int) -> list[Any]:
     """A process dies in the middle of its part: what the other one hears."""
-    return _half_spread(rank, timeout=60, linger=0)
+    return _half_spread(timeout=60, linger=0)
 
 
 def job_spread_hung(rank: int) -> list[Any]:
     """A process does not come back."""
-    return _half_spread(rank, timeout=1, linger=3)
+    return _half_spread(timeout=1, linger=3)
 
 
-def _half_spread(rank: int, timeout: float, linger: float) -> list[Any]:
-    from regraft.errors import RegraftError
+def _half_spread(timeout: float, linger: float) -> list[Any]:
     from regraft.evaluate.ranks import spread
     from regraft.parallel import Mesh
 
     mesh = Mesh.create(shard="auto", timeout=timeout)
-    start = time.monotonic()
-    if rank == 1:
-        time.sleep(linger)
-        return []
-    try:
-        with mesh.guard():
-            spread(mesh, range(4), lambda part: part)
-    except RegraftError as error:
-        return [str(error), time.monotonic() - start]
-    return ["nothing", 0.0]
+    return _heard(mesh, linger, lambda: spread(mesh, range(4), lambda part: part))
 
 
 def _serve() -> None:

@@ -111,6 +111,19 @@ def test_the_saved_tokenizer_gives_the_ids_of_training(tmp_path):
     assert len(tokenizer) == len(world.WORDS) == len(set(world.WORDS))
 
 
+def test_no_document_of_the_recipes_ends_where_a_row_does():
+    from regraft.demo import lessons
+
+    plan = lessons.Plan()
+    for recipe in (
+        lessons.base(plan, 1), lessons.derivative(plan, 1, "b"), lessons.extended(plan, 1, "b", 9.0)
+    ):  # fmt: skip
+        words = {source["name"]: source["words"] for source in recipe["data"]["sources"]}
+        for stage in recipe["stages"]:
+            # <s> and as many words: the row's last label is a word, not the end of the text
+            assert all(words[name] > stage["length"] for name in stage["mix"])
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """The whole story with a few steps each: everything but the learning."""

@@ -100,7 +100,22 @@ def test_what_several_processes_cannot_do_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_prompt_read_once_gives_its_candidates_the_same_nll(folder: Path) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, name: str) -> list[int]:
+    """How many texts each call of a method is going to be given."""
+    counts: list[int] = []
+    real = getattr(model, name)
+
+    def call(texts: Any, *rest: Any) -> Any:
+        counts.append(len(texts))
+        return real(texts, *rest)
+
+    monkeypatch.setattr(model, name, call)
+    return counts
+
+
+def test_a_prompt_read_once_gives_its_candidates_the_same_nll(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Source("m", str(folder)).load(torch.device("cpu"))
     prompter = Prompter(world_tokenizer())
     prose = "".join(World().pieces("candidates", 9))
@@ -111,14 +126,7 @@ def test_a_prompt_read_once_gives_its_candidates_the_same_nll(folder: Path) -> N
 
     task = Task("own", make, lambda prompt: [], room=4)
     items = [task.item(Kit(prompter, World()), 256, number) for number in range(3)]
-    read: list[int] = []
-    real = model.branches
-
-    def branches(texts: Any, wanted: Any) -> Any:
-        read.append(len(texts))
-        return real(texts, wanted)
-
-    model.branches = branches  # type: ignore[method-assign]
+    read = counted(monkeypatch, model, "branches")
     whole = answer(model, prompter, items, "candidates", budget=10**6, room=4)
     assert not read
     shared = answer(model, prompter, items, "candidates", budget=100, room=4)
@@ -129,7 +137,9 @@ def test_a_prompt_read_once_gives_its_candidates_the_same_nll(folder: Path) -> N
     assert len({round(one["nll"], 3) for one in whole}) == 3
 
 
-def test_prompts_are_continued_together_as_alone(folder: Path) -> None:
+def test_prompts_are_continued_together_as_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model: LanguageModel = Source("m", str(folder)).load(torch.device("cpu"))
     prompter = Prompter(world_tokenizer())
     words = [" ".join(World().pieces("together", count)) for count in (2, 5, 2, 3, 5)]
@@ -139,14 +149,7 @@ def test_prompts_are_continued_together_as_alone(folder: Path) -> None:
 
     task = Task("own", make, lambda prompt: [], room=6)
     items = [task.item(Kit(prompter, World()), 256, number) for number in range(5)]
-    together: list[int] = []
-    real = model.generate
-
-    def generate(prompts: Any, most: int) -> Any:
-        together.append(len(prompts))
-        return real(prompts, most)
-
-    model.generate = generate  # type: ignore[method-assign]
+    together = counted(monkeypatch, model, "generate")
     alone = answer(model, prompter, items, "generate", budget=1, room=6)
     assert together == [1] * 10
     assert answer(model, prompter, items, "generate", budget=1000, room=6) == alone
