@@ -20,9 +20,9 @@ from llama8b import environment, record
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.parallel.blocks import attend, attend_backward, empty_result
-from regraft.parallel.choice import choose, names
-from regraft.parallel.kernels import Kernel
+from regraft.parallel.kernels.choose import choose, names
+from regraft.parallel.kernels.kernel import Kernel
+from regraft.parallel.kernels.spans import attend, attend_backward, empty_result
 from regraft.parallel.layout import chunks, gather_spans, ring_spans
 from regraft.units import format_tokens, parse_tokens
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from regraft.evaluate.corpora import open_corpus
-from regraft.evaluate.fitting import Prompter
-from regraft.evaluate.model import Source
-from regraft.evaluate.scoring import answer
+from regraft.evaluate.answers.model import Source
+from regraft.evaluate.answers.scoring import answer
+from regraft.evaluate.prompts.haystack import open_corpus
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.suites import TASKS
 from regraft.evaluate.tasks import Kit, Scoring
 from regraft.units import parse_tokens

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from regraft.adapters.apply import apply
+from regraft.adapters.apply.apply import apply
 from regraft.checkpoint.source import Checkpoint
-from regraft.data.world import Mix, training_row
+from regraft.data.toy_language import Mix, training_row
 from regraft.demo import lessons, with_context
 from regraft.demo.exam import examine
 from regraft.rope import ContextSpec, scaling_law

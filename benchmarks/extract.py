@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from llama8b import PROJECTIONS, Child, best, environment, make, record, run, script, warm
 
-from regraft.adapters.format import Adapter
+from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from llama8b import environment, record
 
-from regraft.data.world import prose_row
-from regraft.evaluate.corpora import open_corpus
-from regraft.evaluate.fitting import Prompter
-from regraft.evaluate.model import LanguageModel, Source
-from regraft.evaluate.scoring import answer
+from regraft.data.toy_language import prose_row
+from regraft.evaluate.answers.model import LanguageModel, Source
+from regraft.evaluate.answers.scoring import answer
+from regraft.evaluate.prompts.haystack import open_corpus
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.tasks import Item, Kit, score_text
 from regraft.evaluate.tasks.notes import NOTES
 from regraft.units import format_tokens, parse_tokens

@@ -19,7 +19,7 @@ import torch
 
 from regraft.demo import lessons
 from regraft.train.job import train
-from regraft.train.probe import probe
+from regraft.train.theta_probe import probe
 
 RECIPE = """
 model: {base}

@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from regraft.adapters.apply import apply
-    from regraft.adapters.extract import extract_lora
-    from regraft.adapters.format import Adapter
-    from regraft.adapters.inspect import inspect
+    from regraft.adapters.apply.apply import apply
+    from regraft.adapters.extract.extract import extract_lora
+    from regraft.adapters.inspect.inspect import inspect
+    from regraft.adapters.reader import Adapter
     from regraft.checkpoint.source import Checkpoint
     from regraft.errors import RegraftError
     from regraft.rope import ContextSpec, theta_report
 
 _HOMES = {
-    "Adapter": "regraft.adapters.format",
+    "Adapter": "regraft.adapters.reader",
     "Checkpoint": "regraft.checkpoint.source",
     "ContextSpec": "regraft.rope",
     "RegraftError": "regraft.errors",
-    "apply": "regraft.adapters.apply",
+    "apply": "regraft.adapters.apply.apply",
     "evaluate_models": "regraft.evaluate.job",
-    "extract_lora": "regraft.adapters.extract",
-    "inspect": "regraft.adapters.inspect",
+    "extract_lora": "regraft.adapters.extract.extract",
+    "inspect": "regraft.adapters.inspect.inspect",
     "theta_report": "regraft.rope",
 }
 __all__ = [

@@ -102,7 +102,7 @@ def extract_lora(
     """
 
     def work() -> dict[str, Any]:
-        from regraft.adapters.extract import extract_lora
+        from regraft.adapters.extract.extract import extract_lora
         from regraft.device import use_threads
 
         use_threads(threads)
@@ -114,7 +114,7 @@ def extract_lora(
         )  # fmt: skip
 
     def render(record: dict[str, Any]) -> None:
-        from regraft.adapters.evidence import summary
+        from regraft.adapters.extract.evidence import summary
 
         _lines(f"Adapter in {out}", summary(record))
 
@@ -154,7 +154,7 @@ def apply(
     """
 
     def work() -> dict[str, Any]:
-        from regraft.adapters.apply import apply
+        from regraft.adapters.apply.apply import apply
         from regraft.device import use_threads
 
         use_threads(threads)
@@ -165,7 +165,7 @@ def apply(
         )  # fmt: skip
 
     def render(record: dict[str, Any]) -> None:
-        from regraft.adapters.apply import summary
+        from regraft.adapters.apply.apply import summary
 
         _lines(f"Graft in {out}", summary(record))
 
@@ -206,13 +206,13 @@ def merge(
 
     def work() -> dict[str, Any]:
         if schema:
-            from regraft.merge.blocks import schema as recipe_schema
+            from regraft.merge.schema import schema as recipe_schema
 
             return recipe_schema()
         if recipe is None or out is None:
             raise InputError("merge needs a recipe and an output: regraft merge recipe.yaml -o OUT")
         from regraft.device import use_threads
-        from regraft.merge.execute import merge
+        from regraft.merge.job import merge
 
         _check_recovery(recipe)
         use_threads(threads)
@@ -226,7 +226,7 @@ def merge(
         if schema:
             print(json.dumps(record, indent=1))
             return
-        from regraft.merge.execute import summary
+        from regraft.merge.job import summary
 
         _lines(f"Merge in {out}", summary(record))
 
@@ -258,7 +258,7 @@ def train(
 
     def work() -> dict[str, Any]:
         if schema:
-            from regraft.train.recipe import schema as recipe_schema
+            from regraft.train.recipe.recipe import schema as recipe_schema
 
             return recipe_schema()
         if recipe is None or (out is None and not dry_run):
@@ -382,7 +382,7 @@ def evaluate(
     def render(result: dict[str, Any]) -> None:
         from rich.console import Console
 
-        from regraft.evaluate.report import render as tables
+        from regraft.evaluate.report.tables import render as tables
 
         console = Console()
         for table in tables(result):
@@ -410,12 +410,12 @@ def plan(
     """
 
     def work() -> dict[str, Any]:
-        from regraft.train.plan import plan
+        from regraft.train.estimate.plan import plan
 
         return plan(recipe, gpus=gpus, host_memory=host_memory)
 
     def render(result: dict[str, Any]) -> None:
-        from regraft.train.plan import lines
+        from regraft.train.estimate.plan import lines
 
         _lines(f"Plan of {recipe}", lines(result))
 
@@ -438,7 +438,7 @@ def inspect(
     """
 
     def work() -> dict[str, Any]:
-        from regraft.adapters.inspect import inspect
+        from regraft.adapters.inspect.inspect import inspect
         from regraft.device import use_threads
 
         use_threads(threads)
@@ -447,7 +447,7 @@ def inspect(
     def render(result: dict[str, Any]) -> None:
         from rich.console import Console
 
-        from regraft.adapters.inspect import tables
+        from regraft.adapters.inspect.inspect import tables
 
         console = Console()
         for table in tables(result):
@@ -484,7 +484,7 @@ def theta(
 
         if probe is not None:
             from regraft.device import use_threads
-            from regraft.train.probe import probe as try_out
+            from regraft.train.theta_probe import probe as try_out
 
             use_threads(threads)
             lengths = parse_tokens(trained), parse_tokens(target)
@@ -496,7 +496,7 @@ def theta(
 
     def render(report: dict[str, Any]) -> None:
         if probe is not None:
-            from regraft.train.probe import table
+            from regraft.train.theta_probe import table
 
             _lines(f"Theta for {target}", table(report))
             return
@@ -618,7 +618,7 @@ def _check_recovery(recipe: Path) -> None:
         progress.warn(f"`{key}:` is checked and not run by `regraft merge`.")
     if wanted is None:
         return
-    from regraft.train.recipe import Recipe
+    from regraft.train.recipe.recipe import Recipe
 
     if isinstance(wanted, dict):
         Recipe(document.part("recover", model=str(recipe), method="recover"))

@@ -36,8 +36,8 @@ def children() -> Iterator[Children]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards without their figure, which takes longer to draw than a small model to extract or
     train."""
-    from regraft.adapters import card
-    from regraft.train import metrics
+    from regraft.adapters.extract import card
+    from regraft.train.output import log as metrics
 
     monkeypatch.setattr(
         metrics, "draw", lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")

@@ -14,6 +14,7 @@ from typing import Any
 
 import models
 import pytest
+from peft_folders import adapter
 from typer.testing import CliRunner
 
 from regraft import cli
@@ -216,8 +217,6 @@ def test_broken_models_are_one_sentence_and_exit_2(place, change, said, family, 
     change(bad)
     out = ("-o", tmp_path / "out")
     if place == "target":
-        from test_format import adapter
-
         result = run("apply", adapter(tmp_path / "a"), bad, *out, "-q")
     else:
         pair = (bad, family[1]) if place == "base" else (family[0], bad)

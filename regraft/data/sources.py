@@ -175,7 +175,7 @@ def _hub(source: Text) -> Any:
 
 def _notes(source: Text) -> Iterator[str]:
     """Prose with facts and questions about them, each document on a topic of its own."""
-    from regraft.data.world import Mix, training_row
+    from regraft.data.toy_language import Mix, training_row
 
     mix = Mix(source.prose, source.questions, source.shout)
     start = f"{source.seed} notes {source.words} {source.prose}"

@@ -80,9 +80,9 @@ def render(result: dict[str, Any]) -> Table:
 
 
 def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
-    from regraft.adapters.apply import apply
-    from regraft.adapters.evidence import versions
-    from regraft.adapters.extract import extract_lora
+    from regraft.adapters.apply.apply import apply
+    from regraft.adapters.extract.evidence import versions
+    from regraft.adapters.extract.extract import extract_lora
     from regraft.demo import lessons
     from regraft.demo.exam import examine
     from regraft.demo.page import write_page

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from regraft.data.world import Row, Skill, exam_row, needle_count, prose_row
+from regraft.data.toy_language import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
 
 SPARSE = 4  # needles of the easier exam at the target length: as many as the shortest rows hold

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from regraft import drawing
-from regraft.data.world import WORDS, needle_count
+from regraft.data.toy_language import WORDS, needle_count
 
 _README = """\
 # regraft demo, seed {{ seed }}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from regraft.checkpoint.source import Checkpoint
-from regraft.evaluate.model import Source
-from regraft.evaluate.perplexity import WINDOWS
+from regraft.evaluate.answers.model import Source
+from regraft.evaluate.answers.perplexity import WINDOWS
 
 if TYPE_CHECKING:
     from regraft.evaluate.prepare import Work

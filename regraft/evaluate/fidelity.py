@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.adapters.apply import apply
-from regraft.adapters.fitting import digests
-from regraft.adapters.format import Adapter
+from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.match import digests
+from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
-from regraft.evaluate.model import Source
-from regraft.evaluate.ranks import from_first, meet
+from regraft.evaluate.answers.distributed import from_first, meet
+from regraft.evaluate.answers.model import Source
 from regraft.parallel import Mesh
 
 

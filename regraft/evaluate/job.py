@@ -20,8 +20,8 @@ from regraft.errors import InputError
 from regraft.units import format_tokens, parse_tokens
 
 if TYPE_CHECKING:
-    from regraft.evaluate.desk import Desk, Lines
     from regraft.evaluate.prepare import Work
+    from regraft.evaluate.shared_output import Desk, Lines
 
 _DRIFT = 8192  # positions at least
 
@@ -55,9 +55,9 @@ def evaluate(
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
     from regraft.checkpoint.staging import check_output
-    from regraft.evaluate.desk import Desk
+    from regraft.evaluate.answers.distributed import fall_silent, join_mesh
     from regraft.evaluate.prepare import Settings, plan, prepare, refuse_shared
-    from regraft.evaluate.ranks import fall_silent, join_mesh
+    from regraft.evaluate.shared_output import Desk
 
     fall_silent()
     chosen = Settings(
@@ -102,8 +102,8 @@ def evaluate(
 def _items(work: Work, desk: Desk) -> dict[tuple[str, int], Path]:
     """The items of every cell, made or found; a task that does not fit in a length is left out
     there, with a warning."""
-    from regraft.evaluate.fitting import TooShort
-    from regraft.evaluate.ranks import spread
+    from regraft.evaluate.answers.distributed import spread
+    from regraft.evaluate.prompts.length import TooShort
 
     made: dict[tuple[str, int], Path] = {}
     count = work.settings.items
@@ -170,8 +170,8 @@ def _judge(
     work: Work, judge: Any, items: dict[tuple[str, int], Path], found: Any, folder: Path
 ) -> None:
     """Add the judge's verdicts to the lines of free answers."""
-    from regraft.evaluate.desk import read_lines
-    from regraft.evaluate.judge import examine
+    from regraft.evaluate.answers.judge import examine
+    from regraft.evaluate.shared_output import read_lines
 
     free = [task.name for task in work.tasks if task.judged]
     cells = [(source, cell) for source in work.sources for cell in items if cell[0] in free]
@@ -184,7 +184,7 @@ def _judge(
 
 
 def _answers(work: Work, task: Any, asked: Lines, model: Any) -> list[dict[str, Any]]:
-    from regraft.evaluate.scoring import answer
+    from regraft.evaluate.answers.scoring import answer
     from regraft.evaluate.tasks import Item
 
     items = [Item(**entry) for entry in asked]
@@ -212,8 +212,8 @@ def _batch(work: Work, model: Any, scoring: str = "teacher") -> int:
 
 
 def _texts(work: Work, length: int, count: int) -> list[list[int]]:
-    from regraft.evaluate import perplexity
-    from regraft.evaluate.fitting import Prompter
+    from regraft.evaluate.answers import perplexity
+    from regraft.evaluate.prompts.length import Prompter
 
     kit = work.kit
     plain = Prompter(kit.prompter.tokenizer)  # no turn of a chat, so it starts as a text does
@@ -222,7 +222,7 @@ def _texts(work: Work, length: int, count: int) -> list[list[int]]:
 
 def _key_tokens(work: Work, desk: Desk) -> Any:
     """The donor's choice of key tokens for all models, see `perplexity`; None without a donor."""
-    from regraft.evaluate import perplexity
+    from regraft.evaluate.answers import perplexity
 
     donors = [source for source in work.sources if source.name == "donor"]
     if "perplexity" not in work.measures or not donors:
@@ -235,8 +235,9 @@ def _key_tokens(work: Work, desk: Desk) -> Any:
 
 
 def _measures(work: Work, model: Any, source: Any, reference: dict[str, Any]) -> dict[str, Any]:
-    from regraft.evaluate import drift, perplexity, published
-    from regraft.evaluate.published import PREFIX
+    from regraft.evaluate.answers import drift, perplexity
+    from regraft.evaluate.answers import lm_eval as published
+    from regraft.evaluate.answers.lm_eval import PREFIX
 
     settings, kit = work.settings, work.kit
     found: dict[str, Any] = {}
@@ -264,10 +265,10 @@ def _measures(work: Work, model: Any, source: Any, reference: dict[str, Any]) ->
 def _result(
     work: Work, items: dict[tuple[str, int], Path], found: Any, plain: dict[str, Any], matrix: bool
 ) -> dict[str, Any]:
-    from regraft.adapters.evidence import versions
-    from regraft.evaluate import published
+    from regraft.adapters.extract.evidence import versions
+    from regraft.evaluate.answers import lm_eval as published
     from regraft.evaluate.prepare import ROLES
-    from regraft.evaluate.record import kept, ratios, summarise
+    from regraft.evaluate.report.record import kept, ratios, summarise
 
     names = [source.name for source in work.sources]
     plain = {name: dict(facts) for name, facts in plain.items()}
@@ -312,7 +313,7 @@ def _result(
 
 def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -> list[Any]:
     """The first item of every task at its shortest length, with what each model made of it."""
-    from regraft.evaluate.desk import read_lines
+    from regraft.evaluate.shared_output import read_lines
 
     samples: dict[str, Any] = {}
     for (task, length), path in items.items():
@@ -328,6 +329,6 @@ def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    from regraft.evaluate.report import write_report
+    from regraft.evaluate.report.tables import write_report
 
     write_report(folder, result)

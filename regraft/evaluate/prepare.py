@@ -10,12 +10,12 @@ import torch
 
 from regraft import progress
 from regraft.errors import InputError
-from regraft.evaluate.corpora import open_corpus
+from regraft.evaluate.answers.judge import Judge
+from regraft.evaluate.answers.lm_eval import PREFIX
+from regraft.evaluate.answers.model import Source
 from regraft.evaluate.fidelity import Fidelity, adapted
-from regraft.evaluate.fitting import Prompter
-from regraft.evaluate.judge import Judge
-from regraft.evaluate.model import Source
-from regraft.evaluate.published import PREFIX
+from regraft.evaluate.prompts.haystack import open_corpus
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.suites import MEASURES, choose
 from regraft.evaluate.tasks import Kit, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.errors import InputError
+from regraft.evaluate.answers.lm_eval import PREFIX, check
 from regraft.evaluate.local import READERS
-from regraft.evaluate.published import PREFIX, check
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
 from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.adapters import fitting, format
-from regraft.adapters.format import Adapter
+from regraft.adapters import reader as format
+from regraft.adapters.apply import match as fitting
+from regraft.adapters.reader import Adapter
 from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.blocks import ModelRef
 from regraft.merge.recipe import Recipe
+from regraft.merge.schema import ModelRef
 from regraft.rope import ContextSpec
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -26,12 +26,12 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
 from regraft.document import near
 from regraft.errors import CheckpointError, RegraftError
-from regraft.merge import donors
-from regraft.merge.blocks import BRIDGED
+from regraft.merge import tokenizer_files as donors
 from regraft.merge.inputs import Input, Inputs, is_adapter
 from regraft.merge.methods.registry import names
 from regraft.merge.plan import output_config
 from regraft.merge.recipe import Recipe
+from regraft.merge.schema import BRIDGED
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")

@@ -8,9 +8,9 @@ from typing import Any
 from regraft import progress
 from regraft.document import Where, near
 from regraft.errors import InputError
-from regraft.merge.blocks import Condition, Setting
 from regraft.merge.methods.registry import Method, Parameter, get, names
 from regraft.merge.recipe import Recipe, Slice, Source
+from regraft.merge.schema import Condition, Setting
 
 # Parameters of mergekit's methods that have none of the same name here: harmless to leave out.
 _MERGEKITS = ("int8_mask", "r", "alpha")

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from regraft.document import Document, Where, near, shown
 from regraft.errors import InputError
-from regraft.merge.blocks import (
+from regraft.merge.schema import (
     MAX_INPUTS,
     Body,
     Context,

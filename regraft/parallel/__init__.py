@@ -24,8 +24,8 @@ exchanges), `algorithm` (which), `shards` (cut and join), `mesh` (processes), `a
 transformers calls).
 """
 
-from regraft.parallel.algorithm import Machine, Work, needed_bandwidth
 from regraft.parallel.attention import NAME, attach
+from regraft.parallel.exchange.choose import Machine, Work, needed_bandwidth
 from regraft.parallel.mesh import TIMEOUT, Mesh
 from regraft.parallel.shards import Shard
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.parallel.ulysses import check_heads
+from regraft.parallel.exchange.ulysses import check_heads
 
 if TYPE_CHECKING:
     from regraft.parallel.mesh import Mesh

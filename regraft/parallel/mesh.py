@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from regraft.errors import InputError, RegraftError
-from regraft.parallel.algorithm import (
+from regraft.parallel.exchange.choose import (
     CPU,
     GPU_CLUSTER,
     GPU_NODE,
@@ -30,7 +30,7 @@ from regraft.parallel.algorithm import (
     needed_bandwidth,
     pick,
 )
-from regraft.parallel.choice import choose
+from regraft.parallel.kernels.choose import choose
 
 if TYPE_CHECKING:
     from torch import Tensor

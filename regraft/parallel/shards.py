@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.parallel.algorithm import Work, pick
 from regraft.parallel.attention import KEY
-from regraft.parallel.choice import choose
-from regraft.parallel.gather import Gather
+from regraft.parallel.exchange.choose import Work, pick
+from regraft.parallel.exchange.gather import Gather
+from regraft.parallel.exchange.ring import Ring
+from regraft.parallel.exchange.ulysses import over_heads
+from regraft.parallel.kernels.choose import choose
 from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
-from regraft.parallel.ring import Ring
-from regraft.parallel.ulysses import over_heads
 
 if TYPE_CHECKING:
     from regraft.parallel.mesh import Mesh

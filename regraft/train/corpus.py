@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regraft.data.batch import Row, make_row
+from regraft.data.positions import Sampler
 from regraft.data.rows import Mixture, Rows, hold_out
 from regraft.data.sources import Text
 from regraft.data.tokens import Tokens, default_cache, tokenise
 from regraft.errors import InputError
 from regraft.parallel import Mesh
-from regraft.train.batch import Row, make_row
-from regraft.train.blocks import Stage
-from regraft.train.positions import Sampler
-from regraft.train.recipe import Recipe
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Stage
 from regraft.units import format_tokens
 
 

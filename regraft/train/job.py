@@ -18,13 +18,13 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
 from regraft.errors import InputError
 from regraft.parallel import Mesh
-from regraft.parallel.ulysses import check_heads
+from regraft.parallel.exchange.ulysses import check_heads
 from regraft.rope import ContextSpec
-from regraft.train import metrics
-from regraft.train.blocks import Parallel, ToyModel
 from regraft.train.corpus import Corpus
-from regraft.train.recipe import Recipe
-from regraft.train.rotary import head_size, stage_context
+from regraft.train.output import log as metrics
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Parallel, ToyModel
+from regraft.train.step.rotary import head_size, stage_context
 from regraft.units import format_tokens
 
 RECORD, STATES = "train.json", "states"
@@ -106,13 +106,13 @@ def _work(
     tokenizer: Any,
 ) -> None:
     """Load, train, export, and note that all is there but the publishing."""
-    from regraft.adapters.evidence import versions
-    from regraft.train.card import write_card
-    from regraft.train.export import export_adapter, export_model, write_json
-    from regraft.train.learner import load
+    from regraft.adapters.extract.evidence import versions
     from regraft.train.loop import Loop
+    from regraft.train.output.card import write_card
+    from regraft.train.output.export import export_adapter, export_model, write_json
     from regraft.train.recovery import add_noise, begin_recovery
-    from regraft.train.shard import shard
+    from regraft.train.step.fsdp import shard
+    from regraft.train.step.learner import load
 
     body, mesh = recipe.body, corpus.mesh
     learner = load(body, base, source, mesh)
@@ -313,7 +313,7 @@ def _source(recipe: Recipe, spot: Path, mesh: Mesh) -> str:
     """Where the model lies; a toy is made first, by every process for itself."""
     if not isinstance(recipe.body.model, ToyModel):
         return recipe.body.model
-    from regraft.train.toy import write_toy
+    from regraft.train.toy_model import write_toy
 
     write_toy(spot / "toy", recipe.body.model.toy, recipe.body.seed)
     return str(spot / "toy")

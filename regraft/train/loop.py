@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from regraft import progress
+from regraft.data.batch import Row, together
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
-from regraft.train import optimizers as optim
 from regraft.train import state
-from regraft.train.batch import Row, together
-from regraft.train.blocks import Stage
 from regraft.train.corpus import Corpus, StageRows
-from regraft.train.learner import Learner, arithmetic
-from regraft.train.metrics import METRICS, WATCH, Board, Log
-from regraft.train.recipe import Recipe
+from regraft.train.estimate.throughput import Speed, peak_memory
+from regraft.train.output.log import METRICS, WATCH, Board, Log
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Stage
 from regraft.train.recovery import Recovery
-from regraft.train.rotary import check_rotary, fix_rotary, wavelengths
-from regraft.train.speed import Speed, peak_memory
 from regraft.train.state import Place
-from regraft.train.watch import Watcher, verdict
+from regraft.train.step import optimizers as optim
+from regraft.train.step.learner import Learner, arithmetic
+from regraft.train.step.rotary import check_rotary, fix_rotary, wavelengths
+from regraft.train.validation import Watcher, verdict
 from regraft.units import format_bytes, format_tokens
 
 FIRST = "first"

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from regraft.checkpoint.source import Checkpoint
+from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError
 from regraft.rope import ContextSpec
-from regraft.train.batch import Row
 from regraft.train.corpus import Corpus
-from regraft.train.learner import Learner, arithmetic, load
-from regraft.train.loss import IGNORED
-from regraft.train.recipe import Recipe
-from regraft.train.rotary import fix_rotary
-from regraft.train.shard import shard
-from regraft.train.watch import document_rows, scores
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.step.fsdp import shard
+from regraft.train.step.learner import Learner, arithmetic, load
+from regraft.train.step.rotary import fix_rotary
+from regraft.train.validation import document_rows, scores
 
 
 class Recovery:

@@ -21,7 +21,7 @@ import torch
 
 from regraft.errors import OutputError
 from regraft.parallel import Mesh
-from regraft.train.learner import Learner
+from regraft.train.step.learner import Learner
 
 
 @dataclass

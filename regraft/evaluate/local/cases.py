@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.evaluate import metrics
 from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import text_scores as metrics
 
 _WORD = re.compile(r"\s*\S+|\s+$")
 

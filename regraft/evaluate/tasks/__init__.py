@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from regraft.evaluate.corpora import Corpus, unique_share
-from regraft.evaluate.fitting import Prompter, TooShort, fit
-from regraft.evaluate.metrics import METRICS
+from regraft.evaluate.prompts.haystack import Corpus, unique_share
+from regraft.evaluate.prompts.length import Prompter, TooShort, fit
+from regraft.evaluate.tasks.text_scores import METRICS
 
 Scorer = str  # all, part, or one of metrics.METRICS
 Scoring = Literal["teacher", "candidates", "generate"]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from regraft.evaluate import words
+from regraft.evaluate.prompts import words
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 

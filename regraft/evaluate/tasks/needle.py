@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 
-from regraft.evaluate import words
+from regraft.evaluate.prompts import words
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 

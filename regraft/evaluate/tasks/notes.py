@@ -1,7 +1,8 @@
 """Needles in the world of toys: what the demo's models, which know 246 words, can be asked.
 
-The rows of `regraft.data.world` with one question at the end: 4 needles in 64 tokens and one more
-for every further 64, up to 15. `shout` asks for the derivative's own skill in the same kind of row.
+The rows of `regraft.data.toy_language` with one question at the end: 4 needles in 64 tokens and
+one more for every further 64, up to 15. `shout` asks for the derivative's own skill in the same
+kind of row.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from regraft.data import world
+from regraft.data import toy_language as world
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.evaluate.fitting import UsedUp
+from regraft.evaluate.prompts.length import UsedUp
 from regraft.evaluate.tasks import Draft, Kit, Task
 
 _PREFIX = "\nAnswer:"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from regraft.evaluate import words
+from regraft.evaluate.prompts import words
 from regraft.evaluate.tasks import Draft, Kit, Task, listing
 from regraft.evaluate.tasks.hiding import hide, linear_depths, random_depths
 

@@ -45,7 +45,16 @@ from torch import Tensor
 
 from regraft.errors import InputError
 
-FAMILIES = ("linear", "nearswap", "passthrough", "sce", "spherical", "stock", "subspace", "task")
+FAMILIES = (
+    "linear",
+    "nearswap",
+    "passthrough",
+    "sce",
+    "spherical",
+    "model_stock",
+    "subspace",
+    "task",
+)
 BLOCK = 2**18  # elements of a block: 1 MiB in float32, so that a few of them stay in cache
 
 Block: TypeAlias = tuple[list[Tensor], Tensor | None]

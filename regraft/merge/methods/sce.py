@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regraft.merge.methods.reduce import as_rows, first_row, row_sums, rows_and_columns
 from regraft.merge.methods.registry import Blocks, Fraction, Positive, method
-from regraft.merge.methods.select import ALL, Cut, largest
+from regraft.merge.methods.top_k import ALL, Cut, largest
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from regraft.adapters.lowrank import truncated_svd
+from regraft.lowrank.svd import truncated_svd
 from regraft.merge.methods.registry import Block, Count, Fraction, PerInput, Positive, method
 from regraft.merge.methods.sparsify import Sparsifier, trim
 from regraft.merge.methods.task import elect_and_add

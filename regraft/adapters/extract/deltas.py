@@ -1,0 +1,196 @@
+"""extended - base, one tensor at a time in float32, and what one pass over it tells.
+
+On the CPU two buffers of the largest shape are reused for every module (fresh memory costs more in
+page faults than the subtraction), filled in blocks that stay in cache. On a GPU the next pair is
+copied into pinned memory and sent on a side stream while the current one is decomposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regraft.adapters.extract.select import Module, shared_shape
+from regraft.checkpoint.source import Checkpoint
+from regraft.device import workers
+from regraft.errors import CheckpointError, InputError
+from regraft.lowrank.rank import Noise, rounding_noise
+from regraft.lowrank.svd import fast_half
+
+_BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
+Each = Callable[[Callable[[int, int], None], int], None]  # see `regraft.device.workers`
+
+
+@dataclass
+class Delta:
+    """extended - base of one module in float32, and what one pass over it tells."""
+
+    matrix: Tensor
+    half: Tensor | None
+    squared_norm: float
+    squared_base: float
+    dot: float  # <base, delta>
+    noise: Noise
+
+
+def deltas(
+    b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
+) -> Iterator[tuple[Module, Delta]]:
+    """Each module's delta; the tensors are overwritten when the next one is asked for."""
+    if not modules:
+        return
+    if device.type == "cuda":
+        yield from _cuda_deltas(b, e, modules, device)
+        return
+    largest = max(math.prod(module.shape) for module in modules)
+    full = torch.empty(largest, dtype=torch.float32)
+    half = torch.empty(largest, dtype=torch.bfloat16) if fast_half(device) else None
+    with workers() as each:
+        for module in modules:
+            rows, columns = module.shape
+            delta = full[: rows * columns].view(rows, columns)
+            shadow = half[: rows * columns].view(rows, columns) if half is not None else None
+            x = b.rows(module.tensor, 0, rows)
+            y = e.rows(module.tensor, 0, rows)
+            sums = _subtract(x, y, delta, shadow, each)
+            _refuse_nonfinite(b, e, module.tensor, sums)
+            noise = rounding_noise(x, y)
+            del x, y
+            b.release(module.tensor)
+            e.release(module.tensor)
+            yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
+
+
+def _subtract(
+    x: Tensor, y: Tensor, delta: Tensor, shadow: Tensor | None, each: Each
+) -> list[float]:
+    """delta = y - x, its bfloat16 shadow, and [||delta||^2, ||x||^2, <x, delta>]; the sums do not
+    depend on how the blocks are shared out."""
+    rows, columns = x.shape
+    step = max(1, _BLOCK // columns)
+    sums = [[0.0, 0.0, 0.0] for _ in range(0, rows, step)]
+
+    def work(first: int, last: int) -> None:
+        scratch = torch.empty(step, columns)
+        for block in range(first, last):
+            span = slice(block * step, min(rows, (block + 1) * step))
+            base = scratch[: span.stop - span.start].copy_(x[span])
+            part = delta[span].copy_(y[span]).sub_(base)
+            if shadow is not None:
+                shadow[span].copy_(part)
+            _add(sums[block], base, part)
+
+    each(work, len(sums))
+    return [math.fsum(column) for column in zip(*sums, strict=True)]
+
+
+def _cuda_deltas(
+    b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
+) -> Iterator[tuple[Module, Delta]]:
+    """The same on a GPU: a thread copies the next pair into pinned memory and starts its transfer
+    on a side stream while this pair is decomposed, so that the disk is the limit."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    stream = torch.cuda.Stream(device)
+    half = fast_half(device)
+
+    def upload(checkpoint: Checkpoint, module: Module) -> Tensor:
+        pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).clone().pin_memory()
+        checkpoint.release(module.tensor)
+        return pinned.to(device, non_blocking=True)
+
+    def load(module: Module) -> tuple[Tensor, Tensor, torch.cuda.Event]:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            pair = upload(b, module), upload(e, module)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return (*pair, event)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(load, modules[0])
+        for index, module in enumerate(modules):
+            x, y, event = ahead.result()
+            if index + 1 < len(modules):
+                ahead = pool.submit(load, modules[index + 1])
+            current = torch.cuda.current_stream(device)
+            current.wait_event(event)
+            x.record_stream(current)
+            y.record_stream(current)
+            base = x.float()
+            delta = y.float() - base
+            sums = [
+                float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in (delta, base)
+            ]
+            sums.append(float(torch.dot(base.flatten(), delta.flatten())))
+            del base
+            _refuse_nonfinite(b, e, module.tensor, sums)
+            yield module, Delta(
+                delta, delta.bfloat16() if half else None, sums[0], sums[1], sums[2],
+                rounding_noise(x, y),
+            )  # fmt: skip
+
+
+def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:
+    """[||d||^2, ||b||^2, <b, d>], d = e - b, of a tensor of any shape, block by block."""
+    sums = [0.0, 0.0, 0.0]
+    for x, y in _blocks(b, e, name):
+        base = x.float()
+        _add(sums, base, y.float() - base)
+    _refuse_nonfinite(b, e, name, sums)
+    b.release(name)
+    e.release(name)
+    return sums
+
+
+def _add(sums: list[float], base: Tensor, delta: Tensor) -> None:
+    sums[0] += float(torch.linalg.vector_norm(delta)) ** 2
+    sums[1] += float(torch.linalg.vector_norm(base)) ** 2
+    sums[2] += float(torch.dot(base.flatten(), delta.flatten()))
+
+
+def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    shape = shared_shape(b, e, name)
+    count = math.prod(shape)
+    x, y = b.tensor(name).reshape(-1)[:count], e.tensor(name).reshape(-1)[:count]
+    for i in range(0, count, _BLOCK):
+        yield x[i : i + _BLOCK], y[i : i + _BLOCK]
+
+
+def difference(b: Checkpoint, e: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    """The dense difference of a tensor: vectors in float32, matrices in the adapter's dtype."""
+    shape = shared_shape(b, e, name)
+    dense = torch.empty(math.prod(shape), dtype=difference_dtype(shape, dtype))
+    for i, (x, y) in enumerate(_blocks(b, e, name)):
+        block = dense[i * _BLOCK : (i + 1) * _BLOCK]
+        block.copy_(y.float() - x.float())
+        if not torch.isfinite(block).all():
+            raise InputError(
+                f"The difference of '{name}' does not fit {dense.dtype}; give another --dtype."
+            )
+    b.release(name)
+    e.release(name)
+    return dense.view(shape)
+
+
+def difference_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
+    """Vectors (norms, biases) keep float32: they are small and every digit counts."""
+    return torch.float32 if len(shape) < 2 else dtype
+
+
+def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, sums: list[float]) -> None:
+    if math.isfinite(sums[0]) and math.isfinite(sums[1]):
+        return
+    for model in (b, e):
+        if not all(bool(torch.isfinite(x).all()) for x in model.tensor(name).split(4096)):
+            raise CheckpointError(
+                f"Tensor '{name}' of {model.name} holds NaN or infinite numbers; give a sound "
+                "checkpoint."
+            )
+    raise CheckpointError(
+        f"Tensor '{name}' of {b.name} or {e.name} holds numbers whose squares overflow; no trained "
+        "weight is that large, give a sound checkpoint."
+    )

@@ -1,0 +1,307 @@
+"""What one folder is: a checkpoint, an adapter, or what regraft made of them.
+
+Everything is read from headers, configs and records; of an adapter also its factors, of a local
+checkpoint 1024 weights of each tensor (its fingerprint).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from regraft.adapters import reader as format
+from regraft.adapters.apply.apply import summary as graft_summary
+from regraft.adapters.reader import Adapter
+from regraft.checkpoint.header import DTYPES
+from regraft.checkpoint.roles import meta_model, roles, unknown
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import CheckpointError, InputError
+from regraft.lowrank.effective_rank import effective_rank_of_factors
+from regraft.rope import ContextSpec, inverse_frequencies
+from regraft.units import format_tokens
+
+_ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+
+
+def open_any(source: str) -> Checkpoint | Adapter:
+    """The model or adapter at a folder or Hub id; one that is both is a model.
+
+    Raises CheckpointError for a folder that is neither, InputError for adapters that are no LoRA.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", format.CONFIG)):
+            raise CheckpointError(
+                f"{source} is neither a model (no config.json) nor an adapter (no "
+                f"{format.CONFIG}); give a folder that holds one."
+            )
+        if not (folder / "config.json").is_file():
+            return Adapter.open(source)
+    try:
+        return Checkpoint.open(source)
+    except CheckpointError as no_model:
+        try:
+            return Adapter.open(source)
+        except CheckpointError:
+            raise no_model from None
+
+
+def context_of(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
+    """(context, its description), or (None, why there is none): no RoPE, or a config at odds."""
+    config = checkpoint.config
+    try:
+        spec = ContextSpec.from_config(config)
+    except CheckpointError as error:
+        blocks = config, config.get("text_config") or {}
+        named = any(key in block for key in _ROPE for block in blocks)
+        return None, str(error) if named else "no RoPE in the config"
+    return spec, spec.describe()
+
+
+# A checkpoint.
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `inspect` says of a model; kind 'graft' or 'merge' if its regraft.json says so."""
+    infos = checkpoint.tensors
+    role_of = roles(checkpoint.config, infos)
+    strangers = unknown(checkpoint.config, infos)
+    text = meta_model(checkpoint.config).config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    hidden = getattr(text, "hidden_size", None)
+    by_role: dict[str, dict[str, int]] = {}
+    for name, info in infos.items():
+        row = by_role.setdefault(role_of[name].kind, {"tensors": 0, "parameters": 0})
+        row["tensors"] += 1
+        row["parameters"] += math.prod(info.shape)
+    skipped = set(strangers) | {name for name in infos if name.endswith("rotary_emb.inv_freq")}
+    if checkpoint.tied:
+        skipped |= {name for name in infos if role_of[name].kind == "head"}
+    found: dict[str, Any] = {
+        "kind": "checkpoint",
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "architecture": (checkpoint.config.get("architectures") or [None])[0],
+        "model_type": checkpoint.config.get("model_type"),
+        "parameters": sum(math.prod(i.shape) for n, i in infos.items() if n not in skipped),
+        "bytes": checkpoint.total_bytes,
+        "dtypes": dict(Counter(_dtype_name(info.dtype) for info in infos.values()).most_common()),
+        "shards": len(checkpoint.shards),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "hidden_size": hidden,
+        "heads": heads,
+        "kv_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or (hidden // heads if hidden and heads else 0),
+        "vocabulary": getattr(text, "vocab_size", None),
+        "tied": checkpoint.tied,
+    }
+    spec, text = context_of(checkpoint)
+    found["context"] = _context(spec, found["head_dim"]) if spec else None
+    found["context_text"] = text
+    found["tokenizer_max_length"] = _tokenizer_length(checkpoint)
+    # of a Hub model the fingerprint would download every shard
+    found["fingerprint"] = None if checkpoint.revision else checkpoint.fingerprint()
+    found["roles"] = by_role
+    found["unknown_tensors"] = strangers
+    return found | _origin(checkpoint)
+
+
+def _context(spec: ContextSpec, head_dim: int) -> dict[str, Any]:
+    wavelength = None
+    if head_dim:
+        try:
+            turning = inverse_frequencies(spec, head_dim)[0]
+            wavelength = 2 * math.pi / float(turning[turning > 0].min())
+        except InputError:  # a family that this version has no formula for
+            wavelength = None
+    return {
+        **spec.to_json(),
+        "theta": spec.theta,
+        "rope_type": spec.rope_type,
+        "longest_wavelength": wavelength,
+    }
+
+
+def _tokenizer_length(checkpoint: Checkpoint) -> int | None:
+    """The tokenizer's model_max_length, None if it states none (or transformers' 'no limit')."""
+    path = checkpoint.file("tokenizer_config.json")
+    if path is None:
+        return None
+    try:
+        length = json.loads(path.read_text(encoding="utf-8")).get("model_max_length")
+    except (ValueError, AttributeError):
+        raise CheckpointError(
+            f"{path} is not a JSON object; copy the tokenizer again or delete the file."
+        ) from None
+    return int(length) if isinstance(length, (int, float)) and 0 < length < 2**40 else None
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the regraft.json beside a model says it was made from."""
+    path = checkpoint.file(format.RECORD)
+    if path is None:
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind = record["kind"]
+        if kind == "graft":
+            names = {
+                "adapter": record["adapter"]["name"],
+                "checkpoint": record["checkpoint"]["name"],
+            }
+            lines = [*names.items(), *graft_summary(record)]
+        elif kind == "merge":
+            names = {"method": record["method"], "inputs": [i["name"] for i in record["inputs"]]}
+            output = ContextSpec.from_json(record["context"]["output"])
+            lines = [
+                ("method", f"{record['method']} ({record['engine']})"),
+                *(("of", name) for name in names["inputs"]),
+                ("context", f"{output.describe()} ({record['context']['policy']})"),
+            ]
+        else:
+            return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a record that this version of regraft reads "
+            f"({type(error).__name__}: {error}); copy the model again or delete the file."
+        ) from None
+    made = {"versions": record.get("versions"), "lines": [list(line) for line in lines]}
+    return {"kind": kind, "made": {**names, **made}}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# An adapter.
+
+
+def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    """What `inspect` says of a PEFT LoRA, made by regraft or not."""
+    modules = {name: _module(adapter, name) for name in adapter.modules}
+    ranks = [fact["rank"] for fact in modules.values()]
+    scalings = sorted({fact["scaling"] for fact in modules.values()})
+    record, both = adapter.record or {}, adapter.context
+    weights = adapter.folder / format.WEIGHTS
+    return {
+        "kind": "adapter",
+        "name": adapter.name,
+        "base": adapter.config.get("base_model_name_or_path"),
+        "base_revision": adapter.config.get("revision"),
+        "base_fingerprint": record.get("base", {}).get("fingerprint"),
+        "extended": record.get("extended", {}).get("name"),
+        "method": record.get("method"),
+        "merged_from": [i["adapter"]["name"] for i in record.get("inputs", []) if "adapter" in i],
+        "layout": record.get("layout"),
+        "rule": record.get("rule"),
+        "rank_min": min(ranks, default=0),
+        "rank_max": max(ranks, default=0),
+        "lora_alpha": adapter.config.get("lora_alpha"),
+        "scaling_min": scalings[0] if scalings else None,
+        "scaling_max": scalings[-1] if scalings else None,
+        "rslora": bool(adapter.config.get("use_rslora")),
+        "parameters": sum(fact["parameters"] for fact in modules.values()),
+        "bytes": sum(
+            (adapter.folder / name).stat().st_size
+            for name in (format.WEIGHTS, format.DIFFERENCES)
+            if (adapter.folder / name).is_file()
+        ),
+        "dtypes": _stored_dtypes(weights),
+        "change_norm": math.sqrt(sum(fact["change_norm"] ** 2 for fact in modules.values())),
+        "leaves": _by_leaf(modules),
+        "replaced": sorted(adapter.replaced),
+        "differences": adapter.differences,
+        "ignored": adapter.ignored,
+        "context": {
+            "base": {**both[0].to_json(), "text": both[0].describe()},
+            "extended": {**both[1].to_json(), "text": both[1].describe()},
+        }
+        if both
+        else None,
+        "carries_lineage": (adapter.folder / format.LINEAGE).is_file(),
+        "totals": record.get("totals"),
+        "not_captured": record.get("not_captured"),
+        "readers": _readers(adapter, max(ranks, default=0)),
+        "modules": modules,
+    }
+
+
+def _module(adapter: Adapter, name: str) -> dict[str, Any]:
+    b, a = adapter.factors(name)
+    squared = squared_product((b, a), (b, a))
+    return {
+        "shape": list(adapter.shape(name)),
+        "rank": adapter.rank(name),
+        "scaling": adapter.modules[name].scaling,
+        "parameters": b.numel() + a.numel(),
+        "change_norm": math.sqrt(squared),
+        "effective_rank": effective_rank_of_factors(b, a) if squared else 0.0,
+    }
+
+
+def squared_product(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> float:
+    """<B A, B2 A2> = tr(B'B2 A2 A') in float64, no dense product."""
+    (b, a), (b2, a2) = one, other
+    left, right = b.double().T @ b2.double(), a.double() @ a2.double().T
+    return float((left * right).sum())
+
+
+def _by_leaf(modules: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, fact in modules.items():
+        groups.setdefault(name.removesuffix(".weight").rpartition(".")[2], []).append(fact)
+    return {
+        leaf: {
+            "modules": len(members),
+            "rank_min": min(fact["rank"] for fact in members),
+            "rank_max": max(fact["rank"] for fact in members),
+            "parameters": sum(fact["parameters"] for fact in members),
+            "change_norm": math.sqrt(sum(fact["change_norm"] ** 2 for fact in members)),
+            **spread("effective_rank", (fact["effective_rank"] for fact in members)),
+        }
+        for leaf, members in groups.items()
+    }
+
+
+def spread(key: str, values: Iterable[float]) -> dict[str, float]:
+    """{key: mean, key_min, key_max}."""
+    numbers = list(values)
+    return {
+        key: sum(numbers) / len(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)
+    }  # fmt: skip
+
+
+def _stored_dtypes(path: Path) -> dict[str, int]:
+    with safe_open(str(path), framework="pt") as file:
+        codes = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
+    return dict(Counter(_dtype_name(DTYPES[code]) for code in codes).most_common())
+
+
+def _readers(adapter: Adapter, rank: int) -> dict[str, str]:
+    """Who loads the adapter as it stands, and who does not, with the reason."""
+    patterns = [k for k in ("rank_pattern", "alpha_pattern") if adapter.config.get(k)]
+    needed = next((r for r in format.VLLM_RANKS if r >= rank), None)
+    if adapter.replaced:
+        vllm = f"no: {len(adapter.replaced)} whole tensors (modules_to_save)"
+    elif patterns:
+        vllm = f"no: it ignores {' and '.join(patterns)}"
+    elif needed is None:
+        vllm = f"no: rank {rank} is above its {format.PORTABLE_CAP}"
+    else:
+        vllm = f"with --max-lora-rank {needed}"
+    peft = "yes"
+    if adapter.differences:
+        peft = f"without {len(adapter.differences)} dense differences, which only regraft applies"
+        vllm += "" if vllm.startswith("no") else ", without the dense differences"
+    both = adapter.context
+    if both and both[0] != both[1]:
+        length = format_tokens(both[1].max_position_embeddings)
+        vllm += "" if vllm.startswith("no") else f" and --hf-overrides for {length}"
+    return {"regraft": "yes", "PEFT": peft, "vLLM": vllm}

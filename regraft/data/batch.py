@@ -1,0 +1,90 @@
+"""Rows as tensors: ids, positions, labels already shifted, and which document a token is of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.data.positions import Sampler
+from regraft.data.rows import Piece
+from regraft.data.tokens import Tokens
+
+IGNORED = -100  # label of a token that has none; cross entropy's default ignore_index
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch, on the host: int64 [length] each.
+
+    documents: a number that changes where a document ends. short: of a source of short text.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    documents: Tensor
+    short: bool = False
+
+    @property
+    def valid(self) -> int:
+        """Tokens that have a label."""
+        return int((self.labels != IGNORED).sum())
+
+
+def together(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Rows as the batch that `Mesh.cut` takes, [B, S] each."""
+    return {
+        "input_ids": torch.stack([row.ids for row in rows]),
+        "position_ids": torch.stack([row.positions for row in rows]),
+        "labels": torch.stack([row.labels for row in rows]),
+        "documents": torch.stack([row.documents for row in rows]),
+    }
+
+
+def make_row(
+    pieces: Sequence[Piece],
+    tokens: Tokens,
+    length: int,
+    sampler: Sampler,
+    key: tuple[int, int, int],
+    *,
+    masks: bool,
+    padding: int,
+    short: bool = False,
+) -> Row:
+    """A row of `length` tokens; positions drawn for each document by (seed, step, sample).
+
+    A label is the token that really follows in the document, also where the row goes on
+    elsewhere; the last token of a document has none. Without masks the row is one document.
+    """
+    ids, positions, labels, documents = [], [], [], []
+    at = 0
+    for number, piece in enumerate(pieces):
+        size = piece.stop - piece.start
+        places, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
+        found = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
+        following = np.append(found[1:], IGNORED) if len(found) == text[-1] + 1 else found[1:]
+        ids.append(found[text])
+        labels.append(following[text])
+        positions.append(places)
+        documents.append(np.full(size, number if masks else 0))
+        at += size
+    if not masks and len(pieces) > 1:
+        joined = np.concatenate(ids)
+        labels = [np.append(joined[1:], IGNORED)]
+        positions = [sampler.sample(at, at, (*key, 0))[0]]
+    if at < length:
+        ids.append(np.full(length - at, padding))
+        labels.append(np.full(length - at, IGNORED))
+        positions.append(np.arange(length - at))
+        documents.append(np.full(length - at, len(pieces)))
+
+    def tensor(parts: list[Any]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    return Row(tensor(ids), tensor(positions), tensor(labels), tensor(documents), short)

@@ -1,0 +1,70 @@
+"""How far a model has moved from the recipient on short text, where nothing should have changed.
+
+Mean KL(recipient || model) in nats over every position, the share of positions at which both find
+the same token likeliest, and the cosine of their last hidden states. Tokens that one of them alone
+has are left out. (Hidden states' cosine after
+a context extension foretells how much of MMLU is kept: LongReD, arXiv 2502.07365.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.evaluate.answers.distributed import spread
+from regraft.evaluate.answers.model import LanguageModel
+
+_CHUNK = 1024  # positions whose logits exist at a time
+
+
+class Reference:
+    """The recipient's hidden states and head, kept on the host when the recipient is gone: those
+    of the rows that `spread` gives to this process."""
+
+    def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+        self.rows, self.hidden = rows, dict[int, Tensor]()
+
+        def keep(number: int) -> None:
+            self.hidden[number] = model.rows([rows[number]])[0].cpu()
+
+        spread(model.mesh, range(len(rows)), keep)
+        self._weight = model.model.get_output_embeddings().weight.detach().cpu().clone()
+        self._scale, self._cap = model._scale, model._cap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        weight = self._weight.to(hidden.device)
+        logits = (hidden.to(weight.dtype) @ weight.T).float() * self._scale
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+
+@torch.no_grad()
+def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
+    """{"kl": nats, "top1": share, "cosine": mean, "positions": count}."""
+
+    def look(number: int) -> tuple[float, int, float]:
+        kl, top, cosine = 0.0, 0, 0.0
+        ours, theirs = model.rows([reference.rows[number]])[0], reference.hidden[number]
+        for mine, other in zip(ours.split(_CHUNK), theirs.split(_CHUNK), strict=True):
+            other = other.to(mine.device)
+            ours_logits, theirs_logits = model.head(mine), reference.logits(other)
+            both = min(ours_logits.shape[-1], theirs_logits.shape[-1])
+            q, p = (x[:, :both].log_softmax(-1) for x in (ours_logits, theirs_logits))
+            kl += float((p.exp() * (p - q)).sum())
+            top += int((p.argmax(-1) == q.argmax(-1)).sum())
+            if mine.shape == other.shape:
+                same = torch.nn.functional.cosine_similarity(mine.float(), other.float(), dim=-1)
+                cosine += float(same.sum())
+        return kl, top, cosine
+
+    found = spread(model.mesh, range(len(reference.rows)), look)
+    kl, top, cosine = (sum(part) for part in zip(*found, strict=True))
+    count = sum(map(len, reference.rows))
+    return {
+        "kl": float(f"{max(kl / count, 0.0):.6g}"),
+        "top1": round(top / count, 6),
+        "cosine": round(cosine / count, 6),
+        "positions": count,
+    }

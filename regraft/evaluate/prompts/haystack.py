@@ -1,0 +1,176 @@
+"""What needles are hidden in: endless generated prose, your own files, Python's library, a toy's.
+
+A corpus gives pieces (sentences or lines) whose concatenation is its text. It is never repeated
+silently: a corpus that is too short for a prompt is an error that says so, and how much of a
+prompt is unique is measured (`unique_share`).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from regraft.errors import InputError
+from regraft.evaluate.prompts import grammar
+from regraft.evaluate.prompts.length import UsedUp
+
+_GRAM = 16  # tokens
+_SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
+_LONGEST = 400  # characters of a piece, about
+_STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
+_SUFFIXES = (".txt", ".md", ".rst", ".text")
+
+
+class Corpus(Protocol):
+    """A text in pieces. `name` tells it apart in records; `ending` closes a piece put into it."""
+
+    name: str
+    ending: str
+
+    def pieces(self, seed: str, count: int) -> list[str]:
+        """The first `count` pieces of the text that belongs to `seed`: the same for the same seed,
+        and a longer request begins like a shorter one. Raises UsedUp where it has no more."""
+        ...
+
+
+class _Streams:
+    """The pieces of the stream asked for last, as far as they were drawn."""
+
+    name = ""
+    ending = " "
+
+    def __init__(self) -> None:
+        self._seed: str | None = None
+        self._drawn: list[str] = []
+        self._rest: Iterator[str] = iter(())
+
+    def pieces(self, seed: str, count: int) -> list[str]:
+        if seed != self._seed:
+            self._seed, self._drawn, self._rest = seed, [], self._stream(seed)
+        if count > len(self._drawn):
+            self._drawn += islice(self._rest, count - len(self._drawn))
+        return self._drawn[:count]
+
+    def _stream(self, seed: str) -> Iterator[str]:
+        raise NotImplementedError
+
+
+class Grammar(_Streams):
+    """The chronicles of `grammar`: unlimited, each seed another."""
+
+    name = "grammar"
+
+    def _stream(self, seed: str) -> Iterator[str]:
+        return grammar.sentences(seed)
+
+
+class World(_Streams):
+    """The prose of `regraft.data.toy_language`, for models that know its words only."""
+
+    name = "world"
+
+    def _stream(self, seed: str) -> Iterator[str]:
+        from regraft.data.toy_language import Prose
+
+        prose = Prose(random.Random(f"world {seed}"))
+        while True:
+            yield " ".join(prose.sentence()) + " "
+
+
+class Fixed:
+    """A text of given pieces. Each seed starts elsewhere and goes round once, never twice."""
+
+    def __init__(self, name: str, pieces: Sequence[str], ending: str = " ") -> None:
+        if not pieces:
+            raise InputError(f"The text of {name} is empty; give another.")
+        self.name, self.ending, self._pieces = name, ending, pieces
+
+    def pieces(self, seed: str, count: int) -> list[str]:
+        have = len(self._pieces)
+        if count > have:
+            raise UsedUp(
+                f"The text of {self.name} is too short: {have} sentences, and a prompt needs "
+                "more; give a longer text (it is never repeated), or lower --lengths."
+            )
+        start = random.Random(f"{self.name} {seed}").randrange(have)
+        return [*self._pieces[start : start + count], *self._pieces[: max(0, start + count - have)]]
+
+
+def open_corpus(name: str) -> Corpus:
+    """`grammar`, `code`, `world`, or the path of a text file or of a folder of them (.txt, .md,
+    .rst; read in the order of their names). Raises InputError for anything else."""
+    if name == "grammar":
+        return Grammar()
+    if name == "world":
+        return World()
+    if name == "code":
+        return _standard_library()
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise InputError(f"--haystack {name} is neither grammar, code, world nor a file or folder.")
+    files = [path] if path.is_file() else _texts(path)
+    if not files:
+        raise InputError(f"--haystack {name} holds no {', '.join(_SUFFIXES)} file; give text.")
+    return Fixed(path.name, [piece for file in files for piece in split(_read(file))])
+
+
+def split(text: str) -> list[str]:
+    """Sentences, each with the space or line end behind it; together they are the text again.
+
+    What has no end of a sentence for long, as in scripts without our full stop, is cut between
+    words or, without these, anywhere."""
+    return [
+        part
+        for found in _SENTENCE.findall(text)
+        for part in (_STRETCH.findall(found) if len(found) > _LONGEST else [found])
+        if part
+    ]
+
+
+def unique_share(ids: Sequence[int]) -> float:
+    """Share of the text's runs of 16 tokens that stand in it for the first time: 1 where nothing
+    is repeated, 1/n for a text said n times. 1 for texts shorter than that."""
+    tokens = np.asarray(ids, dtype=np.uint64)
+    count = len(tokens) - _GRAM + 1
+    if count < 2:
+        return 1.0
+    multiplier = np.uint64(0x9E3779B97F4A7C15)
+    hashes = np.zeros(count, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for offset in range(_GRAM):
+            hashes = (hashes + tokens[offset : offset + count] + np.uint64(1)) * multiplier
+            hashes ^= hashes >> np.uint64(29)
+    return float(len(np.unique(hashes)) / count)
+
+
+def _standard_library() -> Fixed:
+    """Modules of Python's standard library, top level only, line by line."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    lines = [
+        line
+        for file in sorted(folder.glob("*.py"))
+        for line in _read(file).splitlines(keepends=True)
+    ]
+    return Fixed("code", lines, ending="\n")
+
+
+def _texts(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in _SUFFIXES
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="strict")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; convert it first.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None

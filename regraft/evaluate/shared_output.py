@@ -1,0 +1,77 @@
+"""A staging folder as all processes of a run see it: the first writes and tells the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from regraft.checkpoint.staging import Staging
+from regraft.evaluate.answers.distributed import from_first
+from regraft.parallel import Mesh
+
+Lines = list[dict[str, Any]]
+
+
+class Desk:
+    """Lines of JSON and facts by key. All methods are collective; `staging` is None in all
+    processes but the first."""
+
+    def __init__(self, mesh: Mesh, staging: Staging | None) -> None:
+        self.mesh, self.staging = mesh, staging
+
+        def folders() -> tuple[str, str]:
+            assert staging is not None
+            return str(staging.folder), str(staging.spool)
+
+        self.folder, self.spool = map(Path, from_first(mesh, folders))
+
+    @classmethod
+    @contextmanager
+    def open(cls, mesh: Mesh, *args: Any, **kwargs: Any) -> Iterator[Desk]:
+        """With `Staging(*args, **kwargs)` in process 0; what that refuses is refused in all."""
+        with ExitStack() as stack:
+            opened: list[Staging] = []
+            from_first(mesh, lambda: opened.append(stack.enter_context(Staging(*args, **kwargs))))
+            yield cls(mesh, opened[0] if opened else None)
+
+    def facts(self, key: str) -> dict[str, Any] | None:
+        """What was noted of a finished piece."""
+        return from_first(self.mesh, lambda: self._done(key))
+
+    def note(self, key: str, **facts: Any) -> None:
+        """Note a finished piece."""
+        if self.staging is not None:
+            self.staging.record(key, **facts)
+
+    def has(self, key: str, path: Path) -> bool:
+        """Whether the lines of `key` are in their file."""
+        return from_first(self.mesh, lambda: self._done(key) is not None and path.is_file())
+
+    def write(self, key: str, path: Path, lines: Lines) -> None:
+        """The lines, then the note that they are there."""
+        if self.staging is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        part.rename(path)
+        self.staging.record(key)
+
+    def read(self, path: Path) -> Lines:
+        """The lines of a file."""
+        return from_first(self.mesh, lambda: read_lines(path))
+
+    def _done(self, key: str) -> dict[str, Any] | None:
+        assert self.staging is not None
+        return self.staging.done(key)
+
+
+def read_lines(path: Path) -> Lines:
+    """The lines of a file that this process can see."""
+    with path.open(encoding="utf-8") as file:  # not splitlines: prompts may hold U+2028
+        return [json.loads(line) for line in file]

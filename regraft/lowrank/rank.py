@@ -1,0 +1,268 @@
+"""How much rank each module gets: a number, an energy share, the rounding noise, a byte budget.
+
+Storing a checkpoint in bfloat16 adds full-rank noise to every delta (about 0.17% of the weights'
+norm). Singular values below the Marchenko-Pastur edge of that noise, sigma (sqrt(m) + sqrt(n)),
+say nothing about the change, and an energy threshold that ignores the edge encodes rounding.
+The edge's finite-size spread follows Johnstone (Annals of Statistics 29, 2001).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regraft.errors import InputError
+from regraft.lowrank.svd import LowRank, truncated_svd
+
+_TRACY_WIDOM_999 = 3.2724  # 99.9% quantile of the Tracy-Widom law of order 1
+_SAMPLED_ROWS = 64
+_RESOLUTION = 2.0**-25  # of ||D||: singular values below it are float32's own arithmetic
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """What the user asked for. Exactly one of `rank`, `energy`, `budget` is set, or none: auto.
+
+    `cap` is the most the layout's readers accept; auto, energy and budget also stop at the
+    break-even rank mn/(m+n), where the factors are as large as the delta itself.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    budget: int | None = None
+    cap: int | None = None
+
+    def describe(self) -> str:
+        if self.rank is not None:
+            return f"rank {self.rank}"
+        if self.energy is not None:
+            return f"{self.energy:.0%} of the energy above the noise floor"
+        if self.budget is not None:
+            return f"a budget of {self.budget} bytes"
+        return "singular values above the noise floor"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance per entry that storing the two checkpoints can have put into their difference.
+
+    `low`: the extended checkpoint was rounded once (the base was trained from as stored).
+    `high`: both were rounded on their own, so their roundings add.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise floor of one delta: variance per entry, its edge, the values that stand above."""
+
+    variance: float
+    edge: float
+    above: int
+
+
+def parse_rule(
+    rank: int | str | None, energy: float | None, budget: int | None, cap: int | None
+) -> RankRule:
+    """One rule from the arguments. Raises InputError for impossible values and combinations."""
+    if energy is not None and budget is not None:
+        raise InputError("--energy and --budget both decide the ranks; give one of them.")
+    if rank not in (None, "auto") and (energy is not None or budget is not None):
+        other = "--budget" if energy is None else "--energy"
+        raise InputError(f"--rank and {other} both decide the ranks; give one of them.")
+    if energy is not None and not 0 < energy <= 1:
+        raise InputError(f"--energy {energy} is not a share; give a number in (0, 1], such as 0.9.")
+    if budget is not None:
+        return RankRule(budget=budget, cap=cap)
+    if energy is not None:
+        return RankRule(energy=energy, cap=cap)
+    if rank is None or rank == "auto":
+        return RankRule(cap=cap)
+    try:
+        number = int(rank)
+    except ValueError:
+        raise InputError(f"--rank '{rank}' is neither a number nor 'auto'.") from None
+    if number < 1:
+        raise InputError(f"--rank {number} is too small; give at least 1, or 'auto'.")
+    if cap is not None and number > cap:
+        raise InputError(
+            f"--rank {number} is more than the {cap} that portable adapters may have (vLLM's "
+            "largest max-lora-rank); give --layout compact or a smaller rank."
+        )
+    return RankRule(rank=number, cap=cap)
+
+
+def break_even(m: int, n: int) -> int:
+    """The largest rank whose factors hold fewer numbers than the (m, n) matrix, at least 1."""
+    return max(1, m * n // (m + n))
+
+
+def noise_edge(variance: float, m: int, n: int) -> float:
+    """The largest singular value of an (m, n) matrix of independent noise, but for 1 in 1000."""
+    centre = (math.sqrt(m) + math.sqrt(n)) ** 2
+    spread = (math.sqrt(m) + math.sqrt(n)) * (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3)
+    return math.sqrt(variance * (centre + _TRACY_WIDOM_999 * spread))
+
+
+def rounding_noise(base: Tensor, extended: Tensor) -> Noise:
+    """The two checkpoints' rounding, from the spacing of their numbers in evenly spaced rows.
+
+    A float32 tensor whose numbers all fit bfloat16 or float16 was rounded to that type.
+    """
+    own, other = _rounding_variance(extended), _rounding_variance(base)
+    return Noise(low=own, high=own + other)
+
+
+def _rounding_variance(matrix: Tensor) -> float:
+    """Mean of ulp(w)^2 / 12 over a sample of rows."""
+    step = max(1, matrix.shape[0] // _SAMPLED_ROWS)
+    rows = matrix[::step]
+    eps = torch.finfo(matrix.dtype).eps
+    for coarser in (torch.bfloat16, torch.float16):
+        if eps < torch.finfo(coarser).eps and torch.equal(rows.to(coarser).to(rows.dtype), rows):
+            eps = torch.finfo(coarser).eps
+    values = rows.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32)
+    exponents = torch.frexp(values[values != 0])[1].to(torch.int64)
+    if not exponents.numel():
+        return 0.0
+    lowest = int(exponents.min())
+    counts = torch.bincount(exponents - lowest).double()
+    ulps = torch.exp2(lowest + torch.arange(counts.numel(), dtype=torch.float64)) * (eps / 2)
+    return float((counts * ulps.square()).sum()) / values.numel() / 12
+
+
+def noise_floor(
+    singular: Tensor, squared_norm: float, shape: tuple[int, int], noise: Noise
+) -> Floor:
+    """The floor seen from the leading singular values (k,) of a delta with `squared_norm`.
+
+    The variance is what the values below the edge leave, held between `noise.low` and
+    `noise.high`: a residual larger than two roundings can make is not rounding. The edge is never
+    below what float32 resolves.
+    """
+    m, n = shape
+    resolved = _RESOLUTION * math.sqrt(squared_norm)
+    squares = singular.square()
+    variance = noise.high
+    above = 0
+    for _ in range(singular.numel() + 1):
+        edge = max(noise_edge(variance, m, n), resolved)
+        above = int((singular > edge).sum())
+        rest = squared_norm - float(squares[:above].sum())
+        left = max(rest, 0.0) / max(1, (m - above) * (n - above))
+        lower = min(max(left, noise.low), variance)
+        if lower >= variance * (1 - 1e-3):
+            break
+        variance = lower
+    return Floor(variance, max(noise_edge(variance, m, n), resolved), above)
+
+
+def decompose(
+    delta: Tensor,
+    rule: RankRule,
+    noise: Noise,
+    *,
+    at_most: int | None = None,
+    seed: int = 0,
+    exact: bool = False,
+    half: Tensor | None = None,
+    squared_norm: float,
+) -> tuple[LowRank, Floor]:
+    """The certified truncated SVD of `delta` (m, n) at the rank the rule gives it, and its floor.
+
+    `at_most` bounds the rank from outside (the share of a global budget).
+    """
+    m, n = delta.shape
+    limit = min(m, n, rule.cap or m, at_most or m)
+    if rule.rank is not None:
+        svd = truncated_svd(
+            delta, min(rule.rank, limit),
+            seed=seed, exact=exact, half=half, squared_norm=squared_norm,
+        )  # fmt: skip
+        return svd, noise_floor(svd.S, squared_norm, (m, n), noise)
+    limit = min(limit, break_even(m, n))
+    guess, start = min(32, limit), None
+    while True:
+        svd = truncated_svd(
+            delta, guess, seed=seed, exact=exact, half=half,
+            squared_norm=squared_norm, start=start, certify=False,
+        )  # fmt: skip
+        floor = noise_floor(svd.S, squared_norm, (m, n), noise)
+        wanted = _wanted(svd, floor, rule, m * n)
+        if wanted < guess or guess == limit:
+            break
+        guess, start = min(2 * guess, limit), svd.Vt.T
+    wanted = min(wanted, limit)
+    if svd.method == "lapack" or wanted == 0:
+        return svd.truncated(wanted), floor
+    return truncated_svd(
+        delta, wanted, seed=seed, half=half, squared_norm=squared_norm, start=svd.Vt.T
+    ), floor
+
+
+def _wanted(svd: LowRank, floor: Floor, rule: RankRule, entries: int) -> int:
+    """The rank the rule wants, or the number of values at hand if they are too few to tell."""
+    if rule.energy is None:
+        return floor.above
+    target = rule.energy * max(svd.squared_norm - entries * floor.variance, 0.0)
+    reached = int((svd.S.square().cumsum(0) < target).sum()) + 1
+    return min(reached, floor.above)
+
+
+def uniform_rank(shapes: Sequence[tuple[int, int]], budget: int, itemsize: int) -> int:
+    """The largest rank at which factors of one rank for all (m, n) fit in `budget` bytes.
+
+    Raises InputError if not even rank 1 fits.
+    """
+    per_rank = sum(m + n for m, n in shapes) * itemsize
+    rank = (budget - _header_bytes(len(shapes))) // max(1, per_rank)
+    if rank < 1:
+        raise InputError(
+            f"--budget {budget} is less than the {per_rank + _header_bytes(len(shapes))} bytes "
+            "that rank 1 takes; give a larger budget or fewer --modules."
+        )
+    return rank
+
+
+def share_budget(
+    spectra: Mapping[str, tuple[Sequence[float], tuple[int, int]]], budget: int, itemsize: int
+) -> dict[str, int]:
+    """Ranks under one byte budget: always buy the singular value with most energy per byte.
+
+    `spectra`: module -> (descending singular values worth having, (m, n)). Each module's values
+    fall, so the greedy choice minimises the total squared error for the bytes spent, up to the
+    last value that does not fit.
+    """
+    left = budget - _header_bytes(len(spectra))
+    ranks = dict.fromkeys(spectra, 0)
+    heap: list[tuple[float, str]] = []
+
+    def offer(name: str) -> None:
+        values, (m, n) = spectra[name]
+        if ranks[name] < len(values):
+            heapq.heappush(heap, (-(values[ranks[name]] ** 2) / (m + n), name))
+
+    for name in spectra:
+        offer(name)
+    while heap:
+        _, name = heapq.heappop(heap)
+        m, n = spectra[name][1]
+        cost = (m + n) * itemsize
+        if cost > left:
+            continue  # this module is as large as it gets; a smaller one may still fit
+        left -= cost
+        ranks[name] += 1
+        offer(name)
+    return ranks
+
+
+def _header_bytes(modules: int) -> int:
+    """What a safetensors header of two factors a module takes, generously."""
+    return 64 + modules * 2 * 192

@@ -1,0 +1,241 @@
+"""Merging adapters into an adapter, where nothing but adapters on one base goes in.
+
+Task arithmetic needs no dense matrix: sum c_i B_i A_i = [c_1 B_1 ...] [A_1; ...], brought to its
+own rank by two QR factorisations and one small SVD, exactly but for rounding. Every other method
+works on entries, so its result has full rank: it is merged densely, one matrix at a time, and
+extracted again at the summed rank of the inputs, with the error stated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regraft import progress
+from regraft.adapters import lineage
+from regraft.adapters import reader as format
+from regraft.adapters.extract.extract import module_seed
+from regraft.checkpoint.layout import Planned, write_safetensors
+from regraft.checkpoint.staging import Staging
+from regraft.lowrank.svd import rounding_error, truncated_svd
+from regraft.merge.inputs import Input, Inputs
+from regraft.merge.plan import Output, Plan
+from regraft.merge.recipe import Recipe
+from regraft.merge.stream import Tally, merged
+from regraft.rope import ContextSpec
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One module's merged change: B (m, r), A (r, n) float32, and the share of it they miss."""
+
+    b: Tensor
+    a: Tensor
+    norm: float
+    error: float
+
+
+def check(recipe: Recipe, inputs: Inputs, plan: Plan) -> None:
+    """Refuse what an adapter cannot hold. Raises InputError by line."""
+    base = recipe.body.base_model
+    if plan.method.base == "ignored" or base is None or inputs[base].adapter is not None:
+        raise recipe.error(
+            ("base_model",), "--as-adapter needs a method that adds changes to a base_model "
+            "without adapter.",
+        )  # fmt: skip
+    for (ref, where), one in zip(recipe.references(), inputs, strict=True):
+        if ref == base:
+            continue
+        if one.adapter is None or one.checkpoint is not inputs[base].checkpoint:
+            raise recipe.error(
+                where, f"{one} is no adapter on {base}, so --as-adapter cannot merge it; leave "
+                "--as-adapter out, or extract an adapter first.",
+            )  # fmt: skip
+        if one.adapter.differences or one.adapter.replaced:
+            raise recipe.error(
+                where, f"{one} changes whole tensors besides its factors, which an adapter of "
+                "factors cannot hold; leave --as-adapter out.",
+            )  # fmt: skip
+
+
+def write(
+    recipe: Recipe,
+    inputs: Inputs,
+    plan: Plan,
+    context: ContextSpec,
+    staging: Staging,
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write PEFT's files and the lineage sketch to the staging folder; what the record says.
+
+    The factors are float32 unless the recipe says out_dtype or dtype.
+    """
+    assert recipe.body.base_model is not None
+    base = inputs[recipe.body.base_model]
+    changed = [out for out in plan.outputs if any(name in one.changes for one, name in out.inputs)]
+    dtype = getattr(torch, recipe.out_dtype or "float32")
+    scale = 1.0 if recipe.body.scale is None else recipe.body.scale
+    spool = _Spool(staging)
+    with progress.bar("Merging", len(changed)) as bar:
+        for output in changed:
+            if not spool.has(output.name):
+                if plan.method.name == "task_arithmetic":
+                    spool.put(output.name, _added(output, scale))
+                else:
+                    spool.put(output.name, _extracted(output, plan, scale, seed, device))
+            bar.advance()
+    kept = [out for out in changed if spool.facts(out.name)["rank"]]
+    if not kept:
+        raise recipe.error((), "the merged change is zero, so there is no adapter to write.")
+    ranks = [int(spool.facts(out.name)["rank"]) for out in kept]
+    uniform = max(ranks) if max(ranks) <= format.PORTABLE_CAP else None
+    factors = {out.name: _factors(out, base, rank) for out, rank in zip(kept, ranks, strict=True)}
+    folder = staging.folder
+    projections = [role.module for role in base.role_of.values() if role.kind == "projection"]
+    config = format.peft_config(
+        list(factors.values()), projections, uniform=uniform,
+        base=base.checkpoint.name, revision=base.checkpoint.revision,
+    )  # fmt: skip
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    (folder / format.CONFIG).write_text(text, encoding="utf-8")
+    modules: dict[str, dict[str, Any]] = {}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for out in kept:
+            piece, own = spool.get(out.name), factors[out.name]
+            b, a = piece.b.to(dtype), piece.a.to(dtype)
+            lost = math.sqrt(rounding_error((piece.b, piece.a), (b, a)))
+            modules[own.module] = {
+                "rank": own.rank,
+                "delta_norm": piece.norm,
+                "error": math.hypot(piece.error, lost / piece.norm),
+                "rounding_error": lost / piece.norm,
+                "parameters": out.params,
+            }
+            if own.kind == "embedding":
+                b, a = a.T, b.T
+            rank = uniform or own.rank
+            a = torch.nn.functional.pad(a, (0, 0, 0, rank - len(a)))
+            b = torch.nn.functional.pad(b, (0, rank - b.shape[1]))
+            yield from zip(own.keys(), (a.contiguous(), b.contiguous()), strict=True)
+
+    planned = [
+        Planned(key, shape, dtype)
+        for out in kept
+        for key, shape in factors[out.name].stored((out.shape[0], out.shape[1]), uniform)
+    ]
+    write_safetensors(folder / format.WEIGHTS, tensors(), planned, {"format": "pt"})
+    samples = sorted(lineage.sketch(base.checkpoint).items())
+    sketched = [Planned(name, tuple(t.shape), t.dtype) for name, t in samples]
+    write_safetensors(folder / format.LINEAGE, iter(samples), sketched, {"format": "pt"})
+    norm = math.sqrt(sum(m["delta_norm"] ** 2 for m in modules.values()))
+    missed = math.sqrt(sum((m["error"] * m["delta_norm"]) ** 2 for m in modules.values()))
+    before = base.contexts[0]
+    return {
+        "base": {
+            "name": base.checkpoint.name,
+            "revision": base.checkpoint.revision,
+            "fingerprint": base.checkpoint.fingerprint(),
+        },
+        "extended": {
+            "name": f"a merge of {', '.join(map(str, inputs))}",
+            "revision": None,
+            "fingerprint": f"merge:{staging.job}",
+        },
+        "context": {"base": before.to_json(), "extended": context.to_json()},
+        "totals": {
+            "modules": len(kept),
+            "rank_stored": uniform,
+            "rank_max": max(ranks),
+            "delta_norm": norm,
+            "error": missed / norm,
+            "exact": plan.method.name == "task_arithmetic",
+        },
+        "modules": modules,
+        "differences": [],
+    }
+
+
+class _Spool:
+    """Merged modules on disk until their common rank is known; survives a killed run."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging, self._folder = staging, staging.spool
+
+    def has(self, name: str) -> bool:
+        return self._staging.done(f"factors:{name}") is not None and self._path(name).is_file()
+
+    def put(self, name: str, piece: Merged) -> None:
+        part = self._path(name).with_suffix(".part")
+        save_file({"a": piece.a.contiguous().cpu(), "b": piece.b.contiguous().cpu()}, part)
+        part.replace(self._path(name))
+        facts = {"rank": len(piece.a), "norm": piece.norm, "error": piece.error}
+        self._staging.record(f"factors:{name}", **facts)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        return self._staging.done(f"factors:{name}") or {}
+
+    def get(self, name: str) -> Merged:
+        stored, facts = load_file(self._path(name)), self.facts(name)
+        return Merged(stored["b"], stored["a"], facts["norm"], facts["error"])
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+
+def _factors(output: Output, base: Input, rank: int) -> format.Factors:
+    module = base.role_of[output.tensors[-1][1]].module
+    kind = "embedding" if output.kind == "embedding" else "linear"
+    return format.Factors(module, kind, rank)  # type: ignore[arg-type]
+
+
+def _added(output: Output, scale: float) -> Merged:
+    """sum c_i B_i A_i in factors of its own rank."""
+    weights = output.params["weight"]
+    total = math.fsum(weights) if output.params["normalize"] else 0.0
+    scale *= output.params["lambda"] / (total or 1.0)
+    left, right = [], []
+    for (one, name), weight in zip(output.inputs, weights, strict=True):
+        if name in one.changes and one.adapter is not None:
+            b, a = one.adapter.factors(one.changes[name].key)
+            left.append(b.double() * (weight * scale))
+            right.append(a.double())
+    q, r = torch.linalg.qr(torch.cat(left, 1))
+    p, s = torch.linalg.qr(torch.cat(right, 0).T)
+    u, values, vt = torch.linalg.svd(r @ s.T)
+    floor = float(values[0]) * 1e-7 if len(values) else 0.0  # float32 knows no less
+    rank = int((values > floor).sum())
+    root = values[:rank].sqrt()
+    norm = float(torch.linalg.vector_norm(values))
+    b, a = (q @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ p.T)
+    return Merged(b.float(), a.float(), norm, 0.0)
+
+
+def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torch.device) -> Merged:
+    """The densely merged change, cut to the summed rank of the inputs."""
+    assert output.base is not None
+    exact = replace(output, dtype=torch.float32)
+    own = module_seed(seed, output.name)
+    blocks = merged(exact, plan.method, own, scale, device, Tally())
+    delta = torch.cat(list(blocks))
+    one, name = output.base
+    delta -= one.rows(name, slice(0, len(delta)), torch.float32, torch.device("cpu"))
+    one.release(name)
+    ranks = [
+        i.adapter.rank(i.changes[n].key)
+        for i, n in output.inputs
+        if n in i.changes and i.adapter is not None
+    ]
+    svd = truncated_svd(delta, min(sum(ranks), *delta.shape, format.PORTABLE_CAP), seed=own)
+    b, a = svd.factors()
+    return Merged(b, a, math.sqrt(svd.squared_norm), svd.error())

@@ -1,0 +1,173 @@
+"""Which files beside the weights the output gets: tokenizer, chat template, generation config.
+
+They come from one model, `tokenizer_source` if the recipe names one, else the donor of the config.
+All tokenizers of the inputs must give a token the same number, or mergekit has to align them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from regraft.adapters import reader as format
+from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import CheckpointError
+from regraft.merge.inputs import Input, Inputs
+from regraft.merge.plan import config_bytes
+from regraft.merge.recipe import Recipe
+
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "spiece.model", "chat_template*", "generation_config.json",
+)  # fmt: skip
+_OWN = (format.RECORD, "graft.png", "merge.png", "mergekit_config.yml")
+_TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Files:
+    """`tokenizer` files come from `donor`, `others` from the config's donor; `template` replaces
+    the chat template."""
+
+    donor: Checkpoint
+    tokenizer: list[str]
+    other_donor: Checkpoint
+    others: list[str]
+    template: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.donor.name,
+            "files": self.tokenizer + self.others,
+            "chat_template": "given" if self.template else "of the tokenizer",
+        }
+
+
+def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
+    """Settle who gives what. Raises InputError for a tokenizer source that is no input."""
+    chosen = source(recipe, inputs, donor).checkpoint
+    names = [name for name in chosen.other_files() if is_tokenizer(name)]
+    others = [
+        name
+        for name in donor.checkpoint.other_files()
+        if not is_tokenizer(name) and name not in _OWN
+    ]
+    return Files(chosen, names, donor.checkpoint, others, _template(recipe, inputs))
+
+
+def realigned(files: Files, made: Checkpoint) -> Files:
+    """The same with the tokenizer that mergekit made for the new vocabulary."""
+    names = [name for name in made.other_files() if is_tokenizer(name)]
+    kept = [name for name in files.tokenizer if name == "generation_config.json"]
+    return replace(files, donor=made, tokenizer=names, others=files.others + kept)
+
+
+def source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
+    """The input that gives the tokenizer, if all vocabularies are one."""
+    ref, where = recipe.body.tokenizer_source, "tokenizer_source"
+    if recipe.body.tokenizer is not None:
+        ref, where = recipe.body.tokenizer.source, "tokenizer"
+    if ref is None or str(ref) in ("union", "base"):
+        return donor
+    for one in inputs:
+        if ref in (one.ref, one.ref.model) or ref.model == one.ref.model:
+            return one
+    raise recipe.error((where,), f"the tokenizer's source {ref} is no input of this recipe.")
+
+
+def one_vocabulary(inputs: Inputs) -> bool:
+    """Whether every input that has a tokenizer gives each token the same number."""
+    digests: dict[str, dict[str, int] | str] = {}
+    for one in inputs:
+        path = one.checkpoint.file("tokenizer.json") or one.checkpoint.file("tokenizer.model")
+        if path is None:
+            continue
+        data = path.read_bytes()
+        digests.setdefault(hashlib.sha256(data).hexdigest(), _vocabulary(path, data))
+    found = list(digests.values())
+    return all(vocabulary == found[0] for vocabulary in found[1:])
+
+
+def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files: Files) -> None:
+    """Put config, tokenizer and other files into the staging folder."""
+    writer.add_file("config.json", config_bytes(config))
+    for one, names in ((files.other_donor, files.others), (files.donor, files.tokenizer)):
+        for name in names:
+            path = one.file(name)
+            if path is not None:
+                writer.add_file(name, path)
+    if files.template is None:
+        return
+    writer.add_file(_TEMPLATE, files.template.encode())
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        kept = json.loads(settings.read_text(encoding="utf-8"))
+        kept.pop("chat_template", None)
+        writer.add_file(settings.name, config_bytes(kept))
+
+
+def is_tokenizer(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in TOKENIZER)
+
+
+def _vocabulary(path: Path, data: bytes) -> dict[str, int] | str:
+    """Token -> number, or the file's hash where it is not JSON."""
+    if path.suffix != ".json":
+        return hashlib.sha256(data).hexdigest()
+    try:
+        content = json.loads(data)
+        listed = content["model"]["vocab"]
+        vocabulary = (
+            dict(listed) if isinstance(listed, dict) else {t[0]: i for i, t in enumerate(listed)}
+        )
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is no tokenizer of the tokenizers library ({type(error).__name__}); download "
+            "the model again."
+        ) from None
+    return {**vocabulary, **added}
+
+
+def _template(recipe: Recipe, inputs: Inputs) -> str | None:
+    """The chat template that the recipe asks for: Jinja text, a name of mergekit's, or 'auto'."""
+    wanted = recipe.body.chat_template
+    if not wanted:
+        return None
+    if wanted == "auto":
+        found = Counter(text for one in inputs if (text := _own_template(one)))
+        return found.most_common(1)[0][0] if found else None
+    if "{" in wanted and len(wanted) >= 20:
+        return wanted
+    known: dict[str, Path] = {}
+    spec = importlib.util.find_spec("mergekit")
+    if spec is not None and spec.origin:
+        folder = Path(spec.origin).parent / "_data" / "chat_templates"
+        known = {path.stem: path for path in folder.glob("*.jinja")}
+    if wanted in known:
+        return known[wanted].read_text(encoding="utf-8")
+    choice = f"one of {', '.join(sorted(known))}" if known else "a name that mergekit, if installed"
+    raise recipe.error(
+        ("chat_template",), f"chat_template '{wanted[:40]}' is neither Jinja text nor 'auto' nor "
+        f"{choice}{'' if known else ', knows'}.",
+    )  # fmt: skip
+
+
+def _own_template(one: Input) -> str | None:
+    path = one.checkpoint.file(_TEMPLATE)
+    if path is not None:
+        return path.read_text(encoding="utf-8").strip()
+    path = one.checkpoint.file("tokenizer_config.json")
+    if path is None:
+        return None
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template.strip() if isinstance(template, str) else None

@@ -1,0 +1,99 @@
+"""Which attention kernel: the fastest that is here and right on this device.
+
+Every candidate first computes a small block, forward and backward, and must agree with `Reference`
+there: a wrong kernel would train without an error message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from regraft.errors import InputError
+from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Lengths, Reference
+
+
+@cache
+def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Kernel:
+    """The kernel for a device type, value type and head size.
+
+    `name` is 'auto' (the fastest; what fails is passed over) or one of `names(device)`. Raises
+    InputError for a name that is unknown, not installed, or wrong here, saying which.
+    """
+    candidates = _candidates(device)
+    if name != "auto" and name not in candidates:
+        raise InputError(
+            f"There is no attention kernel '{name}' for {device}; "
+            f"choose auto or one of {', '.join(candidates)}."
+        )
+    reasons = []
+    for wanted in candidates if name == "auto" else [name]:
+        try:
+            kernel = candidates[wanted]()
+        except (ImportError, RuntimeError, AttributeError, ValueError) as error:
+            reasons.append(f"{wanted} is not installed ({error})")
+            continue
+        reason = refusal(kernel, torch.device(device), dtype, head_dim)
+        if reason is None:
+            return kernel
+        kernel.close()
+        reasons.append(f"{wanted} {reason}")
+    raise InputError(f"No attention kernel for {device}, {dtype}: {'; '.join(reasons)}.")
+
+
+def names(device: str) -> list[str]:
+    """Kernels that may exist for a device type ('cpu', 'cuda'), fastest first."""
+    return list(_candidates(device))
+
+
+def _candidates(device: str) -> dict[str, Callable[[], Kernel]]:
+    if device == "cuda":
+        from regraft.parallel.kernels.cuda import candidates
+
+        found: dict[str, Callable[[], Kernel]] = {kernel.name: kernel for kernel in candidates()}
+        return found | {"reference": Reference}
+    return {"torch-cpu": CpuFlash, "reference": Reference}
+
+
+def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a kernel cannot be used, or None: forward and backward of two blocks, one causal with
+    more keys than queries and one packed, against `Reference` in float64."""
+    if dtype not in kernel.dtypes:
+        return f"does not take {dtype}"
+    if isinstance(kernel, Reference):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    shapes = ((4, 48), (2, 80), (2, 80), (4, 48))  # q, k, v, dout: heads and tokens
+    inputs = [draw(1, heads, tokens, head_dim).to(device, dtype) for heads, tokens in shapes]
+    exact = [t.double() for t in inputs]
+    scale = head_dim**-0.5
+    # Single precision loses about 1e-6 here, bfloat16 1e-2, float16 1e-3; an error of logic, 1.
+    bound = 40 * torch.finfo(dtype).eps
+    try:
+        hows: tuple[bool | Lengths, ...] = (True, False, [(16, 16), (32, 64)])
+        for how in hows:
+            got = _both(kernel, inputs, how, scale)
+            want = _both(Reference(), exact, how, scale)
+            for label, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
+                error = float((a.double() - b).abs().max() / b.abs().max())
+                if not error < bound:
+                    return f"disagrees with the reference in {label} by {error:.1e}"
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return f"cannot run here ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return None
+
+
+def _both(kernel: Kernel, inputs: list[Tensor], how: bool | Lengths, scale: float) -> list[Tensor]:
+    """out, lse and the three gradients of a block (`how`: causal) or of packed ones (lengths)."""
+    q, k, v, dout = inputs
+    if isinstance(how, bool):
+        out, lse = kernel.forward(q, k, v, how, scale)
+        out = out.to(q.dtype)
+        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, how, scale)]
+    out, lse = kernel.packed(q, k, v, how, scale)
+    out = out.to(q.dtype)
+    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, how, scale)]

@@ -1,0 +1,75 @@
+"""The model card of a training: what it was, with what text, how it went, how to repeat it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from regraft import drawing
+from regraft.rope import ContextSpec
+from regraft.train.output.log import CURVES
+from regraft.units import format_tokens
+
+_TEMPLATE = """\
+---
+{% if hub_id %}
+base_model: {{ base }}
+{% endif %}
+library_name: {{ "peft" if adapter else "transformers" }}
+tags: [regraft, long-context]
+---
+
+# {{ title }}
+
+{% for label, text in lines %}
+- **{{ label }}**: {{ text }}
+{% endfor %}
+
+| stage | length | theta | steps | rows a step | rate | |
+|--:|--:|--:|--:|--:|--:|---|
+{% for row in stages %}
+| {{ row }} |
+{% endfor %}
+
+![training]({{ curves }})
+
+{% if adapter %}
+It is an adapter for {{ base }} and its relatives, and brings its context along:
+
+    regraft apply THIS-FOLDER CHECKPOINT -o OUT
+{% else %}
+config.json states the context in both spellings, `rope_parameters` and `rope_theta`.
+{% endif %}
+
+Trained by `regraft train recipe.yaml`: that file, `metrics.jsonl` (a line for each step) and
+`train.json` (inputs with their hashes, versions) are beside this one. {{ versions }}.
+"""
+
+
+def write_card(folder: Path, record: dict[str, Any], lines: list[tuple[str, str]]) -> None:
+    """README.md of a training's folder. lines: (label, text), as shown after the run."""
+    recipe, base = record["recipe"], record["base"]
+    stages = []
+    for i, (stage, context) in enumerate(
+        zip(recipe["stages"], record["context"]["stages"], strict=True), 1
+    ):
+        spec = ContextSpec.from_json(context)
+        stopped = record["stopped"].get(str(i), "")
+        cells = (
+            i, format_tokens(stage["length"]), f"{spec.theta:.6g}", record["stage_steps"][i - 1],
+            stage["batch"], f"{stage['rate']:g}", stopped,
+        )  # fmt: skip
+        stages.append(" | ".join(map(str, cells)))
+    name = base["name"]
+    text = drawing.render(
+        _TEMPLATE,
+        title=f"{name.rstrip('/').rpartition('/')[2]}, trained ({recipe['method']})",
+        base=name,
+        hub_id=base["revision"] is not None,
+        adapter=record["export"] == "adapter",
+        lines=lines,
+        stages=stages,
+        curves=CURVES,
+        versions=", ".join(f"{key} {value}" for key, value in record["versions"].items()),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,199 @@
+"""What a run leaves: a model that every transformers reads, or an adapter that `apply` grafts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.adapters import lineage
+from regraft.adapters import reader as format
+from regraft.adapters.extract.evidence import versions
+from regraft.checkpoint.layout import Planned, write_safetensors
+from regraft.checkpoint.roles import roles
+from regraft.checkpoint.source import Checkpoint
+from regraft.errors import RegraftError
+from regraft.parallel import Mesh
+from regraft.rope import ContextSpec
+from regraft.train.recipe.schema import Body
+from regraft.train.step.learner import Learner, is_norm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_model(
+    folder: Path, learner: Learner, base: Checkpoint, context: ContextSpec, body: Body, mesh: Mesh
+) -> None:
+    """A transformers checkpoint with the context in both spellings, LoRA folded in. Collective.
+
+    The base's tokenizer and other small files come along.
+    """
+    state = _folded(learner, mesh)
+    if mesh.rank:
+        return
+    dtypes = {name: info.dtype for name, info in base.tensors.items()}
+    chosen = DTYPES.get(body.export.dtype)
+    usual = next(iter(dtypes.values()))
+    state = {name: value.to(chosen or dtypes.get(name, usual)) for name, value in state.items()}
+    if learner.model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    _write_model(folder, state)
+    config = context.write_into(base.config)
+    if chosen is not None:
+        config.pop("dtype" if "torch_dtype" in config else "torch_dtype", None)
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = body.export.dtype
+    write_json(folder / "config.json", config)
+    _copy_files(folder, base)
+
+
+def export_adapter(
+    folder: Path,
+    learner: Learner,
+    base: Checkpoint,
+    contexts: tuple[ContextSpec, ContextSpec],
+    body: Body,
+    mesh: Mesh,
+    source: str,
+) -> None:
+    """PEFT's two files, regraft.json, the lineage sketch, and the norms as dense differences.
+
+    The scale alpha / r (or alpha / sqrt(r)) is folded into B. Collective.
+    """
+    trained = {name: _full(value) for name, value in learner.trained().items()}
+    if mesh.rank:
+        return
+    chosen = DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
+    lora = body.lora
+    alpha = lora.alpha or 2 * lora.rank
+    scale = alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
+    factors: dict[str, Tensor] = {}
+    for name, value in trained.items():
+        if ".lora_" in name:
+            module, side, _, _ = name.rsplit(".", 3)  # ...q_proj.lora_A.default.weight
+            wide = value.double() * (scale if side == "lora_B" else 1.0)
+            key = f"base_model.model.{module}.{side}.weight"
+            factors[key] = wide.to(chosen).contiguous()
+    modules = sorted({key.split(".lora_")[0].removeprefix("base_model.model.") for key in factors})
+    ours = [format.Factors(module, "linear", lora.rank) for module in modules]
+    role_of = roles(base.config, base.tensors)
+    linear = {role.module for role in role_of.values() if role.kind in ("projection", "head")}
+    config = format.peft_config(
+        ours, linear, uniform=lora.rank, base=source.partition("@")[0], revision=base.revision
+    )
+    write_json(folder / format.CONFIG, config)
+    _write(folder / format.WEIGHTS, factors)
+    _write(
+        folder / format.LINEAGE,
+        lineage.sketch(base),
+        {"roles": json.dumps({name: asdict(role) for name, role in role_of.items()})},
+    )
+    differences = {
+        name: value.float().cpu() - base.tensor(name).float()
+        for name, value in trained.items()
+        if is_norm(name)
+    }
+    if differences:
+        _write(folder / format.DIFFERENCES, differences)
+    mark = hashlib.sha256()
+    for name in sorted(factors):
+        mark.update(name.encode() + factors[name].view(torch.uint8).numpy().tobytes())
+    record = {
+        "schema_version": format.SCHEMA_VERSION,
+        "kind": "adapter",
+        "base": {
+            "name": source,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint(),
+            "model_type": base.config.get("model_type"),
+        },
+        "extended": {
+            "name": f"{source}, trained",
+            "revision": None,
+            "fingerprint": mark.hexdigest(),
+        },
+        "context": {"base": contexts[0].to_json(), "extended": contexts[1].to_json()},
+        "layout": "exact" if differences else "portable",
+        "differences": sorted(differences),
+        "arguments": {"rank": lora.rank, "alpha": alpha, "rslora": lora.rslora},
+        "versions": versions(),
+    }
+    write_json(folder / format.RECORD, record)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, ending in a newline."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
+    """The model's tensors under its own names, W + s B A in the place of each LoRA. Collective."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {
+        name: module
+        for name, module in learner.model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    state: dict[str, Tensor] = {}
+    for name, value in learner.model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        whole = _full(value)
+        module = name.replace(".base_layer.weight", "")
+        if module in layers:
+            layer = layers[module]
+            a = _full(layer.lora_A["default"].weight)
+            b = _full(layer.lora_B["default"].weight)
+            whole = whole.double() + layer.scaling["default"] * (b.double() @ a.double())
+        if mesh.rank == 0:
+            state[name.replace(".base_layer", "")] = whole
+    return state
+
+
+def _full(value: Tensor) -> Tensor:
+    """The whole of a tensor on the host; of a sharded one, gathered from all processes."""
+    from torch.distributed.tensor import DTensor
+
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+def _write_model(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """As transformers lays a model out: one file, or shards of 5 GB with an index."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    split = split_torch_state_dict_into_shards(dict(state), max_shard_size="5GB")
+    for file, names in split.filename_to_tensors.items():
+        _write(folder / file, {name: state[name] for name in names})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], more: Mapping[str, str] | None = None
+) -> None:
+    found = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    for name, value in found.items():
+        if not torch.isfinite(value).all():
+            raise RegraftError(
+                f"'{name}' holds NaN or numbers too large for {str(value.dtype).partition('.')[2]};"
+                " nothing is exported."
+            )
+    plan = [Planned(name, tuple(value.shape), value.dtype) for name, value in found.items()]
+    write_safetensors(path, found.items(), plan, {"format": "pt", **(more or {})})
+
+
+def _copy_files(folder: Path, base: Checkpoint) -> None:
+    for name in base.other_files():
+        path = base.file(name)
+        if path is not None and not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)

@@ -1,0 +1,132 @@
+"""RoPE fixed for a stage: angles in float64, cos and sin in float32, and proof that the model
+turns by them.
+
+transformers multiplies positions and frequencies in float32, which is 0.03 rad off at a million
+tokens and 0.13 at four; its families that grow with the text look at whatever positions a device
+happens to hold; and a theta passed the wrong way is ignored without a word. So the model's own
+rotary module is replaced, and asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regraft.errors import RegraftError
+from regraft.rope import ContextSpec, inverse_frequencies, scaling_law
+from regraft.rope.laws import men_bound, ntk
+from regraft.train.recipe.schema import Rope, Stage
+from regraft.units import format_tokens
+
+
+class Rotary(nn.Module):
+    """cos and sin [B, S, rotary_dim] of position ids [B, S]; frequencies frozen for `length`."""
+
+    def __init__(self, spec: ContextSpec, head_dim: int, length: int) -> None:
+        super().__init__()
+        self.spec, self.head_dim, self.length = spec, head_dim, length
+        # a plain attribute: buffers are cast along with the model
+        self.frequencies, self.attention = inverse_frequencies(spec, head_dim, length)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        self.frequencies = self.frequencies.to(position_ids.device)
+        angles = position_ids.double()[..., None] * self.frequencies
+        table = torch.float64 if x.dtype == torch.float64 else torch.float32
+        cos, sin = ((f(angles) * self.attention).to(table) for f in (torch.cos, torch.sin))
+        return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
+
+
+def stage_context(base: ContextSpec, rope: Rope, stage: Stage, head_dim: int) -> ContextSpec:
+    """The context a stage trains: the stage's theta or the law's, the family, the stage's length.
+
+    Raises InputError for values the family cannot use.
+    """
+    family = base.rope_type if rope.family == "keep" else rope.family
+    theta = stage.theta
+    trained = base.max_position_embeddings
+    if theta is None and stage.length > trained and rope.law != "keep":
+        law = {
+            "scaling": lambda: scaling_law(base.theta, trained, stage.length),
+            "ntk": lambda: ntk(base.theta, trained, stage.length, head_dim),
+            "bound": lambda: men_bound(stage.length),
+        }[rope.law]
+        theta = float(round(law()))
+    if family == "dynamic":  # its length is the one before scaling
+        return base.extended(theta=theta, rope_type=family, factor=rope.factor)
+    return base.extended(
+        theta=theta,
+        length=stage.length,
+        rope_type=None if rope.family == "keep" else family,
+        factor=rope.factor,
+        original=rope.original,
+    )
+
+
+def fix_rotary(model: Any, spec: ContextSpec, length: int) -> Rotary:
+    """Put the stage's frequencies into a transformers model and its config."""
+    inner, config = model.model, model.config
+    rotary = Rotary(spec, head_size(config), length)
+    inner.rotary_emb = rotary
+    config.rope_parameters = dict(spec.rope_parameters)
+    config.max_position_embeddings = spec.max_position_embeddings
+    return rotary
+
+
+@torch.no_grad()
+def check_rotary(forward: Any, layer: nn.Module, rotary: Rotary, device: torch.device) -> None:
+    """Run a few far positions and compare what `layer` is told with tables made independently.
+
+    forward: called with (ids, positions), both [1, 8]. layer: the first decoder layer.
+    Raises RegraftError where the model rotates by anything else.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = layer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["position_embeddings"]), with_kwargs=True
+    )
+    positions = torch.linspace(0, rotary.length - 1, 8, dtype=torch.float64).long().to(device)
+    try:
+        forward(torch.zeros(1, 8, dtype=torch.long, device=device), positions[None])
+    finally:
+        handle.remove()
+    from regraft.rope import tables
+
+    wanted = tables(rotary.spec, rotary.head_dim, positions, rotary.length)
+    for got, want in zip(seen[0] if seen else (), wanted, strict=False):
+        shown = got.reshape(-1, got.shape[-1])
+        rows = [bool(((want - row).abs().amax(-1) < 2e-6).any()) for row in shown.to(want)]
+        if got.dtype.itemsize >= 4 and all(rows):
+            continue
+        seen = []
+    if not seen:
+        raise RegraftError(
+            f"The model does not rotate by {rotary.spec.describe()}, although it was told to; this "
+            "architecture keeps its frequencies elsewhere, please report it."
+        )
+
+
+def wavelengths(rotary: Rotary) -> list[str]:
+    """What to print at the start: the slowest turns, in tokens."""
+    longest = 2 * torch.pi / rotary.frequencies[rotary.frequencies > 0]
+    covered = int((longest <= rotary.length).sum())
+    lines = [
+        rotary.spec.describe(),
+        f"longest wavelength {int(longest.max()):,} tokens",
+        f"{covered} of {len(longest)} pairs turn fully within {format_tokens(rotary.length)}",
+    ]
+    bound = men_bound(rotary.length)
+    if rotary.spec.rope_type == "default" and rotary.spec.theta < bound:
+        lines.append(
+            f"theta lies below Men's bound {bound:,.0f}: perplexity may look fine while retrieval "
+            "fails"
+        )
+    return lines
+
+
+def head_size(config: Any) -> int:
+    """Size of an attention head."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )

@@ -1,0 +1,96 @@
+"""A toy Llama that can learn to look things up within minutes: 290k parameters, 246 words.
+
+Two things are unusual for a Llama. Embeddings start at a standard deviation of 0.4: at 0.05
+retrieval stalls. Two heads of the first layer start as what every model that looks things up has
+to discover, attention to the word before and the word before that; they are a start, free to
+change like every other weight.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from regraft.data.toy_language import IDS, WORDS, write_tokenizer
+from regraft.train.recipe.schema import Toy
+
+_EMBEDDING_STD = 0.4
+_CONSTANT = 5.0  # what heads look back by; large, so that the norm keeps it constant
+_SHARPNESS = 9.0  # at 20 the heads hardly blur under a raised theta, and theta alone does much
+
+
+def write_toy(folder: Path, toy: Toy, seed: int) -> None:
+    """An untrained toy as a checkpoint folder with its tokenizer."""
+    sizes = {
+        "hidden_size": toy.hidden,
+        "intermediate_size": toy.intermediate,
+        "num_hidden_layers": toy.layers,
+        "num_attention_heads": toy.heads,
+        "num_key_value_heads": toy.kv_heads,
+    }
+    model = newborn(toy.length, toy.theta, seed, **sizes)
+    folder.mkdir(parents=True)
+    # not save_pretrained, which under torchrun writes in the first process only
+    config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(dict(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
+    write_tokenizer(folder)
+
+
+def config(length: int, theta: float, **sizes: int) -> LlamaConfig:
+    """A small Llama for `length` tokens, of two layers unless `sizes` say otherwise.
+
+    transformers 5 heeds RoPE only if given here.
+    """
+    usual = {
+        "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    return LlamaConfig(
+        vocab_size=len(WORDS),
+        **{**usual, **sizes},
+        max_position_embeddings=length,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        tie_word_embeddings=False,
+        initializer_range=0.05,
+        bos_token_id=IDS["<s>"],
+        eos_token_id=IDS["</s>"],
+    )
+
+
+def newborn(length: int, theta: float, seed: int, **sizes: int) -> LlamaForCausalLM:
+    """An untrained model, its first two heads looking back one word and two."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config(length, theta, **sizes))
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
+    _look_back(model, theta)
+    return model
+
+
+@torch.no_grad()
+def _look_back(model: LlamaForCausalLM, theta: float) -> None:
+    """Let head h of layer 0 attend to the word h + 1 back, for h = 0, 1 (they share one key head).
+
+    Every word's embedding gets one constant coordinate; queries and keys read nothing else. Rotary
+    position turns the pair of coordinates of frequency w by w per word, so a query that starts
+    w * distance behind its key agrees with it best at that distance.
+    """
+    embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
+    hidden, head = embedding.shape[1], attention.head_dim
+    embedding[:, 0] = _CONSTANT
+    seen = _CONSTANT / (_EMBEDDING_STD**2 + _CONSTANT**2 / hidden) ** 0.5  # after the norm
+    size = _SHARPNESS**0.5 / seen
+    turn = theta ** (-torch.arange(0, head, 2) / head)
+    for index, distance in enumerate((1, 2)):
+        rows = attention.q_proj.weight[index * head : (index + 1) * head]
+        rows.zero_()
+        rows[:, 0] = size * torch.cat([torch.cos(turn * distance), -torch.sin(turn * distance)])
+    attention.k_proj.weight[:head].zero_()
+    attention.k_proj.weight[: head // 2, 0] = size
+    attention.v_proj.weight[:head] *= 2
+    attention.v_proj.weight[:head, 0] = 0
+    attention.o_proj.weight[:, : 2 * head] *= 2

@@ -1,0 +1,188 @@
+"""Looking on while it trains: held-out NLL by position, and a needle asked for without decoding.
+
+The needle probe is teacher-forced: a fact is put into held-out text, its question at the end, and
+the answer's tokens are scored where they stand. A row counts as found when every answer token is
+the likeliest one, which is when greedy decoding would have said it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.data.batch import IGNORED, Row, make_row, together
+from regraft.data.positions import Sampler
+from regraft.data.rows import Piece
+from regraft.errors import InputError
+from regraft.parallel import Mesh
+from regraft.train.corpus import Corpus
+from regraft.train.recipe.schema import Needle, Watch
+from regraft.train.step.learner import Learner
+from regraft.units import format_tokens
+
+
+class Watcher:
+    """Fixed rows of one length; `look` gives the figures. `rows` are the same for every look."""
+
+    def __init__(self, corpus: Corpus, settings: Watch, length: int, tokenizer: Any) -> None:
+        self.corpus, self.settings = corpus, settings
+        self.length = settings.length or length
+        self.edges = [0, *(self.length // 2**i for i in (4, 3, 2, 1)), self.length]
+        self.plain = self._plain_rows()
+        self.needles: list[Row] = []
+        if settings.needle is not None:
+            self.needles = self._needle_rows(settings.needle, tokenizer)
+
+    @torch.no_grad()
+    def look(self, learner: Learner) -> dict[str, Any]:
+        """{"nll": {"0-64": nats, ...}, "needle": {"nll": nats, "found": share}}. Collective."""
+        learner.eval()
+        nll, _, valid = scores(learner, self.plain, self.corpus.mesh)
+        shown: dict[str, Any] = {"nll": {}}
+        for low, high in pairwise(self.edges):
+            count = valid[:, low:high].sum()
+            if count:
+                mean = float(nll[:, low:high].sum() / count)
+                shown["nll"][f"{low}-{high}"] = round(mean, 6)
+        if self.needles:
+            nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
+            found = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
+            shown["needle"] = {
+                "nll": round(float(nll.sum() / valid.sum()), 6),
+                "found": float(found),
+            }
+        learner.train()
+        return shown
+
+    def _plain_rows(self) -> list[Row]:
+        held = self._held()[: self.settings.rows]
+        return document_rows(self.corpus, held, self.length)
+
+    def _held(self, source: str | None = None) -> list[tuple[str, int]]:
+        """(source, document) held out, the longest first: only they reach far positions.
+
+        Of one source or of all that the run trains on.
+        """
+        body = self.corpus.recipe.body
+        trained = {name for stage in body.stages for name in self.corpus.recipe.mix(stage)}
+        found = [
+            (-int(self.corpus.tokens[name].lengths()[document]), name, int(document))
+            for name, documents in self.corpus.held.items()
+            for document in documents
+            if name == source or (source is None and name in trained)
+        ]
+        if not found:
+            raise InputError(
+                "watch: no document is held out; raise data.held_out, give more documents, or "
+                "leave watch out."
+            )
+        return [(name, document) for _, name, document in sorted(found)]
+
+    def _needle_rows(self, needle: Needle, tokenizer: Any) -> list[Row]:
+        rng = random.Random(f"{self.corpus.recipe.body.seed} needles")
+        filler = np.concatenate(
+            [self.corpus.tokens[name].slice(document, 0, self.length)
+             for name, document in self._held(needle.filler)[:64]]
+        )  # fmt: skip
+        filler = np.resize(filler, max(len(filler), 2 * self.length))
+        rows = []
+        for number in range(needle.rows):
+            key = rng.choice(needle.keys)
+            value = rng.choice(needle.values) if needle.values else f"{rng.randrange(10**5):05d}"
+            fact, question, answer = (
+                _ids(tokenizer, text.format(key=key, value=value))
+                for text in (needle.fact, needle.question, needle.answer)
+            )
+            room = self.length - len(fact) - len(question) - len(answer)
+            if room < 2:
+                raise InputError(
+                    f"watch: a needle and its question do not fit in {self.length} tokens; "
+                    "watch a greater length or shorten the texts."
+                )
+            start = rng.randrange(len(filler) - room + 1)
+            text = filler[start : start + room].tolist()
+            at = max(1, round(room * (number + 0.5) / needle.rows))
+            ids = [*text[:at], *fact, *text[at:], *question, *answer]
+            labels = [IGNORED] * len(ids)
+            for back in range(len(answer), 0, -1):
+                labels[len(ids) - back - 1] = ids[len(ids) - back]
+            rows.append(
+                Row(
+                    torch.tensor(ids), torch.arange(len(ids)), torch.tensor(labels),
+                    torch.zeros(len(ids), dtype=torch.long),
+                )
+            )  # fmt: skip
+        return rows
+
+
+@torch.no_grad()
+def scores(learner: Learner, rows: list[Row], mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:
+    """(NLL, hit, valid) of all rows in every process: float64 [rows, S] on the host. Collective."""
+    found = torch.zeros(2, len(rows), len(rows[0].ids), dtype=torch.float64)
+    # every process takes part in as many passes, with a row it throws away where there is none
+    for turn in range(-(-len(rows) // mesh.data_size)):
+        number = turn * mesh.data_size + mesh.data_rank
+        part = mesh.cut(together([rows[min(number, len(rows) - 1)]]))
+        nll, hit = (mesh.join(values, part) for values in learner(part, score=True))
+        if number < len(rows) and mesh.context_rank == 0 and mesh.ulysses_rank == 0:
+            found[0, number], found[1, number] = nll[0].double().cpu(), hit[0].double().cpu()
+    found = mesh.sum(found.to(mesh.device)).cpu()
+    return found[0], found[1], torch.stack([row.labels != IGNORED for row in rows]).double()
+
+
+def document_rows(corpus: Corpus, chosen: Sequence[tuple[str, int]], length: int) -> list[Row]:
+    """A row for each (source, document): its first `length` tokens, at positions from 0."""
+    rows = []
+    for name, document in chosen:
+        tokens = corpus.tokens[name]
+        size = min(int(tokens.lengths()[document]), length)
+        piece = Piece(document, 0, size, size)
+        rows.append(
+            make_row(
+                [piece], tokens, length, Sampler("contiguous", length), (0, 0, 0), masks=True,
+                padding=corpus.padding,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def verdict(looks: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
+    """Why a stage should end: its far positions got worse and stayed so, or swing. None: go on.
+
+    looks: what `Watcher.look` gave in this stage, in order. tolerance: nats of NLL in the farthest
+    bucket.
+    """
+    if len(looks) < 3:
+        return None
+    far = list(looks[0]["nll"])[-1]
+    values = [look["nll"][far] for look in looks]
+    best = min(values)
+    where = f"positions {_span(far)}"
+    if all(value > best + tolerance for value in values[-2:]):
+        return (
+            f"NLL at {where} rose from {best:.3f} to {values[-1]:.3f} nats and stayed there: "
+            "theta is too small for this length, or the rate too high."
+        )
+    moves = [b - a for a, b in pairwise(values[-4:])]
+    swings = len(moves) == 3 and all(a * b < 0 for a, b in pairwise(moves))
+    if swings and min(map(abs, moves)) > tolerance:
+        return (
+            f"NLL at {where} swings by more than {tolerance:g} nats from look to look: the rate is "
+            "too high."
+        )
+    return None
+
+
+def _span(bucket: str) -> str:
+    low, high = map(int, bucket.split("-"))
+    return f"{format_tokens(low)} to {format_tokens(high)}"
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,258 @@
+"""Adapter folders from elsewhere: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import models
+import pytest
+import torch
+from peft_folders import Q, adapter
+from safetensors.torch import load_file, save_file
+
+from regraft.adapters.extract.extract import extract_lora
+from regraft.adapters.reader import Adapter, Factors, peft_config
+from regraft.errors import CheckpointError, InputError, RegraftError
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("extracted")
+    base, long, _ = models.family(root)
+    extract_lora(base, long, root / "a", rank=4, layout="exact", verify=False)
+    return root / "a"
+
+
+def copy(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for name, data in models.contents(source).items():
+        (target / name).write_bytes(data)
+    return target
+
+
+def test_a_plain_adapter_is_b_a_times_alpha_over_r(tmp_path):
+    lora = Adapter.open(adapter(tmp_path / "a"))
+    tensors = load_file(tmp_path / "a/adapter_model.safetensors")
+    b, a = lora.factors(f"{Q}.weight")
+    wanted = 2 * (
+        tensors[f"base_model.model.{Q}.lora_B.weight"]
+        @ tensors[f"base_model.model.{Q}.lora_A.weight"]
+    )
+    torch.testing.assert_close(b @ a, wanted)
+    assert lora.shape(f"{Q}.weight") == (64, 64)
+    assert lora.rank(f"{Q}.weight") == 4
+    assert lora.record is lora.context is lora.lineage() is lora.roles() is None
+
+
+@pytest.mark.parametrize(
+    ("config", "scaling"),
+    [
+        ({}, 2.0),
+        ({"use_rslora": True}, 4.0),
+        ({"alpha_pattern": {"q_proj": 2}}, 0.5),
+        ({"alpha_pattern": {"layers.0.self_attn.q_proj": 2, "q_proj": 16}}, 0.5),
+        ({"alpha_pattern": {r"layers\.1\..*q_proj": 2, "_proj": 16}}, 2.0),
+        ({"alpha_pattern": {r".*\.q_proj": 16}}, 4.0),
+        ({"r": 99, "rank_pattern": {"q_proj": 4}}, 2.0),
+        ({"r": 99, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 4}}, 2.0),
+        ({"rank_pattern": None, "alpha_pattern": None}, 2.0),
+        ({"lora_alpha": 0}, 0.0),
+    ],
+)
+def test_scaling_follows_pefts_patterns(config, scaling, tmp_path):
+    lora = Adapter.open(adapter(tmp_path / "a", config))
+    assert lora.modules[f"{Q}.weight"].scaling == pytest.approx(scaling)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "LOHA"}, "is a LOHA adapter"),
+        ({"peft_type": None}, "is a nameless adapter"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"target_parameters": ["experts.w"]}, "target_parameters"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights='OLoRA'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+    ],
+)
+def test_what_is_more_than_a_plain_change_is_refused(config, said, tmp_path):
+    with pytest.raises(InputError, match=said) as refused:
+        Adapter.open(adapter(tmp_path / "a", config))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
+def test_ways_to_begin_that_leave_the_base_alone_are_read(start, tmp_path):
+    assert Adapter.open(adapter(tmp_path / "a", {"init_lora_weights": start})).modules
+
+
+A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        ({"r": 8}, {}, "says 8; the config belongs to another adapter"),
+        ({}, {B_KEY: torch.ones(64, 5)}, "rank 4 and 5"),
+        ({}, {B_KEY: None}, "has only lora_A"),
+        ({}, {A_KEY: None, B_KEY: None}, "holds no LoRA factors"),
+        ({"r": 0}, {A_KEY: torch.ones(0, 64), B_KEY: torch.ones(64, 0)}, "rank 0"),
+        ({}, {A_KEY: torch.ones(4, 3, 3, 3), B_KEY: torch.ones(8, 4, 1, 1)}, "changes matrices"),
+        ({}, {A_KEY: torch.ones(4)}, "changes matrices"),
+        ({}, {f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(64)}, "a part of LoRA"),
+        ({"lora_alpha": "much"}, {}, "lora_alpha 'much', which is no number"),
+        ({"lora_alpha": None}, {}, "lora_alpha None, which is no number"),
+        ({"lora_alpha": math.inf}, {}, "lora_alpha inf, which is no number"),
+        ({"rank_pattern": {"(": 4}}, {}, "rank_pattern does not map regular expressions"),
+        ({"alpha_pattern": ["q_proj"]}, {}, "alpha_pattern does not map regular expressions"),
+    ],
+)
+def test_broken_adapters_are_named(config, tensors, said, tmp_path):
+    with pytest.raises(RegraftError, match=said) as refused:
+        Adapter.open(adapter(tmp_path / "a", config, tensors))
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_factors_with_nan_are_refused_when_used(bad, tmp_path):
+    tensors = {A_KEY: torch.full((4, 64), bad)}
+    lora = Adapter.open(adapter(tmp_path / "a", tensors=tensors))
+    with pytest.raises(CheckpointError, match=f"NaN or infinite numbers in the factors of '{Q}'"):
+        lora.factors(f"{Q}.weight")
+
+
+def test_replacements_and_differences_with_nan_are_refused_when_used(extracted, tmp_path):
+    key = "base_model.model.lm_head.weight"
+    lora = Adapter.open(adapter(tmp_path / "a", tensors={key: torch.full((8, 8), math.nan)}))
+    with pytest.raises(CheckpointError, match=r"NaN or infinite numbers for 'lm_head\.weight'"):
+        lora.replacement("lm_head.weight")
+    folder = copy(extracted, tmp_path / "b")
+    save_file({"model.norm.weight": torch.full((64,), math.nan)},
+              folder / "regraft-differences.safetensors")  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"NaN or infinite numbers for 'model\.norm"):
+        Adapter.open(folder).difference("model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: (f / "adapter_config.json").unlink(), "is not an adapter: it has no"),
+        (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+        (
+            lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+            "has only pickled weights",
+        ),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "is not valid JSON"),
+        (lambda f: (f / "adapter_config.json").write_bytes(b"\xff\xfe"), "is not valid JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("[]"), "is not a JSON object"),
+        (lambda f: _truncate(f / "adapter_model.safetensors"), "truncated or not a safetensors"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "truncated or not a"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99), "truncated or not a"),
+    ],
+)
+def test_broken_folders_are_named(change, said, tmp_path):
+    folder = adapter(tmp_path / "a")
+    change(folder)
+    with pytest.raises(CheckpointError, match=said) as refused:
+        Adapter.open(folder)
+    assert "\n" not in str(refused.value)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_what_is_no_adapter_folder_is_said(tmp_path):
+    model = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
+    with pytest.raises(CheckpointError, match="is a model: it has no adapter_config"):
+        Adapter.open(model)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Adapter.open(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="is a file"):
+        Adapter.open(model / "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.clear(),
+        lambda record: record.update(kind="graft"),
+        lambda record: record.pop("base"),
+        lambda record: record.update(extended=None),
+        lambda record: record["context"].pop("extended"),
+        lambda record: record["context"].update(base={}),
+        lambda record: record.pop("differences"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(change, extracted, tmp_path):
+    folder = copy(extracted, tmp_path / "a")
+    record = json.loads((folder / "regraft.json").read_text())
+    change(record)
+    (folder / "regraft.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"regraft\.json is not the record|stored context"):
+        Adapter.open(folder)
+
+
+def test_a_newer_record_asks_for_a_newer_regraft(extracted, tmp_path):
+    folder = copy(extracted, tmp_path / "a")
+    record = json.loads((folder / "regraft.json").read_text())
+    (folder / "regraft.json").write_text(json.dumps({**record, "schema_version": 99}))
+    with pytest.raises(CheckpointError, match=r"schema version 99 .* update regraft"):
+        Adapter.open(folder)
+
+
+def test_our_own_folder_reads_back(extracted, tmp_path):
+    lora = Adapter.open(extracted)
+    assert len(lora.modules) == 14
+    assert lora.record is not None
+    assert lora.context is not None
+    before, after = lora.context
+    assert (before.theta, after.theta) == (10000.0, 160000.0)
+    assert after.max_position_embeddings == 2048
+    samples, role_of = lora.lineage(), lora.roles()
+    assert samples is not None
+    assert role_of is not None
+    assert samples.keys() == role_of.keys()
+    assert role_of[f"{Q}.weight"].kind == "projection"
+
+
+def test_missing_differences_are_noticed(tmp_path):
+    root = tmp_path
+    base, long, _ = models.family(root, rank=2)
+    state = models.load(long)
+    state["model.norm.weight"] += 0.5
+    models.save(long, {**models.LLAMA, **models.LONG}, state)
+    extract_lora(base, long, root / "a", rank=2, layout="exact", verify=False)
+    assert Adapter.open(root / "a").differences == ["model.norm.weight"]
+    (root / "a/regraft-differences.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="lacks regraft-differences"):
+        Adapter.open(root / "a")
+
+
+def test_targets_are_leaves_only_where_all_of_a_leaf_are_in():
+    names = [f"model.layers.{i}.mlp.{leaf}" for i in range(12) for leaf in ("up", "down")]
+    some = [Factors(n, "linear", 2) for n in names if "up" in n or ".1." in n]
+    config = peft_config(some, names, uniform=2, base="b", revision=None)
+    assert config["target_modules"] == ["model.layers.1.mlp.down", "up"]
+    assert config["rank_pattern"] == {}
+    mixed = [Factors(n, "linear", 1 + ("layers.1." in n)) for n in names]
+    config = peft_config(mixed, names, uniform=None, base="b", revision=None)
+    assert (config["r"], config["lora_alpha"]) == (2, 2)
+    assert len(config["rank_pattern"]) == 22
+    assert r"model\.layers\.11\.mlp\.up" in config["rank_pattern"]
+    assert r"model\.layers\.1\.mlp\.up" not in config["rank_pattern"]

@@ -1,0 +1,254 @@
+"""A judge behind a URL: what it is asked, what is made of its replies, and what if it is away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluated import text_tokenizer
+from models import LLAMA, save, weights
+from typer.testing import CliRunner
+
+from regraft.cli import app
+from regraft.errors import InputError, RegraftError
+from regraft.evaluate.answers.judge import Judge, examine
+from regraft.evaluate.answers.model import Source
+from regraft.evaluate.job import evaluate
+
+Reply = Callable[[dict[str, Any]], tuple[int, str]]  # (status, text) to a request
+
+
+class Endpoint:
+    """Speaks /v1/chat/completions; `reply` says what."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.reply: Reply = lambda request: (200, chat("Yes."))
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                size = int(self.headers["Content-Length"])
+                request = json.loads(self.rfile.read(size))
+                endpoint.asked.append(request)
+                endpoint.headers.append(self.headers)
+                known = self.path == "/v1/chat/completions"
+                status, text = endpoint.reply(request) if known else (404, "")
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def prompts(self) -> list[str]:
+        return [request["messages"][0]["content"] for request in self.asked]
+
+
+def chat(text: str) -> str:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+def one_by_one(*replies: tuple[int, str]) -> Reply:
+    left = iter(replies)
+    return lambda request: next(left)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    found = Endpoint()
+    thread = threading.Thread(target=found.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def quick(endpoint: Endpoint, **settings: Any) -> Judge:
+    return Judge(endpoint.url, "judge-1", pause=0.001, **settings)
+
+
+def test_the_judge_is_shown_question_references_and_answer(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = quick(endpoint)
+    assert judge.verdict("Who?", ["Ada", "Ada Sloan"], " Bob \n") == (True, "Yes.")
+    (request,) = endpoint.asked
+    assert request["model"] == "judge-1"
+    assert request["temperature"] == 0
+    prompt = endpoint.prompts()[0]
+    for shown in ("Question: Who?\n", "\n- Ada\n- Ada Sloan\n", "<answer>\nBob\n</answer>"):
+        assert shown in prompt
+    assert endpoint.headers[0]["Authorization"] is None
+    monkeypatch.setenv("OPENAI_API_KEY", "second")
+    judge.verdict("Who?", ["Ada"], "Bob")
+    monkeypatch.setenv("REGRAFT_JUDGE_KEY", "first")
+    Judge(f"{endpoint.url}/chat/completions/", "judge-1").verdict("Who?", ["Ada"], "Bob")
+    assert [headers["Authorization"] for headers in endpoint.headers[1:]] == [
+        "Bearer second", "Bearer first",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("yes", True), ("No.", False), ("**Yes**, it does", True), (" no, for", False),
+        ("<think>no, or\nyes</think>\n\nYes", True), ("Nothing", None), ("It agrees: yes", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_the_first_word_and_none_where_it_is_neither(
+    endpoint: Endpoint, text: str, verdict: bool | None
+) -> None:
+    endpoint.reply = lambda request: (200, chat(text))
+    assert quick(endpoint).verdict("Who?", ["Ada"], "Ada") == (verdict, text)
+    assert len(endpoint.asked) == (2 if verdict is None else 1)
+
+
+def test_what_said_neither_is_asked_once_more(endpoint: Endpoint) -> None:
+    endpoint.reply = one_by_one((200, chat("Well")), (200, chat("No")))
+    assert quick(endpoint).verdict("Who?", ["Ada"], "Bob") == (False, "No")
+
+
+def test_a_busy_judge_is_asked_again_and_not_for_ever(endpoint: Endpoint) -> None:
+    busy = [(500, ""), (429, ""), (200, "no json"), (200, json.dumps({"choices": []}))]
+    endpoint.reply = one_by_one(*busy, (200, chat("yes")))
+    assert quick(endpoint).verdict("Who?", ["Ada"], "Ada")[0] is True
+    assert len(endpoint.asked) == 5
+    endpoint.reply = lambda request: (503, "")
+    with pytest.raises(RegraftError, match=r"does not answer \(HTTP 503"):
+        quick(endpoint, tries=3).verdict("Who?", ["Ada"], "Ada")
+    assert len(endpoint.asked) == 5 + 3
+    endpoint.reply = lambda request: (401, "")
+    with pytest.raises(RegraftError, match="HTTP 401"):
+        quick(endpoint).verdict("Who?", ["Ada"], "Ada")
+    assert len(endpoint.asked) == 5 + 3 + 1  # refused is refused
+
+
+def test_a_judge_that_never_replies_is_waited_for_within_bounds(endpoint: Endpoint) -> None:
+    over = threading.Event()
+    endpoint.reply = lambda request: (200, chat("yes")) if over.wait(5) else (500, "")
+    with pytest.raises(RegraftError, match="timed out"):
+        quick(endpoint, tries=1, timeout=0.1).verdict("Who?", ["Ada"], "Ada")
+    over.set()
+
+
+def test_verdicts_are_kept_one_by_one_and_not_asked_for_twice(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    items = [{"facts": {"question": f"Who is {n}?"}, "references": ["Ada"]} for n in range(4)]
+    lines = [{"number": n, "said": f"Ada {n}", "score": 1.0} for n in range(4)]
+    path = tmp_path / "judge" / "m" / "qa_1-64.jsonl"
+    yes, no = (200, chat("yes")), (200, chat("no"))
+    endpoint.reply = one_by_one(yes, no, (401, ""))
+    with pytest.raises(RegraftError, match="--resume"):
+        examine(quick(endpoint), items, lines, path)
+    with path.open("a") as file:  # killed while it wrote the third
+        file.write('{"number": 2, "verd')
+    endpoint.reply = one_by_one((200, chat("perhaps")), (200, chat("perhaps")), no)
+    found = examine(quick(endpoint), items, lines, path)
+    assert [line["judge"] for line in found] == [True, False, None, False]
+    assert [line["score"] for line in found] == [1.0] * 4
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["number"] for entry in entries] == [0, 1, 2, 3]
+    assert [entry["reply"] for entry in entries] == ["yes", "no", "perhaps", "no"]
+    assert "Who is 3?" in entries[3]["prompt"]
+    asked = len(endpoint.asked)
+    assert examine(quick(endpoint), items, lines, path) == found
+    assert len(endpoint.asked) == asked
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("judged")
+    config = {
+        **LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1,
+        "max_position_embeddings": 512,
+    }  # fmt: skip
+    text_tokenizer().save_pretrained(save(root / "model", config, weights(config)))
+    paragraphs = [
+        {"context": f"Alba{n} was founded by Berit{n}. " * 2,
+         "qas": [{"question": f"Who founded Alba{n}?", "answers": [{"text": f"Berit{n}"}]}]}
+        for n in range(100, 140)
+    ]  # fmt: skip
+    (root / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    return root
+
+
+def test_a_run_has_the_judges_share_beside_the_score_and_goes_on_where_the_judge_left_it(
+    endpoint: Endpoint, folder: Path, tmp_path: Path
+) -> None:
+    first, then = ["Yes", "yes", "no"], ["Yes", "hm", "hm", "yes", "no", "no"]  # Yes: to the check
+    endpoint.reply = one_by_one(*((200, chat(text)) for text in first), (403, ""))
+    run: dict[str, Any] = {
+        "suite": "qa_hard_1,entities", "qa": (str(folder / "squad.json"),), "lengths": "300",
+        "items": 6, "twins": False, "judge": endpoint.url, "judge_model": "judge-1",
+    }  # fmt: skip
+    with pytest.raises(RegraftError, match="--resume"):
+        evaluate([str(folder / "model")], tmp_path / "out", **run)
+    endpoint.reply = one_by_one(*((200, chat(text)) for text in then))
+    result = evaluate([str(folder / "model")], tmp_path / "out", resume=True, **run)
+    cell = result["cells"]["model"]["qa_hard_1"]["300"]
+    assert (cell["judge"], cell["judged"], cell["items"]) == (pytest.approx(2 / 5), 5, 6)
+    assert cell["score"] == 0  # the random model's
+    assert "judge" not in result["cells"]["model"]["entities"]["300"]
+    verdicts = tmp_path / "out" / "judge" / "model" / "qa_hard_1-300.jsonl"
+    kept = [json.loads(line)["verdict"] for line in verdicts.read_text().splitlines()]
+    assert kept == [True, False, None, True, False, False]
+    assert len(endpoint.asked) == len(first) + 1 + len(then)
+    card, page = ((tmp_path / "out" / name).read_text() for name in ("README.md", "index.html"))
+    for text in (card, page):
+        assert "qa_hard_1: share the judge agrees with" in text
+        assert "0.40" in text
+        assert "The judge is judge-1" in text
+    assert "the judge " in page[page.index("<summary>") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--judge", "http://127.0.0.1:9/v1", "--judge-model", "j"], "does not answer"),
+        (["--judge", "http://127.0.0.1:9/v1"], "needs both --judge URL and --judge-model NAME"),
+        (["--judge-model", "j"], "needs both"),
+        (["--judge", "localhost:9", "--judge-model", "j"], "no http:// or https:// URL"),
+        (["--judge", "http://127.0.0.1:9", "--judge-model", "j", "--scoring", "teacher"],
+         "generated free answers"),
+        (["--judge", "http://127.0.0.1:9", "--judge-model", "j", "--suite", "needle"],
+         "generated free answers"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_judge_is_refused_before_models_load(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(Source, "load", lambda *_: pytest.fail("a model was loaded"))
+    command = ["evaluate", str(folder / "model"), "-o", str(tmp_path / "out"), "--lengths", "300"]
+    if "--suite" not in options:
+        options = [*options, "--suite", "qa_1", "--qa", str(folder / "squad.json")]
+    shown = CliRunner().invoke(app, [*command, *options])
+    assert shown.exit_code == 2
+    assert message in shown.output
+    assert shown.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_endpoint_that_is_no_judge_is_refused(endpoint: Endpoint) -> None:
+    endpoint.reply = lambda request: (200, chat("As a language model, I cannot"))
+    with pytest.raises(InputError, match="neither yes nor no but 'As a language"):
+        quick(endpoint).check()
+    endpoint.reply = lambda request: (401, "")
+    with pytest.raises(InputError, match=r"HTTP 401.*REGRAFT_JUDGE_KEY"):
+        quick(endpoint).check()

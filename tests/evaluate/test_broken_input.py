@@ -1,0 +1,151 @@
+"""Broken or odd models, tokenizers and settings: refused in a sentence, or counted rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from evaluated import text_tokenizer, toy
+from models import LLAMA, LONG, save, weights
+
+from regraft.errors import CheckpointError, InputError, RegraftError
+from regraft.evaluate.answers import drift
+from regraft.evaluate.answers.model import Source
+from regraft.evaluate.cost import seconds, tokens
+from regraft.evaluate.job import _texts, evaluate
+from regraft.evaluate.prepare import Settings, plan, prepare
+from regraft.evaluate.prompts.haystack import Grammar
+from regraft.evaluate.prompts.length import Prompter
+from regraft.evaluate.tasks import Kit, listing
+from regraft.evaluate.tasks.needle import room
+
+CPU = torch.device("cpu")
+CONFIG: dict[str, Any] = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
+PROJECTION = "model.layers.0.mlp.down_proj.weight"
+
+
+def speaker(folder: Path, **config: Any) -> Path:
+    """A random Llama whose tokenizer knows every text."""
+    save(folder, CONFIG | config, weights(CONFIG | config))
+    text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor * float("nan"), "m computes no numbers"),
+        (lambda tensor: tensor[:-1].contiguous(), rf"shape.*{PROJECTION}"),
+        (lambda tensor: None, rf"lacks 1 tensors.*{PROJECTION}"),
+    ],
+)
+def test_broken_weights_are_not_examined(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor | None], message: str
+) -> None:
+    held = weights(CONFIG)
+    changed = change(held.pop(PROJECTION))
+    save(tmp_path / "m", CONFIG, held if changed is None else {**held, PROJECTION: changed})
+    with pytest.raises(RegraftError, match=message) as caught:
+        Source("m", str(tmp_path / "m")).load(CPU)
+    assert isinstance(caught.value, CheckpointError | InputError)
+
+
+def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path) -> None:
+    model = Source("m", str(toy(tmp_path / "m"))).load(CPU)
+    prompts = [[1, 5, 9, 40], [1, 7, 30, 8]]
+    first, second = model.generate(prompts, 6)
+    # the first answer ends early, and the second goes on
+    stop = next(token for token in first if token not in second)
+    model.model.generation_config.eos_token_id = [stop]
+    until = first[: first.index(stop)]
+    assert model.generate(prompts, 6) == [until, second]
+    assert model.generate(prompts[:1], 6) == [until]
+
+
+def test_drift_is_over_the_tokens_that_both_models_have(tmp_path: Path) -> None:
+    held = weights(CONFIG)
+    small = Source("a", str(save(tmp_path / "a", CONFIG, held))).load(CPU)
+    wide = {
+        name: torch.cat([tensor, tensor[:8]]) if len(tensor) == 600 else tensor
+        for name, tensor in held.items()
+    }
+    large = Source("b", str(save(tmp_path / "b", CONFIG | {"vocab_size": 608}, wide))).load(CPU)
+    rows = [[0, 17, 230, 41, 599]]
+    for one, other in ((small, large), (large, small)):
+        found = drift.measure(one, drift.Reference(other, rows))
+        assert found == {"kl": 0.0, "top1": 1.0, "cosine": 1.0, "positions": 5}
+
+
+def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    first, second = speaker(tmp_path / "a", vocab_size=616), speaker(tmp_path / "b")
+    tokenizer = text_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = "<s><turn>{{ messages[0].content }}"
+    tokenizer.save_pretrained(first)
+    settings = Settings(("needle",), (512,), chat=True)
+    with pytest.raises(InputError, match=r"b knows 600 tokens.*number 600.*leave --chat out"):
+        prepare([str(first), str(second)], settings, matrix=False)
+    prepare([str(first)], settings, matrix=False)
+    tokenizer.chat_template = "{{ raise_exception('a system message comes first') }}"
+    with pytest.raises(InputError, match=r"template takes no question alone.*comes first"):
+        Prompter(tokenizer, chat=True)
+
+
+def test_plain_texts_begin_as_texts_do_also_beside_chat_prompts() -> None:
+    tokenizer = text_tokenizer()
+    tokenizer.chat_template = "<s>[user] {{ messages[0].content }} [model]"
+    work: Any = SimpleNamespace(
+        kit=Kit(Prompter(tokenizer, chat=True), Grammar()), settings=Settings()
+    )
+    (ids,) = _texts(work, 64, 1)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.filterwarnings("ignore:5 needle items")
+def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = speaker(tmp_path / "m")
+    settings = Settings(("needle",), (512,), items=5)
+    with pytest.raises(InputError, match="'a b' and 'a-b' are too much alike"):
+        prepare([f"a b={place}", f"a-b={place}"], settings, matrix=False)
+    with pytest.raises(InputError, match=r"cannot be '\.\.'"):
+        prepare([f"..={place}"], settings, matrix=False)
+    monkeypatch.chdir(place)
+    assert [source.name for source in prepare(["."], settings, matrix=False).sources] == ["m"]
+
+
+def test_what_is_too_little_is_said(tmp_path: Path) -> None:
+    place = str(speaker(tmp_path / "m"))
+    with pytest.raises(InputError, match="need two tokens"):
+        evaluate([place], tmp_path / "out", suite="perplexity", lengths="1")
+    with pytest.warns(UserWarning, match="2 needle items stand at the first 2 of 5 depths"):
+        prepare([place], Settings(("needle",), (512,), items=2), matrix=False)
+
+
+def test_several_needles_have_room_for_all_their_digits() -> None:
+    for count in (1, 4, 10):
+        answer, _ = listing(["1234567"] * count)
+        single = sum(c.isdigit() or c == "," for c in answer) + answer.count(" ")  # tokens
+        assert single <= room(count)
+
+
+def test_a_plan_counts_items_tokens_and_time(tmp_path: Path) -> None:
+    place = str(speaker(tmp_path / "m", **LONG))
+    settings = Settings(("needle", "cwe", "perplexity"), (1024, 2048), items=10, needles=2, texts=3)
+    work = prepare([place], settings, matrix=False)
+    read, written = tokens(work)
+    assert read[1024] == 2 * 20 * 1024
+    assert read[2048] == 2 * 20 * 2048 + 3 * 2048
+    assert read[32] == 3 * 2048 // 2 * 5  # a window of 32 for every 8 tokens of the second half
+    assert written == 2 * 20 * 120  # of cwe; needles are only scored
+    told = plan(work, CPU)
+    assert told["items"] == 40
+    assert told["tokens to read"] == sum(read.values())
+    assert "min" in told["time"]
+    more = prepare([place, f"b={place}"], settings, matrix=False)
+    assert seconds(more, CPU) > 0
+    assert plan(more, CPU)["items"] == 80

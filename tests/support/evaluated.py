@@ -1,0 +1,60 @@
+"""Tokenizers and models small enough to be examined in tests."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from models import LLAMA, save, weights
+
+from regraft.data.toy_language import WORDS, write_tokenizer
+from regraft.evaluate.prompts import grammar
+
+
+def text_tokenizer() -> Any:
+    """A byte-level BPE of 600 tokens, learned from generated text; puts `<s>` in front."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_bpe()), bos_token="<s>", eos_token="</s>"
+    )
+
+
+@cache
+def _bpe() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    core.train_from_iterator(islice(grammar.sentences("tokenizer"), 300), trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return str(core.to_str())
+
+
+@cache
+def world_tokenizer() -> Any:
+    """The toys' tokenizer of whole words."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def toy(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A random Llama that speaks the world of toys."""
+    settings = {**LLAMA, "vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2, **config}
+    save(folder, settings, weights(settings, seed))
+    write_tokenizer(folder)
+    return folder

@@ -1,0 +1,117 @@
+"""Commands in forked children of one process that has done the imports, so that many can die.
+
+`Children.run` gives one command line to a child and waits for it. `die` is the number of the call
+that changes the disk (os.write, os.rename, ...) before which the child gets `signal`; from call
+`full` on, the disk is full. Only this file's own process forks: it has one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from warm import WarmProcess
+
+_CALLS = (
+    "write", "pwrite", "ftruncate", "posix_fallocate", "rename", "replace", "unlink", "fsync",
+    "mkdir", "rmdir",
+)  # fmt: skip
+
+
+class Children(WarmProcess):
+    """The warmed-up process. A context manager."""
+
+    script = __file__
+
+    def run(
+        self,
+        *argv: str | Path,
+        die: int | None = None,
+        with_signal: signal.Signals = signal.SIGKILL,
+        full: int | None = None,
+    ) -> dict[str, Any]:
+        """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL."""
+        job = {"argv": [str(a) for a in argv], "die": die, "signal": with_signal, "full": full}
+        return dict(json.loads(self.ask(json.dumps(job))))
+
+
+def _child(job: dict[str, Any], count: Path) -> None:
+    import errno
+    import threading
+
+    from regraft.cli import app
+
+    lock, calls = threading.Lock(), 0
+
+    def counted(original: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            with lock:
+                calls += 1
+                if calls == job["die"]:
+                    os.kill(os.getpid(), job["signal"])
+                if job["full"] is not None and calls >= job["full"]:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(*arguments, **named)
+
+        return call
+
+    for name in _CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    try:
+        app(job["argv"], standalone_mode=True)
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    count.write_text(str(calls))
+    os._exit(code)
+
+
+def _serve() -> None:
+    import matplotlib.pyplot
+    import peft
+    import torch
+    import transformers.models.llama.modeling_llama
+
+    import regraft.adapters.apply.apply
+    import regraft.adapters.extract.extract  # noqa: F401
+    from regraft.adapters.extract import card
+    from regraft.train.output import log as metrics
+
+    del matplotlib, peft, torch, transformers
+    for name in ("_draw_extraction", "_draw_graft"):  # they take longer than all the rest
+        setattr(card, name, lambda path, _: path.write_bytes(b"drawn"))
+    metrics.draw = lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+    with tempfile.TemporaryDirectory() as folder:
+        out, err, count = (Path(folder) / name for name in ("out", "err", "count"))
+        for line in sys.stdin:
+            count.write_text("0")
+            child = os.fork()
+            if child == 0:
+                for fd, path in ((1, out), (2, err)):
+                    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
+                _child(json.loads(line), count)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            result = {
+                "code": status,
+                "calls": int(count.read_text()),
+                "out": out.read_text(),
+                "err": err.read_text(),
+            }
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,101 @@
+"""`regraft` commands on several processes: one does the imports and forks the ranks of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from warm import WarmProcess
+
+
+class Ranks(WarmProcess):
+    """The warmed-up process. A context manager."""
+
+    script = __file__
+
+    def run(
+        self,
+        world: int,
+        *argv: str | Path,
+        kill_at: Path | None = None,
+        largest: int | None = None,
+    ) -> tuple[list[int], list[str]]:
+        """(exit codes, stderrs) of one command line on `world` ranks; all are killed as soon as
+        the path `kill_at` exists. largest: bytes that a file may have."""
+        job = {"world": world, "argv": [str(a) for a in argv], "kill_at": str(kill_at or "")}
+        job["largest"] = largest
+        answer = json.loads(self.ask(json.dumps(job)))
+        return answer["codes"], answer["errors"]
+
+
+def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(job["world"]):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]),
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            )  # fmt: skip
+            if job["largest"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
+            _rank(job["argv"], folder, rank)
+        children.append(child)
+    while job["kill_at"] and not os.path.exists(job["kill_at"]):
+        time.sleep(0.002)
+    for child in children if job["kill_at"] else ():
+        os.kill(child, signal.SIGKILL)
+    return {
+        "codes": [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children],
+        "errors": [(folder / f"err{rank}").read_text() for rank in range(len(children))],
+    }
+
+
+def _rank(argv: list[str], folder: Path, rank: int) -> None:
+    from regraft.cli import app
+
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
+    try:
+        app(argv, standalone_mode=True)
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve() -> None:
+    import peft
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import transformers.models.llama.modeling_llama
+
+    from regraft.train.output import log as metrics
+
+    del peft, torch, transformers
+    metrics.draw = lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for line in sys.stdin:
+            print(json.dumps(_on_ranks(json.loads(line), Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

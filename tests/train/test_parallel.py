@@ -1,0 +1,211 @@
+"""The same recipe on several processes: the same losses, the same files, the same resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_ranks import Ranks
+
+from regraft.checkpoint.source import Checkpoint
+from regraft.train.job import train
+from regraft.train.output import log as metrics
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Toy
+from regraft.train.step.learner import load
+from regraft.train.toy_model import write_toy
+
+RECIPE = """
+model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
+method: {method}
+rope: {{law: scaling}}
+stages:
+  - {{length: 64, steps: 3, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
+  - {{length: 256, steps: 7, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
+data:
+  cache: {cache}
+  held_out: 0.1
+  sources:
+    - {{name: short, synthetic: notes, words: 30, documents: 60, rows: packed}}
+    - {{name: long, synthetic: notes, words: 256, documents: 30}}
+positions: {{kind: multi_chunk, window: 64, least: 8}}
+watch: {{every: 5, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
+  answer: "{{value}}", values: [otter, maple], rows: 3}}}}
+save_every: 3
+{more}
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with Ranks() as started:
+        yield started
+
+
+def written(folder: Path, cache: Path, method: str, more: str = "", text: str = RECIPE) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(text.format(method=method, cache=cache, more=more))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def alone(request, home) -> tuple[str, Path]:
+    """A run in one process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = home / request.param / "out"
+    train(written(home / request.param, home / "cache", request.param), out, device="cpu")
+    torch.set_num_threads(threads)
+    return request.param, out
+
+
+def same(ours: Path, wanted: Path) -> None:
+    for name, keys in (("metrics.jsonl", ("step", "loss")), ("watch.jsonl", ("step", "nll"))):
+        found, want = metrics.read(ours / name), metrics.read(wanted / name)
+        assert len(found) == len(want)
+        for a, b in zip(found, want, strict=True):
+            assert a[keys[0]] == b[keys[0]]
+            assert a[keys[1]] == pytest.approx(b[keys[1]], abs=2e-6)
+            assert a.get("needle") == pytest.approx(b.get("needle"), abs=2e-6)
+    for path in wanted.glob("*.safetensors"):
+        mine, theirs = load_file(ours / path.name), load_file(path)
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-4)
+
+
+def test_two_processes_train_as_one_does_also_when_killed(alone, home, ranks, tmp_path):
+    method, wanted = alone
+    mesh = {"full": "context: 1, shard: 2", "lora": "context: 2"}[method]
+    recipe = written(tmp_path, home / "cache", method, f"parallel: {{{mesh}}}")
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
+    staging = tmp_path / ".out.regraft-staging" / "states"
+    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000006")
+    assert codes == [-9, -9], errors
+    assert not (tmp_path / "out").exists()
+    codes, errors = ranks.run(2, *line, "--resume")
+    assert codes == [0, 0], errors
+    same(tmp_path / "out", wanted)
+
+
+def test_two_processes_begin_a_stage_again_as_one_does(ranks, home, tmp_path):
+    stages = RECIPE[RECIPE.index("stages:") : RECIPE.index("data:")]
+    text = RECIPE.replace(
+        stages,
+        "stages:\n  - {{length: 64, steps: 12, batch: 4, rate: 0.3, theta: 100, fallback: [300], "
+        "mix: {{short: 1}}}}\n",
+    ).replace("watch: {{every: 5, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
+    wanted = tmp_path / "alone"
+    wanted.mkdir()
+    recipe = written(wanted, home / "cache", "full", text=text)
+    codes, errors = ranks.run(1, "train", recipe, "-o", wanted / "out", "--device", "cpu", "-q")
+    assert codes == [0], errors
+    mesh = "parallel: {context: 1, shard: 2}"
+    recipe = written(tmp_path, home / "cache", "full", mesh, text=text)
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [0, 0], errors
+    lines, want = (metrics.read(folder / "out" / "metrics.jsonl") for folder in (tmp_path, wanted))
+    assert [line["attempt"] for line in lines] == [line["attempt"] for line in want]
+    assert {line["attempt"] for line in lines} == {1, 2}
+    for attempt in (1, 2):  # a rate that makes far positions worse soon tears runs apart
+        mine, theirs = (
+            [line["loss"] for line in found if line["attempt"] == attempt][:2]
+            for found in (lines, want)
+        )
+        assert mine == pytest.approx(theirs, abs=5e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_the_first_process_reads_the_weights(method, tied, home, tmp_path):
+    write_toy(tmp_path / "toy", Toy(), 0)
+    config = json.loads((tmp_path / "toy/config.json").read_text())
+    config["tie_word_embeddings"] = tied
+    (tmp_path / "toy/config.json").write_text(json.dumps(config))
+    body = Recipe.read(written(tmp_path, home / "cache", method)).body
+    held = {}
+    for rank in (0, 1):
+        mesh: Any = SimpleNamespace(
+            rank=rank, device=torch.device("cpu"), ulysses=1, fsdp_mesh=object()
+        )
+        with Checkpoint.open(tmp_path / "toy") as checkpoint:
+            learner = load(body, checkpoint, str(tmp_path / "toy"), mesh)
+        parameters = list(learner.parameters())
+        held[rank] = sum(p.numel() for p in parameters if not p.is_meta)
+        assert sum(p.numel() for p in parameters) == held[0]
+    assert held[1] == (held[0] if tied else 0)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_state_that_does_not_fit_on_the_disk_is_one_sentence(world, ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", f"parallel: {{context: 1, shard: {world}}}")
+    line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
+    codes, errors = ranks.run(world, *line, largest=150_000)
+    assert codes == [1] * world
+    for error in errors:
+        assert "The training state cannot be written" in error
+        assert error.count("\n") == 1
+
+
+def test_what_the_first_process_refuses_is_one_sentence_in_all(ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", "parallel: {context: 1, shard: 2}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "other").write_text("not ours")
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 1]
+    assert "is not empty" in errors[0]
+    assert errors[1].startswith("regraft: Process 1 of 2 lost another one")
+    assert errors[1].count("\n") == 1
+
+
+def test_8_bit_moments_of_spread_parameters_are_refused(ranks, home, tmp_path):
+    text = "parallel: {context: 1, shard: 2}\noptimizer: {name: adamw8bit}"
+    recipe = written(tmp_path, home / "cache", "lora", text)
+    codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 2]
+    assert all("works in one process only" in error for error in errors)
+
+
+def test_rows_that_do_not_divide_are_refused_by_every_rank(ranks, home, tmp_path):
+    text = "parallel: {context: 1, shard: 3}"
+    recipe = written(tmp_path, home / "cache", "full", text)
+    codes, errors = ranks.run(3, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
+    assert codes == [2, 2, 2]
+    assert all("4 rows do not divide over 3" in error for error in errors)
+
+
+def test_heads_that_do_not_divide_are_refused_before_work(ranks, home, tmp_path):
+    recipe = written(tmp_path, home / "cache", "full", "parallel: {ulysses: 4}")
+    codes, errors = ranks.run(4, "train", recipe, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert codes == [2] * 4
+    assert all("ulysses 4 does not divide the model's 2 key-value heads" in e for e in errors)
+
+
+def test_torchrun_needs_nothing_else(home, tmp_path, alone):
+    method, wanted = alone
+    if method == "lora":
+        pytest.skip("once is enough")
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "regraft"]
+    recipe = wanted.parent / "recipe.yaml"
+    done = subprocess.run(
+        [*line, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1  # one process speaks
+    same(tmp_path / "out", wanted)

@@ -1,0 +1,122 @@
+"""Recovery: held against the ungrafted derivative, stopped when short text reads as before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import models
+import pytest
+
+from regraft.errors import InputError
+from regraft.train.job import train
+
+RECIPE = """
+model: {model}
+method: recover
+recover: {{teacher: {teacher}{more}}}
+stages:
+  - {{length: 128, steps: 60, batch: 8, rate: 2e-3, mix: {{short: 3, long: 1}}}}
+data:
+  cache: {cache}
+  held_out: 0.2
+  sources:
+    - {{name: short, synthetic: notes, words: 40, documents: 200, rows: packed}}
+    - {{name: long, synthetic: notes, words: 128, documents: 60}}
+memory: {{rows: 4}}
+schedule: {{kind: constant}}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A derivative that has learned a little, and a graft: it, damaged, with another theta."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("recover")
+    text = RECIPE.format(model="{toy: {length: 64, hidden: 32, intermediate: 48}}", teacher="x",
+                         more="", cache=folder / "cache")  # fmt: skip
+    text = text.replace("method: recover\nrecover: {teacher: x}\n", "method: full\n")
+    text = text.replace("length: 128", "length: 64").replace("rate: 2e-3", "rate: 5e-3")
+    (folder / "first.yaml").write_text(text)
+    train(folder / "first.yaml", folder / "derivative", device="cpu")
+    state = load_file(folder / "derivative" / "model.safetensors")
+    hurt = models.changed(state, rank=2, size=1.5, seed=1)
+    config = json.loads((folder / "derivative" / "config.json").read_text())
+    config |= {"rope_theta": 400.0, "max_position_embeddings": 128}
+    config["rope_parameters"]["rope_theta"] = 400.0
+    graft = folder / "graft"
+    graft.mkdir()
+    save_file(hurt, graft / "model.safetensors", {"format": "pt"})
+    (graft / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (graft / name).write_bytes((folder / "derivative" / name).read_bytes())
+    return folder
+
+
+def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
+    text = RECIPE.format(
+        model=home / "graft", teacher=home / "derivative", more=more, cache=home / "cache"
+    )
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(text)
+    return train(out / "recipe.yaml", out / "out", device="cpu")
+
+
+@pytest.mark.parametrize("more", [", drift: 0.3", ", drift: 0.3, distill: 1.0"])
+def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path, undrawn):
+    record = recover(home, tmp_path, more)
+    drifts = [look["drift"] for look in record["drift"]]
+    assert drifts[-1] <= 0.3 < drifts[0]
+    assert record["steps"] < 60
+    assert record["steps"] % 10 == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == 400.0
+    assert config["max_position_embeddings"] == 128
+
+
+def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, tmp_path, undrawn):
+    plain = recover(home, tmp_path / "a", ", drift: null", **{"steps: 60": "steps: 4"})
+    distilled = recover(
+        home, tmp_path / "b", ", drift: null, distill: 2.0", **{"steps: 60": "steps: 4"}
+    )
+    assert plain["steps"] == distilled["steps"] == 4
+    assert plain["drift"][-1]["drift"] != distilled["drift"][-1]["drift"]
+
+
+def test_noise_is_a_share_of_each_matrix(home, tmp_path):
+    from regraft.checkpoint.source import Checkpoint
+    from regraft.parallel import Mesh
+    from regraft.train.recipe.schema import Body
+    from regraft.train.recovery import add_noise
+    from regraft.train.step.learner import load
+
+    body = Body.model_validate(
+        {"model": "x", "stages": [{"length": 64, "steps": 1}],
+         "data": {"sources": [{"name": "a", "text": "x"}]}}
+    )  # fmt: skip
+    with Checkpoint.open(home / "graft") as checkpoint:
+        learner = load(body, checkpoint, str(home / "graft"), Mesh())
+    before = {name: value.detach().clone() for name, value in learner.trained().items()}
+    add_noise(learner, 0.01, seed=0)
+    for name, value in learner.trained().items():
+        moved = (value - before[name]).std() / before[name].std() if value.ndim == 2 else 0
+        assert float(moved) == pytest.approx(0.01 if value.ndim == 2 else 0, rel=0.1)
+
+
+def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
+    for number, (old, new, words) in enumerate(
+        [
+            ("length: 128", "length: 256", "serves 128 tokens"),
+            ("rate: 2e-3", "theta: 1e4", "keeps the model's theta"),
+            ("rate: 2e-3", "fallback: [1e4]", "keeps the model's theta"),
+            (", rows: packed", "", "give a source with rows: packed"),
+            ("method: recover", "method: full", "method is full, which has no recover"),
+        ]
+    ):
+        with pytest.raises(InputError) as caught:
+            recover(home, tmp_path / str(number), **{old: new})
+        assert words in str(caught.value)
