@@ -656,3 +656,7 @@ def _fail(message: str, code: int) -> None:
 def main() -> None:
     """The `regraft` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

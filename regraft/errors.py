@@ -1,4 +1,4 @@
-"""The errors regraft raises on purpose.
+"""The errors that regraft raises on purpose, and how an error of the operating system becomes one.
 
 Each message is one sentence that says what is wrong, where (file, tensor, line) and what to do.
 The command line prints it without a traceback and exits with the class's `exit_code`.
@@ -6,9 +6,14 @@ The command line prints it without a traceback and exits with the class's `exit_
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class RegraftError(Exception):
-    """Something regraft found out and can explain. `exit_code` is what the command returns."""
+    """An error that regraft can explain. `exit_code` is what the command returns."""
 
     exit_code = 1
 
@@ -29,3 +34,42 @@ class LineageError(InputError):
 
 class OutputError(RegraftError):
     """The output could not be written: a full disk, no permission. Exit code 1, staging is kept."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "your disk quota is used up; make room",
+    errno.EFBIG: "the file system cannot hold a file this large; choose another disk",
+    errno.EACCES: "permission is denied; choose a folder that you may write to",
+    errno.EPERM: "permission is denied; choose a folder that you may write to",
+    errno.EROFS: "the disk is read-only; choose another",
+    errno.EEXIST: "a part of the path is a file; choose another folder",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def os_error_sentence(error: OSError, path: str | Path | None, verb: str = "write") -> str:
+    """'Cannot write out/config.json: the disk is full; make room.'"""
+    subject = f"Cannot {verb} {path}" if path else "The system refused"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{subject}: {_REMEDIES.get(error.errno or 0, f'{reason}; check the disk')}."
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Raise an OSError of the block as an OutputError that names `path` and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(os_error_sentence(error, path)) from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Raise an OSError of the block as an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"Cannot read {path}: {reason}; give a readable file.") from error

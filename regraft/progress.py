@@ -1,11 +1,13 @@
 """One console and one progress bar for every command: on stderr, silent under --quiet and --json.
 
 A library caller gets silence unless it asks with `configure(quiet=False)`, as the commands do.
-Where stderr is a file, a line every fifteen seconds stands for the bar.
+Where stderr is not a terminal, a line every fifteen seconds replaces the bar, also while a single
+item takes minutes.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
 _LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
-_drawn = False  # a bar is on the screen
-_hushed = False
+_active = False  # a bar is shown; one inside its block is not
+_notes_hidden = False
 
 
 def configure(*, quiet: bool) -> None:
-    """Say whether progress, notes and warnings are shown (library default: not shown)."""
+    """Set whether progress, notes and warnings are shown (library default: not shown)."""
     global _quiet
     _quiet = quiet
 
@@ -40,23 +42,19 @@ def console() -> Console:
 
 def note(text: str) -> None:
     """One line of information."""
-    if not _hushed:
-        _say(text)
+    if not _notes_hidden:
+        _print(text, "dim")
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without notes, for a command that runs others; bars and warnings are shown."""
-    global _hushed
-    before, _hushed = _hushed, True
+    """Hide notes in the block, for a command that runs others; bars and warnings are shown."""
+    global _notes_hidden
+    before, _notes_hidden = _notes_hidden, True
     try:
         yield
     finally:
-        _hushed = before
-
-
-def _say(text: str) -> None:
-    console().print(text, markup=False, style="dim")
+        _notes_hidden = before
 
 
 def warn(text: str) -> None:
@@ -65,27 +63,32 @@ def warn(text: str) -> None:
         import warnings
 
         warnings.warn(text, stacklevel=3)
-    console().print(f"warning: {text}", markup=False, style="yellow")
+    _print(f"warning: {text}", "yellow")
 
 
 class Bar:
-    """A progress bar over a known amount of work (bytes, steps), with rate and time left."""
+    """Progress over a known amount of work (bytes, steps), with rate and time left.
 
-    def __init__(self, description: str, total: float, progress: Progress | None) -> None:
+    total None: a stage of unknown length, shown with the time it has taken.
+    """
+
+    def __init__(self, description: str, total: float | None, progress: Progress | None) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total) if progress else None
-        self._description, self._total, self._done, self._skipped = description, total, 0.0, 0.0
-        self._began = self._said = time.monotonic()
+        self._description = self._label = description
+        self._total, self._done, self._skipped = total, 0.0, 0.0
+        self._began = time.monotonic()
 
     @property
     def left(self) -> float | None:
         """Seconds to the end at the rate so far; None before anything is done."""
         worked = self._done - self._skipped
-        spent = time.monotonic() - self._began
-        return spent * (self._total - self._done) / worked if worked > 0 else None
+        if self._total is None or worked <= 0:
+            return None
+        return (time.monotonic() - self._began) * (self._total - self._done) / worked
 
     def skip(self, amount: float) -> None:
-        """Count `amount` as done, or as to be done again where negative, though nobody did it."""
+        """Move the bar by `amount` without counting it as throughput; negative moves back."""
         self._done += amount
         self._skipped += amount
         if self._progress is not None and self._task is not None:
@@ -94,54 +97,94 @@ class Bar:
     def advance(self, amount: float = 1, text: str | None = None) -> None:
         """Count `amount` more as done; `text` is shown beside the description."""
         self._done += amount
-        shown = self._description if text is None else f"{self._description} {text}"
+        self._label = self._description if text is None else f"{self._description} {text}"
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=amount, description=shown)
-        elif time.monotonic() - self._said > _LINE_EVERY and self._done:
-            self._said = time.monotonic()
-            left = "" if self.left is None else f", {self.left:.0f} s left"
-            _say(f"{shown}: {self._done / self._total:.0%}{left}")
+            self._progress.update(self._task, advance=amount, description=self._label)
+
+    def line(self) -> str:
+        """The state in one line: 'Merging: 40%, 12 s left'."""
+        if self._total is None:
+            return f"{self._label}: {time.monotonic() - self._began:.0f} s so far"
+        left = "" if self.left is None else f", {self.left:.0f} s left"
+        return f"{self._label}: {self._done / self._total:.0%}{left}"
 
 
 @contextmanager
-def bar(description: str, total: float, *, unit: str = "") -> Iterator[Bar]:
-    """Show a bar with an ETA while the block runs; one inside another's block is not drawn.
+def bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
+    """Show a bar with an ETA while the block runs; one inside another's block is not shown.
     `unit='bytes'` shows sizes and MB/s."""
-    global _drawn
-    if _quiet or _drawn or not console().is_terminal:
+    global _active
+    if _quiet or _active:
         yield Bar(description, total, None)
         return
+    _active = True
+    try:
+        shown = _drawn(description, total, unit) if console().is_terminal else None
+        with shown or _printed(description, total) as active_bar:
+            yield active_bar
+    finally:
+        _active = False
+
+
+@contextmanager
+def stage(description: str) -> Iterator[None]:
+    """Show that a step of unknown length is running, so that no command seems to hang."""
+    with bar(description, None):
+        yield
+
+
+@contextmanager
+def _drawn(description: str, total: float | None, unit: str) -> Iterator[Bar]:
+    """A bar on a terminal."""
     from rich import progress as rich_progress
 
-    amount: list[rich_progress.ProgressColumn] = [rich_progress.TaskProgressColumn()]
-    if unit == "bytes":
-        amount = [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
-    with rich_progress.Progress(
+    columns: list[rich_progress.ProgressColumn] = [
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=28),
-        *amount,
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TextColumn("eta"),
-        rich_progress.TimeRemainingColumn(),
-        console=console(),
-        transient=True,
-    ) as progress:
-        _drawn = True
-        try:
-            yield Bar(description, total, progress)
-        finally:
-            _drawn = False
+    ]
+    if unit == "bytes":
+        columns += [rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn()]
+    elif total is not None:
+        columns.append(rich_progress.TaskProgressColumn())
+    columns.append(rich_progress.TimeElapsedColumn())
+    if total is not None:
+        columns += [rich_progress.TextColumn("eta"), rich_progress.TimeRemainingColumn()]
+    with rich_progress.Progress(*columns, console=console(), transient=True) as progress:
+        yield Bar(description, total, progress)
+
+
+@contextmanager
+def _printed(description: str, total: float | None) -> Iterator[Bar]:
+    """A line every fifteen seconds, from a thread: the work itself may take longer than that."""
+    active_bar = Bar(description, total, None)
+    ended = threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(_LINE_EVERY):
+            _print(active_bar.line(), "dim")
+
+    thread = threading.Thread(target=print_lines, name="regraft-progress", daemon=True)
+    thread.start()
+    try:
+        yield active_bar
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
 def without_others() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through ours."""
+    """Hide transformers' own progress bars, which would run through ours."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
+
+
+def _print(text: str, style: str) -> None:
+    console().print(text, markup=False, style=style)

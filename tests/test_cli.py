@@ -47,6 +47,13 @@ def test_the_command_line_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.parametrize("module", ["regraft", "regraft.cli"])
+def test_the_command_line_runs_as_a_module(module):
+    line = [sys.executable, "-m", module, "theta", "8k", "1M", "-q"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout == "3580165449\n"
+
+
 def test_help_names_every_command_and_keeps_its_brackets(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = run("--help").stdout
@@ -241,7 +248,7 @@ def test_a_filled_or_impossible_output_is_refused(family, tmp_path):
     assert "is not empty" in refused(run(*line, tmp_path / "full"))
     assert "is a file" in refused(run(*line, tmp_path / "file"))
     assert "overlaps the input" in refused(run(*line, family[0] / "out"))
-    refused(run(*line, tmp_path / "file" / "below"), 1)
+    assert "file is a file" in refused(run(*line, tmp_path / "file" / "below"))
     assert (tmp_path / "full/mine").read_text() == (tmp_path / "file").read_text() == "keep"
 
 

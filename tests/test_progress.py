@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import pytest
 
 from regraft import progress
@@ -28,7 +31,18 @@ def test_a_hushed_command_gives_no_notes_but_its_warnings(
 def test_a_long_wait_is_told_also_where_notes_are_not(
     said: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_LINE_EVERY", -1.0)
+    printed = threading.Event()
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.001)
+    monkeypatch.setattr(progress, "_print", lambda text, _: lines.append(text) or printed.set())
+    lines: list[str] = []
     with progress.hushed(), progress.bar("reading", total=4) as bar:
         bar.advance(1, "the first")
-    assert "reading the first: 25%" in said.readouterr().err
+        printed.clear()
+        assert printed.wait(60)
+        with progress.stage("within another"):
+            pass
+    assert re.fullmatch(r"reading the first: 25%, \d+ s left", lines[-1])
+    with progress.stage("Publishing"):
+        printed.clear()
+        assert printed.wait(60)
+    assert re.fullmatch(r"Publishing: \d+ s so far", lines[-1])

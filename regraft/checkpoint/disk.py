@@ -1,11 +1,10 @@
-"""Writing where a disk may be full, read-only or slow: space reserved, refusals explained."""
+"""Writing at fixed offsets of preallocated files, in pieces that stay in the processor's cache."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,25 +13,6 @@ from regraft.errors import OutputError
 from regraft.units import format_bytes
 
 CHUNK = 1 << 18  # stays in the cache between hashing and writing
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one sentence about `path`."""
-    try:
-        yield
-    except OSError as error:
-        reason = {
-            errno.ENOSPC: "the disk is full; make room",
-            errno.EDQUOT: "your disk quota is used up; make room",
-            errno.EFBIG: "the file system cannot hold a file this large; choose another disk",
-            errno.EACCES: "permission is denied; choose a folder that you may write to",
-            errno.EPERM: "permission is denied; choose a folder that you may write to",
-            errno.EROFS: "the disk is read-only; choose another",
-            errno.EEXIST: "a part of the path is a file; choose another folder",
-            errno.ENOTDIR: "a part of the path is a file; choose another folder",
-        }.get(error.errno or 0, f"{error.strerror or error}; check the disk")
-        raise OutputError(f"Cannot write {path}: {reason}.") from error
 
 
 def need_space(folder: Path, sizes: dict[str, int]) -> None:

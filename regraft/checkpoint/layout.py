@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.disk import chunks, explained, need_space, preallocated, write_at
+from regraft.checkpoint.disk import chunks, need_space, preallocated, write_at
 from regraft.checkpoint.files import SINGLE
 from regraft.checkpoint.header import DTYPE_CODES
 from regraft.checkpoint.source import Checkpoint
+from regraft.errors import writing
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def write_safetensors(
     head, offsets, size = layout(plan, metadata)
     part = path.with_name(f".{path.name}.part")
     need_space(path.parent, {part.name: size})
-    with explained(path):
+    with writing(path):
         fd = preallocated(part, head, size)
         try:
             for name, tensor in tensors:

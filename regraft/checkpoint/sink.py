@@ -22,12 +22,12 @@ import torch
 import xxhash
 
 from regraft import progress
-from regraft.checkpoint.disk import CHUNK, chunks, explained, need_space, preallocated, write_at
+from regraft.checkpoint.disk import CHUNK, chunks, need_space, preallocated, write_at
 from regraft.checkpoint.files import INDEX
 from regraft.checkpoint.layout import Planned, layout
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
-from regraft.errors import OutputError
+from regraft.errors import OutputError, writing
 
 _FLUSH = 16 << 20
 
@@ -87,12 +87,12 @@ class CheckpointWriter:
                 if tensor.name in self._places:
                     raise ValueError(f"tensor '{tensor.name}' is planned twice")
                 self._places[tensor.name] = _Place(tensor, shard, offsets[tensor.name])
-        staging._writers.append(self)
+        staging.before_close(self.close)
         (staging.folder / INDEX).unlink(missing_ok=True)
         need_space(staging.folder, sizes)
         for shard, head in heads.items():
             path = staging.folder / shard
-            with explained(path):
+            with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files[shard] = preallocated(path, head, sizes[shard])
 
@@ -164,7 +164,7 @@ class CheckpointWriter:
         path = self._staging.folder / name
         if not path.resolve().is_relative_to(self._staging.folder.resolve()):
             raise ValueError(f"'{name}' is outside the output folder")
-        with explained(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, Path):
                 shutil.copyfile(data, path)
@@ -182,7 +182,7 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"{len(missing)} planned tensors were not written: {missing[:3]}")
         for shard, fd in self._files.items():
-            with explained(self._staging.folder / shard):
+            with writing(self._staging.folder / shard):
                 os.fsync(fd)
         if self._verify:
             self._read_back()
@@ -240,7 +240,7 @@ class CheckpointWriter:
         path, fd = self._staging.folder / place.shard, self._files[place.shard]
         for chunk in chunks(task.data) if isinstance(task.data, torch.Tensor) else task.data:
             task.hash.update(chunk)
-            with explained(path):
+            with writing(path):
                 write_at(fd, chunk, at)
             at += len(chunk)
             self._flush_soon(fd, at - len(chunk), at)
@@ -264,7 +264,7 @@ class CheckpointWriter:
         hasher = xxhash.xxh3_128()
         buffer = memoryview(bytearray(CHUNK))
         at, end = place.offset, place.offset + place.tensor.nbytes
-        with explained(self._staging.folder / place.shard):
+        with writing(self._staging.folder / place.shard):
             while at < end:
                 got = os.preadv(self._files[place.shard], [buffer[: end - at]], at)
                 if got == 0:

@@ -94,6 +94,19 @@ def files(source: Text) -> list[Path]:
     return sorted(found)
 
 
+def input_paths(source: Text) -> list[Path]:
+    """What a command must not write over when it reads this source: its file or folder, or the
+    files of a pattern (the folder above `**`, since a pattern with it reaches everything below)."""
+    if source.kind in ("hub", "synthetic"):
+        return []
+    place = Path(source.place).expanduser()
+    if place.exists():
+        return [place]
+    if "**" in place.parts:
+        return [Path(*place.parts[: place.parts.index("**")] or ["."])]
+    return [Path(name) for name in glob.glob(str(place), recursive=True)]
+
+
 def _text(source: Text) -> Iterator[str]:
     for path in files(source):
         try:

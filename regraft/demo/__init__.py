@@ -51,15 +51,15 @@ def run(
     began = time.perf_counter(), time.process_time()
     import torch
 
-    from regraft.checkpoint.staging import Staging
     from regraft.demo.lessons import Plan
+    from regraft.job import Job
 
     plan = plan or Plan()
     threads = torch.get_num_threads()
     torch.set_num_threads(min(threads, _THREADS))
     try:
-        job = json.dumps({"demo": asdict(plan), "seed": seed})
-        with Staging(Path(out), job=job, overwrite=overwrite) as staging:
+        job = Job(out, overwrite=overwrite)
+        with job.start({"demo": asdict(plan), "seed": seed}) as staging:
             with progress.without_others():
                 result = _play(staging.folder, plan, seed)
             staging.publish()

@@ -20,7 +20,7 @@ from regraft.errors import InputError
 from regraft.units import format_tokens, parse_tokens
 
 if TYPE_CHECKING:
-    from regraft.evaluate.prepare import Work
+    from regraft.evaluate.prepare import Settings, Work
     from regraft.evaluate.shared_output import Desk, Lines
 
 _DRIFT = 8192  # positions at least
@@ -54,10 +54,10 @@ def evaluate(
 
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
-    from regraft.checkpoint.staging import check_output
-    from regraft.evaluate.answers.distributed import fall_silent, join_mesh
+    from regraft.evaluate.answers.distributed import fall_silent, from_first, join_mesh
     from regraft.evaluate.prepare import Settings, plan, prepare, refuse_shared
     from regraft.evaluate.shared_output import Desk
+    from regraft.job import Job
 
     fall_silent()
     chosen = Settings(
@@ -66,27 +66,23 @@ def evaluate(
         **settings,
     )
     mesh = join_mesh(context_parallel, device)
+    inputs = _inputs(chosen)
+    job = from_first(
+        mesh,
+        lambda: Job(out, inputs=inputs, overwrite=overwrite, resume=resume, keep_refused=True),
+    )
     work = prepare(list(models), chosen, matrix)
+    from_first(mesh, lambda: job.add_inputs(str(source.place) for source in work.sources))
     refuse_shared(work, mesh)
-    places = [*(source.place for source in work.sources), *chosen.adapters]
     if dry_run:
-        check_output(Path(out), overwrite=overwrite, inputs=places)
         return {"plan": plan(work, mesh.device)}
-    job = json.dumps(
-        {
-            "evaluate": asdict(chosen),
-            "models": {source.name: [source.fingerprint(), source.spec().to_json()]
-                       for source in work.sources},
-            "fidelity": work.fidelity and asdict(work.fidelity),
-        },
-        sort_keys=True,
-    )  # fmt: skip
-    with (
-        mesh.guard(),
-        Desk.open(
-            mesh, Path(out), job=job, overwrite=overwrite, resume=resume, inputs=places
-        ) as desk,
-    ):
+    identity = {
+        "evaluate": asdict(chosen),
+        "models": {source.name: [source.fingerprint(), source.spec().to_json()]
+                   for source in work.sources},
+        "fidelity": work.fidelity and asdict(work.fidelity),
+    }  # fmt: skip
+    with mesh.guard(), Desk.open(mesh, lambda: job.start(identity)) as desk:
         items = _items(work, desk)
         found, plain = _examine(work, items, desk)
         if desk.staging is None:
@@ -97,6 +93,13 @@ def evaluate(
         _show(desk.folder, result)
         desk.staging.publish()
     return dict(result)
+
+
+def _inputs(settings: Settings) -> list[str]:
+    """Every file and folder beside the models that an evaluation reads."""
+    local = [name.partition(":")[2] for name in settings.suites if ":" in name]
+    haystack = [] if settings.haystack in ("grammar", "code", "world") else [settings.haystack]
+    return [*settings.adapters, *haystack, *settings.qa, *filter(None, local)]
 
 
 def _items(work: Work, desk: Desk) -> dict[tuple[str, int], Path]:

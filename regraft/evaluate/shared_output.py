@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ class Desk:
 
     @classmethod
     @contextmanager
-    def open(cls, mesh: Mesh, *args: Any, **kwargs: Any) -> Iterator[Desk]:
-        """With `Staging(*args, **kwargs)` in process 0; what that refuses is refused in all."""
+    def open(cls, mesh: Mesh, start: Callable[[], Staging]) -> Iterator[Desk]:
+        """With the staging folder that `start` opens in process 0; an error there is raised in
+        all processes."""
         with ExitStack() as stack:
             opened: list[Staging] = []
-            from_first(mesh, lambda: opened.append(stack.enter_context(Staging(*args, **kwargs))))
+            from_first(mesh, lambda: opened.append(stack.enter_context(start())))
             yield cls(mesh, opened[0] if opened else None)
 
     def facts(self, key: str) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ and a killed run goes on with `resume`. What a method cannot do natively runs in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -24,9 +23,10 @@ from regraft.adapters import reader as format
 from regraft.adapters.extract import evidence
 from regraft.adapters.extract.extract import module_seed
 from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.staging import Staging, check_output
+from regraft.checkpoint.staging import Staging
 from regraft.device import each, pick_device
 from regraft.errors import InputError
+from regraft.job import Job
 from regraft.merge import card, conflicts, mergekit
 from regraft.merge import into_adapter as factors
 from regraft.merge import tokenizer_files as donors
@@ -81,8 +81,10 @@ def merge(
         raise InputError(f"--engine '{engine}' is not one of {', '.join(ENGINES)}.")
     where = pick_device(device)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
+    job = Job(out, inputs=[recipe], overwrite=overwrite, resume=resume)
     parsed = Recipe.read(recipe)
     with Inputs(parsed) as inputs:
+        job.add_inputs(inputs.paths())
         reason = mergekit.reason(parsed, inputs, engine)
         arguments = {
             "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
@@ -118,20 +120,11 @@ def merge(
         for text in notes:
             progress.warn(text)
         if dry_run:
-            check_output(Path(out), overwrite=overwrite, inputs=[recipe, *inputs.paths()])
             return {**record, "plan": _described(record, inputs, plan, where)}
         if reason is not None:
             progress.note(f"{reason}: merging in mergekit, a separate process")
         progress.note(f"config from {donor} ({why}), tokenizer from {files.donor.name}")
-        job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
-        with Staging(
-            Path(out),
-            job=job,
-            overwrite=overwrite,
-            resume=resume,
-            inputs=[recipe, *inputs.paths()],
-            keep_refused=False,
-        ) as staging:
+        with job.start(record, where.type) as staging:
             if as_adapter:
                 assert plan is not None
                 found = factors.write(

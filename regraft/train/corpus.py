@@ -14,7 +14,7 @@ from regraft.data.tokens import Tokens, default_cache, tokenise
 from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Stage
+from regraft.train.recipe.schema import Source, Stage
 from regraft.units import format_tokens
 
 
@@ -79,15 +79,19 @@ class Corpus:
     def _read(self, i: int, name: str, tokenizer: Any, cache: Path, vocabulary: int) -> None:
         body = self.recipe.body
         source = body.data.sources[i]
-        text = Text(
-            source.kind, source.place, field=source.field, separator=source.separator,
-            split=source.split, documents=source.documents, words=source.words, prose=source.prose,
-            questions=source.questions, shout=source.shout, seed=body.seed,
-        )  # fmt: skip
-        self.tokens[name] = tokenise(text, tokenizer, cache, vocabulary)
+        self.tokens[name] = tokenise(text_of(source, body.seed), tokenizer, cache, vocabulary)
         looks = body.watch is not None or body.method == "recover"
         share = body.data.held_out if looks else 0.0
         self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)
+
+
+def text_of(source: Source, seed: int) -> Text:
+    """The text that a recipe's source describes."""
+    return Text(
+        source.kind, source.place, field=source.field, separator=source.separator,
+        split=source.split, documents=source.documents, words=source.words, prose=source.prose,
+        questions=source.questions, shout=source.shout, seed=seed,
+    )  # fmt: skip
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,11 +15,14 @@ import torch
 from regraft import progress
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.target import staging_folder
+from regraft.data.sources import input_paths
 from regraft.errors import InputError
+from regraft.job import Job
 from regraft.parallel import Mesh
 from regraft.parallel.exchange.ulysses import check_heads
 from regraft.rope import ContextSpec
-from regraft.train.corpus import Corpus
+from regraft.train.corpus import Corpus, text_of
 from regraft.train.output import log as metrics
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Parallel, ToyModel
@@ -50,6 +52,10 @@ def train(
     mesh = make_mesh(read.body.parallel, device)
     if mesh.rank:
         progress.configure(quiet=True)
+    job = None
+    if mesh.rank == 0:
+        job = Job(out, inputs=_inputs(recipe, read), overwrite=overwrite, resume=resume,
+                  keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
     _check_rows(read, mesh)
     metrics.check_track(read.body)
@@ -67,18 +73,14 @@ def train(
         plan = make_plan(read, corpus, contexts, before)
         if dry_run:
             return {"kind": "training", "plan": plan}
-        job = hashlib.sha256(
-            f"{read.canonical()} {base.fingerprint()} {mesh.size}".encode()
-        ).hexdigest()
-        inputs = [recipe, *([source] if isinstance(read.body.model, str) else [])]
         staging = None
-        if mesh.rank == 0:
+        if job is not None:
             staging = stack.enter_context(
-                Staging(target, job=job, overwrite=overwrite, resume=resume, inputs=inputs)
+                job.start(read.canonical(), base.fingerprint(), mesh.size)
             )
             progress.note(f"Metrics as they come: {staging.folder / metrics.METRICS}")
         exported = torch.tensor(staging is not None and staging.done("exported") is not None)
-        folder = target.with_name(f".{target.name}.regraft-staging")
+        folder = staging_folder(target)
         mesh.wait()
         if not int(mesh.sum(exported.int())):
             _work(read, corpus, base, source, contexts, before, folder, staging, tokenizer)
@@ -173,6 +175,21 @@ def _work(
         write_card(folder, record, summary(record))
         (folder / "recipe.yaml").write_text(recipe.document.text, encoding="utf-8")
         staging.record("exported")
+
+
+def _inputs(path: str | Path, recipe: Recipe) -> list[str | Path]:
+    """Every file and folder that a training by this recipe reads; Hub ids among them."""
+    body = recipe.body
+    inputs: list[str | Path] = [path]
+    if isinstance(body.model, str):
+        inputs.append(body.model)
+    if body.recover.teacher is not None:
+        inputs.append(body.recover.teacher)
+    if body.data.cache is not None:
+        inputs.append(body.data.cache)
+    for source in body.data.sources:
+        inputs += input_paths(text_of(source, body.seed))
+    return inputs
 
 
 def make_mesh(parallel: Parallel, device: str) -> Mesh:

@@ -129,7 +129,8 @@ def test_a_run_leaves_a_model_its_record_and_its_metrics(whole):
     card = (whole / "README.md").read_text()
     assert f"| 2 | 256 | {theta:.6g} | 5 | 2 | 0.001 |" in card
     assert "curves.png" in card
-    assert not [path.name for path in whole.iterdir() if path.name.startswith(("state", "."))]
+    hidden = [path.name for path in whole.iterdir() if path.name.startswith(("state", "."))]
+    assert hidden == [".regraft-files.json"]
 
 
 def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(whole, home):

@@ -8,7 +8,6 @@ dtype loses of the change is measured while it happens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -36,9 +35,10 @@ from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging, check_output
+from regraft.checkpoint.staging import Staging
 from regraft.device import each, pick_device
 from regraft.errors import CheckpointError, InputError
+from regraft.job import Job
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens, parse_bytes
 
@@ -72,6 +72,12 @@ def apply(
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is not a number that can scale a change.")
     where = pick_device(device)
+    # `inspect` only asks what would become of the two
+    job = (
+        Job(out, inputs=[adapter, checkpoint], overwrite=overwrite, resume=resume)
+        if str(out) or not dry_run
+        else None
+    )
     lora = Adapter.open(adapter)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     with Checkpoint.open(checkpoint) as target:
@@ -104,20 +110,9 @@ def apply(
         planned = [Planned(n, info.shape, info.dtype) for n, info in target.tensors.items()]
         shards = plan_shards(planned, like=target, max_shard_bytes=shard_bytes)
         if dry_run:
-            if str(out):  # `inspect` only asks what would become of the two
-                check_output(Path(out), overwrite=overwrite, inputs=[adapter, checkpoint])
             return {**record, "plan": _plan(target, changes)}
-        job = hashlib.sha256(
-            json.dumps(record, sort_keys=True, allow_nan=False).encode()
-        ).hexdigest()
-        with Staging(
-            Path(out),
-            job=job,
-            overwrite=overwrite,
-            resume=resume,
-            inputs=[adapter, checkpoint],
-            keep_refused=False,
-        ) as staging:
+        assert job is not None
+        with job.start(record) as staging:
             writer = CheckpointWriter(staging, shards, metadata=target.metadata, verify=verify)
             results = _stream(lora, target, changes, scale, writer, staging, where)
             writer.add_file("config.json", config)

@@ -38,9 +38,10 @@ from regraft.adapters.peft_check import peft_deltas
 from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging, check_output
+from regraft.checkpoint.staging import Staging
 from regraft.device import pick_device
 from regraft.errors import CheckpointError, InputError
+from regraft.job import Job
 from regraft.lowrank.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
 from regraft.lowrank.svd import LowRank, rounding_error
 from regraft.units import parse_bytes
@@ -90,6 +91,7 @@ def extract_lora(
         rank = 64
     rule = parse_rule(rank, energy, parse_bytes(budget) if budget is not None else None, cap)
     where = pick_device(device)
+    job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e:
         role_of = roles_of(b)
         contexts = context_of(b), context_of(e)
@@ -107,17 +109,8 @@ def extract_lora(
         for note in plan.notes:
             progress.warn(note)
         if dry_run:
-            check_output(Path(out), overwrite=overwrite, inputs=[base, extended])
             return {**record, "plan": evidence.plan_json(plan)}
-        job = hashlib.sha256(json.dumps([record, where.type], sort_keys=True).encode()).hexdigest()
-        with Staging(
-            Path(out),
-            job=job,
-            overwrite=overwrite,
-            resume=resume,
-            inputs=[base, extended],
-            keep_refused=False,
-        ) as staging:
+        with job.start(record, where.type) as staging:
             run = _Run(b, e, plan, staging, where, DTYPES[dtype], seed, exact)
             run.decompose_all()
             run.measure_rest(role_of)

@@ -456,9 +456,9 @@ def test_a_dry_run_says_no_where_the_real_run_would(family, adapter, tmp_path):
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
         apply(adapter, family[2], tmp_path / "taken", dry_run=True)
-    with pytest.raises(InputError, match="holds no model, adapter or result"):
+    with pytest.raises(InputError, match="is not one that regraft wrote"):
         apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)
-    (tmp_path / "taken" / "config.json").write_text("{}")
+    models.earlier_output(tmp_path / "taken")
     with pytest.raises(InputError, match="overlaps the input"):
         apply(adapter, family[2], Path(family[2]) / "out", dry_run=True)
     assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)["plan"]

@@ -587,11 +587,9 @@ def test_a_kill_while_publishing_loses_neither_old_nor_new(family, tmp_path, chi
     line = ["extract-lora", base, long, "--no-verify", "-q"]
     calls = children.run(*line, "-o", tmp_path / "whole", "--rank", 4)["calls"]
     wanted = models.contents(tmp_path / "whole")
-    old = {"config.json": b"keep"}
-    for back in (0, 1, 2, 4):
-        out = tmp_path / f"o{back}"
-        out.mkdir()
-        (out / "config.json").write_bytes(b"keep")
+    old = models.contents(models.earlier_output(tmp_path / "old", config_json="keep"))
+    for back in range(8):
+        out = models.earlier_output(tmp_path / f"o{back}", config_json="keep")
         died = children.run(*line, "-o", out, "--rank", 4, "--overwrite", die=calls - back)
         assert died["code"] == -9
         left = [models.contents(path) for path in tmp_path.glob(f"*o{back}*") if path.is_dir()]
@@ -769,10 +767,13 @@ def test_a_filled_output_is_only_replaced_when_asked(family, tmp_path):
     (out / "mine").write_text("keep")
     with pytest.raises(InputError, match="is not empty"):
         extract_lora(*family[:2], out, rank=2)
-    with pytest.raises(InputError, match="holds no model, adapter or result"):
+    with pytest.raises(InputError, match="is not one that regraft wrote"):
         extract_lora(*family[:2], out, rank=2, overwrite=True)
     assert models.contents(out) == {"mine": b"keep"}
     (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is not one that regraft wrote"):
+        extract_lora(*family[:2], out, rank=2, overwrite=True)
+    models.earlier_output(out)
     extract_lora(*family[:2], out, rank=2, overwrite=True, verify=False)
     assert "mine" not in models.contents(out)
 

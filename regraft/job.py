@@ -1,0 +1,75 @@
+"""The life of every command that writes a folder, in the order in which things happen.
+
+    job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)   # check
+    record = ...                                                                  # record
+    if dry_run:                                                                   # dry run
+        return {**record, "plan": plan}
+    with job.start(record, device.type) as staging:                               # hash, stage
+        ...                                                                       # work, verify
+        staging.publish()                                                         # publish
+
+A refused output folder is reported before any model is opened. What is learnt to be an input later,
+from a recipe, is added with `add_inputs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.target import check_overlap, check_target
+
+
+class Job:
+    """One run of a command that writes the folder `out`.
+
+    inputs: every file and folder that the command reads; Hub ids among them are ignored.
+    keep_refused: keep what was done when an input turns out to be wrong, because the input may be
+    mended (a text, a recipe); without it the staging folder is removed then.
+
+    Raises InputError where `out` cannot be written or overlaps an input.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        inputs: Iterable[str | Path] = (),
+        overwrite: bool = False,
+        resume: bool = False,
+        keep_refused: bool = False,
+    ) -> None:
+        self.inputs = list(inputs)
+        self.overwrite, self.resume, self.keep_refused = overwrite, resume, keep_refused
+        self.target = check_target(out, overwrite=overwrite, inputs=self.inputs)
+
+    def add_inputs(self, inputs: Iterable[str | Path]) -> None:
+        """Protect more inputs. Raises InputError where the output overlaps one."""
+        added = list(inputs)
+        check_overlap(self.target, added)
+        self.inputs += added
+
+    def start(self, *identity: Any) -> Staging:
+        """Open the staging folder of the job that `identity` describes (values for JSON).
+
+        An unfinished run is only continued by a job of the same identity: put into it all that
+        changes the output.
+        """
+        return Staging(
+            self.target,
+            job=job_hash(*identity),
+            overwrite=self.overwrite,
+            resume=self.resume,
+            inputs=self.inputs,
+            keep_refused=self.keep_refused,
+        )
+
+
+def job_hash(*identity: Any) -> str:
+    """SHA-256 of the values as JSON, independent of the order of keys."""
+    text = json.dumps(identity, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

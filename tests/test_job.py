@@ -1,0 +1,139 @@
+"""Every command that writes a folder refuses to write over what it reads, in both directions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import models
+import pytest
+from evaluated import toy
+
+from regraft.data.sources import Text, documents
+from regraft.errors import InputError
+from regraft.evaluate.job import evaluate
+from regraft.job import Job, job_hash
+from regraft.merge.job import merge
+from regraft.train.job import train
+
+TRAINING = """
+model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
+stages: [{{length: 64, steps: 1}}]
+data:
+  cache: {cache}
+  sources:
+    - {{name: a, {source}, rows: packed}}
+"""
+
+
+def written_output(folder: Path) -> Path:
+    """An earlier output into which its owner's texts were recorded, so that only the check of
+    inputs protects them."""
+    folder.mkdir(parents=True)
+    texts = list(documents(Text("synthetic", "notes", documents=9, words=64)))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "short.jsonl").write_text(lines)
+    (folder / "deep").mkdir()
+    (folder / "deep/book.txt").write_text(" ".join(texts))
+    (folder / "squad.json").write_text(json.dumps({"data": []}))
+    return models.earlier_output(folder)
+
+
+def refused(folder: Path, call, *args: object, **options: object) -> None:
+    before = models.contents(folder)
+    with pytest.raises(InputError, match="overlaps the input"):
+        call(*args, overwrite=True, **options)
+    assert models.contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["jsonl: {out}/short.jsonl", "text: {out}/deep/book.txt", "text: {out}", "text: {out}/deep",
+     "jsonl: '{out}/*.jsonl'", "text: '{out}/**/*.txt'", "text: {above}",
+     "text: '{above}/**/*.txt'"],
+)  # fmt: skip
+def test_training_text_is_an_input(source: str, tmp_path: Path) -> None:
+    out = written_output(tmp_path / "texts" / "out")
+    recipe = tmp_path / "recipe.yaml"
+    source = source.format(out=out, above=out.parent)
+    recipe.write_text(TRAINING.format(source=source, cache=tmp_path / "cache"))
+    refused(out, train, recipe, out, device="cpu")
+
+
+def test_recipe_cache_model_and_teacher_are_inputs_of_training(tmp_path: Path) -> None:
+    out = written_output(tmp_path / "out")
+    recipe, source = tmp_path / "recipe.yaml", "synthetic: notes"
+    recipe.write_text(TRAINING.format(source=source, cache=out / "cache"))
+    (out / "cache").mkdir()
+    refused(out, train, recipe, out, device="cpu")
+    (out / "cache").rmdir()
+    inside = out / "recipe.yaml"
+    inside.write_text(TRAINING.format(source=source, cache=tmp_path / "cache"))
+    refused(models.earlier_output(out), train, inside, out, device="cpu")
+    inside.unlink()
+    teacher = toy(out / "teacher")
+    text = TRAINING.format(source=source, cache=tmp_path / "cache")
+    recipe.write_text(f"{text}method: recover\nrecover: {{teacher: {teacher}}}\n")
+    refused(models.earlier_output(out), train, recipe, out, device="cpu")
+
+
+def test_training_beside_its_text_is_allowed(tmp_path: Path) -> None:
+    texts = written_output(tmp_path / "texts")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TRAINING.format(source=f"jsonl: {texts}/*.jsonl", cache=tmp_path / "cache"))
+    assert train(recipe, texts / "out", device="cpu", dry_run=True)["plan"]
+
+
+def test_an_evaluated_model_is_an_input(model: Path) -> None:
+    refused(model, evaluate, [f"m={model}"], model / "out", suite="toy", lengths="128")
+    models.earlier_output(model.parent)
+    refused(model, evaluate, [f"m={model}"], model.parent, suite="toy", lengths="128")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"haystack": "{out}/deep/book.txt", "suite": "needle"},
+        {"haystack": "{out}/deep", "suite": "needle"},
+        {"haystack": "{above}", "suite": "needle"},
+        {"qa": "{out}/squad.json", "suite": "qa_1"},
+        {"suite": "zeroscrolls:{out}/deep"},
+        {"adapters": "{out}/deep", "suite": "needle"},
+    ],
+)
+def test_haystacks_questions_and_suites_are_inputs_of_an_evaluation(
+    options: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    out = written_output(tmp_path / "texts" / "out")
+    filled = {key: text.format(out=out, above=out.parent) for key, text in options.items()}
+    for name in {"qa", "adapters"} & filled.keys():
+        filled[name] = (filled[name],)  # type: ignore[assignment]
+    refused(out, evaluate, [str(model)], out, lengths="128", items=1, dry_run=True, **filled)
+
+
+def test_models_of_a_merge_and_its_recipe_are_inputs(tmp_path: Path) -> None:
+    base, extended, _ = models.family(tmp_path / "out")
+    recipe = tmp_path / "out" / "recipe.yaml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {base}}}, {{model: {extended}}}]\n")
+    out = models.earlier_output(tmp_path / "out")
+    refused(out, merge, recipe, out)
+    recipe = recipe.rename(tmp_path / "recipe.yaml")
+    refused(models.earlier_output(out), merge, recipe, out)
+
+
+def test_a_job_is_told_apart_by_what_changes_its_output(tmp_path: Path) -> None:
+    assert job_hash({"a": 1, "b": [2]}, "cpu") == job_hash({"b": [2], "a": 1}, "cpu")
+    assert job_hash({"a": 1}, "cpu") != job_hash({"a": 1}, "cuda")
+    with pytest.raises(ValueError, match="JSON"):
+        job_hash({"loss": float("nan")})
+    with Job(tmp_path / "out").start({"rank": 4}) as staging:
+        staging.record("piece")
+    with pytest.raises(InputError, match="other inputs or arguments"):
+        Job(tmp_path / "out", resume=True).start({"rank": 8})
+    with Job(tmp_path / "out", resume=True).start({"rank": 4}) as staging:
+        assert staging.done("piece") == {}
