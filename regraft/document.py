@@ -1,15 +1,13 @@
 """A YAML file as plain values, each of which knows its line; nothing in it can run or explode.
 
-PyYAML's composer gives nodes with positions; they are turned into values here so that tags, cycles,
-repeated keys and aliases that multiply are refused by line. A recipe is small: limits on bytes,
-nodes and depth are far above any real one.
+PyYAML's composer gives nodes with positions. They are turned into values here, so that tags,
+cycles, repeated keys and aliases that multiply are refused with their line. Limits on bytes, nodes
+and depth are far above any real recipe.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,20 @@ import yaml
 
 from regraft.errors import InputError
 
-Where = tuple[str | int, ...]  # keys and indices from the top to a value
+Where = tuple[str | int, ...]
+"""Keys and indices from the top of the file to a value."""
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000
+_MAX_DEPTH = 64
+_MAX_INTEGER = 2**64
 _CORE = "tag:yaml.org,2002:"
 _SCALARS = ("str", "int", "float", "bool", "null", "timestamp")
 
 
 class Document:
-    """`value`: dicts, lists, strings, numbers, booleans and None; `line` of each, from 1."""
+    """One YAML document. `value`: dicts with string keys, lists, strings, numbers, booleans and
+    None; `line(where)`: the line of each, from 1."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -41,10 +43,7 @@ class Document:
         except RecursionError:
             raise InputError(f"{name} is nested too deeply for a recipe; write it flat.") from None
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = f", line {mark.line + 1}" if mark else ""
-            what = (error.problem or error.context or "cannot be parsed").rstrip(".")
-            raise InputError(f"{name}{place} is not valid YAML: {what}.") from None
+            raise _syntax_error(name, error) from None
         except yaml.YAMLError as error:
             what = " ".join(str(error).split())
             raise InputError(f"{name} is not valid YAML: {what}.") from None
@@ -64,17 +63,17 @@ class Document:
             line = data.count(b"\n", 0, error.start) + 1
             raise InputError(f"{path}, line {line} is not UTF-8 text; save it as such.") from None
 
-    def part(self, key: str, **given: Any) -> Document:
-        """The mapping under a top key as a document of its own, its lines those of this file;
-        `given` are values that it need not state."""
-        other = object.__new__(Document)
-        other.name, other.text, other._count = self.name, self.text, self._count
-        other.value = {**given, **self.value[key]}
-        other._lines = {w[1:]: n for w, n in self._lines.items() if w[:1] == (key,)}
-        return other
+    def part(self, key: str, **defaults: Any) -> Document:
+        """The mapping under a top-level key as a document of its own, with the lines of this file.
+        `defaults` are values that the mapping need not state."""
+        part = object.__new__(Document)
+        part.name, part.text, part._count = self.name, self.text, self._count
+        part.value = {**defaults, **self.value[key]}
+        part._lines = {w[1:]: n for w, n in self._lines.items() if w[:1] == (key,)}
+        return part
 
     def line(self, where: Where) -> int:
-        """The line of the value, or of the nearest value around it."""
+        """The line of the value, or of the innermost stated value around it."""
         while where not in self._lines:
             where = where[:-1]
         return self._lines[where]
@@ -83,38 +82,51 @@ class Document:
         """The error to raise: file, line, message."""
         return InputError(f"{self.name}, line {self.line(where)}: {message}")
 
-    def _value(self, node: yaml.Node, where: Where, around: tuple[yaml.Node, ...]) -> Any:
+    def _value(self, node: yaml.Node, where: Where, parents: tuple[yaml.Node, ...]) -> Any:
         self._lines.setdefault(where, node.start_mark.line + 1)
         self._count += 1
         if self._count > _MAX_NODES:
             raise self.error(where, "its aliases multiply beyond any recipe; write the values out.")
-        if any(node is other for other in around):
+        if any(node is parent for parent in parents):
             raise self.error(where, "an alias stands inside its own anchor; write the value out.")
+        if len(parents) > _MAX_DEPTH:
+            raise self.error(where, f"more than {_MAX_DEPTH} values are nested; write it flat.")
         kind = node.tag.removeprefix(_CORE)
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS and node.tag != kind:
             return self._scalar(node, kind, where)
-        around = (*around, node)
+        parents = (*parents, node)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self._value(item, (*where, i), around) for i, item in enumerate(node.value)]
+            return [self._value(item, (*where, i), parents) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and kind == "map":
-            return self._mapping(node, where, around)
-        raise self.error(
-            where, f"the tag {node.tag.replace(_CORE, '!!')} has no place in a recipe."
-        )
+            return self._mapping(node, where, parents)
+        tag = node.tag.replace(_CORE, "!!")
+        raise self.error(where, f"the tag {tag} is not allowed in a recipe.")
 
     def _scalar(self, node: yaml.ScalarNode, kind: str, where: Where) -> Any:
         if kind in ("str", "timestamp"):
-            return node.value
+            return self._text(node.value, where)
         try:
             value = yaml.constructor.SafeConstructor().construct_object(node)
-        except (ValueError, KeyError, yaml.YAMLError):
-            raise self.error(where, f"'{node.value[:40]}' cannot be read as {kind}.") from None
+        except (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError):
+            raise self.error(where, f"{node.value[:40]!r} cannot be read as {kind}.") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise self.error(where, f"{node.value} is not a finite number; give one.")
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise self.error(where, f"{node.value[:40]} is too large; no setting needs 2^64.")
         return value
 
+    def _text(self, text: str, where: Where) -> str:
+        """The string, if it can be written to a file and used as a path."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.error(where, f"{text[:40]!r} holds half a surrogate pair.") from None
+        if "\0" in text:
+            raise self.error(where, f"{text[:40]!r} holds a NUL character.")
+        return text
+
     def _mapping(
-        self, node: yaml.MappingNode, where: Where, around: tuple[yaml.Node, ...]
+        self, node: yaml.MappingNode, where: Where, parents: tuple[yaml.Node, ...]
     ) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
@@ -124,28 +136,30 @@ class Document:
             if key.tag == _CORE + "merge":
                 several = isinstance(item, yaml.SequenceNode)
                 for part in item.value if several else [item]:
-                    found = self._value(part, where, around)
-                    if not isinstance(found, dict):
+                    values = self._value(part, where, parents)
+                    if not isinstance(values, dict):
                         raise self.error(where, "'<<' takes a mapping or a list of mappings.")
-                    merged = {**found, **merged}
+                    merged = {**values, **merged}
         for key, item in node.value:
             if key.tag == _CORE + "merge":
                 continue
-            at = (*where, key.value)
-            self._lines[at] = key.start_mark.line + 1
-            if key.value in own:
-                raise self.error(at, f"'{key.value}' is given twice; keep one.")
-            own[key.value] = self._value(item, at, around)
+            name = self._text(key.value, where)
+            inner = (*where, name)
+            self._lines[inner] = key.start_mark.line + 1
+            if name in own:
+                raise self.error(inner, f"'{name}' is given twice; delete one.")
+            own[name] = self._value(item, inner, parents)
         return {**merged, **own}
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the nearest known word, or ''."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _syntax_error(name: str, error: yaml.MarkedYAMLError) -> InputError:
+    mark = error.problem_mark or error.context_mark
+    line = f", line {mark.line + 1}" if mark else ""
+    if error.context == "expected a single document in the stream":
+        return InputError(
+            f"{name}{line}: a second YAML document begins here ('---'), and a recipe is one; "
+            "regraft does not run mergekit-multimerge files: save each document as a recipe, run "
+            "them in order, and name the folder of an earlier result as a model of a later one."
+        )
+    what = (error.problem or error.context or "cannot be parsed").rstrip(".")
+    return InputError(f"{name}{line} is not valid YAML: {what}.")

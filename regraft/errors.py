@@ -1,4 +1,5 @@
-"""The errors that regraft raises on purpose, and how an error of the operating system becomes one.
+"""The errors that regraft raises on purpose, how an error of the operating system becomes one,
+and the phrases their messages share.
 
 Each message is one sentence that says what is wrong, where (file, tensor, line) and what to do.
 The command line prints it without a traceback and exits with the class's `exit_code`.
@@ -6,8 +7,9 @@ The command line prints it without a traceback and exits with the class's `exit_
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,3 +75,21 @@ def reading(path: str | Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"Cannot read {path}: {reason}; give a readable file.") from error
+
+
+def closest_name(word: str, known: Iterable[str]) -> str | None:
+    """The known name that `word` is most likely a misspelling of, or None."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest known name, or '' if none is close."""
+    name = closest_name(word, known)
+    return f" (did you mean {name}?)" if name else ""
+
+
+def short_repr(value: object) -> str:
+    """The repr of a value for a message, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -24,11 +24,9 @@ from regraft.checkpoint.roles import roles
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
-from regraft.document import near
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import tokenizer_files as donors
 from regraft.merge.inputs import Input, Inputs, is_adapter
-from regraft.merge.methods.registry import names
 from regraft.merge.plan import output_config
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import BRIDGED
@@ -41,16 +39,9 @@ _SHOWN = 4  # lines of what mergekit says last
 def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
     """Why the merge has to run in mergekit; None if it runs natively.
 
-    Raises InputError where the wanted engine cannot do it, or nobody knows the method.
+    Raises InputError where the requested engine cannot do it.
     """
-    method = recipe.body.merge_method
     found = _needed(recipe, inputs)
-    if method not in names() and method not in BRIDGED:
-        known = [*names(), *BRIDGED]
-        raise recipe.error(
-            ("merge_method",), f"'{method}' is no merge method{near(method, known)}; known are "
-            f"{', '.join(sorted(known))}.",
-        )  # fmt: skip
     if engine == "native" and found is not None:
         raise recipe.error(found[1], f"{found[0]}, which needs --engine mergekit or auto.")
     if engine == "mergekit" and found is None:

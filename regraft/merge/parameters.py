@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from regraft import progress
-from regraft.document import Where, near
 from regraft.errors import InputError
-from regraft.merge.methods.registry import Method, Parameter, get, names
-from regraft.merge.recipe import Recipe, Slice, Source
-from regraft.merge.schema import Condition, Setting
-
-# Parameters of mergekit's methods that have none of the same name here: harmless to leave out.
-_MERGEKITS = ("int8_mask", "r", "alpha")
+from regraft.merge.methods.registry import Method, Parameter
+from regraft.merge.recipe import Recipe, Scope, Slice, Source
+from regraft.merge.schema import Condition
 
 
-def check_names(recipe: Recipe, method: Method) -> None:
-    """Refuse parameters that no method has; say which ones this method does not use."""
-    elsewhere = {name for other in names() for name in get(other).parameters} | set(_MERGEKITS)
-    unused: set[str] = set()
-    for settings, where in _scopes(recipe):
-        for name in settings:
-            if name in method.parameters:
-                continue
-            if name not in elsewhere:
-                hint = near(name, method.parameters)
-                known = ", ".join(method.parameters) or "none"
-                raise recipe.error(
-                    (*where, name), f"no method has a parameter '{name}'{hint}; {method.name} "
-                    f"has: {known}."
-                )  # fmt: skip
-            unused.add(name)
-    for name in sorted(unused - {"int8_mask"}):
+def warn_unused(recipe: Recipe, method: Method) -> None:
+    """Warn of parameters that other methods have and this one does not use."""
+    unused = {name for settings, _ in recipe.scopes() for name in settings}
+    for name in sorted(unused - set(method.parameters) - {"int8_mask"}):
         progress.warn(f"{method.name} has no parameter '{name}'; the recipe's is not used.")
 
 
@@ -71,7 +54,7 @@ def _value(
     recipe: Recipe,
     method: Method,
     parameter: Parameter,
-    scopes: Iterable[tuple[Mapping[str, Setting], Where]],
+    scopes: Iterable[Scope],
     tensor: str,
     t: float,
     source: Source | None,
@@ -80,7 +63,7 @@ def _value(
         held = next((c for c in settings.get(parameter.name, ()) if c.holds(tensor)), None)
         if held is not None:
             try:
-                return parameter.check(_at(parameter, held, t))
+                return _at(parameter, held, t)
             except InputError as error:
                 raise recipe.error((*where, parameter.name), f"{error} (for '{tensor}').") from None
     if parameter.required:
@@ -96,38 +79,16 @@ def _value(
 def _at(parameter: Parameter, condition: Condition, t: float) -> Any:
     """The condition's value at `t`: numbers are interpolated, words and switches chosen."""
     if not isinstance(condition.value, tuple):
-        return _typed(parameter, condition.value)
-    values = [parameter.check(_typed(parameter, value)) for value in condition.value]
+        return parameter.parse(condition.value)
+    values = [parameter.parse(value) for value in condition.value]
     scaled = t * (len(values) - 1)
     low = int(scaled)
     if parameter.kind not in (int, float):
         return values[low]
     high = min(low + 1, len(values) - 1)
     share = scaled - low
-    return (1 - share) * values[low] + share * values[high]
+    return parameter.check((1 - share) * values[low] + share * values[high])
 
 
-def _typed(parameter: Parameter, value: Any) -> Any:
-    """YAML's near misses as the type that was meant: '1e-4' is a word to it, 1 is no switch."""
-    if parameter.kind in (int, float):
-        if isinstance(value, bool):
-            return int(value)
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                return value
-    if parameter.kind is bool and value in (0, 1):
-        return bool(value)
-    return value
-
-
-def _of_source(source: Source, part: Slice) -> tuple[tuple[Mapping[str, Setting], Where], ...]:
+def _of_source(source: Source, part: Slice) -> tuple[Scope, ...]:
     return ((source.parameters, (*source.where, "parameters")), *part.scopes)
-
-
-def _scopes(recipe: Recipe) -> Iterable[tuple[Mapping[str, Setting], Where]]:
-    for part in recipe.slices:
-        yield from part.scopes
-        for source in part.sources:
-            yield source.parameters, (*source.where, "parameters")

@@ -86,7 +86,7 @@ def make_plan(
     max_shard_bytes: int | None = None,
 ) -> Plan:
     """Every tensor to make, checked against the models' headers. Raises InputError by line."""
-    parameters.check_names(recipe, method)
+    parameters.warn_unused(recipe, method)
     outputs = [_output(recipe, inputs, method, *place) for place in _tensors(recipe, inputs)]
     layers = 1 + max((out.layer for out in outputs if out.layer is not None), default=-1)
     dtypes = {_short(out.dtype) for out in outputs if out.kind == "projection"}

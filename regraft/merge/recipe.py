@@ -17,28 +17,28 @@ Every error names the line. Nothing of a model is read here: see `plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from regraft.document import Document, Where, near, shown
-from regraft.errors import InputError
+from regraft.document import Where
+from regraft.errors import InputError, did_you_mean
+from regraft.merge.methods.registry import Method, get, names
 from regraft.merge.schema import (
+    BRIDGED,
     MAX_INPUTS,
     Body,
-    Context,
     InputModel,
-    InputSlice,
     ModelRef,
-    Module,
     OutputSlice,
     Setting,
-    Ties,
-    Tokenizer,
 )
+from regraft.recipe import BaseRecipe, Mistakes
+
+# The parameters stated in one place of the recipe, and where.
+Scope = tuple[Mapping[str, Setting], Where]
+
+# Parameters of mergekit's methods that no method here has: harmless to leave out.
+_MERGEKIT_ONLY = ("int8_mask", "r", "alpha")
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,16 @@ class Slice:
 
     sources: tuple[Source, ...]
     base: ModelRef | None
-    scopes: tuple[tuple[Mapping[str, Setting], Where], ...]
+    scopes: tuple[Scope, ...]
     where: Where
 
 
-class Recipe:
-    """A parsed recipe file. `body`: its keys; `slices`: what is merged, in one form for all three
-    spellings; `fail`: InputError with a line of the file."""
+class Recipe(BaseRecipe[Body]):
+    """A parsed merge recipe. `slices`: what is merged, one form for all three spellings."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        if not isinstance(document.value, dict):
-            raise self.error((), "a recipe is a mapping such as 'merge_method: linear'.")
-        try:
-            self.body = Body.model_validate(document.value)
-        except ValidationError as error:
-            raise self._explained(error) from None
-        self.slices = tuple(self._slices())
-        self._check()
-
-    @classmethod
-    def read(cls, path: str | Path) -> Recipe:
-        """Read and check a file. Raises InputError: file, line, what is wrong, what to do."""
-        return cls(Document.read(path))
-
-    def error(self, where: Where, message: str) -> InputError:
-        """The error to raise, with the file and the line of `where`."""
-        return self.document.error(where, message)
+    schema = Body
+    example = "merge_method: linear"
+    slices: tuple[Slice, ...]
 
     def references(self) -> list[tuple[ModelRef, Where]]:
         """Every model, once, in the order of the file, the base first."""
@@ -97,16 +80,53 @@ class Recipe:
                 found.setdefault(part.base, (*part.where, "base_model"))
         return list(found.items())
 
+    def scopes(self) -> Iterator[Scope]:
+        """Every place with parameters; what several slices share comes once for each."""
+        for part in self.slices:
+            yield from part.scopes
+            for source in part.sources:
+                yield source.parameters, (*source.where, "parameters")
+
     @property
     def out_dtype(self) -> str | None:
         return self.body.out_dtype or self.body.dtype
 
-    def _slices(self) -> Iterator[Slice]:
+    def check(self, mistakes: Mistakes) -> None:
+        """Resolve `slices`, and find what contradicts another part of the recipe."""
+        self.slices = tuple(self._slices(mistakes))
+        body = self.body
+        if body.tokenizer and body.tokenizer_source:
+            mistakes.add(("tokenizer_source",), "give either tokenizer or tokenizer_source")
+        if body.scale is not None and body.base_model is None:
+            mistakes.add(("scale",), "scale is a factor on the change of base_model; name one")
+        if body.context is not None and not body.context.model_dump(exclude_none=True):
+            mistakes.add(
+                ("context",), "give one of from, theta, length, rope_type, factor, original"
+            )
+        count = len(self.references())
+        if count > MAX_INPUTS:
+            mistakes.add(
+                (), f"it names {count} models and at most {MAX_INPUTS} merge at once; merge groups"
+            )
+        for part in self.slices:
+            _check_slice(part, mistakes)
+        if body.merge_method in names():
+            _check_parameters(get(body.merge_method), self.scopes(), mistakes)
+        elif body.merge_method not in BRIDGED:
+            known = sorted([*names(), *BRIDGED])
+            hint = did_you_mean(body.merge_method, known)
+            mistakes.add(
+                ("merge_method",), f"'{body.merge_method}' is not a merge method{hint}; the "
+                f"methods are {', '.join(known)}",
+            )  # fmt: skip
+
+    def _slices(self, mistakes: Mistakes) -> Iterator[Slice]:
         body = self.body
         given = [key for key in ("models", "slices", "modules") if getattr(body, key) is not None]
         if len(given) != 1 or not getattr(body, given[0]):
             where: Where = (given[-1],) if given else ()
-            raise self.error(where, "give one of 'models', 'slices' and 'modules', not empty.")
+            mistakes.add(where, "give one of 'models', 'slices' and 'modules', not empty")
+            return
         outer = ((body.parameters or {}, ("parameters",)),)
         if body.modules is None:
             yield from self._of(body.models, body.slices, outer, ())
@@ -114,7 +134,8 @@ class Recipe:
         for name, module in body.modules.items():
             where = ("modules", name)
             if (module.models is None) == (module.slices is None):
-                raise self.error(where, "give either 'models' or 'slices' in a module.")
+                mistakes.add(where, "give either 'models' or 'slices' in a module")
+                continue
             scope = (module.parameters or {}, (*where, "parameters"))
             yield from self._of(module.models, module.slices, (scope, *outer), where)
 
@@ -122,7 +143,7 @@ class Recipe:
         self,
         models: list[InputModel] | None,
         slices: list[OutputSlice] | None,
-        outer: tuple[tuple[Mapping[str, Setting], Where], ...],
+        outer: tuple[Scope, ...],
         where: Where,
     ) -> Iterator[Slice]:
         base = self.body.base_model
@@ -149,85 +170,50 @@ class Recipe:
             )
             yield Slice(inner, part.base_model or base, (scope, *outer), at)
 
-    def _check(self) -> None:
-        body = self.body
-        if body.tokenizer and body.tokenizer_source:
-            raise self.error(("tokenizer_source",), "give either tokenizer or tokenizer_source.")
-        if body.scale is not None and body.base_model is None:
-            raise self.error(("scale",), "scale is a factor on the change of base_model; name one.")
-        if body.context is not None and not body.context.model_dump(exclude_none=True):
-            raise self.error(
-                ("context",), "say which: from, theta, length, rope_type, factor, original."
-            )
-        count = len(self.references())
-        if count > MAX_INPUTS:
-            raise self.error(
-                (), f"it names {count} models and at most {MAX_INPUTS} merge at once; merge groups."
-            )
-        for part in self.slices:
-            lengths = set()
-            seen: dict[ModelRef, Source] = {}
-            for source in part.sources:
-                if source.ref in seen:
-                    raise self.error(
-                        (*source.where, "model"),
-                        f"{source.ref} is in the same slice twice; give it once, with the summed "
-                        "weight.",
-                    )
-                seen[source.ref] = source
-                if source.layers is not None:
-                    start, stop = source.layers
-                    if not 0 <= start < stop:
-                        raise self.error(
-                            (*source.where, "layer_range"),
-                            f"layer_range [{start}, {stop}] holds no layers; it is [first, last + "
-                            "1], from 0.",
-                        )
-                    lengths.add(stop - start)
-            if len(lengths) > 1:
-                raise self.error(part.where, "all layer_ranges of a slice must be of one length.")
 
-    def _explained(self, error: ValidationError) -> InputError:
-        """The first of pydantic's errors as one sentence: misspelt keys, then by line."""
-        found = []
-        for item in error.errors(include_url=False):
-            where, block = _place(item["loc"], self.document.value)
-            found.append((self.document.line(where), where, block, item))
-        _, where, block, item = min(
-            found, key=lambda entry: (entry[3]["type"] != "extra_forbidden", entry[0])
-        )
-        key = ".".join(str(part) for part in where)
-        kind, message = item["type"], item["msg"].removeprefix("Value error, ")
-        if kind == "extra_forbidden":
-            known = [field.alias or name for name, field in block.model_fields.items()]
-            name = str(item["loc"][-1])
-            return self.error(
-                where, f"'{name}' is no key here{near(name, known)}; known are {', '.join(known)}."
+def _check_slice(part: Slice, mistakes: Mistakes) -> None:
+    """A model is in a slice once, and all layer ranges hold the same number of layers."""
+    lengths = set()
+    seen: set[ModelRef] = set()
+    for source in part.sources:
+        if source.ref in seen:
+            mistakes.add(
+                (*source.where, "model"),
+                f"{source.ref} is in the same slice twice; give it once, with the summed weight",
             )
-        if kind == "missing":
-            return self.error(where, f"'{item['loc'][-1]}' is missing.")
-        if kind == "value_error":
-            return self.error(where, f"{key}: {message}.")
-        if kind == "recursion_loop":
-            return self.error(where, f"{key} refers to itself.")
-        what = f"{message[:1].lower()}{message[1:]}"
-        return self.error(where, f"{key}: {what}, not {shown(item['input'])}.")
-
-
-def _place(loc: tuple[int | str, ...], value: Any) -> tuple[Where, type[BaseModel]]:
-    """Pydantic's location as one in the YAML (it adds names of types), and the block around it."""
-    where: Where = ()
-    block: type[BaseModel] = Body
-    blocks: dict[str, type[BaseModel]] = {
-        "models": InputModel, "slices": OutputSlice, "sources": InputSlice, "modules": Module,
-        "tokenizer": Tokenizer, "context": Context, "ties": Ties,
-    }  # fmt: skip
-    for i, part in enumerate(loc):
-        keys: Any = value if isinstance(value, dict) else ()
-        keys = range(len(value)) if isinstance(value, list) else keys
-        if part not in keys:
+        seen.add(source.ref)
+        if source.layers is None:
             continue
-        where, value = (*where, part), value[part]
-        if i + 1 < len(loc) and part in blocks:
-            block = blocks[str(part)]
-    return where, block
+        start, stop = source.layers
+        if 0 <= start < stop:
+            lengths.add(stop - start)
+        else:
+            mistakes.add(
+                (*source.where, "layer_range"),
+                f"layer_range [{start}, {stop}] holds no layers; it is [first, last + 1], from 0",
+            )
+    if len(lengths) > 1:
+        mistakes.add(part.where, "all layer_ranges of a slice must be of one length")
+
+
+def _check_parameters(method: Method, scopes: Iterable[Scope], mistakes: Mistakes) -> None:
+    """Every name is a parameter of some method, and the values suit this one."""
+    elsewhere = {name for other in names() for name in get(other).parameters}
+    for settings, where in scopes:
+        for name, conditions in settings.items():
+            parameter = method.parameters.get(name)
+            if parameter is None:
+                if name not in elsewhere and name not in _MERGEKIT_ONLY:
+                    hint = did_you_mean(name, method.parameters)
+                    known = ", ".join(method.parameters) or "none"
+                    mistakes.add(
+                        (*where, name),
+                        f"no method has a parameter '{name}'{hint}; {method.name} has: {known}",
+                    )
+                continue
+            for condition in conditions:
+                for value in condition.values:
+                    try:
+                        parameter.parse(value)
+                    except InputError as error:
+                        mistakes.add((*where, name), str(error))

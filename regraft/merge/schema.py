@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from regraft.document import near, shown
-from regraft.errors import InputError
+from regraft.errors import InputError, did_you_mean, short_repr
 from regraft.units import parse_tokens
 
 MAX_INPUTS = 256
@@ -51,6 +50,11 @@ class Condition:
     filter: str | None
     value: Scalar | tuple[Scalar, ...]
 
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        """The scalar alone, or the points of the gradient."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
     def holds(self, tensor: str) -> bool:
         return self.filter is None or self.filter == "*" or self.filter in tensor
 
@@ -73,17 +77,26 @@ def _reference(value: Any) -> ModelRef:
             raise ValueError("override_architecture is not supported; correct the config instead")
         if model:
             return ModelRef(*model, *(adapter or (None, None)))
-    raise ValueError(f"{shown(value)} is not a model such as org/name, path@rev or model+adapter")
+    raise ValueError(
+        f"{short_repr(value)} is not a model such as org/name, path@rev or model+adapter"
+    )
 
 
 def _path(text: str) -> tuple[str, str | None] | None:
     """(path, revision) of one side of a '+'; None if it cannot be one."""
-    if text and Path(text).expanduser().exists():
+    if text and _exists(text):
         return text, None
     path, at, revision = text.partition("@")
     if not path.strip() or "+" in text or "@" in revision or bool(at) != bool(revision):
         return None
     return path, revision or None
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long for a file; ~ of an unknown user
+        return False
 
 
 def _from_mapping(value: Any) -> tuple[str, str | None] | None:
@@ -108,15 +121,15 @@ def _setting(value: Any) -> Setting:
     for item in conditions:
         if not isinstance(item, dict) or "value" not in item or set(item) - {"filter", "value"}:
             raise ValueError(
-                f"{shown(item)} is not {{filter: part of a tensor's name, value: ...}}"
+                f"{short_repr(item)} is not {{filter: part of a tensor's name, value: ...}}"
             )
         chosen, inner = item.get("filter"), item["value"]
         if chosen is not None and not isinstance(chosen, str):
-            raise ValueError(f"the filter {shown(chosen)} is not a part of a tensor's name")
+            raise ValueError(f"the filter {short_repr(chosen)} is not a part of a tensor's name")
         if isinstance(inner, list) and inner and all(_is_scalar(part) for part in inner):
             inner = tuple(inner)
         elif not _is_scalar(inner):
-            raise ValueError(f"the value {shown(inner)} is not a number, word or list of them")
+            raise ValueError(f"the value {short_repr(inner)} is not a number, word or list of them")
         result.append(Condition(chosen, inner))
     return tuple(result)
 
@@ -128,7 +141,7 @@ def _is_scalar(value: Any) -> bool:
 def _dtype(value: Any) -> str:
     name = str(value).removeprefix("torch.")
     if name not in DTYPES:
-        raise ValueError(f"'{value}' is not one of {', '.join(DTYPES)}{near(name, DTYPES)}")
+        raise ValueError(f"'{value}' is not one of {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return name
 
 

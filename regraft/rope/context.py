@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import CheckpointError, InputError, did_you_mean
 from regraft.rope.spelling import (
     DEFAULT_LENGTH,
     DEFAULT_THETA,
@@ -29,7 +29,6 @@ from regraft.rope.spelling import (
     put,
     rotates_by_layer,
     scaling_block,
-    suggest,
     text_model,
     whole,
 )
@@ -236,7 +235,7 @@ class ContextSpec:
         if family != main["rope_type"]:
             if family not in REQUIRED:
                 raise InputError(
-                    f"'{family}' is no RoPE family{suggest(family, REQUIRED)}; "
+                    f"'{family}' is no RoPE family{did_you_mean(family, REQUIRED)}; "
                     f"choose from {', '.join(REQUIRED)}."
                 )
             if family == "longrope":
@@ -314,7 +313,7 @@ def parse_context(text: str, base: ContextSpec) -> ContextSpec:
             )
         if key not in names:
             raise InputError(
-                f"--context: '{key}' is no setting{suggest(key, names)}; "
+                f"--context: '{key}' is no setting{did_you_mean(key, names)}; "
                 f"choose from {', '.join(names)}."
             )
         name = names[key]

@@ -8,7 +8,6 @@ gaps are filled as transformers 5.23 fills them, and contradictions are errors.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -265,9 +264,3 @@ def phrase(rope: Mapping[str, Any]) -> str:
     original = rope.get("original_max_position_embeddings")
     since = f", from {format_tokens(original)}" if original else ""
     return f"{rope['rope_type']}{factor} ({theta}{since})"
-
-
-def suggest(word: str, known: Mapping[str, Any]) -> str:
-    """' (did you mean theta?)', or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

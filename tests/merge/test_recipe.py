@@ -58,11 +58,12 @@ def test_an_existing_folder_may_have_plus_and_at_in_its_name(tmp_path: Path) -> 
 
 
 def test_settings_become_conditions() -> None:
-    text = "parameters:\n  t:\n    - {filter: mlp, value: [0, 1]}\n    - value: 0.5\n  s: [1, 2]\n"
+    text = "parameters:\n  t:\n    - {filter: mlp, value: [0, 1]}\n    - value: 0.5\n"
+    text += "  weight: [1, 2]\n"
     recipe = parse(PLAIN + text)
     settings, _ = recipe.slices[0].scopes[0]
     assert settings["t"] == (Condition("mlp", (0, 1)), Condition(None, 0.5))
-    assert settings["s"] == (Condition(None, (1, 2)),)
+    assert settings["weight"] == (Condition(None, (1, 2)),)
 
 
 def test_base_model_joins_the_models_once_and_the_references_come_first() -> None:
@@ -75,13 +76,13 @@ def test_base_model_joins_the_models_once_and_the_references_come_first() -> Non
 
 def test_anchors_and_merge_keys_work() -> None:
     recipe = parse(
-        "merge_method: linear\nmodels:\n  - model: a\n    parameters: &p {weight: 1, x: 2}\n"
+        "merge_method: linear\nmodels:\n  - model: a\n    parameters: &p {weight: 1, density: 1}\n"
         "  - model: b\n    parameters: {<<: *p, weight: 3}\n"
     )
     first, second = recipe.slices[0].sources
     assert first.parameters["weight"] == (Condition(None, 1),)
     assert second.parameters["weight"] == (Condition(None, 3),)
-    assert second.parameters["x"] == (Condition(None, 2),)
+    assert second.parameters["density"] == (Condition(None, 1),)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_context_spellings(context: str, source: str | None, changes: dict) -> N
         (PLAIN + "scale: 0.5\n", 5, "base_model"),
         (PLAIN + "context: {lenght: 4k}\n", 5, "did you mean length?"),
         (PLAIN + "context: {length: many}\n", 5, "token count"),
-        (PLAIN + "context: {}\n", 5, "say which"),
+        (PLAIN + "context: {}\n", 5, "give one of from"),
         (PLAIN + "ties: {variant: papre}\n", 5, "'mergekit', 'paper' or 'peft'"),
         (PLAIN + "tokenizer_source: base\ntokenizer: {source: union}\n", 5, "either"),
         (PLAIN + "parameters: {t: []}\n", 5, "a list of values"),
@@ -137,10 +138,10 @@ def test_context_spellings(context: str, source: str | None, changes: dict) -> N
         (PLAIN + "? [a]\n: b\n", None, "a key must be a word"),
         (PLAIN + "x: [\n", None, "not valid YAML"),
         (PLAIN + "x: *nobody\n", 5, "undefined alias"),
-        (PLAIN + "--- \na: b\n", None, "not valid YAML"),
+        (PLAIN + "--- \na: b\n", 5, "save each document as a recipe"),
         (PLAIN + "x: \x01\n", None, "not valid YAML"),
         (PLAIN + "x: " + "[" * 5000, None, "nested"),
-        (PLAIN + "residual_weight: 0777777777x\n", 5, "is no key here"),
+        (PLAIN + "residual_weight: 0777777777x\n", 5, "is not a key here"),
     ],
 )  # fmt: skip
 def test_bad_recipes_are_one_sentence_with_the_line(
@@ -150,6 +151,20 @@ def test_bad_recipes_are_one_sentence_with_the_line(
     assert words in message
     if line is not None:
         assert message.startswith(f"r.yaml, line {line}: ") or f"line {line}" in message
+
+
+def test_the_method_and_its_parameters_are_checked_before_a_model_is_opened() -> None:
+    text = (
+        "merge_method: ties\nbase_model: b\nmodels:\n  - {model: a, parameters: {weigth: 1}}\n"
+        "  - {model: c, parameters: {density: [0.5, 1.5], weight: [{value: much}]}}\n"
+    )
+    message = complaint(text)
+    assert (
+        "3 mistakes: line 4: no method has a parameter 'weigth' (did you mean weight?)" in message
+    )
+    assert "line 5: density must be between 0 and 1, not 1.5" in message
+    assert "line 5: weight must be a number, not 'much'" in message
+    assert "did you mean linear?" in complaint(PLAIN.replace("linear", "linaer"))
 
 
 def test_a_yaml_bomb_is_refused_quickly() -> None:

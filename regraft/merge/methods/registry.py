@@ -19,10 +19,10 @@ No function here changes its inputs.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -43,7 +43,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from regraft.errors import InputError
+from regraft.errors import InputError, did_you_mean
 
 FAMILIES = (
     "linear",
@@ -113,6 +113,18 @@ class Parameter:
     def required(self) -> bool:
         return self.default is REQUIRED
 
+    def parse(self, value: Any) -> Any:
+        """A value from YAML, where '1e-4' is a word, 1 and 0 may be switches and true a number,
+        checked. Raises InputError."""
+        if self.kind in (int, float) and isinstance(value, bool):
+            value = int(value)
+        elif self.kind in (int, float) and isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)
+        elif self.kind is bool and value in (0, 1):
+            value = bool(value)
+        return self.check(value)
+
     def check(self, value: Any) -> Any:
         """`value`, one input's if `per_input`, as the right type. Raises InputError."""
         if value is None and self.optional:
@@ -120,7 +132,7 @@ class Parameter:
         wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
         number = isinstance(value, int | float) and not isinstance(value, bool)
         good = {
-            float: number and math.isfinite(value),
+            float: number and _finite(value),
             int: number and float(value).is_integer(),
             bool: isinstance(value, bool),
             str: isinstance(value, str),
@@ -168,8 +180,7 @@ class Method:
         one value for all inputs spread over them. Raises InputError in one sentence."""
         for name in given:
             if name not in self.parameters:
-                close = difflib.get_close_matches(name, self.parameters, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = did_you_mean(name, self.parameters)
                 raise InputError(f"{self.name} has no parameter {name!r}{hint}")
         bound: dict[str, Any] = {}
         for parameter in self.parameters.values():
@@ -228,6 +239,14 @@ class Method:
         return self._combine(tensors, base, **_named(self._combine, params, extra))
 
 
+def _finite(value: float) -> bool:
+    """Whether the number is finite as a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 _METHODS: dict[str, Method] = {}
 
 
@@ -235,8 +254,7 @@ def get(name: str) -> Method:
     """The method of that name. Raises InputError with the nearest name."""
     names()
     if name not in _METHODS:
-        close = difflib.get_close_matches(name, _METHODS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(name, _METHODS)
         raise InputError(f"there is no native merge method {name!r}{hint}")
     return _METHODS[name]
 
