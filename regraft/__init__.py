@@ -1,11 +1,13 @@
-"""regraft: lift a capability off one model and graft it onto its relatives.
+"""regraft: extract long context from a Llama-3 model as a LoRA, and put it into its relatives.
 
     import regraft
-    regraft.extract_lora("base", "extended", "adapter", rank=64)
-    regraft.apply("adapter", "derivative", "graft")
 
-The functions are those behind the command line, with the same arguments; nothing heavy is imported
-until one of them is used.
+    regraft.extract_lora("base", "extended", "adapter", rank=64)
+    regraft.apply_lora("adapter", "derivative", "graft")
+    regraft.merge_models("recipe.yaml", "merged")
+
+These are the functions behind the command line, with the same arguments; each returns the record
+that it also writes. Nothing heavy is imported until one of them is used.
 """
 
 from __future__ import annotations
@@ -16,40 +18,71 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from regraft.adapters.apply.apply import apply
+    from regraft.adapters.apply.apply import apply as apply_lora
     from regraft.adapters.extract.extract import extract_lora
-    from regraft.adapters.inspect.inspect import inspect
+    from regraft.adapters.inspect.inspect import inspect as inspect_model
     from regraft.adapters.reader import Adapter
     from regraft.checkpoint.source import Checkpoint
-    from regraft.errors import RegraftError
-    from regraft.rope import ContextSpec, theta_report
+    from regraft.demo import run as run_demo
+    from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
+    from regraft.evaluate.job import evaluate as evaluate_models
+    from regraft.merge.job import merge as merge_models
+    from regraft.rope import ContextSpec
+    from regraft.rope.laws import theta_for
+    from regraft.train.estimate.plan import plan as plan_training
+    from regraft.train.job import train as train_model
+    from regraft.train.theta_probe import probe as probe_theta
 
-_HOMES = {
-    "Adapter": "regraft.adapters.reader",
-    "Checkpoint": "regraft.checkpoint.source",
-    "ContextSpec": "regraft.rope",
-    "RegraftError": "regraft.errors",
-    "apply": "regraft.adapters.apply.apply",
-    "evaluate_models": "regraft.evaluate.job",
-    "extract_lora": "regraft.adapters.extract.extract",
-    "inspect": "regraft.adapters.inspect.inspect",
-    "theta_report": "regraft.rope",
+_MODULES = {
+    "Adapter": "regraft.adapters.reader:Adapter",
+    "Checkpoint": "regraft.checkpoint.source:Checkpoint",
+    "CheckpointError": "regraft.errors:CheckpointError",
+    "ContextSpec": "regraft.rope:ContextSpec",
+    "InputError": "regraft.errors:InputError",
+    "LineageError": "regraft.errors:LineageError",
+    "OutputError": "regraft.errors:OutputError",
+    "RegraftError": "regraft.errors:RegraftError",
+    "apply_lora": "regraft.adapters.apply.apply:apply",
+    "evaluate_models": "regraft.evaluate.job:evaluate",
+    "extract_lora": "regraft.adapters.extract.extract:extract_lora",
+    "inspect_model": "regraft.adapters.inspect.inspect:inspect",
+    "merge_models": "regraft.merge.job:merge",
+    "plan_training": "regraft.train.estimate.plan:plan",
+    "probe_theta": "regraft.train.theta_probe:probe",
+    "run_demo": "regraft.demo:run",
+    "theta_for": "regraft.rope.laws:theta_for",
+    "train_model": "regraft.train.job:train",
 }
+
 __all__ = [
     "Adapter",
     "Checkpoint",
+    "CheckpointError",
     "ContextSpec",
+    "InputError",
+    "LineageError",
+    "OutputError",
     "RegraftError",
-    "apply",
+    "__version__",
+    "apply_lora",
     "evaluate_models",
     "extract_lora",
-    "inspect",
-    "theta_report",
+    "inspect_model",
+    "merge_models",
+    "plan_training",
+    "probe_theta",
+    "run_demo",
+    "theta_for",
+    "train_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'regraft' has no attribute '{name}'")
-    # a function of the room's own name would be hidden by the room once that is imported
-    return getattr(import_module(_HOMES[name]), "evaluate" if name == "evaluate_models" else name)
+    module, _, attribute = _MODULES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -149,8 +149,13 @@ def _drawn(description: str, total: float | None, unit: str) -> Iterator[Bar]:
     columns.append(rich_progress.TimeElapsedColumn())
     if total is not None:
         columns += [rich_progress.TextColumn("eta"), rich_progress.TimeRemainingColumn()]
-    with rich_progress.Progress(*columns, console=console(), transient=True) as progress:
+    progress = rich_progress.Progress(*columns, console=console(), transient=True)
+    progress.start()
+    try:
         yield Bar(description, total, progress)
+    finally:
+        with suppress(OSError):  # the terminal was closed
+            progress.stop()
 
 
 @contextmanager
@@ -187,4 +192,9 @@ def without_others() -> Iterator[None]:
 
 
 def _print(text: str, style: str) -> None:
-    console().print(text, markup=False, style=style)
+    """Print a line on stderr. Where that is full or closed, the work continues in silence."""
+    global _quiet
+    try:
+        console().print(text, markup=False, style=style)
+    except (OSError, ValueError):
+        _quiet = True

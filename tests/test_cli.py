@@ -17,7 +17,7 @@ import pytest
 from peft_folders import adapter
 from typer.testing import CliRunner
 
-from regraft import cli
+from regraft import cli, shell
 from regraft.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -122,12 +122,12 @@ def test_json_is_one_object_on_stdout_whatever_libraries_say(family, tmp_path, c
 
 
 def test_json_says_no_infinity(monkeypatch):
-    from regraft import rope
+    from regraft.rope import laws
 
     monkeypatch.setattr(
-        rope, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
+        laws, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
     )
-    assert isinstance(run("theta", "8k", "1M", "--json").exception, ValueError)
+    assert "NaN or infinity" in refused(run("theta", "8k", "1M", "--json"), 1)
 
 
 def test_a_dry_run_shows_sizes_for_people_and_writes_nothing(family, tmp_path):
@@ -284,19 +284,133 @@ def test_a_disk_that_is_too_small_is_one_sentence_and_exit_1(family, small_disk,
     assert "make room" in said
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "terminated (SIGTERM)"),
+        (signal.SIGHUP, "the terminal was closed (SIGHUP)"),
+    ],
+)
 @pytest.mark.parametrize("command", ["extract-lora", "apply"])
-def test_ctrl_c_exits_130_and_resumes(command, family, tmp_path, children):
+def test_a_signal_is_one_line_its_code_and_resumable(
+    command, number, message, family, tmp_path, children
+):
     base, long, derivative = family
     if command == "apply":
         assert children.run("extract-lora", base, long, "-o", tmp_path / "a", "-q")["code"] == 0
-        line = ["apply", tmp_path / "a", derivative, "-q", "-o", tmp_path / "out"]
+        line = ["apply", tmp_path / "a", derivative, "-q", "-o"]
     else:
-        line = ["extract-lora", base, long, "--no-verify", "-q", "-o", tmp_path / "out"]
-    stopped = children.run(*line, die=25, with_signal=signal.SIGINT)
-    assert stopped["code"] == 130
-    assert stopped["err"] == "regraft: interrupted; --resume continues where it can\n"
+        line = ["extract-lora", base, long, "--no-verify", "-q", "-o"]
+    whole = children.run(*line, tmp_path / "whole")
+    out = tmp_path / "out"
+    stopped = children.run(*line, out, die=whole["calls"] // 2, with_signal=number)
+    assert stopped["code"] == 128 + number
+    assert stopped["err"] == f"regraft: {message}; --resume continues where it can\n"
     assert stopped["out"] == ""
-    assert children.run(*line, "--resume")["code"] == 0
+    assert not out.exists()
+    assert (tmp_path / ".out.regraft-staging").is_dir()
+    assert children.run(*line, out, "--resume")["code"] == 0
+    assert models.contents(out) == models.contents(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import os, signal, sys; from regraft import shell\n"
+        "class App:\n"
+        "    def __call__(self, _):\n"
+        "        try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        finally: os.kill(os.getpid(), signal.SIGTERM); print('cleanup that hangs')\n"
+        "shell.run_app(App())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "regraft: terminated (SIGTERM); --resume continues where it can\n"
+
+
+def test_ignored_signals_stay_ignored():
+    code = (
+        "import os, signal; from regraft import shell\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "shell.run_app(lambda _: os.kill(os.getpid(), signal.SIGHUP))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", ""])
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_a_result_that_cannot_be_printed_is_one_line(stdout, option, family, tmp_path, children):
+    if stdout and not Path(stdout).exists():
+        pytest.skip("no full device here")
+    line = ["extract-lora", *family[:2], "--rank", 2, "--no-verify", option, "-o"]
+    done = children.run(*line, tmp_path / "a", stdout=stdout)
+    assert done["code"] == 1
+    said = (
+        r"regraft: The result cannot be written to standard output \([^\n]+\); [^\n]+complete\.\n"
+    )
+    assert re.fullmatch(said, done["err"])
+    assert (tmp_path / "a" / "regraft.json").is_file()
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", ""])
+@pytest.mark.parametrize(
+    "argv", [["--version"], ["--help"], ["merge", "--schema"], ["theta", "--help"]]
+)
+def test_help_that_cannot_be_printed_is_one_line(argv, stdout, children):
+    if stdout and not Path(stdout).exists():
+        pytest.skip("no full device here")
+    done = children.run(*argv, stdout=stdout)
+    assert done["code"] in ((1,) if stdout else (0, 1))  # Python prints to a closed one in silence
+    assert re.fullmatch(r"(regraft: [^\n]+\n)?", done["err"])
+    assert done["err"] or not stdout
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_a_reader_that_has_gone_is_one_line(option):
+    line = [sys.executable, "-m", "regraft", "theta", "8k", "1M", option]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert re.fullmatch(r"regraft: [^\n]*Broken pipe[^\n]*\n", done.stderr)
+
+
+def test_full_or_closed_stderr_does_not_stop_the_work():
+    line = [sys.executable, "-m", "regraft", "theta", "8k", "1M"]
+    for redirection in ("2>&-", "2>/dev/full"):
+        shell_line = " ".join((*line, redirection))
+        done = subprocess.run(shell_line, shell=True, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "3580165449\n"), redirection
+
+
+def test_threads_wait_asleep_and_segments_grow_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    shell.set_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    shell.set_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+def test_the_environment_is_set_before_torch_is_imported():
+    code = (
+        "import sys, types; from regraft import shell\n"
+        "def app(_):\n"
+        "    import os; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])\n"
+        "shell.run_app(app)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "PASSIVE\n"
 
 
 @pytest.mark.parametrize(
@@ -304,27 +418,27 @@ def test_ctrl_c_exits_130_and_resumes(command, family, tmp_path, children):
     [
         (OutputError("Cannot write x: the disk is full."), 1, "Cannot write x"),
         (MemoryError("3 GB"), 1, "not enough memory"),
-        (OSError(28, "No space left on device", "/x/y"), 1, "/x/y: No space left on device"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "Cannot write /x/y: the disk is full"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "not enough GPU memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_every_failure_is_one_line_and_its_code(error, code, said, monkeypatch):
-    from regraft import rope
+    from regraft.rope import laws
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(rope, "theta_report", fail)
+    monkeypatch.setattr(laws, "theta_report", fail)
     assert said in refused(run("theta", "8k", "1M"), code)
     if code == 1:
         assert type(run("theta", "8k", "1M", "--debug").exception) is type(error)
 
 
 def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
-    from regraft import rope
+    from regraft.rope import laws
 
-    monkeypatch.setattr(rope, "theta_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(laws, "theta_report", lambda *_: 1 / 0)
     result = run("theta", "8k", "1M")
     assert result.exit_code == 1
     assert "ZeroDivisionError: division by zero" in result.stderr

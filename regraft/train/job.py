@@ -34,7 +34,7 @@ RECORD, STATES = "train.json", "states"
 
 def train(
     recipe: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     *,
     device: str = "auto",
     overwrite: bool = False,
@@ -44,10 +44,15 @@ def train(
     """Train by the recipe into the folder `out`; its record, which is also `out`/train.json.
 
     Until it is done everything lies in a hidden folder beside `out`, metrics.jsonl too. Under
-    torchrun every process calls this alike. dry_run: check everything, return the plan.
+    torchrun every process calls this alike. dry_run: check everything, return the plan; `out` may
+    be None then.
 
     Raises InputError (recipe, model, text, mesh), RegraftError (NaN), OutputError (disk).
     """
+    if out is None:
+        if not dry_run:
+            raise InputError("train needs an output folder: regraft train recipe.yaml -o OUT")
+        out = "out"
     read = Recipe.read(recipe)
     mesh = make_mesh(read.body.parallel, device)
     if mesh.rank:

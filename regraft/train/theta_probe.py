@@ -20,7 +20,7 @@ from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
 from regraft.train.job import train
 from regraft.train.recipe.recipe import Recipe
-from regraft.units import format_tokens
+from regraft.units import format_tokens, parse_tokens
 
 TIE = 0.02
 """Nats of score that a probe of this length cannot tell apart."""
@@ -28,8 +28,8 @@ TIE = 0.02
 
 def probe(
     recipe: str | Path,
-    trained: int,
-    target: int,
+    trained: str | int,
+    target: str | int,
     base: float,
     *,
     steps: int = 20,
@@ -45,6 +45,7 @@ def probe(
     Raises InputError for a recipe that does not say what a needle looks like.
     """
     read = Recipe.read(recipe)
+    trained, target = parse_tokens(trained), parse_tokens(target)
     if read.body.method == "recover":
         raise read.error(("method",), "a recovery keeps its theta; probe with full or lora.")
     if read.body.watch is None or read.body.watch.needle is None:

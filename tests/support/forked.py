@@ -2,16 +2,19 @@
 
 `Children.run` gives one command line to a child and waits for it. `die` is the number of the call
 that changes the disk (os.write, os.rename, ...) before which the child gets `signal`; from call
-`full` on, the disk is full. Only this file's own process forks: it has one thread.
+`fail` on, every such call fails with `error` (ENOSPC: the disk is full). Only this file's own
+process forks: it has one thread.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +36,50 @@ class Children(WarmProcess):
         *argv: str | Path,
         die: int | None = None,
         with_signal: signal.Signals = signal.SIGKILL,
-        full: int | None = None,
+        fail: int | None = None,
+        error: int = errno.ENOSPC,
+        stdout: str | Path | None = None,
     ) -> dict[str, Any]:
-        """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL."""
-        job = {"argv": [str(a) for a in argv], "die": die, "signal": with_signal, "full": full}
+        """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL.
+
+        stdout: the file it writes to, such as /dev/full; '' for a closed one.
+        """
+        job = {
+            "argv": [str(a) for a in argv], "die": die, "signal": with_signal, "fail": fail,
+            "error": error, "stdout": None if stdout is None else str(stdout),
+        }  # fmt: skip
         return dict(json.loads(self.ask(json.dumps(job))))
 
 
 def _child(job: dict[str, Any], count: Path) -> None:
-    import errno
-    import threading
-
+    from regraft import shell
     from regraft.cli import app
 
     lock, calls = threading.Lock(), 0
+    main, handled = threading.main_thread(), threading.Event()
+    on_signal = shell.on_signal
+
+    def noting(number: int, frame: Any) -> None:
+        handled.set()
+        on_signal(number, frame)
+
+    shell.on_signal = noting
 
     def counted(original: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
             with lock:
                 calls += 1
-                if calls == job["die"]:
-                    os.kill(os.getpid(), job["signal"])
-                if job["full"] is not None and calls >= job["full"]:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                dies = calls == job["die"]
+                fails = job["fail"] is not None and calls >= job["fail"]
+            if dies and job["signal"] == signal.SIGKILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif dies:
+                # to the main thread, wherever it waits; this one does not finish its work first
+                signal.pthread_kill(main.ident, job["signal"])
+                handled.wait(60)
+            if fails:
+                raise OSError(job["error"], os.strerror(job["error"]))
             return original(*arguments, **named)
 
         return call
@@ -64,17 +87,14 @@ def _child(job: dict[str, Any], count: Path) -> None:
     for name in _CALLS:
         setattr(os, name, counted(getattr(os, name)))
     try:
-        app(job["argv"], standalone_mode=True)
-        code = 0
+        shell.run_app(app, job["argv"])
     except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else 1
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:
         import traceback
 
         traceback.print_exc()
         code = 99
-    sys.stdout.flush()
-    sys.stderr.flush()
     count.write_text(str(calls))
     os._exit(code)
 
@@ -100,9 +120,15 @@ def _serve() -> None:
             count.write_text("0")
             child = os.fork()
             if child == 0:
+                job = json.loads(line)
                 for fd, path in ((1, out), (2, err)):
                     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
-                _child(json.loads(line), count)
+                if job["stdout"]:
+                    os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
+                elif job["stdout"] == "":
+                    os.close(1)
+                    sys.stdout = None
+                _child(job, count)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             result = {
                 "code": status,

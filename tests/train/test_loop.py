@@ -174,7 +174,7 @@ def test_runs_killed_anywhere_go_on_to_the_last_digit(whole, counted, home, tmp_
 def test_a_full_disk_keeps_the_last_good_state(whole, counted, home, tmp_path, children):
     recipe = written(tmp_path, home)
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
-    failed = children.run(*line, full=counted[1] // 2)
+    failed = children.run(*line, fail=counted[1] // 2)
     assert failed["code"] == 1
     assert "regraft: " in failed["err"]
     assert "Traceback" not in failed["err"]

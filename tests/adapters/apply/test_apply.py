@@ -525,7 +525,7 @@ def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children)
 def test_a_full_disk_is_one_sentence_and_resumable(share, family, adapter, tmp_path, children):
     line = ["apply", adapter, family[2], "-q"]
     whole = children.run(*line, "-o", tmp_path / "whole")
-    full = children.run(*line, "-o", tmp_path / "again", full=int(share * whole["calls"]))
+    full = children.run(*line, "-o", tmp_path / "again", fail=int(share * whole["calls"]))
     assert full["code"] == 1
     assert re.fullmatch(r"regraft: .*disk is full; make room\.\n", full["err"])
     assert children.run(*line, "-o", tmp_path / "again", "--resume")["code"] == 0

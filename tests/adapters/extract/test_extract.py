@@ -604,7 +604,7 @@ def test_a_full_disk_is_one_sentence_and_resumable(share, family, tmp_path, chil
     base, long, _ = family
     line = ["extract-lora", base, long, "--rank", 4, "--layout", "exact", "--no-verify", "-q"]
     whole = children.run(*line, "-o", tmp_path / "whole")
-    full = children.run(*line, "-o", tmp_path / "again", full=int(share * whole["calls"]))
+    full = children.run(*line, "-o", tmp_path / "again", fail=int(share * whole["calls"]))
     assert full["code"] == 1
     assert full["out"] == ""
     assert re.fullmatch(r"regraft: .*disk is full; make room\.\n", full["err"])

@@ -246,11 +246,12 @@ def test_rouge_is_asked_for_before_anything_is_read(
 def test_files_of_another_layout_are_refused_in_one_sentence(
     tmp_path: Path, suite: str, name: str, text: str, message: str
 ) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
+    files = tmp_path / "files"
+    path = files / name
+    path.parent.mkdir(parents=True)
     path.write_text(text + "\n")
     shown = CliRunner().invoke(
-        app, ["evaluate", "no-model", "-o", str(tmp_path / "out"), "--suite", f"{suite}:{tmp_path}"]
+        app, ["evaluate", "no-model", "-o", str(tmp_path / "out"), "--suite", f"{suite}:{files}"]
     )
     assert shown.exit_code == 2
     assert shown.output.count("\n") == 1
