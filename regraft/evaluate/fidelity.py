@@ -138,8 +138,9 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
 
 def _ranks(lora: Adapter) -> list[int]:
     """Of every module; zeros that only fill a stored factor up do not count."""
-    if lora.record is not None:
-        return [int(facts["rank"]) for facts in lora.record["modules"].values()]
+    recorded = (lora.record or {}).get("modules")
+    if recorded:
+        return [int(facts["rank"]) for facts in recorded.values()]
     return [lora.rank(tensor) for tensor in lora.modules]
 
 

@@ -21,7 +21,7 @@ from regraft.evaluate.tasks import Kit, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.needle import room as needle_room
-from regraft.evaluate.tasks.questions import read_quiz
+from regraft.evaluate.tasks.quiz import read_quiz
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens

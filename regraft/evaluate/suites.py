@@ -9,18 +9,20 @@ from regraft.evaluate.answers.lm_eval import PREFIX, check
 from regraft.evaluate.local import READERS
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.beyond import ENTITIES, GRAPH, MANY_SHOT
-from regraft.evaluate.tasks.counting import COMMON_WORDS, FREQUENT_WORDS
 from regraft.evaluate.tasks.documents import ARCHIVE
 from regraft.evaluate.tasks.latent import LATENT
 from regraft.evaluate.tasks.lists import LATENT_LIST
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.notes import NOTES, SHOUT
-from regraft.evaluate.tasks.questions import HARD_QUESTIONS, QUESTIONS
-from regraft.evaluate.tasks.ruler import NEEDLES, TRACKING
+from regraft.evaluate.tasks.questions import CLEAN_QUESTIONS, HARD_QUESTIONS
+from regraft.evaluate.tasks.ruler.needles import NEEDLES
+from regraft.evaluate.tasks.ruler.questions import QUESTIONS
+from regraft.evaluate.tasks.ruler.tracking import TRACKING
+from regraft.evaluate.tasks.ruler.words import COMMON_WORDS, FREQUENT_WORDS
 
 RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
 BEYOND = [LATENT, LATENT_LIST, ARCHIVE, MANY_SHOT, ENTITIES, GRAPH, *HARD_QUESTIONS]
-TASKS = {task.name: task for task in (NEEDLE, *RULER, *BEYOND, NOTES, SHOUT)}
+TASKS = {task.name: task for task in (NEEDLE, *RULER, *BEYOND, *CLEAN_QUESTIONS, NOTES, SHOUT)}
 SUITES: dict[str, list[Task]] = {
     "needle": [NEEDLE],
     "ruler": RULER,
@@ -64,4 +66,4 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
 
 
 def _has_file(task: Task, quizzes: int) -> bool:
-    return task not in (*QUESTIONS[quizzes:], *HARD_QUESTIONS[quizzes:])
+    return not any(task in kind[quizzes:] for kind in (QUESTIONS, CLEAN_QUESTIONS, HARD_QUESTIONS))

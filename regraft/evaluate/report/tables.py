@@ -178,8 +178,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         )
     if any(name.startswith("niah") or name in ("vt", "cwe", "fwe") for name in result["tasks"]):
         lines.append(
-            "The RULER tasks have its published parameters, and words and haystack of our own: "
-            "compare models within this page, not with published tables."
+            "The RULER tasks are built as NVIDIA builds them, with wording, words and haystack of "
+            "our own: compare models within this page, not with published tables."
         )
     if beside(result):
         lines.append(

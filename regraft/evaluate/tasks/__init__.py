@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from regraft.evaluate.prompts.haystack import Corpus, unique_share
 from regraft.evaluate.prompts.length import Prompter, TooShort, fit
 from regraft.evaluate.tasks.text_scores import METRICS
 
+_CONTROL = re.compile(r"[\x00-\x1f]")
 Scorer = str  # all, part, or one of metrics.METRICS
 Scoring = Literal["teacher", "candidates", "generate"]
 
@@ -147,10 +149,14 @@ def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def score_text(said: str, references: Sequence[str], scorer: Scorer) -> float:
-    """RULER's scorers (arXiv 2404.06654): the share of references that occur in what was said
-    (all), or whether any does (part); upper and lower case alike. Others: see `metrics`. 0 to 1."""
-    said = "".join(c if c.isprintable() else "\n" for c in said).strip()
+    """The score of a generated answer, 0 to 1.
+
+    RULER's scorers (arXiv 2404.06654): the share of references that occur in the answer (`all`), or
+    whether any does (`part`), case ignored; ASCII control characters become line breaks first, and
+    nothing else is changed. The other scorers: see `text_scores`.
+    """
+    said = _CONTROL.sub("\n", said.strip()).strip()
     if scorer in METRICS:
         return METRICS[scorer](said, references)
-    found = [reference.lower() in said.lower() for reference in references]
-    return float(any(found)) if scorer == "part" else sum(found) / len(found)
+    hits = [reference.lower() in said.lower() for reference in references]
+    return float(any(hits)) if scorer == "part" else sum(hits) / len(hits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -36,10 +35,3 @@ def hide(pieces: Sequence[str], needles: Sequence[str], depths: Sequence[float])
         out += [*pieces[done:at], needles[number]]
         done = at
     return "".join([*out, *pieces[done:]])
-
-
-def random_depths(rng: random.Random, count: int) -> list[float]:
-    """`count` of 40 evenly spaced depths, in ascending order, each at most once while they last."""
-    grid = linear_depths(40)
-    drawn = rng.sample(grid, min(count, len(grid)))
-    return sorted([*drawn, *(rng.choice(grid) for _ in range(count - len(drawn)))])

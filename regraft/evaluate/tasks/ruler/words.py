@@ -1,9 +1,10 @@
-"""RULER's two aggregation tasks, common and frequent words, from its published parameters.
+"""RULER's two aggregation tasks: common words and frequent words.
 
-Common words (arXiv 2404.06654): a numbered list in which 10 words stand 30 times each and all
-others 3 times (6 and 1 below 4096 tokens); one solved example of 40 words with 10 and 3 (20 words
-with 3 and 1) comes first. Frequent words: coded words drawn by a zeta law of exponent 2; the most
-frequent is '...', the next three are asked for. Our words are made up, so there is no end of them.
+Common words: a numbered list with 10 words that occur 30 times each and others that occur 3 times
+(6 and 1 below a length of 4096); one solved example of 40 words with 10 and 3 (20 words with 3 and
+1) comes first. Frequent words: word k of a vocabulary of (length - 50) // 50 occurs
+n / (k^2 zeta(2)) times; the first is '...', the next three are the answer. The words are made up,
+so there is no end of them; NVIDIA's common words are English.
 
 The order of an answer does not matter, so these are generated rather than teacher-forced.
 """
@@ -18,15 +19,16 @@ from regraft.evaluate.prompts import words
 from regraft.evaluate.tasks import Draft, Kit, Task, listing
 
 COMMON, ALPHA = 10, 2.0
-_SHORT = 4096  # tokens, below which lists are sparser
-_ZETA = 1.6449340668482264  # of ALPHA
+_SHORT = 4096  # tokens; shorter lists repeat words less often
+_ZETA = 1.6449340668482264  # zeta(ALPHA)
+_COMMON_ROOM, _FREQUENT_ROOM = 120, 50  # tokens reserved for the answer
 _LIST = re.compile(r"\d+\. (\S+)")
 _CODED = re.compile(r"words below\.\n(.*)\nQuestion: Leaving", re.DOTALL)
 
 
 def _common(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("cwe", budget, number)
-    often, seldom = (30, 3) if budget + 120 >= _SHORT else (6, 1)
+    often, seldom = (30, 3) if budget + _COMMON_ROOM >= _SHORT else (6, 1)
     taken: set[str] = set()
     size = (40, 10, 3) if often == 30 else (20, 3, 1)
     shown = _made_up(rng, COMMON, taken)
@@ -86,12 +88,12 @@ _FREQUENT_PREFIX = " Answer: The three most frequent coded words are:"
 
 def _frequent(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("fwe", budget, number)
-    size = max(4, (budget + 50) // 50)
+    size = max(4, budget // 50)  # of the vocabulary, '...' included; budget: length - 50
     drawn: dict[str, None] = {}
-    while len(drawn) < size + 3:
+    while len(drawn) < size - 1 + 3:
         drawn[words.coded(rng)] = None
     names = list(drawn)
-    told, other, rest = names[:3], names[3:6], names[6:]
+    told, other, rest = names[:3], names[3:6], names[6:]  # `other`: the twin's answer
     order = rng.random()
 
     def build(units: int, frequent: list[str]) -> str:
@@ -116,5 +118,7 @@ def _solve_frequent(prompt: str) -> list[str]:
     return [word for word, _ in counts.most_common(3)]
 
 
-COMMON_WORDS = Task("cwe", _common, _solve_common, 120, scoring="generate", haystack=False)
-FREQUENT_WORDS = Task("fwe", _frequent, _solve_frequent, 50, scoring="generate", haystack=False)
+COMMON_WORDS = Task("cwe", _common, _solve_common, _COMMON_ROOM, scoring="generate", haystack=False)
+FREQUENT_WORDS = Task(
+    "fwe", _frequent, _solve_frequent, _FREQUENT_ROOM, scoring="generate", haystack=False
+)
