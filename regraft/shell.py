@@ -199,7 +199,7 @@ def _explanation(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return f"not enough memory ({error}); close other programs or use a smaller --rank", 1
     if isinstance(error, OSError):
-        return os_error_sentence(error, error.filename), 1
+        return os_error_sentence(error, error.filename, "access"), 1
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "not enough GPU memory; use --device cpu or a smaller --rank", 1
     first = (str(error).strip() or "no message").splitlines()[0]

@@ -418,7 +418,7 @@ def test_the_environment_is_set_before_torch_is_imported():
     [
         (OutputError("Cannot write x: the disk is full."), 1, "Cannot write x"),
         (MemoryError("3 GB"), 1, "not enough memory"),
-        (OSError(28, "No space left on device", "/x/y"), 1, "Cannot write /x/y: the disk is full"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "Cannot access /x/y: the disk is full"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "not enough GPU memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

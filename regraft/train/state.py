@@ -1,14 +1,17 @@
 """All a killed run needs to go on to the last digit, beside the last good one until it is whole.
 
 state-000120/            written as .state-000120, synced, then renamed; the older one goes last
-  loop.pt                step, stage, cursor, random states, digests of the text
+  loop.json              step, stage, cursor, random states, digests of the text
   model.pt               one process: trained parameters and optimizers
   .metadata, *.distcp    several: the same, by torch's distributed checkpoint
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from regraft.errors import OutputError
+from regraft.errors import InputError, OutputError
 from regraft.parallel import Mesh
 from regraft.train.step.learner import Learner
 
@@ -71,16 +74,19 @@ def save(
     if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
         return final  # by a run that was killed after it; the same, since steps repeat exactly
     loop = {"place": asdict(place), "digests": dict(digests), "random": _random_states()}
+    text = json.dumps(loop, indent=1) + "\n"
     try:
         if mesh.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            torch.save(loop, staging / "loop.pt")
+            (staging / "loop.json").write_text(text, encoding="utf-8")
         mesh.wait()
         if mesh.size == 1:
             torch.save(_whole(learner, optimizers), staging / "model.pt")
         else:
-            _write_together(_sharded(learner, optimizers), staging)
+            from regraft.train.sharded_state import save_sharded
+
+            save_sharded(_sharded(learner, optimizers), staging)
         mesh.wait()
         if mesh.rank == 0:
             _sync(staging)
@@ -116,21 +122,46 @@ def latest(folder: Path) -> Path | None:
 def load(
     state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
 ) -> tuple[Place, dict[str, str]]:
-    """Put a state back; (where the run is, digests of its text). Collective."""
-    loop = torch.load(state / "loop.pt", weights_only=False)  # ours, written above
+    """Restore a state; (where the run is, digests of its text). Collective.
+
+    Nothing in the files is run. Raises InputError where they are not as `save` wrote them.
+    """
+    try:
+        return _load(state, learner, optimizers, mesh)
+    except _DAMAGED as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"The training state {state} is damaged or was not written by regraft "
+            f"({type(error).__name__}: {first}); start again with --overwrite."
+        ) from error
+
+
+_DAMAGED = (ValueError, KeyError, TypeError, EOFError, RecursionError, AttributeError,
+            pickle.UnpicklingError)  # fmt: skip
+
+
+def _load(
+    state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
+) -> tuple[Place, dict[str, str]]:
+    loop = json.loads((state / "loop.json").read_text(encoding="utf-8"))
     if mesh.size == 1:
-        whole = torch.load(state / "model.pt", map_location=mesh.device, weights_only=True)
+        # to the CPU: on a GPU Adam's step counter would be read back twice a parameter
+        try:
+            whole = torch.load(state / "model.pt", map_location="cpu", weights_only=True)
+        except RuntimeError as error:  # a truncated file
+            raise ValueError(str(error)) from error
         with torch.no_grad():
             for name, parameter in learner.trained().items():
                 parameter.copy_(whole["model"][name])
         for optimizer, values in zip(optimizers, whole["optimizers"], strict=True):
             optimizer.load_state_dict(values)
     else:
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+        from regraft.train.sharded_state import load_sharded
+
         sharded = _sharded(learner, optimizers)
-        dcp.load(sharded, checkpoint_id=state)
+        load_sharded(sharded, state)
         set_state_dict(
             learner,
             optimizers,
@@ -141,22 +172,12 @@ def load(
         if loop["place"]["step"] == 0:
             _forget(optimizers)
     _set_random_states(loop["random"])
-    return Place(**loop["place"]), loop["digests"]
+    stopped = {int(stage): reason for stage, reason in loop["place"]["stopped"].items()}
+    return Place(**{**loop["place"], "stopped": stopped}), loop["digests"]
 
 
 _TORN = ("PytorchStreamWriter", "inline_container", "file write failed")
 """What torch.save says where it could not write."""
-
-
-def _write_together(values: dict[str, Any], folder: Path) -> None:
-    """The same error in every process where one could not write."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        dcp.save(values, checkpoint_id=folder)
-    except CheckpointException as error:  # of no kind that anybody catches
-        raise error.failures[min(error.failures)][0] from None
 
 
 def _all(folder: Path) -> list[Path]:
@@ -189,20 +210,33 @@ def _forget(optimizers: list[torch.optim.Optimizer]) -> None:
 
 
 def _random_states() -> dict[str, Any]:
+    """The generators' states as values for JSON; torch's are bytes, in base64."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": _encoded(torch.get_rng_state()),
+        "cuda": [_encoded(state) for state in cuda],
     }
 
 
 def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_decoded(states["torch"]))
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all([_decoded(state) for state in states["cuda"]])
+
+
+def _encoded(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _decoded(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
 def _sync(folder: Path) -> None:
