@@ -77,7 +77,7 @@ def evaluate(
     if dry_run:
         return {"plan": plan(work, mesh.device)}
     identity = {
-        "evaluate": asdict(chosen),
+        "evaluate": asdict(work.settings),
         "models": {source.name: [source.fingerprint(), source.spec().to_json()]
                    for source in work.sources},
         "fidelity": work.fidelity and asdict(work.fidelity),

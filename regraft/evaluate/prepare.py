@@ -133,6 +133,8 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
         raise InputError("perplexity and drift need two tokens; raise --lengths.")
     own = contexts[sources[0].name].max_position_embeddings
     judge = _judge(settings, tasks)
+    if judge is not None:
+        settings = replace(settings, judge=judge.url)  # without secrets, as it stands in records
     return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
 
 

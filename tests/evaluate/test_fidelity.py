@@ -210,3 +210,28 @@ def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
     )["plan"]
     models = plan["models"]
     assert re.search(r"donor, rank 2, donor, rank 2 \(again\), donor, rank \d to \d$", models)
+
+
+def test_an_adapter_from_training_is_measured_like_an_extracted_one(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    from regraft.train.job import train
+
+    (tmp_path / "recipe.yaml").write_text(f"""
+model: {family["base"]}
+method: lora
+lora: {{rank: 3}}
+stages: [{{length: 64, steps: 1, batch: 1}}]
+data:
+  cache: {tmp_path / "cache"}
+  sources: [{{name: notes, synthetic: notes, words: 64, documents: 4}}]
+""")
+    train(tmp_path / "recipe.yaml", tmp_path / "adapter", device="cpu")
+    with pytest.warns(UserWarning, match="its fidelity is to another model"):
+        result = evaluate(
+            [f"donor={family['donor']}"], tmp_path / "out", adapters=(str(tmp_path / "adapter"),),
+            **{**QUICK, "lengths": "64"},
+        )  # fmt: skip
+    (name,) = result["fidelity"]["adapters"]
+    assert name == "donor, rank 3"
+    assert result["cells"][name]["notes"]["64"]["items"] == 4

@@ -1,28 +1,27 @@
 """A judge reads free answers: a model behind a URL is asked whether they agree with the references.
 
-Any endpoint with OpenAI's /chat/completions will do; the key, if it wants one, is taken from
-REGRAFT_JUDGE_KEY or else OPENAI_API_KEY. Its verdict, yes or no, stands beside the score by string
-and never replaces it. Every prompt and reply goes to a file as soon as it is there, so a run that
-stopped asks no question twice.
+Any endpoint with OpenAI's /chat/completions will do; the key, if it needs one, comes from
+REGRAFT_JUDGE_KEY or else OPENAI_API_KEY. The verdict, yes or no, stands beside the string score and
+never replaces it. Every prompt and reply goes to a file as soon as it is there, so a resumed run
+asks no question twice.
+
+The key goes to the given host only: redirects are not followed. The key and whatever secret the URL
+carries (user name and password, query, path segments that look random) appear in no message and no
+file. A reply is read up to a megabyte and for `timeout` seconds in all.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from regraft.errors import InputError, RegraftError
+from regraft.evaluate.answers.endpoint import KEYS, Endpoint, EndpointError
 
-KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
-_PASSING = (408, 409, 425, 429)  # and all from 500: worth another try
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _PROMPT = """\
@@ -44,16 +43,22 @@ Reply with yes or no."""
 
 class Judge:
     """url: with or without /chat/completions. A reply is waited for `timeout` seconds, and asked
-    for `tries` times where the endpoint is busy or away, after pauses of 1, 2, 4 .. `pause` s."""
+    for `tries` times where the endpoint is busy or away, after pauses of 1, 2, 4 .. `pause` s.
+
+    Raises InputError where `url` is no http(s) URL.
+    """
 
     def __init__(
         self, url: str, model: str, *, timeout: float = 60.0, tries: int = 5, pause: float = 1.0
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"--judge {url} is no http:// or https:// URL.")
-        self.url, self.model = url, model
-        self.timeout, self.tries, self.pause = timeout, tries, pause
-        self._end = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.endpoint = Endpoint(url, timeout)
+        self.model = model
+        self.tries, self.pause = tries, pause
+
+    @property
+    def url(self) -> str:
+        """The URL without its secrets."""
+        return self.endpoint.masked_url
 
     def check(self) -> None:
         """Raises InputError where the endpoint does not answer as a judge must."""
@@ -64,7 +69,7 @@ class Judge:
         if verdict is None:
             raise InputError(
                 f"The judge {self.model} at {self.url} answers neither yes nor no but "
-                f"'{reply[:60]}'; give another --judge-model."
+                f"'{' '.join(reply.split())[:60]}'; give another --judge-model."
             )
 
     def verdict(
@@ -83,25 +88,20 @@ class Judge:
     def _reply(self, prompt: str, tries: int) -> str:
         message = {"role": "user", "content": prompt}
         body = json.dumps({"model": self.model, "messages": [message], "temperature": 0}).encode()
-        headers = {"Content-Type": "application/json"}
-        if key := next(filter(None, map(os.environ.get, KEYS)), None):
-            headers["Authorization"] = f"Bearer {key}"
-        why = ""
+        reason = ""
         for attempt in range(tries):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                with urlopen(Request(self._end, body, headers), timeout=self.timeout) as answer:
-                    return str(json.load(answer)["choices"][0]["message"]["content"])
-            except HTTPError as error:
-                why = f"HTTP {error.code} {error.reason}"
-                if error.code < 500 and error.code not in _PASSING:
+                answer = json.loads(self.endpoint.post(body))
+                return self.endpoint.mask(str(answer["choices"][0]["message"]["content"]))
+            except EndpointError as error:
+                reason = str(error)
+                if error.final:
                     break
-            except (OSError, HTTPException) as error:
-                why = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, KeyError, IndexError, TypeError):
-                why = "the reply is no chat completion"
-        raise RegraftError(f"The judge at {self.url} does not answer ({why})")
+            except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+                reason = "the reply is no chat completion"
+        raise RegraftError(f"The judge at {self.url} does not answer ({reason})")
 
 
 def ask(question: str, references: Sequence[str], said: str) -> str:

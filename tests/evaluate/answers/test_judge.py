@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ class Endpoint:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[Any] = []
+        self.paths: list[str] = []
         self.reply: Reply = lambda request: (200, chat("Yes."))
+        self.stream: Callable[[Callable[[bytes], Any]], None] | None = None  # instead of a text
+        self.location = self.reason = None
+        self.any_path = False
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,16 +43,25 @@ class Endpoint:
                 request = json.loads(self.rfile.read(size))
                 endpoint.asked.append(request)
                 endpoint.headers.append(self.headers)
-                known = self.path == "/v1/chat/completions"
+                endpoint.paths.append(self.path)
+                known = endpoint.any_path or self.path == "/v1/chat/completions"
                 status, text = endpoint.reply(request) if known else (404, "")
-                self.send_response(status)
+                self.send_response(status, endpoint.reason)
+                if endpoint.location:
+                    self.send_header("Location", endpoint.location)
                 self.end_headers()
-                self.wfile.write(text.encode())
+                try:
+                    if endpoint.stream:
+                        endpoint.stream(self.wfile.write)
+                    else:
+                        self.wfile.write(text.encode())
+                except OSError:  # the client has gone
+                    pass
 
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def prompts(self) -> list[str]:
@@ -144,6 +158,103 @@ def test_a_judge_that_never_replies_is_waited_for_within_bounds(endpoint: Endpoi
     with pytest.raises(RegraftError, match="timed out"):
         quick(endpoint, tries=1, timeout=0.1).verdict("Who?", ["Ada"], "Ada")
     over.set()
+
+
+def test_a_reply_that_trickles_is_not_waited_for_longer_than_the_timeout(
+    endpoint: Endpoint,
+) -> None:
+    over = threading.Event()
+
+    def trickle(write: Callable[[bytes], Any]) -> None:
+        while not over.wait(0.02):
+            write(b" ")
+
+    endpoint.stream = trickle
+    with pytest.raises(RegraftError, match=r"timed out after 0\.3 s"):
+        quick(endpoint, tries=1, timeout=0.3).verdict("Who?", ["Ada"], "Ada")
+    over.set()
+
+
+def test_a_reply_larger_than_a_megabyte_is_not_read(endpoint: Endpoint) -> None:
+    written = 0
+
+    def flood(write: Callable[[bytes], Any]) -> None:
+        nonlocal written
+        while written < 200_000_000:
+            write(b" " * 65536)
+            written += 65536
+
+    endpoint.stream = flood
+    with pytest.raises(RegraftError, match="larger than 1 MB"):
+        quick(endpoint).verdict("Who?", ["Ada"], "Ada")
+    assert len(endpoint.asked) == 1
+    assert written < 100_000_000  # the rest stays in the sockets' buffers
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("REGRAFT_JUDGE_KEY", SECRET)
+    endpoint.reply = lambda request: (status, "")
+    endpoint.location = f"{endpoint.url}/chat/completions"
+    with pytest.raises(RegraftError, match=f"HTTP {status}: it redirects") as caught:
+        quick(endpoint).verdict("Who?", ["Ada"], "Ada")
+    assert len(endpoint.asked) == 1
+    assert SECRET not in str(caught.value)
+
+
+SECRET = "sk-Very+Secret/0123456789=="
+QUOTED = "sk-Very%2BSecret%2F0123456789%3D%3D"
+
+
+@pytest.mark.parametrize("where", ["header", "query", "path", "user"])
+@pytest.mark.parametrize("reply", ["yes", "echo", "refused", "junk", "away"])
+def test_secrets_stand_in_no_message_file_or_result(
+    endpoint: Endpoint, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    where: str, reply: str,
+) -> None:  # fmt: skip
+    base = endpoint.url.removesuffix("/v1").removeprefix("http://")
+    url = {
+        "header": f"http://{base}/v1", "query": f"http://{base}/v1?api-version=1&key={QUOTED}",
+        "path": f"http://{base}/{QUOTED}/v1", "user": f"http://me:{QUOTED}@{base}/v1",
+    }[where]  # fmt: skip
+    if where == "header":
+        monkeypatch.setenv("REGRAFT_JUDGE_KEY", SECRET)
+    encoded = base64.b64encode(f"me:{SECRET}".encode()).decode()
+    echo = f"{url} {SECRET} {QUOTED}" + (f" {encoded}" if where == "user" else "")
+    endpoint.any_path = True
+    endpoint.reply = {
+        "yes": lambda request: (200, chat("yes")),
+        "echo": lambda request: (200, chat(f"yes, {echo}")),
+        "refused": lambda request: (401, echo),
+        "junk": lambda request: (200, chat(f"hm {echo}")),
+        "away": lambda request: (200, chat("yes")) if len(endpoint.asked) == 1 else (403, echo),
+    }[reply]
+    endpoint.reason = echo if reply in ("refused", "away") else None
+    out = tmp_path / "out"
+    command = [
+        "evaluate", str(folder / "model"), "-o", str(out), "--suite", "qa_1", "--qa",
+        str(folder / "squad.json"), "--lengths", "300", "--items", "2", "--no-twins", "--judge",
+        url, "--judge-model", "j", "--debug",
+    ]  # fmt: skip
+    shown = CliRunner().invoke(app, command)
+    if reply in ("yes", "echo"):
+        assert shown.exit_code == 0, shown.output
+        assert (
+            f"http://{base}/" in json.loads((out / "result.json").read_text())["settings"]["judge"]
+        )
+        if where == "query":
+            assert f"key={QUOTED}" in endpoint.paths[0]
+        if where == "user":
+            assert endpoint.headers[0]["Authorization"] == f"Basic {encoded}"
+    else:
+        assert shown.exit_code in (1, 2)
+    texts = [shown.output, *(repr(error) for error in (shown.exception,))]
+    texts += [path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file()]
+    for text in texts:
+        for secret in (SECRET, QUOTED, encoded):
+            assert secret not in text
 
 
 def test_verdicts_are_kept_one_by_one_and_not_asked_for_twice(
