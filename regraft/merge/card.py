@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.drawing import figure, legend, render, styles
+from regraft.merge.conflicts import Figures, Pair, Report, role
 
 FIGURE = "merge.png"
 
@@ -39,10 +40,10 @@ tags: [regraft, merge]
 
 ## What became of each change
 
-A change is a model minus {{ reference }}. "kept" is the part of it that the result still has (1 is
+A change is a model minus {{ reference }}. "retained" is the part of it that the result has (1 is
 all of it); "lost" is the part of the merged change that rounding to the stored dtype took.
 
-| tensors | how many | lost |{% for name in inputs %} {{ name }}: change | kept |{% endfor %}
+| tensors | how many | lost |{% for name in inputs %} {{ name }}: change | retained |{% endfor %}
 
 |---|---|---|{% for name in inputs %}---|---|{% endfor %}
 
@@ -53,10 +54,10 @@ all of it); "lost" is the part of the merged change that rounding to the stored 
 
 ## Conflicts
 
-Entries that two changes move apart, the cosine between the changes, and how far their 8 leading
-directions are the same (estimated from sampled rows).
+Entries that two changes move in opposite directions, the cosine between the changes, and how far
+their 8 leading directions are the same (estimated from sampled rows).
 
-| tensors |{% for name in pairs %} {{ name }}: apart | cosine | overlap |{% endfor %}
+| tensors |{% for name in pairs %} {{ name }}: opposite | cosine | overlap |{% endfor %}
 
 |---|{% for name in pairs %}---|---|---|{% endfor %}
 
@@ -68,6 +69,10 @@ directions are the same (estimated from sampled rows).
 ![Conflicts by layer](merge.png)
 {% endif %}
 
+{% for note in notes %}
+{{ note }}
+
+{% endfor %}
 {% if adapter %}
 The RoPE must change with the weights: `regraft apply` does both.
 {% else %}
@@ -78,11 +83,14 @@ relying on it.
 """
 
 
-def write(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]]) -> None:
-    """README.md and, where there is something to compare, the figure. `lines`: the summary."""
-    totals, adapter = record["totals"], record["kind"] == "adapter"
-    names = list(totals.get("relative_change", {}))
-    pairs = list(totals.get("cosine", {}))
+def write(
+    folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]], report: Report | None
+) -> None:
+    """README.md and, where there is something to compare, the figure. `lines`: the summary;
+    report: of a native merge into a model."""
+    adapter = record["kind"] == "adapter"
+    names = list(report.totals.changes) if report else []
+    pairs = list(report.totals.pairs) if report else []
     label = labels(names)
     models = dict.fromkeys(one["name"] for one in record["inputs"])
     text = render(
@@ -95,25 +103,18 @@ def write(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]])
         engine="float32, one rounding" if record["engine"] == "native" else "in mergekit",
         versions=record["versions"],
         lines=lines,
+        notes=record.get("notes", []),
         recipe=record["recipe"].rstrip(),
         reference=_last(record["donor"]["config"])
         if record["donor"]["why"] == "base_model"
         else "the first model of its slice",
         inputs=[label[name] for name in names],
-        pairs=[pair_label(name, label) for name in pairs],
-        roles={
-            role: {
-                "tensors": row["tensors"],
-                "lost": f"{row['lost_to_storage']:.2%}",
-                "inputs": "".join(_input(row, name) for name in names),
-                "pairs": "".join(_conflict(row, name) for name in pairs),
-            }
-            for role, row in record.get("roles", {}).items()
-        },
+        pairs=[pair_label(pair, label) for pair in pairs],
+        roles=_rows(report) if report else {},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    if names:
-        _draw(folder / FIGURE, record, names, pairs, label)
+    if report and names:
+        _draw(folder / FIGURE, report, label)
 
 
 def labels(names: list[str]) -> dict[str, str]:
@@ -123,56 +124,74 @@ def labels(names: list[str]) -> dict[str, str]:
     return {name: name if label in twice else label for name, label in short.items()}
 
 
-def _input(row: Mapping[str, Any], name: str) -> str:
-    if not row.get("relative_change", {}).get(name):
+def _rows(report: Report) -> dict[str, dict[str, Any]]:
+    """The rows of both tables by role."""
+    return {
+        name: {
+            "tensors": report.counts[name],
+            "lost": f"{figures.lost_to_storage:.2%}",
+            "inputs": "".join(_change_cells(figures, one) for one in report.totals.changes),
+            "pairs": "".join(_pair_cells(figures, pair) for pair in report.totals.pairs),
+        }
+        for name, figures in report.roles.items()
+    }
+
+
+def _change_cells(figures: Figures, name: str) -> str:
+    change = figures.changes.get(name)
+    if change is None:
+        return " | |"
+    if not change.relative:
         return " unchanged | |"
-    return f" {row['relative_change'][name]:.2%} | {row['kept'][name]:.2f} |"
+    return f" {change.relative:.2%} | {change.retained:.2f} |"
 
 
-def _conflict(row: Mapping[str, Any], name: str) -> str:
-    if not row.get("cosine", {}).get(name):
+def _pair_cells(figures: Figures, names: Pair) -> str:
+    pair = figures.pairs.get(names)
+    if pair is None or not pair.cosine:
         return " | | |"
-    overlap = row["overlap"][name]
-    shown = "n/a" if overlap is None else f"{overlap:.3f}"
-    return f" {row['sign_conflict'][name]:.1%} | {row['cosine'][name]:.3f} | {shown} |"
+    overlap = "n/a" if pair.overlap is None else f"{pair.overlap:.3f}"
+    return f" {pair.sign_conflict:.1%} | {pair.cosine:.3f} | {overlap} |"
 
 
-def _draw(
-    path: Path,
-    record: Mapping[str, Any],
-    names: list[str],
-    pairs: list[str],
-    label: Mapping[str, str],
-) -> None:
-    """Left: how much the changes conflict (one change: how large it is), by layer and kind of
-    matrix. Right: how much of each change the result keeps, by layer."""
-    tensors = [t for t in record["tensors"].values() if t["layer"] is not None and "kept" in t]
-    roles = list(dict.fromkeys(t["role"] for t in tensors if len(t["shape"]) > 1))
+def _draw(path: Path, report: Report, label: Mapping[str, str]) -> None:
+    """Left: how much the changes conflict (where no two are compared: how large they are), by layer
+    and kind of matrix. Right: how much of each change the result retains, by layer. Slices with
+    fewer inputs have no conflicts, so a layer may be missing from a line."""
+    matrices = [
+        (output, report.tensors[name])
+        for name, output in report.outputs.items()
+        if output.layer is not None and len(output.shape) > 1
+    ]
+    conflicts = bool(report.totals.pairs)
     with figure(path, 2) as (left, right):
-        for name, style in zip(roles, styles(), strict=False):
+        for name, style in zip(dict.fromkeys(role(o) for o, _ in matrices), styles(), strict=False):
             points = []
-            for tensor in tensors:
-                if tensor["role"] == name:
-                    values = tensor["sign_conflict" if pairs else "relative_change"].values()
-                    points.append((tensor["layer"], 100 * sum(values) / len(values)))
-            left.plot(*zip(*points, strict=True), label=name, **style)
-        left.set_xlabel("layer")
-        left.set_ylabel("entries moved apart, %" if pairs else "change / weights, %")
-        if pairs:
-            left.set_ylim(0, 100)
-        left.set_title("Sign conflicts between the changes" if pairs else "Size of the change")
-        legend(left)
-        for name, style in zip(names, styles(), strict=False):
-            by_layer: dict[int, list[float]] = {}
-            for tensor in tensors:
-                if name in tensor["kept"] and len(tensor["shape"]) > 1:
-                    by_layer.setdefault(tensor["layer"], []).append(tensor["kept"][name])
-            points = [(layer, sum(kept) / len(kept)) for layer, kept in sorted(by_layer.items())]
+            for output, figures in matrices:
+                values = [pair.sign_conflict for pair in figures.pairs.values()]
+                if not conflicts:
+                    values = [change.relative for change in figures.changes.values()]
+                if role(output) == name and values:
+                    points.append((output.layer, 100 * sum(values) / len(values)))
             if points:
-                right.plot(*zip(*points, strict=True), label=label[name], **style)
+                left.plot(*zip(*points, strict=True), label=name, **style)
+        left.set_xlabel("layer")
+        left.set_ylabel("opposite entries, %" if conflicts else "change / weights, %")
+        if conflicts:
+            left.set_ylim(0, 100)
+        left.set_title("Sign conflicts between the changes" if conflicts else "Size of the change")
+        legend(left)
+        for name, style in zip(report.totals.changes, styles(), strict=False):
+            by_layer: dict[int, list[float]] = {}
+            for output, figures in matrices:
+                if name in figures.changes and output.layer is not None:
+                    by_layer.setdefault(output.layer, []).append(figures.changes[name].retained)
+            lines = [(layer, sum(all_) / len(all_)) for layer, all_ in sorted(by_layer.items())]
+            if lines:
+                right.plot(*zip(*lines, strict=True), label=label[name], **style)
         right.set_xlabel("layer")
-        right.set_ylabel("kept of the change")
-        right.set_title("What the result keeps of each change")
+        right.set_ylabel("retained of the change")
+        right.set_title("What the result retains of each change")
         low, high = right.get_ylim()
         right.set_ylim(min(0.0, low), max(1.05, high))
         legend(right)
@@ -180,9 +199,8 @@ def _draw(
             axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def pair_label(name: str, label: Mapping[str, str]) -> str:
-    one, other = name.split(" | ")
-    return f"{label[one]} and {label[other]}"
+def pair_label(names: Pair, label: Mapping[str, str]) -> str:
+    return f"{label[names[0]]} and {label[names[1]]}"
 
 
 def _last(name: str) -> str:

@@ -1,63 +1,125 @@
-"""How the inputs' changes get on with each other, and what the result keeps of each.
+"""How far the changes of the inputs agree, and how much of each the merged model retains.
 
 A change is an input minus the base; in a recipe without one, minus the first input of its slice.
-evenly spaced rows of every tensor, at least 64 of a matrix, so they are estimates, to about one
-percent; the norms of the merged change and of what storage took from it are exact.
+The figures come from evenly spaced rows of every tensor, at least 64 of a matrix, so they are
+estimates, to about one percent; the norms of the merged change and of what storage took from it
+are exact.
 
 relative change   ||d_i|| / ||reference||
 cosine            <d_i, d_j> / ||d_i|| ||d_j||
-sign conflict     of the entries that both changes move, the share they move apart
+sign conflict     of the entries that both changes move, the share they move in opposite directions
 overlap           mean squared cosine between the spaces of their 8 leading right singular vectors:
-                  1 the same space, about 8 / columns for strangers
-kept              <d_i, m> / <d_i, d_i>, m the merged change: 1 when all of d_i is in the result
+                  1 the same space, about 8 / columns for unrelated changes
+retained          <d_i, m> / <d_i, d_i>, m the merged change: 1 when all of d_i is in the result
+
+Slices may have different inputs, so a tensor, a role or the whole merge has figures for some inputs
+and pairs only.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regraft.merge.plan import Output, Plan
+from regraft.merge.match import StoredTensor
+from regraft.merge.plan import Output, dtype_name
 from regraft.merge.stream import Tally
 
-MOST = 8  # inputs that are compared pair by pair
+_MAX_COMPARED = 8  # inputs that are compared pair by pair
 _DIRECTIONS = 8
 
+Pair = tuple[str, str]
 
-def measure(output: Output, tally: Tally) -> dict[str, Any]:
-    """What `report` needs of one tensor, as JSON: sums over its sampled rows."""
-    chosen = [i for i in range(len(output.inputs)) if output.base or i != output.anchor][:MOST]
-    if not chosen or not tally.samples:
-        return {}
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSums:
+    """What is measured of one output tensor, as sums that add up over tensors.
+
+    squared_change, squared_loss: ||merged - reference||^2, ||merged - stored||^2, all rows.
+    Of the sampled rows: gram, the inner products of the changes of `names` and, last, of the merged
+    one; squared_reference; and for each pair of `names`, in the order of `combinations`, `signs`
+    (entries moved in opposite directions, entries that both move) and `overlaps`.
+    """
+
+    squared_change: float
+    squared_loss: float
+    names: list[str] = field(default_factory=list)
+    squared_reference: float = 0.0
+    gram: list[list[float]] = field(default_factory=list)
+    signs: list[list[int]] = field(default_factory=list)
+    overlaps: list[float | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeFigures:
+    """One input's change: its size relative to the reference, and how much of it is retained."""
+
+    relative: float
+    retained: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFigures:
+    """Two inputs' changes. overlap: None where the sampled rows are too few for it."""
+
+    cosine: float
+    sign_conflict: float
+    overlap: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The figures of one or several tensors. change_norm, lost_to_storage: of the merged change."""
+
+    change_norm: float
+    lost_to_storage: float
+    changes: dict[str, ChangeFigures]
+    pairs: dict[Pair, PairFigures]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record: pairs as a list, since JSON's keys are single names."""
+        return {
+            "change_norm": self.change_norm,
+            "lost_to_storage": self.lost_to_storage,
+            "changes": {name: vars(change) for name, change in self.changes.items()},
+            "pairs": [{"models": list(names), **vars(pair)} for names, pair in self.pairs.items()],
+        }
+
+
+def measure(output: Output, tally: Tally) -> TensorSums:
+    """The sums of one tensor, from its sampled rows."""
+    change, loss = tally.squared_change, tally.squared_loss
+    compared = [i for i in range(len(output.inputs)) if output.base or i != output.anchor]
+    compared = compared[:_MAX_COMPARED]
+    if not compared or not tally.samples:
+        return TensorSums(squared_change=change, squared_loss=loss)
     parts = [part.flatten(1) if part.ndim > 1 else part for part in tally.samples]
     result, reference = parts.pop(), parts.pop()
-    deltas = [parts[i] - reference for i in chosen]
+    deltas = [parts[i] - reference for i in compared]
     merged = result - reference
     flat = torch.stack([*(d.flatten() for d in deltas), merged.flatten()]).double()
-    gram = (flat @ flat.T).tolist()
     spaces = [_space(delta) for delta in deltas]
     signs, overlaps = [], []
     for i, j in combinations(range(len(deltas)), 2):
         product = deltas[i] * deltas[j]
         signs.append([int((product < 0).sum()), int((product != 0).sum())])
-        one, other = spaces[i], spaces[j]
-        overlaps.append(
-            float((one @ other.T).square().sum()) / len(one)
-            if one is not None and other is not None and len(one) == len(other)
-            else None
-        )
-    return {
-        "names": [str(output.inputs[i][0]) for i in chosen],
-        "gram": gram,
-        "reference": float(torch.linalg.vector_norm(reference, dtype=torch.float64)) ** 2,
-        "signs": signs,
-        "overlaps": overlaps,
-    }
+        overlaps.append(_overlap(spaces[i], spaces[j]))
+    return TensorSums(
+        squared_change=change,
+        squared_loss=loss,
+        names=[str(output.inputs[i][0]) for i in compared],
+        squared_reference=float(torch.linalg.vector_norm(reference, dtype=torch.float64)) ** 2,
+        gram=(flat @ flat.T).tolist(),
+        signs=signs,
+        overlaps=overlaps,
+    )
 
 
 def _space(delta: Tensor) -> Tensor | None:
@@ -71,64 +133,90 @@ def _space(delta: Tensor) -> Tensor | None:
     return (vectors[:, -_DIRECTIONS:] / lead.sqrt()).T @ delta
 
 
-def report(plan: Plan, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The record's `totals`, `roles` and `tensors`, each with the figures of this module."""
-    roles: dict[str, list[Mapping[str, Any]]] = {}
-    tensors = {}
-    for output in plan.outputs:
-        fact = facts[output.name]
-        roles.setdefault(role(output), []).append(fact)
-        tensors[output.name] = {
-            "role": role(output),
-            "layer": output.layer,
-            "shape": list(output.shape),
-            "dtype": str(output.dtype).removeprefix("torch."),
-            "base": _provenance(output.base),
-            "inputs": [_provenance(source) for source in output.inputs],
-            "parameters": output.params,
-            **figures([fact]),
-        }
-    return {
-        "totals": {"tensors": len(tensors), **figures(facts[out.name] for out in plan.outputs)},
-        "roles": {
-            name: {"tensors": len(members), **figures(members)} for name, members in roles.items()
-        },
-        "tensors": tensors,
-    }
+def _overlap(one: Tensor | None, other: Tensor | None) -> float | None:
+    if one is None or other is None or len(one) != len(other):
+        return None
+    return float((one @ other.T).square().sum()) / len(one)
 
 
-def figures(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def combine(tensors: Iterable[TensorSums]) -> Figures:
     """The figures of some tensors taken together."""
-    facts = list(facts)
-    change, loss = (sum(f[key] for f in facts) for key in ("squared_change", "squared_loss"))
-    result: dict[str, Any] = {
-        "change_norm": math.sqrt(change),
-        "lost_to_storage": math.sqrt(loss / change) if change else 0.0,
-    }
-    own: dict[str, list[float]] = {}  # <d, d>, <d, m>, ||reference||^2
-    pairs: dict[str, list[float]] = {}  # <d, e>, <d, d>, <e, e>, apart, both, overlap, tensors
-    for fact in facts:
-        if "gram" not in fact:
-            continue
-        gram, names = fact["gram"], fact["names"]
+    change = loss = 0.0
+    changes: dict[str, list[float]] = {}  # <d, d>, <d, m>, ||reference||^2
+    pairs: dict[Pair, list[float]] = {}  # <d, e>, <d, d>, <e, e>, opposite, both, overlap, tensors
+    for sums in tensors:
+        change += sums.squared_change
+        loss += sums.squared_loss
+        gram, names = sums.gram, sums.names
         for i, name in enumerate(names):
-            _add(own, name, [gram[i][i], gram[i][-1], fact["reference"]])
+            _add(changes, name, [gram[i][i], gram[i][-1], sums.squared_reference])
         for k, (i, j) in enumerate(combinations(range(len(names)), 2)):
-            overlap = fact["overlaps"][k]
-            numbers = [gram[i][j], gram[i][i], gram[j][j], *fact["signs"][k]]
+            if (names[j], names[i]) in pairs:  # another slice lists them the other way round
+                i, j = j, i
+            overlap = sums.overlaps[k]
+            numbers = [gram[i][j], gram[i][i], gram[j][j], *sums.signs[k]]
             measured = [0.0, 0.0] if overlap is None else [overlap, 1.0]
-            _add(pairs, f"{names[i]} | {names[j]}", [*numbers, *measured])
-    if not own:
-        return result
-    result["relative_change"] = {n: math.sqrt(_over(dd, ww)) for n, (dd, _, ww) in own.items()}
-    result["kept"] = {n: _over(dm, dd) for n, (dd, dm, _) in own.items()}
-    if pairs:
-        result["cosine"] = {
-            n: _over(de, math.sqrt(dd * ee)) for n, (de, dd, ee, *_) in pairs.items()
+            _add(pairs, (names[i], names[j]), [*numbers, *measured])
+    return Figures(
+        change_norm=math.sqrt(change),
+        lost_to_storage=math.sqrt(loss / change) if change else 0.0,
+        changes={
+            name: ChangeFigures(relative=math.sqrt(_over(dd, ww)), retained=_over(dm, dd))
+            for name, (dd, dm, ww) in changes.items()
+        },
+        pairs={
+            names: PairFigures(
+                cosine=_over(de, math.sqrt(dd * ee)),
+                sign_conflict=_over(opposite, both),
+                overlap=overlap / count if count else None,
+            )
+            for names, (de, dd, ee, opposite, both, overlap, count) in pairs.items()
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The figures of all tensors, by role and by tensor; `outputs`: what the tensors are."""
+
+    outputs: dict[str, Output]
+    totals: Figures
+    roles: dict[str, Figures]
+    tensors: dict[str, Figures]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors each role has."""
+        return Counter(role(output) for output in self.outputs.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The record's `totals`, `roles` and `tensors`."""
+        counts = self.counts
+        return {
+            "totals": {"tensors": len(self.tensors), **self.totals.to_json()},
+            "roles": {
+                name: {"tensors": counts[name], **figures.to_json()}
+                for name, figures in self.roles.items()
+            },
+            "tensors": {
+                name: {**_provenance(self.outputs[name]), **figures.to_json()}
+                for name, figures in self.tensors.items()
+            },
         }
-        result["sign_conflict"] = {n: _over(p[3], p[4]) for n, p in pairs.items()}
-        result["overlap"] = {n: p[5] / p[6] if p[6] else None for n, p in pairs.items()}
-    return result
+
+
+def report(outputs: Iterable[Output], sums: Mapping[str, TensorSums]) -> Report:
+    """The figures of the merged tensors from the sums of each."""
+    named = {output.name: output for output in outputs}
+    roles: dict[str, list[TensorSums]] = {}
+    for name, output in named.items():
+        roles.setdefault(role(output), []).append(sums[name])
+    return Report(
+        outputs=named,
+        totals=combine(sums[name] for name in named),
+        roles={name: combine(members) for name, members in roles.items()},
+        tensors={name: combine([sums[name]]) for name in named},
+    )
 
 
 def role(output: Output) -> str:
@@ -136,14 +224,25 @@ def role(output: Output) -> str:
     return output.leaf if output.kind == "projection" else output.kind
 
 
-def _add(sums: dict[str, list[float]], name: str, numbers: list[float]) -> None:
-    before = sums.setdefault(name, [0.0] * len(numbers))
-    sums[name] = [a + b for a, b in zip(before, numbers, strict=True)]
+def _provenance(output: Output) -> dict[str, Any]:
+    def named(source: StoredTensor | None) -> dict[str, str] | None:
+        return None if source is None else {"model": str(source[0]), "tensor": source[1]}
+
+    return {
+        "role": role(output),
+        "layer": output.layer,
+        "shape": list(output.shape),
+        "dtype": dtype_name(output.dtype),
+        "base": named(output.base),
+        "inputs": [named(source) for source in output.inputs],
+        "parameters": output.params,
+    }
+
+
+def _add(sums: dict[Any, list[float]], key: Any, numbers: list[float]) -> None:
+    before = sums.setdefault(key, [0.0] * len(numbers))
+    sums[key] = [a + b for a, b in zip(before, numbers, strict=True)]
 
 
 def _over(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
-
-
-def _provenance(source: Any) -> dict[str, str] | None:
-    return None if source is None else {"model": str(source[0]), "tensor": source[1]}

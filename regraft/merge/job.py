@@ -30,16 +30,11 @@ from regraft.job import Job
 from regraft.merge import card, conflicts, mergekit
 from regraft.merge import into_adapter as factors
 from regraft.merge import tokenizer_files as donors
+from regraft.merge.donor import choose_context, find_donor
 from regraft.merge.inputs import Inputs
+from regraft.merge.match import check_relatives, expert_notes
 from regraft.merge.methods.registry import BLOCK, get
-from regraft.merge.plan import (
-    Output,
-    Plan,
-    check_relatives,
-    find_donor,
-    make_plan,
-    settle_context,
-)
+from regraft.merge.plan import Output, Plan, make_plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema
 from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
@@ -102,12 +97,26 @@ def merge(
         }
         donor, why = find_donor(parsed, inputs)
         notes = check_relatives(parsed, inputs, donor)
-        context, policy = settle_context(parsed, inputs, donor)
+        context, policy = choose_context(parsed, inputs, donor)
         files = donors.choose(parsed, inputs, donor)
         plan = None
         if reason is None:
             method = get(parsed.body.merge_method)
-            plan = make_plan(parsed, inputs, method, donor, context, shard_bytes)
+            notes += expert_notes(inputs, method)
+            vocabulary = None
+            if mergekit.tokenizer_key(parsed) is not None:
+                vocabulary = donors.compare_vocabularies(inputs).rows
+            elif (difference := donors.compare_vocabularies(inputs).difference) is not None:
+                notes.append(
+                    f"the vocabularies differ and are not aligned ({difference}); add 'tokenizer: "
+                    "{source: base}' if that is not meant"
+                )
+            plan = make_plan(
+                parsed, inputs, method, donor, context,
+                vocabulary=vocabulary, max_shard_bytes=shard_bytes,
+            )  # fmt: skip
+        else:
+            mergekit.check(parsed, inputs)
         if as_adapter:
             if plan is None:
                 raise InputError(f"--as-adapter cannot run in mergekit, but {reason}.")
@@ -124,6 +133,7 @@ def merge(
         if reason is not None:
             progress.note(f"{reason}: merging in mergekit, a separate process")
         progress.note(f"config from {donor} ({why}), tokenizer from {files.donor.name}")
+        report = None
         with job.start(record, where.type) as staging:
             if as_adapter:
                 assert plan is not None
@@ -133,14 +143,15 @@ def merge(
                 record |= {"kind": "adapter", "layout": "portable", **found}
                 text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
                 (staging.folder / format.RECORD).write_text(text, encoding="utf-8")
-                card.write(staging.folder, record, summary(record))
+                card.write(staging.folder, record, summary(record), None)
                 staging.publish()
                 return record
             if plan is not None:
                 writer = CheckpointWriter(staging, plan.shards, verify=verify)
                 donors.write(writer, staging.folder, plan.config, files)
-                facts = _stream(plan, parsed.body.scale, seed, writer, staging, where)
-                record |= conflicts.report(plan, facts)
+                sums = _stream(plan, parsed.body.scale, seed, writer, staging, where)
+                report = conflicts.report(plan.outputs, sums)
+                record |= report.to_json()
             else:
                 made = mergekit.run(
                     parsed, inputs, donor, context, files, staging,
@@ -153,7 +164,7 @@ def merge(
                 record |= {"totals": {"tensors": len(made.tensors)}, "tensors": made.tensors}
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
-            card.write(staging.folder, record, summary(record))
+            card.write(staging.folder, record, summary(record), report)
             writer.finish()
             staging.publish()
     return record
@@ -166,29 +177,29 @@ def _stream(
     writer: CheckpointWriter,
     staging: Staging,
     device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Write every tensor; output tensor -> what was learnt of it."""
-    facts: dict[str, dict[str, Any]] = {}
+) -> dict[str, conflicts.TensorSums]:
+    """Write every tensor; output tensor -> what was measured of it."""
+    sums: dict[str, conflicts.TensorSums] = {}
     with progress.bar("Merging", plan.write_bytes, unit="bytes") as bar:
 
         def make(output: Output) -> None:
             tally = Tally()
             own = module_seed(seed, output.name)
             writer.write(output.name, merged(output, plan.method, own, scale, device, tally))
-            facts[output.name] = {**tally.facts(), **conflicts.measure(output, tally)}
-            staging.record(f"merge:{output.name}", **facts[output.name])
+            sums[output.name] = conflicts.measure(output, tally)
+            staging.record(f"merge:{output.name}", **vars(sums[output.name]))
             bar.advance(output.nbytes)
 
         missing = []
         for output in plan.outputs:
-            noted = staging.done(f"merge:{output.name}")
-            if noted is not None and writer.finished(output.name):
-                facts[output.name] = noted
+            done = staging.done(f"merge:{output.name}")
+            if done is not None and writer.finished(output.name):
+                sums[output.name] = conflicts.TensorSums(**done)
                 bar.advance(output.nbytes)
             else:
                 missing.append(output)
         each(missing, make, threads(plan.method, device), size=lambda output: output.nbytes)
-    return facts
+    return sums
 
 
 def _described(
@@ -273,15 +284,22 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "lost_to_storage" in totals:
         lost = f"{totals['lost_to_storage']:.2%} of the merged change, by rounding once"
         lines.append(("lost to storage", lost))
-    short = card.labels(list(totals.get("kept", {})))
-    for name, kept in totals.get("kept", {}).items():
-        change = totals["relative_change"][name]
-        text = f"{change:.2%} of the weights, {kept:.0%} kept"
-        lines.append((f"change of {short[name]}", text))
-    for pair, share in totals.get("sign_conflict", {}).items():
-        cosine = totals["cosine"][pair]
-        text = f"cosine {cosine:.3f}, {share:.1%} of shared entries move apart"
-        lines.append((card.pair_label(pair, short), text))
+    changes: dict[str, dict[str, float]] = totals.get("changes", {})
+    short = card.labels(list(changes))
+    for name, change in changes.items():
+        size, retained = f"{change['relative']:.2%} of the weights", f"{change['retained']:.0%}"
+        if donor["why"] == "base_model":
+            line = (f"change of {short[name]}", f"{size}, {retained} in the result")
+        else:
+            text = f"{size} away from the first model, the result is {retained} of the way there"
+            line = (short[name], text)
+        lines.append(line)
+    for pair in totals.get("pairs", ()):
+        text = (
+            f"cosine {pair['cosine']:.3f}, {pair['sign_conflict']:.1%} of shared entries move in "
+            "opposite directions"
+        )
+        lines.append((card.pair_label(tuple(pair["models"]), short), text))
     return lines
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,21 +20,26 @@ from typing import Any
 import torch
 import yaml
 
+from regraft import progress
 from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.roles import roles
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
+from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import tokenizer_files as donors
+from regraft.merge.donor import output_config
 from regraft.merge.inputs import Input, Inputs, is_adapter
-from regraft.merge.plan import output_config
+from regraft.merge.match import match_tensors
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import BRIDGED
+from regraft.merge.tokenizer_files import check_alignable, compare_vocabularies, embedding_rows
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
 _SHOWN = 4  # lines of what mergekit says last
+_STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<all>\d+) ")
 
 
 def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
@@ -59,7 +65,7 @@ def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
     return found[0]
 
 
-def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, tuple[str, ...]] | None:
+def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, Where] | None:
     """What is not native, and where the recipe says so."""
     body = recipe.body
     if body.merge_method in BRIDGED:
@@ -68,17 +74,37 @@ def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, tuple[str, ...]] | Non
         return "several modules are merged", ("modules",)
     if body.tokenizer is not None and (body.tokenizer.tokens or body.tokenizer.pad_to_multiple_of):
         return "tokens are rearranged", ("tokenizer",)
-    key = "tokenizer" if body.tokenizer is not None else "tokenizer_source"
-    if getattr(body, key) is not None:
-        sizes = {
-            one.info(name).shape[0]
-            for one in inputs
-            for name, role in one.role_of.items()
-            if role.kind in ("embedding", "head") and one.info(name).shape
-        }
-        if len(sizes) > 1 or not donors.one_vocabulary(inputs):
-            return "the vocabularies differ", (key,)
+    key = tokenizer_key(recipe)
+    if key is not None:
+        vocabularies = compare_vocabularies(inputs)
+        rows = vocabularies.rows
+        if vocabularies.difference is not None:
+            return f"the vocabularies differ ({vocabularies.difference})", (key,)
+        if rows is None and len({embedding_rows(one) for one in inputs}) > 1:
+            return "the embeddings differ in rows", (key,)
+        if rows is not None and any(embedding_rows(one) < rows for one in inputs):
+            return "an embedding has fewer rows than the vocabulary", (key,)
     return None
+
+
+def tokenizer_key(recipe: Recipe) -> str | None:
+    """The key by which the recipe asks for one vocabulary."""
+    if recipe.body.tokenizer is not None:
+        return "tokenizer"
+    return None if recipe.body.tokenizer_source is None else "tokenizer_source"
+
+
+def check(recipe: Recipe, inputs: Inputs) -> None:
+    """Refuse what mergekit would only find after minutes: shapes, layers, tokens without a row.
+
+    Raises InputError by line.
+    """
+    key = tokenizer_key(recipe)
+    if recipe.body.modules is None:
+        for _ in match_tensors(recipe, inputs, any_vocabulary=key is not None):
+            pass
+    if key is not None:
+        check_alignable(recipe, inputs, (key,))
 
 
 @dataclass(frozen=True)
@@ -134,10 +160,11 @@ def run(
         }
         dtypes = {str(t["dtype"]) for t in tensors.values() if t["role"] == "projection"}
         layers = 1 + max((r.layer for r in role_of.values() if r.layer is not None), default=-1)
-        config = output_config(recipe, inputs, donor, context, layers, dtypes)
-        text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
         embedding = next(n for n, role in role_of.items() if role.kind == "embedding")
-        text["vocab_size"] = made.tensors[embedding].shape[0]
+        config = output_config(
+            recipe, inputs, donor, context,
+            layers=layers, vocabulary=made.tensors[embedding].shape[0], dtypes=dtypes,
+        )  # fmt: skip
         if recipe.body.tokenizer is not None or recipe.body.tokenizer_source is not None:
             files = donors.realigned(files, made)
     return Made(writer, config, files, tensors)
@@ -178,7 +205,7 @@ def _run(
     source.write_text(yaml.safe_dump(translated(recipe, donor), sort_keys=False), encoding="utf-8")
     command = [
         sys.executable, "-m", "mergekit.scripts.run_yaml", str(source), str(out),
-        "--no-write-model-card", "--no-copy-tokenizer", "--quiet",
+        "--no-write-model-card", "--no-copy-tokenizer",
         "--random-seed", str(seed), "--lora-merge-cache", str(spool / "lora"),
     ]  # fmt: skip
     if device.type == "cuda":
@@ -186,14 +213,40 @@ def _run(
     environment = dict(os.environ)
     if all(Path(one.ref.path).expanduser().is_dir() for one in inputs):
         environment["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0 or not (out / "config.json").is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()][-_SHOWN:]
+    with progress.bar("Merging in mergekit:", None) as bar:
+        status, said = _follow(command, environment, bar)
+    if status != 0 or not (out / "config.json").is_file():
+        last = said[-1] if said else f"exit code {status}"
         raise RegraftError(
-            f"mergekit could not run {recipe.document.name}: "
-            f"{said[-1] if said else f'exit code {done.returncode}'}; correct the recipe, or leave "
+            f"mergekit could not run {recipe.document.name}: {last}; correct the recipe, or leave "
             "it to the native engine."
         )
+
+
+def _follow(
+    command: list[str], environment: dict[str, str], bar: progress.Bar
+) -> tuple[int, list[str]]:
+    """Run mergekit and show what its own bars say; its exit status and last lines.
+
+    It redraws a bar with carriage returns, such as 'Executing graph:  40%|####  | 12/30 [..]'.
+    """
+    said: list[str] = []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:  # universal newlines: a carriage return ends a line
+                step = _STEP.search(line)
+                if step:
+                    bar.advance(0, f"{step['what'].strip()}, step {step['done']} of {step['all']}")
+                elif line.strip():
+                    said = [*said, line.strip()][-_SHOWN:]
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, said
 
 
 def _check_finite(result: Checkpoint, name: str) -> None:

@@ -61,12 +61,11 @@ class Tally:
         if stored.dtype != result.dtype:
             self.squared_loss += _squared(torch.sub(result, change.copy_(stored), out=change))
 
-    def facts(self) -> dict[str, float]:
-        return {
-            "squared_change": self.squared_change,
-            "squared_loss": self.squared_loss,
-            "squared_reference": self.squared_reference,
-        }
+    @property
+    def finite(self) -> bool:
+        """Whether every number so far was finite."""
+        sums = (self.squared_change, self.squared_loss, self.squared_reference)
+        return all(map(math.isfinite, sums))
 
 
 def merged(
@@ -97,7 +96,7 @@ def merged(
     finally:
         for one, name in output.tensors:
             one.release(name)
-    if not all(map(math.isfinite, tally.facts().values())):
+    if not tally.finite:
         raise InputError(
             f"Merging '{output.name}' gives NaN or infinite numbers, or numbers that do not fit "
             f"{output.dtype}; use smaller weights or another out_dtype."

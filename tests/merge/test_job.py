@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from regraft import progress
 from regraft.adapters.apply.apply import apply
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError
@@ -25,6 +26,51 @@ from regraft.merge.job import merge, summary
 
 CONFIG = {**models.LLAMA, "num_hidden_layers": 4}
 EPS = 2**-24  # half an ulp of float32, relative
+
+
+MIXTRAL = {
+    **models.LLAMA,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+WORDS = 70  # of the tokenizer; the embeddings have 80 rows
+
+
+def tokenizer(words: dict[str, int]) -> str:
+    """A tokenizer.json that the tokenizers library reads."""
+    return json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
+        "decoder": None, "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    })  # fmt: skip
+
+
+def give_tokenizer(folder: Path, words: dict[str, int]) -> None:
+    (folder / "tokenizer.json").write_text(tokenizer(words))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"})
+    )
+
+
+def experts(seed: int) -> dict[str, torch.Tensor]:
+    """A Mixtral of which later experts changed more."""
+    state = models.weights({**models.LLAMA})
+    generator = torch.Generator().manual_seed(50)
+    moved = torch.Generator().manual_seed(seed)
+    for layer in range(2):
+        for name in ("gate", "up", "down"):
+            del state[f"model.layers.{layer}.mlp.{name}_proj.weight"]
+        prefix = f"model.layers.{layer}.block_sparse_moe."
+        shapes = {f"experts.{e}.{w}.weight": (64, 96) if w == "w2" else (96, 64)
+                  for e in range(4) for w in ("w1", "w2", "w3")}  # fmt: skip
+        for name, shape in {"gate.weight": (4, 64), **shapes}.items():
+            value = 0.1 * torch.randn(shape, generator=generator)
+            size = 0.01 * (1 + int(name.split(".")[1])) if "experts" in name else 0.01
+            noise = torch.randn(shape, generator=moved)
+            state[prefix + name] = value + size * noise if seed else value
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +91,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save(root / "base16", CONFIG, base, dtype=torch.bfloat16)
     long = models.changed(base, rank=4, size=0.03, seed=9)
     models.save(root / "long", {**CONFIG, **models.LONG}, long)
+    for name in ("base", "a", "b"):
+        shutil.copytree(root / name, root / f"{name}_words")
+        give_tokenizer(root / f"{name}_words", {f"w{i}": i for i in range(WORDS)})
+    for seed, name in enumerate(("base", "a", "b")):
+        models.save(root / f"moe_{name}", MIXTRAL, experts(seed))
     for name, source, rank in (("lora", "long", 4), ("lora2", "a", 6)):
         extract_lora(
             root / "base", root / source, root / name, rank=rank, dtype="float32", verify=False
@@ -157,6 +208,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "parameters": {"weight": 0.25},
     },
+    **{
+        f"padded embeddings, tokenizer of {source}": {
+            "merge_method": "ties",
+            "base_model": "base_words",
+            "models": of("a_words", weight=0.6, density=0.4) + of("b_words", weight=0.4),
+            "parameters": {"density": 0.7},
+            "tokenizer_source": source,
+        }
+        for source in ("base", "union", "a_words")
+    },
     "tokenizer untouched": {
         "merge_method": "breadcrumbs",
         "base_model": "base",
@@ -188,20 +249,65 @@ def peer(zoo: Path) -> Path:
     return zoo / "peer"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_same_yaml_gives_mergekits_tensors(name: str, peer: Path, tmp_path: Path) -> None:
     ours, theirs = run(tmp_path, RECIPES[name]), models.load(peer / name)
     base = models.load(Path("base"))
     assert ours.keys() == theirs.keys()
     for key, want in theirs.items():
         assert (ours[key].shape, ours[key].dtype) == (want.shape, want.dtype)
-        change = (want - base[key]).norm() if key in base else want.norm()
+        change = want.norm()
+        if key in base:
+            change = (want - base[key][: len(want)]).norm()
         allowed = max(1e-5 * float(change), 4 * EPS * float(want.norm()))
         assert float((ours[key] - want).norm()) <= allowed, key
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == json.loads(
         (peer / name / "config.json").read_text()
     )["num_hidden_layers"]  # fmt: skip
+    assert config["vocab_size"] == len(ours["model.embed_tokens.weight"])
+
+
+# Mixtures of experts: mergekit joins a layer's experts to one tensor, regraft does not.
+
+MOE: dict[str, Any] = {
+    "merge_method": "task_arithmetic",
+    "base_model": "moe_base",
+    "models": of("moe_a", weight=0.6) + of("moe_b", weight=0.4),
+}
+RECIPES["mixture of experts"] = MOE
+
+
+def test_elementwise_merges_of_experts_are_mergekits(peer: Path, tmp_path: Path) -> None:
+    ours, theirs = run(tmp_path, MOE), models.load(peer / "mixture of experts")
+    for layer in range(2):
+        stored = f"model.layers.{layer}.block_sparse_moe.experts."
+        for e in range(4):
+            w1, w2, w3 = (ours[f"{stored}{e}.{w}.weight"] for w in ("w1", "w2", "w3"))
+            joined = f"model.layers.{layer}.mlp.experts."
+            torch.testing.assert_close(torch.cat([w1, w3]), theirs[f"{joined}gate_up_proj"][e])
+            torch.testing.assert_close(w2, theirs[f"{joined}down_proj"][e])
+    assert "mergekit joins" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_ties_trims_each_expert_by_itself_and_says_so(tmp_path: Path) -> None:
+    oracle = pytest.importorskip("mergekit.merge_methods")
+    recipe = {**MOE, "merge_method": "ties", "parameters": {"density": 0.3}}
+    with pytest.warns(UserWarning, match="mergekit joins all experts"):
+        ours = run(tmp_path, recipe)
+    base, a, b = (models.load(Path(f"moe_{name}")) for name in ("base", "a", "b"))
+    parameters = {"weight": [0.6, 0.4], "density": 0.3}
+
+    def mergekits(*tensors: torch.Tensor) -> torch.Tensor:
+        return oracle.merge_tensors(tensors, "ties", parameters=parameters, base_index=0)
+
+    names = [f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight" for e in range(4)]
+    for name in names:
+        torch.testing.assert_close(ours[name], mergekits(base[name], a[name], b[name]))
+    joined = mergekits(*(torch.stack([state[name] for name in names]) for state in (base, a, b)))
+    moved = [float((joined[e] != base[name]).float().mean()) for e, name in enumerate(names)]
+    assert moved[0] < 0.1 < 0.6 < moved[3]  # the one share of all experts goes to the last
+    assert "mergekit joins" in (tmp_path / "out" / "README.md").read_text()
 
 
 # Context, donors, dtypes.
@@ -239,7 +345,7 @@ def test_context_values_change_the_donors(tmp_path: Path) -> None:
     assert record["context"]["output"]["max_position_embeddings"] == 4096
     assert record["context"]["output"]["rope_parameters"]["rope_theta"] == 8e6
     message = complaint(tmp_path / "..", {**LONG_TIES, "context": {"from": "nobody"}})
-    assert "'nobody' is no input here" in message
+    assert "'nobody' is not an input of this recipe" in message
 
 
 def test_donor_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
@@ -413,18 +519,54 @@ def test_conflict_report_matches_the_tensors(tmp_path: Path) -> None:
     record = merge(write(tmp_path, recipe), tmp_path / "out")
     key = "model.layers.1.mlp.up_proj.weight"
     base, a, b = (models.load(Path(name))[key].double() for name in ("base", "a", "b"))
-    fact, pair = record["tensors"][key], "a | b"
+    fact = record["tensors"][key]
+    (pair,) = fact["pairs"]
+    assert pair["models"] == ["a", "b"]
     cosine = float(((a - base) * (b - base)).sum() / (a - base).norm() / (b - base).norm())
     apart = float((((a - base) * (b - base)) < 0).double().mean())
-    assert fact["relative_change"]["a"] == pytest.approx(float((a - base).norm() / base.norm()))
-    assert fact["cosine"][pair] == pytest.approx(cosine, abs=1e-6)
-    assert fact["sign_conflict"][pair] == pytest.approx(apart, abs=1e-6)
-    assert fact["kept"]["a"] == pytest.approx(0.5, abs=0.02)
-    assert 0 < fact["overlap"][pair] < 0.5
+    assert fact["changes"]["a"]["relative"] == pytest.approx(float((a - base).norm() / base.norm()))
+    assert pair["cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert pair["sign_conflict"] == pytest.approx(apart, abs=1e-6)
+    assert fact["changes"]["a"]["retained"] == pytest.approx(0.5, abs=0.02)
+    assert 0 < pair["overlap"] < 0.5
     assert set(record["roles"]) >= {"q_proj", "down_proj", "norm", "embedding", "head"}
     assert (tmp_path / "out" / "merge.png").stat().st_size > 10_000
     assert "What became of each change" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "regraft.json").read_text()) == record
+
+
+def test_slices_may_have_different_numbers_of_inputs(tmp_path: Path) -> None:
+    def sources(start: int, stop: int, *names: str) -> dict[str, Any]:
+        return {"sources": [part(name, start, stop) for name in names]}
+
+    recipe = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "slices": [
+            sources(0, 1, "a", "b", "base"),
+            sources(1, 2, "c", "base"),
+            sources(2, 3, "base"),
+            sources(3, 4, "b", "a", "base"),
+        ],
+        "parameters": {"weight": 1.0, "density": 0.5},
+    }
+    record = merge(write(tmp_path, recipe), tmp_path / "out")
+    tensors = {name: fact for name, fact in record["tensors"].items() if "up_proj" in name}
+    assert [list(fact["changes"]) for fact in tensors.values()] == [
+        ["a", "b"], ["c"], [], ["b", "a"],
+    ]  # fmt: skip
+    (pair,) = record["totals"]["pairs"]  # one pair, in whatever order a slice lists it
+    assert pair["models"] == ["a", "b"]
+    assert set(record["totals"]["changes"]) == {"a", "b", "c"}
+    assert (tmp_path / "out" / "merge.png").is_file()
+    assert "a and b" in dict(summary(record))
+
+
+def test_a_merge_without_a_base_does_not_speak_of_changes(tmp_path: Path) -> None:
+    recipe = {"merge_method": "linear", "models": of("a", weight=0.75) + of("base", weight=0.25)}
+    lines = dict(summary(merge(write(tmp_path, recipe), tmp_path / "out")))
+    assert not any(label.startswith("change of") for label in lines)
+    assert "the result is 25% of the way there" in lines["base"]
 
 
 def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:
@@ -468,6 +610,64 @@ def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) ->
     assert (config["rope_theta"], config["max_position_embeddings"]) == (160000.0, 4096)
     assert models.load(tmp_path / "out").keys() == models.load(Path("base")).keys()
     assert "ram" in complaint(tmp_path / "..", recipe, engine="native")
+
+
+@pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
+def test_mergekits_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(
+        progress.Bar, "advance", lambda bar, amount=1, text=None: shown.append(str(text))
+    )
+    recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"}]}
+    run(tmp_path, recipe)
+    assert any("Executing graph, step" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"w0": 0, "w1": 99}, "'w1' of other has number 99, and its embedding has rows 0 to 79"),
+        ({"w0": 0, "w1": -1}, "has number -1"),
+        ({"w0": 0, "w1": 0}, "'w0' and 'w1' of other share the number 0"),
+        ({"w0": 0, "w1": "x"}, "is no tokenizer"),
+    ],
+)
+def test_vocabularies_that_cannot_be_aligned_are_refused_before_mergekit_starts(
+    words: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regraft.merge import mergekit
+
+    monkeypatch.setattr(mergekit, "_run", None)
+    monkeypatch.setattr(mergekit.importlib.util, "find_spec", lambda name: name)
+    shutil.copytree("b", tmp_path / "other")
+    give_tokenizer(tmp_path / "other", words)
+    recipe = {"merge_method": "linear", "models": of("a_words", str(tmp_path / "other"), weight=1),
+              "tokenizer_source": "base"}  # fmt: skip
+    message = complaint(tmp_path, recipe).replace(str(tmp_path) + "/", "")
+    assert expected in message
+
+
+def test_shapes_are_compared_before_mergekit_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regraft.merge import mergekit
+
+    monkeypatch.setattr(mergekit, "_run", None)
+    monkeypatch.setattr(mergekit.importlib.util, "find_spec", lambda name: name)
+    wide = {**CONFIG, "intermediate_size": 128}
+    models.save(tmp_path / "wide", wide, models.weights(wide))
+    recipe = {"merge_method": "ram", "base_model": "base",
+              "models": [{"model": str(tmp_path / "wide")}]}  # fmt: skip
+    assert "models of one shape" in complaint(tmp_path, recipe)
+
+
+def test_unlike_vocabularies_of_one_size_are_named(tmp_path: Path) -> None:
+    shutil.copytree("b", tmp_path / "other")
+    words = {f"w{i}": i for i in range(WORDS)} | {"w3": 4, "w4": 3}
+    give_tokenizer(tmp_path / "other", words)
+    recipe = {"merge_method": "linear", "models": of("a_words", str(tmp_path / "other"), weight=1)}
+    with pytest.warns(UserWarning, match="'w3' has number 3 in a_words and 4 in"):
+        merge(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
 
 
 # Bad input: one sentence, exit 2, nothing written.

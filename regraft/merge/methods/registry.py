@@ -175,6 +175,11 @@ class Method:
     _prepare: Callable[..., Any] | None = field(repr=False)
     _check: Callable[..., None] | None = field(repr=False)
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether an element of the result depends on that element of the inputs only."""
+        return self._prepare is None and self.blockwise
+
     def bind(self, given: Mapping[str, Any], inputs: int) -> dict[str, Any]:
         """Every parameter of the method, checked: `given` by recipe names, defaults for the rest,
         one value for all inputs spread over them. Raises InputError in one sentence."""
