@@ -35,7 +35,8 @@ def figure(
 
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "regraft"}
+         "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "regraft",
+         "text.parse_math": False}  # a model's name may hold dollar signs
     ):  # fmt: skip
         drawn = Figure(figsize=(width * columns, height), layout="constrained")
         axes = drawn.subplots(1, columns, squeeze=False)

@@ -89,7 +89,7 @@ def evaluate(
             return {}
         if work.judge:
             _judge(work, work.judge, items, found, desk.folder)
-        result = json.loads(json.dumps(_result(work, items, found, plain, matrix)))
+        result = json.loads(json.dumps(_result(work, items, found, plain, matrix), allow_nan=False))
         _show(desk.folder, result)
         desk.staging.publish()
     return dict(result)
@@ -331,7 +331,9 @@ def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "result.json").write_text(
+        json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     from regraft.evaluate.report.tables import write_report
 
     write_report(folder, result)

@@ -59,7 +59,7 @@ class Desk:
         part = path.with_suffix(".part")
         with part.open("w", encoding="utf-8") as file:
             for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         part.rename(path)
         self.staging.record(key)
 

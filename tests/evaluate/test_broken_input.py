@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,16 @@ import pytest
 import torch
 from evaluated import text_tokenizer, toy
 from models import LLAMA, LONG, save, weights
+from typer.testing import CliRunner
 
+from regraft.cli import app
 from regraft.errors import CheckpointError, InputError, RegraftError
 from regraft.evaluate.answers import drift
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.cost import seconds, tokens
 from regraft.evaluate.job import _texts, evaluate
 from regraft.evaluate.prepare import Settings, plan, prepare
+from regraft.evaluate.prompts import template
 from regraft.evaluate.prompts.haystack import Grammar
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.tasks import Kit, listing
@@ -38,7 +42,7 @@ def speaker(folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensor: tensor * float("nan"), "m computes no numbers"),
+        (lambda tensor: tensor * float("nan"), rf"{PROJECTION} holds NaN or infinity"),
         (lambda tensor: tensor[:-1].contiguous(), rf"shape.*{PROJECTION}"),
         (lambda tensor: None, rf"lacks 1 tensors.*{PROJECTION}"),
     ],
@@ -52,6 +56,65 @@ def test_broken_weights_are_not_examined(
     with pytest.raises(RegraftError, match=message) as caught:
         Source("m", str(tmp_path / "m")).load(CPU)
     assert isinstance(caught.value, CheckpointError | InputError)
+
+
+def spoil_embedding(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.embed_tokens.weight"][450] = float("inf")  # of a token that may not be read
+
+
+def spoil_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"][20] = float("nan")
+
+
+def overflow(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] *= 1e30
+    tensors["lm_head.weight"][30:] *= 1e30  # finite weights, infinite logits
+
+
+@pytest.mark.parametrize("spoil", [spoil_embedding, spoil_head, overflow])
+def test_a_model_that_computes_no_numbers_is_refused_in_a_sentence(
+    tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    held = weights(CONFIG)
+    held.setdefault("lm_head.weight", held["model.embed_tokens.weight"].clone())
+    spoil(held)
+    save(tmp_path / "m", CONFIG, held)
+    text_tokenizer().save_pretrained(tmp_path / "m")
+    command = ["evaluate", str(tmp_path / "m"), "-o", str(tmp_path / "out"), "--json"]
+    command += ["--lengths", "256", "--items", "2", "--texts", "1"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 2, shown.output
+    assert "Traceback" not in shown.output
+    assert "NaN or infinity" in shown.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_overflow_at_a_length_are_refused_there(tmp_path: Path) -> None:
+    model = Source("m", str(speaker(tmp_path / "m"))).load(CPU)
+    model.model.lm_head.weight.data[7] = float("nan")  # as activations may become
+    with pytest.raises(InputError, match="m computes NaN or infinity on a prompt"):
+        model.score([[0, 5, 9]], [[1, 2]])
+    with pytest.raises(InputError, match="m computes NaN while it generates"):
+        model.generate([[0, 5, 9]], 2)
+    with pytest.raises(InputError, match="it has no drift"):
+        drift.measure(model, drift.Reference(model, [[0, 5, 9]]))
+
+
+def test_a_perplexity_that_no_float_holds_is_none_and_the_report_is_made(tmp_path: Path) -> None:
+    held = weights(CONFIG)
+    held["model.norm.weight"] *= 1e6
+    held.setdefault("lm_head.weight", held["model.embed_tokens.weight"].clone())
+    save(tmp_path / "m", CONFIG, held)
+    text_tokenizer().save_pretrained(tmp_path / "m")
+    out = tmp_path / "out"
+    evaluate([str(tmp_path / "m")], out, suite="perplexity", lengths="256", texts=1)
+
+    def refuse(name: str) -> float:
+        raise AssertionError(name)
+
+    result = json.loads((out / "result.json").read_text(), parse_constant=refuse)
+    assert result["measures"]["m"]["perplexity"]["mean"] > 700
+    assert result["measures"]["m"]["perplexity"]["perplexity"] is None
 
 
 def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path) -> None:
@@ -93,6 +156,27 @@ def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Pat
     tokenizer.chat_template = "{{ raise_exception('a system message comes first') }}"
     with pytest.raises(InputError, match=r"template takes no question alone.*comes first"):
         Prompter(tokenizer, chat=True)
+
+
+def test_a_chat_template_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "LIMIT", 0.3)
+    tokenizer = text_tokenizer()
+    tokenizer.chat_template = (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(InputError, match=r"runs for more than 0\.3 s on one prompt"):
+        Prompter(tokenizer, chat=True)
+    # only on some questions
+    tokenizer.chat_template = (
+        "{% if messages[0].content %}" + tokenizer.chat_template + "{% endif %}"
+    )
+    with pytest.raises(InputError, match="leave --chat out"):
+        Prompter(tokenizer, chat=True).wrap("Who?")
+    for broken in ("{{ none.field.name }}", "{{ 1 / 0 }}", "{{ range(10 ** 10) }}", "{% if %}"):
+        tokenizer.chat_template = broken
+        with pytest.raises(InputError, match="takes no question alone") as caught:
+            Prompter(tokenizer, chat=True)
+        assert "\n" not in str(caught.value)
 
 
 def test_plain_texts_begin_as_texts_do_also_beside_chat_prompts() -> None:

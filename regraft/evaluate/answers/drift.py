@@ -2,18 +2,20 @@
 
 Mean KL(recipient || model) in nats over every position, the share of positions at which both find
 the same token likeliest, and the cosine of their last hidden states. Tokens that one of them alone
-has are left out. (Hidden states' cosine after
-a context extension foretells how much of MMLU is kept: LongReD, arXiv 2502.07365.)
+has are left out. (The cosine of hidden states after a context extension predicts how much of MMLU
+is kept: LongReD, arXiv 2502.07365.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regraft.errors import InputError
 from regraft.evaluate.answers.distributed import spread
 from regraft.evaluate.answers.model import LanguageModel
 
@@ -61,6 +63,11 @@ def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
 
     found = spread(model.mesh, range(len(reference.rows)), look)
     kl, top, cosine = (sum(part) for part in zip(*found, strict=True))
+    if not math.isfinite(kl):
+        raise InputError(
+            f"{model.name} computes NaN or infinity on short text, so it has no drift; its weights "
+            "are broken."
+        )
     count = sum(map(len, reference.rows))
     return {
         "kl": float(f"{max(kl / count, 0.0):.6g}"),

@@ -9,6 +9,7 @@ common-word prompts stop growing when their text is used up; the tasks of `--sui
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def measure(
             metric = _metric(samples[0])
             first = samples[0].get("filter")  # the harness scores a generation by several
             scores += [float(s[metric]) for s in samples if s.get("filter") == first]
+        if not all(map(math.isfinite, scores)):
+            raise InputError(
+                f"lm-eval's {name} scores an item of {model.name} with NaN or infinity; leave the "
+                "task out."
+            )
         found[Path(name).stem] = {"metric": metric, "scores": scores}
     return found
 

@@ -92,7 +92,9 @@ class Source:
             )
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()
-        return LanguageModel(self.name, model.to(device).eval(), mesh or Mesh())
+        model = model.to(device).eval()
+        _check_finite(self.name, model)
+        return LanguageModel(self.name, model, mesh or Mesh())
 
     def _place(self) -> str:
         path = Path(self.place).expanduser()
@@ -227,7 +229,13 @@ class LanguageModel:
             logits = self.head(part)
             nll.append(torch.nn.functional.cross_entropy(logits, label, reduction="none"))
             hits.append(logits.argmax(-1) == label)
-        return torch.cat(nll).cpu(), torch.cat(hits).cpu()
+        losses = torch.cat(nll).cpu()
+        if not losses.isfinite().all():
+            raise InputError(
+                f"{self.name} computes NaN or infinity on a prompt: its numbers overflow at this "
+                "length, or its weights are broken. Load it in float32 or lower --lengths."
+            )
+        return losses, torch.cat(hits).cpu()
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
@@ -236,17 +244,38 @@ class LanguageModel:
         from transformers.utils import logging
 
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
-        told = logging.get_verbosity()
+        verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # that a length is beyond the context was said before
-        out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-            pad_token_id=0,
-        )  # fmt: skip
-        logging.set_verbosity(told)
+        try:
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+                pad_token_id=0, logits_processor=[self._refuse_nan],
+            )  # fmt: skip
+        finally:
+            logging.set_verbosity(verbosity)
         stops = self.model.generation_config.eos_token_id
         stops = set(stops if isinstance(stops, list) else [stops])
         # behind it stands what fills the row up to the batch's longest answer
         return [_until(stops, [int(i) for i in row[ids.shape[1] :]]) for row in out]
+
+    def _refuse_nan(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """A logits processor: argmax of NaN is a token like any other."""
+        if logits.isnan().any():
+            raise InputError(
+                f"{self.name} computes NaN while it generates: its numbers overflow at this "
+                "length, or its weights are broken. Load it in float32 or lower --lengths."
+            )
+        return logits
+
+
+def _check_finite(name: str, model: Any) -> None:
+    """Raise InputError naming a tensor that holds NaN or infinity."""
+    for tensor, weight in model.named_parameters():  # in parts: an embedding is gigabytes
+        if not all(bool(part.isfinite().all()) for part in weight.detach().split(4096)):
+            raise InputError(
+                f"{name} is broken: its tensor {tensor} holds NaN or infinity; download or make "
+                "the model again."
+            )
 
 
 def _until(stops: set[int], ids: list[int]) -> list[int]:

@@ -85,7 +85,7 @@ def measure(
     result: dict[str, Any] = {
         "nll": nll,
         "mean": round(float(whole.mean()), 6),
-        "perplexity": round(math.exp(float(whole.mean())), 4),
+        "perplexity": _perplexity(float(whole.mean())),
         "gain": {},
     }
     full = whole[:, length // 2 - 1 :]
@@ -99,10 +99,13 @@ def measure(
             for row, positions in zip(key, keys, strict=True):
                 row[positions] = True
         result["key_share"] = round(float(key.float().mean()), 6)
-        result["long_perplexity"] = (
-            round(math.exp(float(full[key].mean())), 4) if key.any() else None
-        )
+        result["long_perplexity"] = _perplexity(float(full[key].mean())) if key.any() else None
     return result
+
+
+def _perplexity(nll: float) -> float | None:
+    """exp of the mean NLL; None where no float holds it."""
+    return round(math.exp(nll), 4) if nll < 700 else None
 
 
 def _windows(rows: Sequence[Sequence[int]]) -> list[int]:

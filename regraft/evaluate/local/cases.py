@@ -100,6 +100,7 @@ def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any
                 if not line.strip():
                     continue
                 entry = json.loads(line)
+                json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text
                 lacking = [name for name in needed if name not in entry]
                 if not isinstance(entry, dict) or lacking:
                     raise InputError(
@@ -109,7 +110,7 @@ def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any
                 found.append(entry)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InputError(
             f"{path} is not JSON line by line; give --suite {suite} its own."
         ) from None

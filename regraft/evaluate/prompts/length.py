@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.errors import InputError
+from regraft.evaluate.prompts.template import render_chat
 
 _TRIES = 64
 _UNIT = 20.0  # tokens in a sentence or so: where the search begins
@@ -42,24 +43,14 @@ class Prompter:
             raise InputError("The model's tokenizer has no chat template; leave --chat out.")
         self.tokenizer, self.chat = tokenizer, chat
         if chat:
-            from jinja2 import TemplateError
-
-            try:
-                self.wrap("")
-            except TemplateError as error:
-                raise InputError(
-                    f"The chat template takes no question alone ({error}); leave --chat out."
-                ) from None
+            self.wrap("")
 
     def wrap(self, question: str, prefix: str = "") -> str:
         """The whole prompt: the question, in the chat template if wanted, and the beginning of the
         answer."""
         if not self.chat:
             return question + prefix
-        turn = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        return str(turn) + prefix.lstrip()
+        return render_chat(self.tokenizer, question) + prefix.lstrip()
 
     def ids(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with them."""

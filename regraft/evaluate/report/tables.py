@@ -328,7 +328,7 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
     rows = [
         [name, f"{x['perplexity']:.2f}", f"{x['long_perplexity']:.2f}", f"{x['key_share']:.2%}"]
         for name, x in nll.items()
-        if x.get("long_perplexity") is not None
+        if x.get("long_perplexity") is not None and x["perplexity"] is not None
     ]
     if rows:
         head = ["model", "perplexity", "of key tokens", "key tokens"]
