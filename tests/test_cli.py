@@ -448,7 +448,7 @@ def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ("recover: {stepps: 3}", "line 3: 'stepps' is no key here (did you mean stages?)"),
+        ("recover: {stepps: 3}", "line 3: 'stepps' is not a key here (did you mean stages?)"),
         ("recover: absent.yaml", "absent.yaml cannot be read"),
         ("evaluate: {zork: 1}", "line 3"),
     ],
