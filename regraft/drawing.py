@@ -9,6 +9,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.errors import writing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -42,7 +44,8 @@ def figure(
         axes = drawn.subplots(1, columns, squeeze=False)
         yield list(axes[0]) if columns > 1 else axes[0][0]
         # no date and no version in the file: the same result gives the same bytes
-        drawn.savefig(path, dpi=150, metadata={"Software": None})
+        with writing(path):
+            drawn.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def from_zero(axes: Axes) -> None:

@@ -1,20 +1,27 @@
-"""Every command that writes a folder refuses to write over what it reads, in both directions."""
+"""What all commands that write a folder share: no input is written over, no stage is silent, and
+what the disk refuses names the file."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import models
 import pytest
 from evaluated import toy
 
+from regraft import progress
+from regraft.adapters.apply.apply import apply
+from regraft.adapters.extract.extract import extract_lora
 from regraft.data.sources import Text, documents
-from regraft.errors import InputError
+from regraft.errors import InputError, OutputError
 from regraft.evaluate.job import evaluate
 from regraft.job import Job, job_hash
 from regraft.merge.job import merge
 from regraft.train.job import train
+from regraft.write import write_json
 
 TRAINING = """
 model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
@@ -137,3 +144,50 @@ def test_a_job_is_told_apart_by_what_changes_its_output(tmp_path: Path) -> None:
         Job(tmp_path / "out", resume=True).start({"rank": 8})
     with Job(tmp_path / "out", resume=True).start({"rank": 4}) as staging:
         assert staging.done("piece") == {}
+
+
+def test_what_follows_the_main_bar_is_shown_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    shown: list[str] = []
+    bar = progress.bar
+
+    def noting(description: str, total: float | None, **options: str):
+        shown.append(description)
+        return bar(description, total, **options)
+
+    monkeypatch.setattr(progress, "bar", noting)
+    base, extended, derivative = models.family(tmp_path)
+    extract_lora(base, extended, tmp_path / "a", rank=2)
+    assert shown[-4:] == [
+        "Writing the adapter", "Writing the card", "Checking with PEFT", "Publishing a",
+    ]  # fmt: skip
+    shown.clear()
+    apply(tmp_path / "a", derivative, tmp_path / "b", verify=True)
+    assert shown[-5:] == [
+        "Grafting", "Writing the card", "Syncing to disk", "Verifying", "Publishing b",
+    ]  # fmt: skip
+    shown.clear()
+    recipe = tmp_path / "recipe.yaml"
+    text = TRAINING.format(source="synthetic: notes", cache=tmp_path / "cache")
+    recipe.write_text(text.replace("synthetic: notes", "synthetic: notes, documents: 9"))
+    train(recipe, tmp_path / "c", device="cpu")
+    assert shown[-3:] == ["Exporting the model", "Drawing the curves", "Publishing c"]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a write: without a name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OutputError, match=r"Cannot write .*/regraft\.json: the disk is full"):
+            write_json(tmp_path / "regraft.json", {})
+    with pytest.raises(OutputError, match=r"a file in .*\.out\.regraft-staging: the disk is full"):
+        fail_while_staged(tmp_path / "out", full)
+
+
+def fail_while_staged(out: Path, action) -> None:
+    with Job(out).start({}) as staging:
+        staging.record("piece")
+        action()

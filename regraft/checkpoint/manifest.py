@@ -21,7 +21,7 @@ from pathlib import Path
 
 import xxhash
 
-from regraft.errors import writing
+from regraft.write import write_json
 
 MANIFEST = ".regraft-files.json"
 JOURNAL = ".regraft-journal.jsonl"
@@ -51,9 +51,7 @@ def write_manifest(folder: Path) -> None:
         for name, path in sorted(_files(folder))
     }
     content = {"schema_version": _SCHEMA_VERSION, "files": entries}
-    path = folder / MANIFEST
-    with writing(path):
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, content)
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry] | None:

@@ -181,9 +181,10 @@ class CheckpointWriter:
         missing = [name for name in self._places if not self.finished(name)]
         if missing:
             raise ValueError(f"{len(missing)} planned tensors were not written: {missing[:3]}")
-        for shard, fd in self._files.items():
-            with writing(self._staging.folder / shard):
-                os.fsync(fd)
+        with progress.stage("Syncing to disk"):
+            for shard, fd in self._files.items():
+                with writing(self._staging.folder / shard):
+                    os.fsync(fd)
         if self._verify:
             self._read_back()
         if len(self._plan) > 1:

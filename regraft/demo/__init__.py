@@ -15,7 +15,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import progress
+from regraft.write import copy_file, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,7 +133,7 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
         "versions": versions(),
     }
     write_page(folder, result)
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -143,10 +143,10 @@ def with_context(model: Path, context: ContextSpec, out: Path) -> None:
     out.mkdir(parents=True)
     for path in model.iterdir():
         if path.suffix == ".safetensors" or path.name.startswith("tokenizer"):
-            shutil.copy2(path, out)
+            copy_file(path, out / path.name)
     config = json.loads((model / "config.json").read_text())
     text = json.dumps(context.write_into(config), indent=1)
-    (out / "config.json").write_text(text)
+    write_text(out / "config.json", text)
 
 
 def _parameters(folder: Path) -> int:

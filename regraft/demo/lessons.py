@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from regraft.write import write_text
+
 _DENSE = {"prose": 0.45, "questions": 0.65}
 
 
@@ -113,7 +115,7 @@ def derivative(plan: Plan, seed: int, model: str | Path) -> dict[str, Any]:
 
 def write(path: Path, recipe: dict[str, Any]) -> Path:
     """The recipe as YAML."""
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from regraft import drawing
 from regraft.data.toy_language import WORDS, needle_count
+from regraft.write import write_text
 
 _README = """\
 # regraft demo, seed {{ seed }}
@@ -55,7 +56,7 @@ def write_page(folder: Path, result: dict[str, Any]) -> None:
         length=result["hyperparameters"]["lengths"][-1],
         notes=notes(result),
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
 
 
 def render(result: dict[str, Any]) -> Table:

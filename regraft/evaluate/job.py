@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from regraft import progress
 from regraft.errors import InputError
 from regraft.units import format_tokens, parse_tokens
+from regraft.write import write_text
 
 if TYPE_CHECKING:
     from regraft.evaluate.prepare import Settings, Work
@@ -331,9 +332,8 @@ def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
-    (folder / "result.json").write_text(
-        json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     from regraft.evaluate.report.tables import write_report
 
-    write_report(folder, result)
+    with progress.stage("Writing the report"):
+        write_report(folder, result)

@@ -11,6 +11,7 @@ from typing import Any
 from regraft.checkpoint.staging import Staging
 from regraft.evaluate.answers.distributed import from_first
 from regraft.parallel import Mesh
+from regraft.write import write_text
 
 Lines = list[dict[str, Any]]
 
@@ -57,9 +58,10 @@ class Desk:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(
+            part,
+            "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines),
+        )
         part.rename(path)
         self.staging.record(key)
 

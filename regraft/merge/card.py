@@ -8,6 +8,7 @@ from typing import Any
 
 from regraft.drawing import figure, legend, render, styles
 from regraft.merge.conflicts import Figures, Pair, Report, role
+from regraft.write import write_text
 
 FIGURE = "merge.png"
 
@@ -112,7 +113,7 @@ def write(
         pairs=[pair_label(pair, label) for pair in pairs],
         roles=_rows(report) if report else {},
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
     if report and names:
         _draw(folder / FIGURE, report, label)
 

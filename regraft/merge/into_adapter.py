@@ -31,6 +31,7 @@ from regraft.merge.plan import Output, Plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.stream import Tally, merged
 from regraft.rope import ContextSpec
+from regraft.write import write_text
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def write(
         base=base.checkpoint.name, revision=base.checkpoint.revision,
     )  # fmt: skip
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    (folder / format.CONFIG).write_text(text, encoding="utf-8")
+    write_text(folder / format.CONFIG, text)
     modules: dict[str, dict[str, Any]] = {}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

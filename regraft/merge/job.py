@@ -40,6 +40,7 @@ from regraft.merge.schema import schema
 from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, parse_bytes
+from regraft.write import write_text
 
 __all__ = ["merge", "schema", "summary"]
 
@@ -142,7 +143,7 @@ def merge(
                 )
                 record |= {"kind": "adapter", "layout": "portable", **found}
                 text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-                (staging.folder / format.RECORD).write_text(text, encoding="utf-8")
+                write_text(staging.folder / format.RECORD, text)
                 card.write(staging.folder, record, summary(record), None)
                 staging.publish()
                 return record
@@ -164,7 +165,8 @@ def merge(
                 record |= {"totals": {"tensors": len(made.tensors)}, "tensors": made.tensors}
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
-            card.write(staging.folder, record, summary(record), report)
+            with progress.stage("Writing the card"):
+                card.write(staging.folder, record, summary(record), report)
             writer.finish()
             staging.publish()
     return record

@@ -28,6 +28,7 @@ from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Parallel, ToyModel
 from regraft.train.step.rotary import head_size, stage_context
 from regraft.units import format_tokens
+from regraft.write import write_text
 
 RECORD, STATES = "train.json", "states"
 
@@ -141,10 +142,11 @@ def _work(
     if kind == "auto":
         kind = "adapter" if body.method == "lora" else "model"
     name = source if isinstance(body.model, str) else "toy"
-    if kind == "adapter":
-        export_adapter(folder, learner, base, (before, used[-1]), body, mesh, name)
-    else:
-        export_model(folder, learner, base, used[-1], body, mesh)
+    with progress.stage(f"Exporting the {kind}"):
+        if kind == "adapter":
+            export_adapter(folder, learner, base, (before, used[-1]), body, mesh, name)
+        else:
+            export_model(folder, learner, base, used[-1], body, mesh)
     lines = metrics.read(folder / metrics.METRICS) if staging is not None else []
     looks = metrics.read(folder / metrics.WATCH) if staging is not None else []
     record = {
@@ -175,10 +177,11 @@ def _work(
         "versions": versions(),
     }
     if staging is not None:
-        metrics.draw(folder)
+        with progress.stage("Drawing the curves"):
+            metrics.draw(folder)
         write_json(folder / RECORD, record)
         write_card(folder, record, summary(record))
-        (folder / "recipe.yaml").write_text(recipe.document.text, encoding="utf-8")
+        write_text(folder / "recipe.yaml", recipe.document.text)
         staging.record("exported")
 
 

@@ -124,7 +124,8 @@ def apply(
             record |= _results(results, changes, lora)
             text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
             writer.add_file(format.RECORD, text.encode())
-            card.write_graft_card(staging.folder, record, summary(record))
+            with progress.stage("Writing the card"):
+                card.write_graft_card(staging.folder, record, summary(record))
             writer.finish()
             staging.publish()
     return record

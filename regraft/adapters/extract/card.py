@@ -12,6 +12,7 @@ from regraft.adapters import reader as format
 from regraft.drawing import figure, from_zero, legend, render, styles
 from regraft.rope import ContextSpec
 from regraft.units import format_share
+from regraft.write import write_text
 
 ADAPTER_FIGURE, GRAFT_FIGURE = "extraction.png", "graft.png"
 
@@ -155,7 +156,7 @@ def write_adapter_card(
         vllm=vllm_flags(record["base"]["name"], after, rank),
         llamacpp=llamacpp_flags(after),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
     _draw_extraction(folder / ADAPTER_FIGURE, modules)
 
 
@@ -173,7 +174,7 @@ def write_graft_card(folder: Path, record: Mapping[str, Any], lines: list[tuple[
         roles=record["roles"],
         distances=(record["lineage"] or {}).get("roles"),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
     _draw_graft(folder / GRAFT_FIGURE, record["tensors"])
 
 

@@ -45,6 +45,7 @@ from regraft.job import Job
 from regraft.lowrank.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
 from regraft.lowrank.svd import LowRank, rounding_error
 from regraft.units import parse_bytes
+from regraft.write import write_json
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -114,9 +115,11 @@ def extract_lora(
             run = _Run(b, e, plan, staging, where, DTYPES[dtype], seed, exact)
             run.decompose_all()
             run.measure_rest(role_of)
-            record |= run.assemble(role_of)
-            _write_json(staging.folder / format.RECORD, record)
-            card.write_adapter_card(staging.folder, record, evidence.summary(record))
+            with progress.stage("Writing the adapter"):
+                record |= run.assemble(role_of)
+            write_json(staging.folder / format.RECORD, record)
+            with progress.stage("Writing the card"):
+                card.write_adapter_card(staging.folder, record, evidence.summary(record))
             if verify:
                 worst = run.verify_with_peft()
                 progress.note(f"PEFT loads it; largest deviation from what was asked {worst:.1e}")
@@ -272,7 +275,7 @@ class _Run:
             base=self.b.name,
             revision=self.b.revision,
         )
-        _write_json(folder / format.CONFIG, config)
+        write_json(folder / format.CONFIG, config)
         roundings: dict[str, float] = {}
         self._write(
             format.WEIGHTS,
@@ -404,9 +407,3 @@ def module_seed(seed: int, name: str) -> int:
     """A seed of its own for every module, so that order and selection change nothing."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:6], "little")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(
-        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )

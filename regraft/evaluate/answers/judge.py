@@ -21,6 +21,7 @@ from typing import Any
 
 from regraft.errors import InputError, RegraftError
 from regraft.evaluate.answers.endpoint import KEYS, Endpoint, EndpointError
+from regraft.write import write_text
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
@@ -144,5 +145,5 @@ def _known(path: Path) -> dict[str, bool | None]:
         if not line.endswith("\n"):
             break
         kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
     return {entry["prompt"]: entry["verdict"] for entry in map(json.loads, kept)}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from regraft.evaluate.report import tables as report
 from regraft.units import format_tokens
+from regraft.write import write_text
 
 Number = TypeVar("Number", int, float)
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 240, 44, 14
@@ -33,7 +34,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         maps=heat_maps(result), samples=result["samples"], size=(_WIDTH, _HEIGHT, _LEFT, _TOP),
         versions=result["versions"],
     )  # fmt: skip
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def curves(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from regraft import drawing
 from regraft.evaluate.report.ruler_published import SOURCE, beside
 from regraft.units import format_tokens
+from regraft.write import write_text
 
 Cells = list[list[str]]
 _FEW = 4  # tasks
@@ -52,7 +53,7 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
         _CARD, title=title(result), lead=lead(result), notes=notes(result), figures=figures,
         tables=[(name, _markdown(cells)) for name, cells in tables(result)],
     )  # fmt: skip
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
     write_page(folder / "index.html", result)
 
 

@@ -9,6 +9,7 @@ from regraft import drawing
 from regraft.rope import ContextSpec
 from regraft.train.output.log import CURVES
 from regraft.units import format_tokens
+from regraft.write import write_text
 
 _TEMPLATE = """\
 ---
@@ -72,4 +73,4 @@ def write_card(folder: Path, record: dict[str, Any], lines: list[tuple[str, str]
         curves=CURVES,
         versions=", ".join(f"{key} {value}" for key, value in record["versions"].items()),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)

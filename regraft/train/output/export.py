@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner, is_norm
+from regraft.write import copy_file, write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -129,7 +129,7 @@ def export_adapter(
 
 def write_json(path: Path, value: Any) -> None:
     """Indented, ending in a newline."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
@@ -196,4 +196,4 @@ def _copy_files(folder: Path, base: Checkpoint) -> None:
         path = base.file(name)
         if path is not None and not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+            copy_file(path, folder / name)

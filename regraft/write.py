@@ -1,0 +1,30 @@
+"""Small files of an output: whole, in UTF-8, and with the file's name in the error where it fails.
+
+A write that finds the disk full raises an OSError without a name; `regraft.errors.writing` adds it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import writing
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file. Raises OutputError naming it."""
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, which has no NaN. Raises OutputError naming the file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes. Raises OutputError naming the copy."""
+    with writing(path):
+        shutil.copyfile(source, path)
