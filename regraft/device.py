@@ -44,6 +44,18 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products beat float32 ones here: by the processor, never by timing."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """Torch works with one thread inside: small eigenproblems take a twentieth of the time that

@@ -16,6 +16,8 @@ whole for k vectors and p probes: 2.2% of r in the worst spectrum, far less in a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ _EXACT_BELOW = 512  # min(m, n) up to which the Gram matrix is formed
 def effective_rank(delta: Tensor, right: Tensor, squared_norm: float, *, seed: int = 0) -> float:
     """r(D) of `delta` (m, n) float32. `right` (k, n): its leading right singular vectors as rows,
     of which at least `LEADING` make the stated accuracy; `squared_norm`: ||D||_F^2, not zero."""
-    return squared_norm**2 / _fourth_moment(delta, right, seed)
+    return 1 / _fourth_moment(delta, right, squared_norm, seed)
 
 
 def effective_rank_of_factors(b: Tensor, a: Tensor) -> float:
@@ -36,15 +38,18 @@ def effective_rank_of_factors(b: Tensor, a: Tensor) -> float:
     return float(product.trace()) ** 2 / float((product * product.T).sum())
 
 
-def _fourth_moment(delta: Tensor, right: Tensor, seed: int) -> float:
-    """||D'D||_F^2, the sum of the fourth powers of the singular values."""
+def _fourth_moment(delta: Tensor, right: Tensor, squared_norm: float, seed: int) -> float:
+    """||D'D||_F^2 / ||D||_F^4, the sum of the fourth powers of the singular values of D / ||D||."""
+    norm = math.sqrt(squared_norm)
     if min(delta.shape) <= _EXACT_BELOW:
-        wide = delta.double() if delta.shape[0] <= delta.shape[1] else delta.double().T
+        wide = delta.double() / norm
+        wide = wide if delta.shape[0] <= delta.shape[1] else wide.T
         return float((wide @ wide.T).square().sum())
     generator = torch.Generator().manual_seed(seed + 1)  # `right` may come from `seed` itself
     probes = torch.randn(delta.shape[1], _PROBES, generator=generator).to(delta)
     probes -= right.T @ (right @ probes)
-    images = delta.T @ (delta @ torch.cat([right.T, probes], 1))
-    squares = images.double().square().sum(0)
+    # divided between the products: squares of D are beyond float32 where D is below 1e-20 or so
+    images = delta.T @ ((delta @ torch.cat([right.T, probes], 1)) / norm)
+    squares = (images.double() / norm).square().sum(0)
     count = right.shape[0]
     return float(squares[:count].sum() + squares[count:].mean())

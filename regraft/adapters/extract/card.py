@@ -239,7 +239,7 @@ def _row(leaf: str, members: list[Any]) -> dict[str, Any]:
     ranks = sorted({fact["rank"] for fact in members})
     kept = [f["energy_above_floor"] for f in members if f["energy_above_floor"] is not None]
     error = sum(fact["error"] for fact in members) / len(members)
-    best = sum(f["truncation_error"] / f["error_bound_over_optimum"] for f in members)
+    best = sum(fact["least_possible_error"] for fact in members)
     return {
         "leaf": leaf,
         "count": len(members),

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from regraft.adapters.extract.select import Module, shared_shape
 from regraft.checkpoint.source import Checkpoint
-from regraft.device import workers
+from regraft.device import fast_bfloat16, workers
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.rank import Noise, rounding_noise
-from regraft.lowrank.svd import fast_half
 
 _BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
+_FLOAT32_PRODUCTS = (1e-50, 1e70)  # ||x||^2 ||y||^2 where <x, y> neither vanishes nor overflows
 Each = Callable[[Callable[[int, int], None], int], None]  # see `regraft.device.workers`
 
 
@@ -48,7 +48,7 @@ def deltas(
         return
     largest = max(math.prod(module.shape) for module in modules)
     full = torch.empty(largest, dtype=torch.float32)
-    half = torch.empty(largest, dtype=torch.bfloat16) if fast_half(device) else None
+    half = torch.empty(largest, dtype=torch.bfloat16) if fast_bfloat16(device) else None
     with workers() as each:
         for module in modules:
             rows, columns = module.shape
@@ -96,7 +96,7 @@ def _cuda_deltas(
     from concurrent.futures import ThreadPoolExecutor
 
     stream = torch.cuda.Stream(device)
-    half = fast_half(device)
+    half = fast_bfloat16(device)
 
     def upload(checkpoint: Checkpoint, module: Module) -> Tensor:
         pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).clone().pin_memory()
@@ -122,10 +122,8 @@ def _cuda_deltas(
             y.record_stream(current)
             base = x.float()
             delta = y.float() - base
-            sums = [
-                float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in (delta, base)
-            ]
-            sums.append(float(torch.dot(base.flatten(), delta.flatten())))
+            sums = [0.0, 0.0, 0.0]
+            _add(sums, base, delta)
             del base
             _refuse_nonfinite(b, e, module.tensor, sums)
             yield module, Delta(
@@ -147,9 +145,13 @@ def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:
 
 
 def _add(sums: list[float], base: Tensor, delta: Tensor) -> None:
-    sums[0] += float(torch.linalg.vector_norm(delta)) ** 2
-    sums[1] += float(torch.linalg.vector_norm(base)) ** 2
-    sums[2] += float(torch.dot(base.flatten(), delta.flatten()))
+    """Add [||delta||^2, ||base||^2, <base, delta>] of one block, accumulated in float64."""
+    squares = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 for x in (delta, base)]
+    dot = float(torch.dot(base.flatten(), delta.flatten()))
+    if not _FLOAT32_PRODUCTS[0] < squares[0] * squares[1] < _FLOAT32_PRODUCTS[1]:
+        dot = float(torch.dot(base.flatten().double(), delta.flatten().double()))
+    for i, value in enumerate((*squares, dot)):
+        sums[i] += value
 
 
 def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -191,6 +193,6 @@ def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, sums: list[float]
                 "checkpoint."
             )
     raise CheckpointError(
-        f"Tensor '{name}' of {b.name} or {e.name} holds numbers whose squares overflow; no trained "
-        "weight is that large, give a sound checkpoint."
+        f"Tensor '{name}' of {b.name} or {e.name} holds numbers whose difference overflows "
+        "float32; no trained weight is that large, give a sound checkpoint."
     )

@@ -14,6 +14,7 @@ from regraft.adapters import lineage
 from regraft.adapters import reader as format
 from regraft.adapters.extract.select import Plan
 from regraft.checkpoint.source import Checkpoint
+from regraft.lowrank.certificate import ErrorBounds
 from regraft.lowrank.rank import Floor
 from regraft.lowrank.svd import LowRank
 from regraft.rope import ContextSpec
@@ -25,8 +26,11 @@ def svd_facts(
 ) -> dict[str, Any]:
     signal = max(squared_norm - math.prod(shape) * floor.variance, 0.0)
     return {
-        "spectrum": [float(s) for s in svd.S],
-        "upper": [float(u) for u in svd.upper],
+        "spectrum": svd.S.tolist(),
+        "upper": svd.bounds.upper.tolist(),
+        "resolution": svd.bounds.resolution,
+        "squared_tail": svd.bounds.squared_tail,
+        "shortened": svd.bounds.shortened,
         "above": floor.above,
         "noise_edge": floor.edge,
         "squared_signal": signal,
@@ -40,11 +44,16 @@ def module_record(fact: Mapping[str, Any], rank: int, rounding: float) -> dict[s
     spectrum = torch.tensor(fact["spectrum"], dtype=torch.float64)
     squared = fact["delta_norm"] ** 2
     dropped = fact["squared_residual"] + float(spectrum[rank:].square().sum())
-    empty = torch.zeros(0)
-    svd = LowRank(
-        empty, spectrum, empty, squared, torch.tensor(fact["upper"], dtype=torch.float64),
-        fact["method"], fact["passes"], fact["squared_residual"],
-    )  # fmt: skip
+    bounds = ErrorBounds(
+        squared_norm=squared,
+        values=spectrum,
+        upper=torch.tensor(fact["upper"], dtype=torch.float64),
+        squared_residual=fact["squared_residual"],
+        resolution=fact["resolution"],
+        squared_tail=fact["squared_tail"],
+        shortened=fact["shortened"],
+    )
+    certificate = bounds.certificate(rank)
     kept = float(spectrum[:rank].square().sum())
     signal = fact["squared_signal"]
     return {
@@ -57,7 +66,9 @@ def module_record(fact: Mapping[str, Any], rank: int, rounding: float) -> dict[s
         "error": math.sqrt((dropped + rounding) / squared),
         "truncation_error": math.sqrt(dropped / squared),
         "rounding_error": math.sqrt(rounding / squared),
-        "error_bound_over_optimum": svd.certificate(rank),
+        # None: the least possible error is at the level of the arithmetic, no ratio to it is known
+        "error_bound_over_optimum": certificate if math.isfinite(certificate) else None,
+        "least_possible_error": bounds.least_error(rank) / math.sqrt(squared),
         "noise_edge": fact["noise_edge"],
         "above_noise": fact["above"],
         "method": fact["method"],
@@ -98,7 +109,17 @@ def totals(
         "energy_above_floor": sum(s * w for s, w in above) / sum(w for _, w in above)
         if above
         else None,
-        "error_bound_over_optimum": max(r["error_bound_over_optimum"] for r in modules.values()),
+        "error_bound_over_optimum": max(
+            (
+                r["error_bound_over_optimum"]
+                for r in modules.values()
+                if r["error_bound_over_optimum"] is not None
+            ),
+            default=None,
+        ),
+        "modules_without_bound": sum(
+            r["error_bound_over_optimum"] is None for r in modules.values()
+        ),
         "share_of_all_change_not_captured": (missed + others) / (squared + others),
     }
 
@@ -192,6 +213,19 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _optimality(totals: Mapping[str, Any]) -> str:
+    """What is known of the error against that of the best adapter of the same ranks."""
+    text = ""
+    if totals["error_bound_over_optimum"] is not None:
+        text = (
+            f", proven within {totals['error_bound_over_optimum'] - 1:.2%} of the best possible at "
+            "these ranks"
+        )
+    if totals["modules_without_bound"]:
+        text += f"; {totals['modules_without_bound']} modules reproduced to rounding"
+    return text
+
+
 def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The lines a person wants to see after an extraction: (label, text)."""
     totals, context = record["totals"], record["context"]
@@ -208,8 +242,7 @@ def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{format_bytes(totals['bytes'])}, layout {record['layout']}"),
         (
             "error",
-            f"{totals['error']:.4f} of the projections' change, proven within "
-            f"{totals['error_bound_over_optimum'] - 1:.2%} of the best possible at these ranks",
+            f"{totals['error']:.4f} of the projections' change{_optimality(totals)}",
         ),
     ]
     if totals["energy_above_floor"] is not None:

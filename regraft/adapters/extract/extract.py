@@ -385,7 +385,10 @@ class _Run:
                 asked = (b @ a).T if module.kind == "embedding" else b @ a
                 rows = asked.shape[0]
                 loaded[:rows] -= asked
-                off = float(loaded.norm()) / float(asked.norm())
+                off, norm = (
+                    float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (loaded, asked)
+                )
+                off /= norm
                 allowed = 1.5 * 2 * torch.finfo(self.dtype).eps + 1e-5
                 if not off <= allowed:
                     raise CheckpointError(

@@ -16,9 +16,9 @@ from regraft.adapters import lineage
 from regraft.adapters import reader as format
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
+from regraft.device import fast_bfloat16
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.lowrank.rank import RankRule, uniform_rank
-from regraft.lowrank.svd import fast_half
 from regraft.rope import ContextSpec
 
 _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
@@ -99,7 +99,7 @@ def make_plan(
         layout=layout,
         read_bytes=sum(b.tensors[n].nbytes + e.tensors[n].nbytes for n in names),
         write_bytes=rule.budget or factors * dtype.itemsize,
-        peak_bytes=largest * (6 if fast_half(torch.device("cpu")) else 4) + (600 << 20),
+        peak_bytes=largest * (6 if fast_bfloat16(torch.device("cpu")) else 4) + (600 << 20),
         notes=_heads_apart(b, e) + _strangers(b, e),
     )
 

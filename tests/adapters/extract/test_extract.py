@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regraft.adapters.apply.apply import apply
+from regraft.adapters.extract import evidence
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import PORTABLE_CAP, Adapter
 from regraft.errors import CheckpointError, InputError, LineageError
@@ -501,12 +502,45 @@ def test_a_tensor_that_only_the_extended_model_has_is_spoken_of(family, tmp_path
     assert any("model.layers.9.self_attn.q_proj.weight" in note for note in record["notes"])
 
 
-def test_finite_numbers_too_large_are_not_called_nan(family, tmp_path):
-    state = models.load(family[1])
-    state["model.layers.1.mlp.up_proj.weight"] *= 1e30
-    huge = models.save(tmp_path / "huge", {**models.LLAMA, **models.LONG}, state)
-    with pytest.raises(CheckpointError, match="squares overflow"):
-        extract_lora(family[0], huge, tmp_path / "a", rank=2, force=True)
+@pytest.mark.parametrize("scale", [1e-28, 1e30])
+def test_weights_whose_squares_float32_cannot_hold_are_extracted_like_others(
+    scale, family, tmp_path
+):
+    figures = []
+    for factor, folder in ((1.0, "plain"), (scale, "scaled")):
+        pair = []
+        for source, config in ((family[0], models.LLAMA), (family[1], models.LONG)):
+            state = {name: tensor * factor for name, tensor in models.load(source).items()}
+            pair.append(
+                models.save(tmp_path / folder / source.name, {**models.LLAMA, **config}, state)
+            )
+        record = extract_lora(*pair, tmp_path / folder / "a", rank=2, dtype="float32", force=True)
+        figures.append([record["totals"]["error"], record["totals"]["error_bound_over_optimum"]])
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+
+
+def test_finite_numbers_too_far_apart_are_not_called_nan(family, tmp_path):
+    pair = []
+    for number, source in ((3e38, family[0]), (-3e38, family[1])):
+        state = models.load(source)
+        state["model.layers.1.mlp.up_proj.weight"][0, 0] = number
+        config = models.LONG if source == family[1] else {}
+        pair.append(models.save(tmp_path / source.name, {**models.LLAMA, **config}, state))
+    with pytest.raises(CheckpointError, match="difference overflows float32"):
+        extract_lora(*pair, tmp_path / "a", rank=2, force=True)
+
+
+def test_an_adapter_that_reproduces_the_change_claims_no_ratio_to_nothing(family, tmp_path):
+    """At full rank the least possible error is 0: what is reported is null, not infinity or 1."""
+    record = extract_lora(*family[:2], tmp_path / "a", rank=64, dtype="float32")
+    bounds = {f["error_bound_over_optimum"] for f in record["modules"].values()}
+    assert None in bounds
+    assert record["totals"]["modules_without_bound"] > 0
+    assert all(
+        f["least_possible_error"] <= f["truncation_error"] for f in record["modules"].values()
+    )
+    assert "reproduced to rounding" in dict(evidence.summary(record))["error"]
+    assert record_of(tmp_path / "a") == record
 
 
 def test_a_dry_run_writes_nothing(family, tmp_path):

@@ -384,6 +384,9 @@ def test_the_estimated_effective_rank_is_within_ten_percent(name: str) -> None:
     found = effective_rank(matrix, svd.Vt, svd.squared_norm)
     assert found == pytest.approx(exact, rel=0.1)
     assert found == effective_rank(matrix, svd.Vt, svd.squared_norm)
+    for scale in (2.0**-90, 2.0**90):  # squares beyond float32
+        scaled = effective_rank(matrix * scale, svd.Vt, svd.squared_norm * scale**2)
+        assert scaled == pytest.approx(found, rel=1e-5)
 
 
 def test_effective_rank_of_factors_is_that_of_their_product() -> None:
