@@ -23,6 +23,7 @@ from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
+from regraft.merge.config_check import check_config
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import ModelRef
 from regraft.rope import ContextSpec
@@ -189,6 +190,7 @@ class Inputs:
         try:
             if model not in self._open:
                 self._open[model] = Checkpoint.open(model)
+                check_config(self._open[model])
             return Input(ref, self._open[model], Adapter.open(lora) if lora else None)
         except InputError as error:
             message = str(error)
