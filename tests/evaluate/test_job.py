@@ -26,7 +26,7 @@ from regraft.evaluate.job import evaluate
 from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.report.record import ratios, summarise
-from regraft.evaluate.report.transfer import effective_length, interval, ratio
+from regraft.evaluate.report.transfer import effective_length, interval, mean_interval, ratio
 from regraft.evaluate.suites import TASKS
 from regraft.evaluate.tasks import Draft, Kit, Task
 
@@ -202,12 +202,30 @@ def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
     assert found["value"] == pytest.approx(0.5)
     assert 0.35 < found["low"] < 0.45 < 0.55 < found["high"] < 0.65
     same = ratio(high, low, high, low)
-    assert same == {"value": 1, "low": 1, "high": 1}  # item by item alike, so nothing is unsure
+    # alike item by item: up to 3.7% of all items may differ, of a mean of 0.9
+    margin = 1.96**2 / (100 + 1.96**2) / 0.9
+    assert same == {"value": 1, "low": pytest.approx(1 - margin), "high": pytest.approx(1 + margin)}
+    few = ratio([1.0] * 5, None, [1.0] * 5, None)
+    assert few is not None
+    assert few["low"] < 0.6 < 1.4 < few["high"]  # five items say little
+    five = ratio([1.0, 0, 1, 1, 0], [0.0] * 5, [1.0] * 5, [0.0] * 5)
+    assert five is not None
+    assert five["low"] < 0.15
     assert ratio(half, low, [1.0, *low[1:]], low) is None
     assert ratio(half, half, half, half) is None
     assert ratio([1.0], None, [1.0], None) is None
     assert interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
     assert interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
+    low, high = interval([1, 1, 1, 1, 0])
+    assert (low, high) == (
+        pytest.approx(0.3755, abs=1e-3),
+        pytest.approx(0.9638, abs=1e-3),
+    )  # Wilson's, tables
+    assert interval([0.5] * 5)[0] < 0.2
+    assert mean_interval([2.0]) is None
+    # Student's t of 4 degrees of freedom is 2.776
+    low, high = mean_interval([1.0, 2, 3, 4, 5]) or (0, 0)
+    assert high - 3 == pytest.approx(3 - low) == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=0.02)
     wide, narrow = interval([0, 1] * 10), interval([0, 1] * 1000)
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
 

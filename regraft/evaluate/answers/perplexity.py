@@ -23,6 +23,7 @@ from regraft.evaluate.answers.model import LanguageModel
 from regraft.evaluate.answers.scoring import batches
 from regraft.evaluate.prompts.haystack import Corpus
 from regraft.evaluate.prompts.length import Prompter, fit
+from regraft.evaluate.report.transfer import mean_interval
 
 WINDOWS = (32, 200, 2048, 8192)
 _KEY = 2.0  # nats
@@ -72,7 +73,8 @@ def measure(
     model: LanguageModel, rows: Sequence[Sequence[int]], budget: int, keys: Keys | None = None
 ) -> dict[str, Any]:
     """{"nll": {"0-64": nats, ...}, "mean": nats, "perplexity": exp of that, "gain": {W: nats},
-    "long_perplexity", "key_share"}, the last two of `keys`, by default the model's own.
+    "intervals": {"mean": [low, high], "gain": {W: [low, high]}}, "long_perplexity", "key_share"},
+    the last two of `keys`, by default the model's own. Intervals are over texts, None of one.
 
     rows: of one length."""
     length = len(rows[0])
@@ -86,12 +88,14 @@ def measure(
         "nll": nll,
         "mean": round(float(whole.mean()), 6),
         "perplexity": _perplexity(float(whole.mean())),
+        "intervals": {"mean": _interval(whole.mean(1)), "gain": {}},
         "gain": {},
     }
     full = whole[:, length // 2 - 1 :]
     for window in _windows(rows):
         near = _windowed(model, rows, length // 2, window, budget)
         result["gain"][str(window)] = round(float((near - full).mean()), 6)
+        result["intervals"]["gain"][str(window)] = _interval((near - full).mean(1))
         key = _keys(near, full)
     if result["gain"]:
         if keys is not None:
@@ -101,6 +105,12 @@ def measure(
         result["key_share"] = round(float(key.float().mean()), 6)
         result["long_perplexity"] = _perplexity(float(full[key].mean())) if key.any() else None
     return result
+
+
+def _interval(means: Tensor) -> list[float] | None:
+    """95% interval over texts, from the mean of each."""
+    bounds = mean_interval(means.tolist())
+    return None if bounds is None else [round(bound, 6) for bound in bounds]
 
 
 def _perplexity(nll: float) -> float | None:

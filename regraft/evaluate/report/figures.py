@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft import drawing
+from regraft.evaluate.report.overlap import covered_by
 from regraft.units import format_tokens
 
 
@@ -68,7 +69,8 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
         every = drawn if isinstance(drawn, list) else [drawn]
         for axes, task in zip(every, shown, strict=True):
             marks: list[int] = []
-            for style, model in zip(drawing.styles(), _alone(result), strict=False):
+            by_model: dict[str, dict[int, tuple[float, float, float]]] = {}
+            for model in _alone(result):
                 if task is None:
                     points = {int(n): (s, s, s) for n, s in result["overall"][model].items()}
                 else:
@@ -76,9 +78,18 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
                         int(n): (cell["score"], *cell["interval"])
                         for n, cell in result["cells"][model][task].items()
                     }
+                by_model[model] = points
+            covers = covered_by(
+                [[(n, p[0]) for n, p in each.items()] for each in by_model.values()]
+            )
+            for style, (model, points), count in zip(
+                drawing.styles(), by_model.items(), covers, strict=False
+            ):
+                style |= {"linewidth": 1.5 + 2.5 * count, "markersize": 4 + 3 * count}
+                style |= {"linestyle": "-"} if count else {}
                 marks = sorted(points)
                 middle, low, high = zip(*(points[n] for n in marks), strict=True)
-                axes.plot(marks, middle, label=model, **style)
+                axes.plot(marks, middle, label=_label(model), **style)
                 axes.fill_between(marks, low, high, color=style["color"], alpha=0.12, linewidth=0)
             axes.set_xscale("log", base=2)
             axes.set_xticks(marks, [format_tokens(n) for n in marks])
@@ -89,7 +100,11 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
             )  # fmt: skip
         handles, labels = every[0].get_legend_handles_labels()
         every[0].figure.legend(
-            handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=min(len(labels), 3 * len(every)),
+            fontsize=8,
         )
 
 
@@ -121,6 +136,11 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
             if number == 0:
                 axes.set_ylabel("depth of the needle")
                 axes.figure.suptitle("needles found, percent", fontsize=9)
+
+
+def _label(name: str) -> str:
+    """matplotlib leaves labels out that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _alone(result: dict[str, Any]) -> list[str]:

@@ -7,14 +7,19 @@ shows on the screen is also in its title and in a table, so nothing depends on c
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 from regraft.evaluate.report import tables as report
+from regraft.evaluate.report.overlap import covered_by
 from regraft.units import format_tokens
 from regraft.write import write_text
 
 Number = TypeVar("Number", int, float)
+_LONGEST = 20_000  # characters of a sample; result.json has all of them
+# C0 and C1 but for tab and line feed, marks that turn the direction of text, halves of surrogates
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _WIDTH, _HEIGHT, _LEFT, _TOP = 420, 240, 44, 14
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777")
 _DASHES = ("", "7 4", "7 3 2 3", "2 3", "10 3", "1 2", "5 2 1 2 1 2", "")
@@ -28,6 +33,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         loader=PackageLoader("regraft.evaluate.report", ""), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["shown"] = shown_text
     text = environment.get_template("page.html.j2").render(
         title=report.title(result), lead=report.lead(result), notes=report.notes(result),
         tables=report.tables(result), curves=curves(result), kept=fidelity(result), key=key,
@@ -35,6 +41,19 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         versions=result["versions"],
     )  # fmt: skip
     write_text(path, text)
+
+
+def shown_text(text: str) -> str:
+    """A text as the page shows it: its beginning and end, control characters made visible."""
+    if len(text) > _LONGEST:
+        left_out = f"\n[... {len(text) - _LONGEST:,} characters left out ...]\n"
+        text = text[: _LONGEST // 2] + left_out + text[-_LONGEST // 2 :]
+    return _CONTROL.sub(lambda match: _visible(match[0]), text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
 
 
 def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,6 +85,7 @@ def curves(result: dict[str, Any]) -> list[dict[str, Any]]:
                 for length, cell in cells.items()
             ]
             lines.append(_line(model, len(lines), points))
+        _widen(lines)
         ticks = [(place[length], format_tokens(length)) for length in lengths]
         drawn.append(
             {"task": task, "lines": lines, "ticks": ticks, "rules": _rules(0, 1), "unit": "tokens"}
@@ -98,6 +118,7 @@ def fidelity(result: dict[str, Any]) -> list[dict[str, Any]]:
                 name = f"{format_tokens(int(length))} tokens"
                 lines.append(_line(name, number, points, "kept"))
         ticks = [(x, f"{rank:g}") for rank, x in place.items()]
+        _widen(lines)
         if lines:
             drawn.append(
                 {"task": task, "lines": lines, "ticks": ticks, "rules": _rules(low, high),
@@ -117,6 +138,13 @@ def _line(name: str, number: int, points: list[dict[str, Any]], kind: str = "") 
         "name": name, "number": number, "key": f"{kind}{number}", "points": points,
         "colour": _COLOURS[number % len(_COLOURS)], "dash": _DASHES[number % len(_DASHES)],
     }  # fmt: skip
+
+
+def _widen(lines: list[dict[str, Any]]) -> None:
+    """Widths and radii with which lines that lie on each other are all seen."""
+    paths = [[(point["x"], point["y"]) for point in line["points"]] for line in lines]
+    for line, covers in zip(lines, covered_by(paths), strict=True):
+        line["width"], line["radius"] = 2.2 + 3.2 * covers, 5 + 2.5 * covers
 
 
 def _rules(low: float, high: float) -> list[tuple[float, str]]:

@@ -10,6 +10,7 @@ from regraft.evaluate.report.transfer import (
     compare,
     effective_length,
     interval,
+    mean_interval,
     ratio,
     standard_error,
 )
@@ -34,6 +35,9 @@ def cell(lines: Lines) -> dict[str, Any]:
     for name in ("nll", "twin", "twin_nll", "kept"):
         if name in lines[0]:
             found[name] = round(_mean([line[name] for line in lines]), 6)
+            spread = mean_interval([line[name] for line in lines]) if "nll" in name else None
+            if spread is not None:
+                found[f"{name}_interval"] = [round(bound, 6) for bound in spread]
     if "judge" in lines[0]:  # of those on which it gave a verdict
         verdicts = [line["judge"] for line in lines if line["judge"] is not None]
         found["judge"] = round(_mean(verdicts), 6) if verdicts else None

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from regraft import drawing
 from regraft.evaluate.report.ruler_published import SOURCE, beside
+from regraft.evaluate.report.summary import summary
 from regraft.units import format_tokens
 from regraft.write import write_text
 
@@ -50,22 +53,23 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
 
     figures = draw(folder, result)
     text = drawing.render(
-        _CARD, title=title(result), lead=lead(result), notes=notes(result), figures=figures,
+        _CARD, title=title(result), lead=[*map(_inert, lead(result))], notes=notes(result),
+        figures=figures,
         tables=[(name, _markdown(cells)) for name, cells in tables(result)],
     )  # fmt: skip
     write_text(folder / "README.md", text)
     write_page(folder / "index.html", result)
 
 
-def render(result: dict[str, Any]) -> list[Table]:
-    """The tables for the screen; of many tasks only what they come to."""
-    found = []
+def render(result: dict[str, Any]) -> list[RenderableType]:
+    """The summary and the tables for the screen; of many tasks only what they come to."""
+    found: list[RenderableType] = [Text(line) for line in summary(result)]
     for name, cells in tables(result, brief=len(result["tasks"]) > _FEW):
-        table = Table(title=name, title_justify="left")
+        table = Table(title=Text(name), title_justify="left")
         for number, head in enumerate(cells[0]):
-            table.add_column(head, justify="left" if number == 0 else "right")
+            table.add_column(Text(head), justify="left" if number == 0 else "right")
         for row in cells[1:]:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a model's name is no markup
         found.append(table)
     return found
 
@@ -84,7 +88,7 @@ def lead(result: dict[str, Any]) -> list[str]:
         + f" ({facts['context']})"
         for name, facts in models.items()
     ]
-    lines = ["; ".join(shown) + "."]
+    lines = [*summary(result), "; ".join(shown) + "."]
     if result["matrix"] and result["overall"]:
         far = list(result["overall"]["donor"])[-1]
         task = "all" if "all" in result["ratios"] else result["overall_tasks"][0]
@@ -140,8 +144,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     """What a reader has to know to judge the numbers."""
     settings = result["settings"]
     lines = [
-        f"{settings['items']} items a cell, the same for every model; intervals are 95% paired "
-        "bootstraps over items.",
+        f"{settings['items']} items a cell, the same for every model. Intervals are 95%: Wilson's "
+        "of scores, paired bootstraps over items of ratios, Student's over texts of NLL.",
         "A twin is the same prompt without its evidence; what is scored there was "
         "guessed. Tables show the highest of its scores.",
         "Effective length: the greatest at which, and at all shorter ones, the mean over the tasks "
@@ -202,9 +206,14 @@ def _task(result: dict[str, Any], task: str) -> Cells:
     rows = [["model", *map(_tokens, lengths), *(["twins"] if twins else [])]]
     for model in result["models"]:
         cells = [result["cells"][model][task][length] for length in lengths]
-        row = [model, *(f"{cell['score']:.2f}" for cell in cells)]
+        row = [model, *(_scored(cell) for cell in cells)]
         rows.append([*row, f"{max(cell['twin'] for cell in cells):.2f}"] if twins else row)
     return rows
+
+
+def _scored(cell: dict[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{cell['score']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _judged(result: dict[str, Any], task: str) -> Cells:
@@ -321,11 +330,9 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
             ("What context beyond the last tokens is worth (nats)", "gain"),
         ):
             if first[part]:
-                rows = [
-                    [name, *(f"{x:.3f}" for x in facts[part].values())]
-                    for name, facts in nll.items()
-                ]
-                found.append((title, [["model", *first[part]], *rows]))
+                rows = [[name, *_nats(facts, part)] for name, facts in nll.items()]
+                head = ["model", *first[part], *(["mean"] if part == "nll" else [])]
+                found.append((title, [head, *rows]))
     rows = [
         [name, f"{x['perplexity']:.2f}", f"{x['long_perplexity']:.2f}", f"{x['key_share']:.2%}"]
         for name, x in nll.items()
@@ -343,6 +350,18 @@ def _plain(measures: dict[str, Any]) -> list[tuple[str, Cells]]:
         head = ["model", "KL (nats)", "same first choice", "cosine"]
         found.append((f"Drift from {next(iter(drift))} on short text", [head, *rows]))
     return found
+
+
+def _nats(facts: dict[str, Any], part: str) -> list[str]:
+    """Nats of every position or window, with intervals over texts of the mean and of gains."""
+
+    def shown(value: float, bounds: list[float] | None) -> str:
+        return f"{value:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+
+    intervals = facts["intervals"]
+    if part == "gain":
+        return [shown(value, intervals["gain"][name]) for name, value in facts["gain"].items()]
+    return [*(f"{x:.3f}" for x in facts["nll"].values()), shown(facts["mean"], intervals["mean"])]
 
 
 def _published(suites: dict[str, Any]) -> list[tuple[str, Cells]]:
@@ -375,4 +394,10 @@ def _tokens(length: str) -> str:
 
 def _markdown(cells: Cells) -> str:
     rule = ["---", *["--:"] * (len(cells[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+    rows = [cells[0], rule, *cells[1:]]
+    return "\n".join(f"| {' | '.join(map(_inert, row))} |" for row in rows)
+
+
+def _inert(text: str) -> str:
+    """A name or path that is neither HTML nor a cell's border in Markdown."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -1,0 +1,79 @@
+"""What a result means in plain words, and what to do next: the first lines of the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.units import format_tokens
+
+_FEW_ITEMS = 20
+_CEILING = 0.9  # a model that answers so much leaves others little to gain
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """One to four sentences, the most important first."""
+    lines = _graft(result) if result["matrix"] and result["overall"] else _models(result)
+    items = result["settings"]["items"]
+    if result["cells"] and items < _FEW_ITEMS:
+        lines.append(
+            f"{items} items a cell say little: the intervals are wide. Next: --items 50 or more."
+        )
+    return lines
+
+
+def _models(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, scores in result["overall"].items():
+        far = list(scores)[-1]
+        length = result["models"][name]["context_length"]
+        line = f"{name} answers {scores[far]:.0%} at {_tokens(far)}"
+        own = result["effective_length"][name]["own"]
+        if own is not None:
+            line += f" and holds 85% of its own best score up to {format_tokens(own)}"
+        if int(far) < length:
+            line += f"; its context of {format_tokens(length)} was not asked in full (--lengths)"
+        lines.append(f"{line}.")
+    return lines
+
+
+def _graft(result: dict[str, Any]) -> list[str]:
+    overall = result["overall"]
+    far = list(overall["donor"])[-1]
+    task = "all" if "all" in result["ratios"] else result["overall_tasks"][0]
+    transfer = result["ratios"][task][far].get("transfer graft")
+    recipient, donor, graft = (overall[name][far] for name in ("recipient", "donor", "graft"))
+    own, target = (result["models"][name]["context_length"] for name in ("recipient", "donor"))
+    if transfer is not None:
+        line = (
+            f"At {_tokens(far)} the graft holds {transfer['value']:.0%} (95%: "
+            f"{transfer['low']:.0%} to {transfer['high']:.0%}) of what the donor gained over the "
+            "recipient."
+        )
+        if transfer["low"] > 0.8:
+            return [f"{line} Next: check short tasks (retention, drift) before you use it."]
+        return [f"{line} Next: a higher --rank, or a short recovery training (regraft train)."]
+    line = f"Transfer at {_tokens(far)} is n/a:"
+    if int(far) <= own:
+        wider = f"--lengths {format_tokens(min(2 * own, target))},{format_tokens(target)}"
+        return [
+            f"{line} no length beyond the recipient's own context of {format_tokens(own)} was "
+            f"asked, so there is nothing to gain. Next: {wider}."
+        ]
+    if recipient >= _CEILING:
+        return [
+            f"{line} a ceiling, for the recipient alone answers {recipient:.0%} (the donor "
+            f"{donor:.0%}, the graft {graft:.0%}). Next: longer --lengths or a harder --suite."
+        ]
+    if donor <= recipient:
+        return [
+            f"{line} the donor answers {donor:.0%}, no more than the recipient ({recipient:.0%}), "
+            "so it has nothing to give here. Next: another donor, or lengths it is good at."
+        ]
+    return [
+        f"{line} the donor's {donor:.0%} and the recipient's {recipient:.0%} differ by no more "
+        "than noise. Next: more --items."
+    ]
+
+
+def _tokens(length: str) -> str:
+    return f"{format_tokens(int(length))} tokens"

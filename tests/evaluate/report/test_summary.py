@@ -1,0 +1,97 @@
+"""What the first lines say, what the page makes of hostile text, and lines on each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluated import toy
+from models import LONG
+
+from regraft.evaluate.job import evaluate
+from regraft.evaluate.report.figures import draw
+from regraft.evaluate.report.overlap import covered_by
+from regraft.evaluate.report.page import curves, shown_text, write_page
+from regraft.evaluate.report.summary import summary
+from regraft.evaluate.report.tables import render, write_report
+
+RATIO = {"value": 0.9, "low": 0.85, "high": 0.95}
+
+
+def matrix(far: int, scores: tuple[float, float, float], ratio: Any, items: int = 50) -> Any:
+    names = ("recipient", "donor", "graft")
+    return {
+        "matrix": True, "settings": {"items": items}, "cells": {"donor": {}},
+        "overall": {name: {str(far): s} for name, s in zip(names, scores, strict=True)},
+        "overall_tasks": ["needle"], "ratios": {"needle": {str(far): {"transfer graft": ratio}}},
+        "models": {name: {"context_length": 65536 if name == "donor" else 8192} for name in names},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (matrix(8192, (1, 1, 1), None), r"n/a: no length beyond.*8k.*Next: --lengths 16k,64k"),
+        (matrix(16384, (1, 1, 1), None), r"a ceiling.*recipient alone answers 100%.*harder"),
+        (matrix(16384, (0.2, 0.1, 0.1), None), r"no more than the recipient.*another donor"),
+        (matrix(16384, (0.2, 0.3, 0.3), None), r"noise\. Next: more --items"),
+        (matrix(16384, (0, 1, 0.9), RATIO), r"holds 90% \(95%: 85% to 95%\).*Next: check short"),
+        (matrix(16384, (0, 1, 0.5), {**RATIO, "low": 0.4}), r"Next: a higher --rank"),
+        (matrix(16384, (0, 1, 0.9), RATIO, items=5), r"5 items a cell say little"),
+    ],
+)
+def test_a_plain_sentence_says_what_na_means_and_what_to_do(result: Any, message: str) -> None:
+    assert re.search(message, " ".join(summary(result)))
+
+
+def test_lines_that_lie_on_each_other_are_counted() -> None:
+    path, other = [(0.0, 1.0), (1.0, 2.0), (2.0, 2.0)], [(0.0, 5.0), (1.0, 2.0), (2.0, 2.0)]
+    assert covered_by([path, path, path]) == [2, 1, 0]
+    assert covered_by([path, other]) == [1, 0]  # the last segment is shared
+    assert covered_by([path, [(0.0, 3.0), (1.0, 2.0), (2.0, 9.0)]]) == [0, 0]
+    assert covered_by([[(1.0, 1.0)], [(1.0, 1.0)]]) == [1, 0]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("summary")
+    folder = toy(root / "m", **LONG)
+    names = ["plain", "<b>x", "_$a^{$", "[bold]y|"]
+    return evaluate(
+        [f"{name}={folder}" for name in names], root / "out", suite="toy", lengths="64,128",
+        haystack="world", items=3, texts=2,
+    )  # fmt: skip
+
+
+def test_identical_lines_are_drawn_in_different_widths(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    for plot in curves(result):
+        widths = [line["width"] for line in plot["lines"]]
+        assert len(set(widths)) == len(widths)
+        assert widths == sorted(widths, reverse=True)
+    assert draw(tmp_path, result) == ["curves.png"]
+
+
+def test_hostile_names_and_texts_stay_text(result: dict[str, Any], tmp_path: Path) -> None:
+    hostile = "</pre><script>alert(1)</script>\x1b[31m\x00\u202e\ud800" + "x" * 50_000
+    (first, *_) = result["samples"]
+    changed = {**first, "prompt": hostile, "twin": hostile, "references": [hostile[:60]]}
+    changed["answers"] = {name: {"score": 0.0, "said": hostile} for name in result["models"]}
+    path = tmp_path / "index.html"
+    write_page(path, {**result, "samples": [changed]})
+    page = path.read_text()
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>x" not in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page)
+    assert "characters left out" in page
+    assert len(page) < 400_000
+    assert shown_text("a\tb\nc") == "a\tb\nc"
+    write_report(tmp_path, result)
+    card = (tmp_path / "README.md").read_text()
+    assert "<b>x" not in card
+    assert "| [bold]y\\| |" in card
+    render(result)
