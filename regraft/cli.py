@@ -306,7 +306,7 @@ def train(
     """
 
     def show(record: dict[str, Any]) -> Iterable[RenderableType]:
-        from regraft.train.job import summary
+        from regraft.train.output.summary import summary
 
         yield shell.lines(f"Trained {record['export']} in {out}", summary(record))
 

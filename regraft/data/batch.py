@@ -36,8 +36,8 @@ class Row:
         return int((self.labels != IGNORED).sum())
 
 
-def together(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Rows as the batch that `Mesh.cut` takes, [B, S] each."""
+def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Stack rows into the batch that `Mesh.cut` takes: [B, S] each."""
     return {
         "input_ids": torch.stack([row.ids for row in rows]),
         "position_ids": torch.stack([row.positions for row in rows]),

@@ -49,6 +49,24 @@ class Corpus:
                     "go on where it was; restore the text, or start again with --overwrite."
                 )
 
+    def why_none_held_out(self) -> str:
+        """Why no document is held out, and what to do about it; the end of a sentence."""
+        body = self.recipe.body
+        if body.data.held_out == 0:
+            return "no document is held out, because data.held_out is 0; raise it"
+        for source in body.data.sources:
+            if (
+                source.kind == "text"
+                and source.separator is None
+                and len(self.tokens[source.name]) < 2
+            ):
+                return (
+                    f"no document is held out, because the source '{source.name}' is one document; "
+                    "a text file is one document unless `separator` says what stands between "
+                    'documents, such as separator: "\\n\\n"'
+                )
+        return "no document is held out; give more documents or raise data.held_out"
+
     def stage(self, number: int) -> StageRows:
         """The rows of a stage, from its beginning. Raises InputError where a source has none."""
         recipe = self.recipe

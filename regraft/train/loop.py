@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regraft import progress
-from regraft.data.batch import Row, together
+from regraft.data.batch import Row, collate
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
@@ -33,7 +33,7 @@ from regraft.train.state import Place
 from regraft.train.step import optimizers as optim
 from regraft.train.step.learner import Learner, arithmetic
 from regraft.train.step.rotary import check_rotary, fix_rotary, wavelengths
-from regraft.train.validation import Watcher, verdict
+from regraft.train.validation import Validation, reason_to_stop
 from regraft.units import format_bytes, format_tokens
 
 FIRST = "first"
@@ -115,7 +115,11 @@ class Loop:
         """Train what is left of a stage; whether it is to be started again with the next theta."""
         place, body = self.place, self.recipe.body
         stage, spec = body.stages[place.stage], self.contexts[place.stage]
-        length = max(stage.length, spec.max_position_embeddings)
+        # A recovery serves the whole context; a shorter stage of a fine-tune uses the frequencies
+        # that `longrope` has for its own length.
+        length = stage.length
+        if body.method == "recover":
+            length = max(length, spec.max_position_embeddings)
         rotary = fix_rotary(self.learner.model, spec, length)
         check_rotary(self._probe, self.learner.layers[0], rotary, self.mesh.device)
         for line in wavelengths(rotary) if place.stage_step == 0 else ():
@@ -130,7 +134,7 @@ class Loop:
             rows.mixture.counts = dict(place.counts)
         watcher = None
         if body.watch is not None:
-            watcher = Watcher(self.corpus, body.watch, stage.length, self.tokenizer)
+            watcher = Validation(self.corpus, body.watch, stage.length, self.tokenizer)
             if place.stage_step == 0:
                 self._look(watcher)
         steps = self.recipe.steps(stage)
@@ -236,7 +240,7 @@ class Loop:
         mesh, body = self.mesh, self.recipe.body
         size = body.memory.rows
         parts = [
-            mesh.cut(together(rows[start : start + size])) for start in range(0, len(rows), size)
+            mesh.cut(collate(rows[start : start + size])) for start in range(0, len(rows), size)
         ]
         count = sum(int((part["labels"] >= 0).sum()) for part in parts)
         # rows are the same on the ranks of one sequence, which share their work
@@ -262,14 +266,14 @@ class Loop:
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return float(whole)
 
-    def _look(self, watcher: Watcher) -> None:
+    def _look(self, watcher: Validation) -> None:
         looked: dict[str, Any] = {
             "step": self.place.step,
             "stage": self.place.stage + 1,
             "attempt": self.place.attempt + 1,
             "length": watcher.length,
         }
-        looked |= watcher.look(self.learner)
+        looked |= watcher.run(self.learner)
         self.place.looks.append(looked)
         self.place.looked += 1
         if self.watched is not None and self.board is not None:
@@ -291,9 +295,9 @@ class Loop:
         self.place.recovered = settings.drift is not None and drift <= settings.drift
         return self.place.recovered
 
-    def _reason_to_stop(self, watcher: Watcher) -> str | None:
+    def _reason_to_stop(self, watcher: Validation) -> str | None:
         settings = watcher.settings
-        return verdict(self.place.looks, settings.tolerance) if settings.stop else None
+        return reason_to_stop(self.place.looks, settings.tolerance) if settings.stop else None
 
     def _probe(self, ids: Tensor, positions: Tensor) -> None:
         mesh = self.mesh

@@ -56,38 +56,64 @@ class Recovery:
 def begin_recovery(
     recipe: Recipe, learner: Learner, corpus: Corpus, context: ContextSpec
 ) -> Recovery:
-    """Load the teacher and let it read the short text once. Collective.
+    """Load the teacher and score the short text with it once. Collective.
 
-    Raises InputError where no short document is held out or the teacher has another vocabulary.
+    Raises InputError where `check_recovery` does.
     """
     settings, mesh = recipe.body.recover, corpus.mesh
     if settings.teacher is None:
         return Recovery(None, [], corpus)
-    held = [
-        (name, int(document))
-        for name in recipe.short_sources()
-        for document in corpus.held[name]
-    ][: settings.rows]  # fmt: skip
-    if not held:
-        raise InputError(
-            "recover: no short document is held out; raise data.held_out or give more documents."
-        )
+    documents = short_documents(recipe, corpus)
     with Checkpoint.open(settings.teacher) as checkpoint:
-        spec = ContextSpec.from_config(checkpoint.config)
-        if checkpoint.config.get("vocab_size") != learner.model.config.vocab_size:
-            raise InputError(
-                f"The teacher {settings.teacher} has {checkpoint.config.get('vocab_size')} tokens "
-                f"and the model {learner.model.config.vocab_size}; give the ungrafted derivative."
-            )
+        spec = _teacher_context(recipe, checkpoint, learner.model.config.vocab_size)
         teacher = load(recipe.body, checkpoint, settings.teacher, mesh)
     fix_rotary(teacher.model, spec, spec.max_position_embeddings)
     teacher.requires_grad_(False)
     teacher.to(arithmetic(recipe.body, mesh.device)).eval()
     shard(teacher, recipe.body, mesh)
-    longest = max(int(corpus.tokens[name].lengths()[document]) for name, document in held)
-    rows = document_rows(corpus, held, min(longest, spec.max_position_embeddings))
+    longest = max(int(corpus.tokens[name].lengths()[number]) for name, number in documents)
+    rows = document_rows(corpus, documents, min(longest, spec.max_position_embeddings))
     fix_rotary(learner.model, context, context.max_position_embeddings)
     return Recovery(teacher, rows, corpus)
+
+
+def check_recovery(recipe: Recipe, corpus: Corpus, vocabulary: int) -> None:
+    """Raise InputError where no short document is held out or the teacher cannot be used."""
+    settings = recipe.body.recover
+    if settings.teacher is None:
+        return
+    short_documents(recipe, corpus)
+    with Checkpoint.open(settings.teacher) as checkpoint:
+        _teacher_context(recipe, checkpoint, vocabulary)
+
+
+def short_documents(recipe: Recipe, corpus: Corpus) -> list[tuple[str, int]]:
+    """(source, document) of the held-out short text that the drift is measured on."""
+    documents = [
+        (name, int(document))
+        for name in recipe.short_sources()
+        for document in corpus.held[name]
+    ][: recipe.body.recover.rows]  # fmt: skip
+    if not documents:
+        raise InputError(f"recover: of the short sources {corpus.why_none_held_out()}.")
+    return documents
+
+
+def _teacher_context(recipe: Recipe, teacher: Checkpoint, vocabulary: int) -> ContextSpec:
+    spec = ContextSpec.from_config(teacher.config)
+    if teacher.config.get("vocab_size") != vocabulary:
+        raise recipe.error(
+            ("recover", "teacher"),
+            f"the teacher {teacher.name} has {teacher.config.get('vocab_size')} tokens and the "
+            f"model {vocabulary}; give the ungrafted derivative",
+        )
+    if spec.is_layered:
+        raise recipe.error(
+            ("recover", "teacher"),
+            f"the teacher {teacher.name} rotates differently by layer type; training needs one "
+            "RoPE for all layers",
+        )
+    return spec
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Looking on while it trains: held-out NLL by position, and a needle asked for without decoding.
+"""Validation during training: NLL of held-out text by position, and a teacher-forced needle.
 
-The needle probe is teacher-forced: a fact is put into held-out text, its question at the end, and
-the answer's tokens are scored where they stand. A row counts as found when every answer token is
-the likeliest one, which is when greedy decoding would have said it.
+The needle probe puts a fact into held-out text and its question at the end, and scores the tokens
+of the answer where they stand. A row counts as found when every token of the answer is the most
+likely one, which is when greedy decoding would have given it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.data.batch import IGNORED, Row, make_row, together
+from regraft.data.batch import IGNORED, Row, collate, make_row
 from regraft.data.positions import Sampler
 from regraft.data.rows import Piece
 from regraft.errors import InputError
@@ -26,69 +26,68 @@ from regraft.train.recipe.schema import Needle, Watch
 from regraft.train.step.learner import Learner
 from regraft.units import format_tokens
 
+_FILLER_DOCUMENTS = 64  # held-out documents that needles are hidden in, at most
 
-class Watcher:
-    """Fixed rows of one length; `look` gives the figures. `rows` are the same for every look."""
+
+class Validation:
+    """Fixed rows of one length, which `run` scores: the same rows at every step.
+
+    length: of the stage; the recipe's `watch: {length: ..}` stands before it. Raises InputError
+    where no document is held out, or a needle does not fit.
+    """
 
     def __init__(self, corpus: Corpus, settings: Watch, length: int, tokenizer: Any) -> None:
         self.corpus, self.settings = corpus, settings
         self.length = settings.length or length
         self.edges = [0, *(self.length // 2**i for i in (4, 3, 2, 1)), self.length]
-        self.plain = self._plain_rows()
+        self.plain = document_rows(corpus, self._held_out()[: settings.rows], self.length)
         self.needles: list[Row] = []
         if settings.needle is not None:
             self.needles = self._needle_rows(settings.needle, tokenizer)
 
     @torch.no_grad()
-    def look(self, learner: Learner) -> dict[str, Any]:
+    def run(self, learner: Learner) -> dict[str, Any]:
         """{"nll": {"0-64": nats, ...}, "needle": {"nll": nats, "found": share}}. Collective."""
         learner.eval()
         nll, _, valid = scores(learner, self.plain, self.corpus.mesh)
-        shown: dict[str, Any] = {"nll": {}}
+        result: dict[str, Any] = {"nll": {}}
         for low, high in pairwise(self.edges):
             count = valid[:, low:high].sum()
             if count:
                 mean = float(nll[:, low:high].sum() / count)
-                shown["nll"][f"{low}-{high}"] = round(mean, 6)
+                result["nll"][f"{low}-{high}"] = round(mean, 6)
         if self.needles:
             nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
             found = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
-            shown["needle"] = {
+            result["needle"] = {
                 "nll": round(float(nll.sum() / valid.sum()), 6),
                 "found": float(found),
             }
         learner.train()
-        return shown
+        return result
 
-    def _plain_rows(self) -> list[Row]:
-        held = self._held()[: self.settings.rows]
-        return document_rows(self.corpus, held, self.length)
-
-    def _held(self, source: str | None = None) -> list[tuple[str, int]]:
+    def _held_out(self, source: str | None = None) -> list[tuple[str, int]]:
         """(source, document) held out, the longest first: only they reach far positions.
 
-        Of one source or of all that the run trains on.
+        Of one source, or of all that the run trains on.
         """
         body = self.corpus.recipe.body
         trained = {name for stage in body.stages for name in self.corpus.recipe.mix(stage)}
-        found = [
+        documents = [
             (-int(self.corpus.tokens[name].lengths()[document]), name, int(document))
-            for name, documents in self.corpus.held.items()
-            for document in documents
+            for name, numbers in self.corpus.held.items()
+            for document in numbers
             if name == source or (source is None and name in trained)
         ]
-        if not found:
-            raise InputError(
-                "watch: no document is held out; raise data.held_out, give more documents, or "
-                "leave watch out."
-            )
-        return [(name, document) for _, name, document in sorted(found)]
+        if not documents:
+            raise InputError(f"watch: {self.corpus.why_none_held_out()}, or leave watch out.")
+        return [(name, document) for _, name, document in sorted(documents)]
 
     def _needle_rows(self, needle: Needle, tokenizer: Any) -> list[Row]:
         rng = random.Random(f"{self.corpus.recipe.body.seed} needles")
         filler = np.concatenate(
             [self.corpus.tokens[name].slice(document, 0, self.length)
-             for name, document in self._held(needle.filler)[:64]]
+             for name, document in self._held_out(needle.filler)[:_FILLER_DOCUMENTS]]
         )  # fmt: skip
         filler = np.resize(filler, max(len(filler), 2 * self.length))
         rows = []
@@ -96,19 +95,19 @@ class Watcher:
             key = rng.choice(needle.keys)
             value = rng.choice(needle.values) if needle.values else f"{rng.randrange(10**5):05d}"
             fact, question, answer = (
-                _ids(tokenizer, text.format(key=key, value=value))
+                _token_ids(tokenizer, text.format(key=key, value=value))
                 for text in (needle.fact, needle.question, needle.answer)
             )
             room = self.length - len(fact) - len(question) - len(answer)
             if room < 2:
                 raise InputError(
                     f"watch: a needle and its question do not fit in {self.length} tokens; "
-                    "watch a greater length or shorten the texts."
+                    "give watch a greater length, or shorter texts."
                 )
             start = rng.randrange(len(filler) - room + 1)
             text = filler[start : start + room].tolist()
-            at = max(1, round(room * (number + 0.5) / needle.rows))
-            ids = [*text[:at], *fact, *text[at:], *question, *answer]
+            depth = max(1, round(room * (number + 0.5) / needle.rows))
+            ids = [*text[:depth], *fact, *text[depth:], *question, *answer]
             labels = [IGNORED] * len(ids)
             for back in range(len(answer), 0, -1):
                 labels[len(ids) - back - 1] = ids[len(ids) - back]
@@ -124,22 +123,22 @@ class Watcher:
 @torch.no_grad()
 def scores(learner: Learner, rows: list[Row], mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:
     """(NLL, hit, valid) of all rows in every process: float64 [rows, S] on the host. Collective."""
-    found = torch.zeros(2, len(rows), len(rows[0].ids), dtype=torch.float64)
-    # every process takes part in as many passes, with a row it throws away where there is none
-    for turn in range(-(-len(rows) // mesh.data_size)):
-        number = turn * mesh.data_size + mesh.data_rank
-        part = mesh.cut(together([rows[min(number, len(rows) - 1)]]))
+    result = torch.zeros(2, len(rows), len(rows[0].ids), dtype=torch.float64)
+    # Every process takes part in as many passes; where it has no row left it scores one in vain.
+    for index in range(-(-len(rows) // mesh.data_size)):
+        number = index * mesh.data_size + mesh.data_rank
+        part = mesh.cut(collate([rows[min(number, len(rows) - 1)]]))
         nll, hit = (mesh.join(values, part) for values in learner(part, score=True))
         if number < len(rows) and mesh.context_rank == 0 and mesh.ulysses_rank == 0:
-            found[0, number], found[1, number] = nll[0].double().cpu(), hit[0].double().cpu()
-    found = mesh.sum(found.to(mesh.device)).cpu()
-    return found[0], found[1], torch.stack([row.labels != IGNORED for row in rows]).double()
+            result[0, number], result[1, number] = nll[0].double().cpu(), hit[0].double().cpu()
+    result = mesh.sum(result.to(mesh.device)).cpu()
+    return result[0], result[1], torch.stack([row.labels != IGNORED for row in rows]).double()
 
 
-def document_rows(corpus: Corpus, chosen: Sequence[tuple[str, int]], length: int) -> list[Row]:
+def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: int) -> list[Row]:
     """A row for each (source, document): its first `length` tokens, at positions from 0."""
     rows = []
-    for name, document in chosen:
+    for name, document in documents:
         tokens = corpus.tokens[name]
         size = min(int(tokens.lengths()[document]), length)
         piece = Piece(document, 0, size, size)
@@ -152,16 +151,16 @@ def document_rows(corpus: Corpus, chosen: Sequence[tuple[str, int]], length: int
     return rows
 
 
-def verdict(looks: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
+def reason_to_stop(results: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
     """Why a stage should end: its far positions got worse and stayed so, or swing. None: go on.
 
-    looks: what `Watcher.look` gave in this stage, in order. tolerance: nats of NLL in the farthest
+    results: of `Validation.run` in this stage, in order. tolerance: nats of NLL in the farthest
     bucket.
     """
-    if len(looks) < 3:
+    if len(results) < 3:
         return None
-    far = list(looks[0]["nll"])[-1]
-    values = [look["nll"][far] for look in looks]
+    far = list(results[0]["nll"])[-1]
+    values = [result["nll"][far] for result in results]
     best = min(values)
     where = f"positions {_span(far)}"
     if all(value > best + tolerance for value in values[-2:]):
@@ -173,8 +172,8 @@ def verdict(looks: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
     swings = len(moves) == 3 and all(a * b < 0 for a, b in pairwise(moves))
     if swings and min(map(abs, moves)) > tolerance:
         return (
-            f"NLL at {where} swings by more than {tolerance:g} nats from look to look: the rate is "
-            "too high."
+            f"NLL at {where} swings by more than {tolerance:g} nats from one validation to the "
+            "next: the rate is too high."
         )
     return None
 
@@ -184,5 +183,5 @@ def _span(bucket: str) -> str:
     return f"{format_tokens(low)} to {format_tokens(high)}"
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

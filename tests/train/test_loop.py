@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import json
 import math
+import re
 import shutil
 import sys
 import types
@@ -25,7 +26,7 @@ from regraft.train.job import train
 from regraft.train.output import log as metrics
 from regraft.train.recipe.schema import Optimizer, Schedule
 from regraft.train.step.optimizers import factor, make
-from regraft.train.validation import verdict
+from regraft.train.validation import reason_to_stop
 
 RECIPE = """
 model: {model}
@@ -303,13 +304,77 @@ def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path, undrawn):
         ("words: 256, documents: 30", "words: 120, documents: 30", "fills half a row"),
     ],
 )
-def test_what_cannot_work_is_said_before_it_starts(old, new, words, home, tmp_path):
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_cannot_work_is_said_before_it_starts(old, new, words, dry_run, home, tmp_path):
     assert old in RECIPE
+    recipe = written(tmp_path, home, RECIPE.replace(old, new))
     with pytest.raises(InputError) as caught:
-        train(written(tmp_path, home, RECIPE.replace(old, new)), tmp_path / "out", device="cpu")
+        train(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+RECOVER = RECIPE.replace("method: full", "method: recover\nrecover: {{teacher: {model}}}").replace(
+    "watch: {{every: 3, rows: 3}}\n", ""
+)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RECIPE, r"watch: no document is held out, .* unless `separator`"),
+        (RECIPE.replace("held_out: 0.1", "held_out: 0"), "data.held_out is 0; raise it"),
+        (
+            RECIPE.replace("rows: 3", "rows: 3, length: 64, needle: {{question: '" + "the " * 64
+                           + "'}}"),
+            "a needle and its question do not fit in 64 tokens",
+        ),
+        (RECOVER, "recover: of the short sources no document is held out"),
+    ],
+)  # fmt: skip
+def test_the_dry_run_makes_the_checks_of_validation_and_recovery(
+    text, words, dry_run, whole, home, tmp_path
+):
+    """One text file is one document, so nothing is held out, unless it is only a needle's room."""
+    (tmp_path / "one.txt").write_text("the lantern paints the river . " * 200)
+    if "needle" not in text:
+        lines = [line for line in text.splitlines() if "synthetic" not in line]
+        text = "\n".join(lines).replace(
+            "jsonl: {short}, rows: packed", f"text: {tmp_path}/one.txt, rows: packed"
+        )
+        text = text.replace("mix: {{long: 2, short: 1}}", "mix: {{short: 1}}")
+    recipe = written(tmp_path, home, text + "\n", whole)
+    with pytest.raises(InputError, match=words):
+        train(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_states_theta_memory_time_and_disk(home, tmp_path):
+    recipe = written(tmp_path, home, RECIPE.replace("rope: {{law: scaling}}", ""))
+    plan = train(recipe, tmp_path / "out", device="cpu", dry_run=True)["plan"]
+    assert "by the scaling law, the default" in plan["theta of stage 2"]
+    assert "theta of stage 1" not in plan
+    assert re.search(r"fits, \d+ MB each; .* a step, .* in all", plan["cost of stage 2"])
+    assert re.search(r"\d kB, and up to .* while it runs", plan["disk"])
+
+
+def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(whole, home, tmp_path, undrawn):
+    """The model has 256 tokens; the only stage has 64."""
+    text = LORA.replace(LORA[LORA.index("  - {{length: 256") : LORA.index("data:")], "")
+    record = train(written(tmp_path, home, text, whole), tmp_path / "adapter", device="cpu")
+    before = json.loads((whole / "config.json").read_text())
+    assert record["context"]["stages"] == [record["context"]["base"]]
+    written_record = json.loads((tmp_path / "adapter" / "regraft.json").read_text())
+    context = written_record["context"]
+    assert context["extended"] == context["base"]
+    assert context["extended"]["max_position_embeddings"] == 256
+    model = written(tmp_path, home, text + "export: {{kind: model}}\n", whole)
+    train(model, tmp_path / "model", device="cpu")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for key in ("max_position_embeddings", "rope_theta"):
+        assert config[key] == before[key]
 
 
 def test_dry_run_and_schema_write_nothing(home, tmp_path):
@@ -380,12 +445,12 @@ def looks(*far: float) -> list[dict[str, Any]]:
 
 
 def test_a_stage_whose_far_positions_get_worse_is_ended_with_a_reason():
-    assert verdict(looks(3, 2.5, 2.4, 2.3), 0.1) is None
-    assert verdict(looks(2.5, 2.3, 2.6), 0.1) is None  # once is no trend
-    assert "rose from 2.300 to 2.700" in str(verdict(looks(2.5, 2.3, 2.6, 2.7), 0.1))
-    assert "positions 512 to 1k" in str(verdict(looks(2.5, 2.3, 2.6, 2.7), 0.1))
-    assert "swings" in str(verdict(looks(2.5, 2.2, 2.5, 2.2), 0.1))
-    assert verdict(looks(2.5, 2.45, 2.5, 2.45), 0.1) is None
+    assert reason_to_stop(looks(3, 2.5, 2.4, 2.3), 0.1) is None
+    assert reason_to_stop(looks(2.5, 2.3, 2.6), 0.1) is None  # once is no trend
+    assert "rose from 2.300 to 2.700" in str(reason_to_stop(looks(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "positions 512 to 1k" in str(reason_to_stop(looks(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "swings" in str(reason_to_stop(looks(2.5, 2.2, 2.5, 2.2), 0.1))
+    assert reason_to_stop(looks(2.5, 2.45, 2.5, 2.45), 0.1) is None
 
 
 SWINGING = (

@@ -110,7 +110,7 @@ def test_noise_is_a_share_of_each_matrix(home, tmp_path):
 def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
     for number, (old, new, words) in enumerate(
         [
-            ("length: 128", "length: 256", "serves 128 tokens"),
+            ("length: 128", "length: 256", "has a context of 128 tokens"),
             ("rate: 2e-3", "theta: 1e4", "keeps the model's theta"),
             ("rate: 2e-3", "fallback: [1e4]", "keeps the model's theta"),
             (", rows: packed", "", "give a source with rows: packed"),

@@ -1,4 +1,4 @@
-"""Needles in the world of toys: what the demo's models, which know 246 words, can be asked.
+"""Needles in the world of toys: what the demo's models, which know 194 words, can be asked.
 
 The rows of `regraft.data.toy_language` with one question at the end: 4 needles in 64 tokens and
 one more for every further 64, up to 15. `shout` asks for the derivative's own skill in the same

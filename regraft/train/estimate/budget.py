@@ -2,38 +2,29 @@
 
 Per device, with S tokens on it:   M = W + C + S (a (1 - f) 2 d L + w)
 
-W  what is held for every parameter; C  9 GiB for the loss chunk, buffers, gathered layers and the
-allocator; 2 d L  bytes of layer inputs a token, a of them kept (1 recomputing, else the working
-set of every layer instead), f of those on the host; w  the working set of one layer's backward,
-27.5 d bytes a token and 5.7 for each unit of the MLP's width unless that is tiled.
+W  what is held for every parameter; C  9 GiB on a GPU for the loss chunk, buffers, gathered layers
+and the allocator, on a CPU the loaded libraries; 2 d L  bytes of layer inputs a token, a of them
+kept (1 recomputing, else the working set of every layer instead), f of those on the host; w  the
+working set of one layer's backward, 27.5 d bytes a token and 5.7 for each unit of the MLP's width
+unless that is tiled.
 
 C and w are fitted to what ArcticTraining measured for Llama-3-8B on one H200 (65k to 1.2M tokens,
-arXiv 2506.13996); they are a fit, not a derivation, and foreign architectures may differ. Time is
-floating-point operations over an assumed share of the peak rate.
+arXiv 2506.13996); they are a fit, not a derivation, and foreign architectures may differ. In
+float32 the bytes of activations double. Time is floating-point operations over the machine's rate,
+but at least the time to start all operators: tracing a LoRA step of Llama-3-8B counted 71,000 of
+them for 32 layers, recomputation included.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from regraft.errors import InputError
+from regraft.train.estimate.machine import GIB, Machine
 
-GIB = 2**30
-_CONSTANT = 9 * GIB
-_ATTENTION_BYTES, _MLP_BYTES = 27.5, 40 / 7
-_USED = 0.98  # of a device's memory
-_HOST_USED = 0.8
-ACHIEVED = 0.45
-"""Share of the peak rate that time is reckoned with."""
-
-# name: (peak bfloat16 FLOP/s without sparsity, GiB)
-DEVICES = {
-    "B200": (2250e12, 179), "H200": (989e12, 139), "H100": (989e12, 79), "A100": (312e12, 79),
-    "L40S": (362e12, 44), "A6000": (155e12, 47), "RTX4090": (165e12, 23), "RTX3090": (71e12, 23),
-}  # fmt: skip
+_ATTENTION_BYTES, _MLP_BYTES = 27.5, 40 / 7  # of bfloat16 arithmetic
+_CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
 
 @dataclass(frozen=True)
@@ -67,8 +58,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Switches:
-    """What decides the memory. parameters: bytes for each frozen and each trained parameter on
-    the devices; whole_logits: the loss without chunks."""
+    """What decides the memory. frozen_bytes, trained_bytes: of each parameter on the devices;
+    whole_logits: the loss without chunks; element: bytes of a number in the layers' arithmetic;
+    overhead: C."""
 
     checkpoint: bool = True
     offload: bool = False
@@ -76,48 +68,17 @@ class Switches:
     frozen_bytes: float = 2
     trained_bytes: float = 18
     whole_logits: bool = False
-
-
-@dataclass(frozen=True)
-class Machine:
-    """devices of one kind. memory: usable bytes of one; host: usable bytes for all together."""
-
-    name: str
-    devices: int
-    memory: float
-    peak: float
-    host: float
-
-    @property
-    def rate(self) -> float:
-        """FLOP/s of one device that time is reckoned with."""
-        return self.peak * ACHIEVED
-
-
-def parse_machine(text: str, host: float | None) -> Machine:
-    """'8xH100-80', 'H200', '4xA100-40'. host: bytes, default 128 GiB a device.
-
-    Raises InputError for what is no known device.
-    """
-    match = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9]+)(?:-(\d+))?", text.strip())
-    name = match[2].upper() if match else ""
-    if match is None or name not in DEVICES or int(match[1] or 1) < 1:
-        raise InputError(
-            f"--gpus '{text}' is not like 8xH100-80; known are {', '.join(DEVICES)}, with GB after "
-            "a dash where they differ."
-        )
-    peak, usable = DEVICES[name]
-    memory = (float(match[3]) * 1e9 / GIB * 0.98 if match[3] else usable) * GIB
-    count = int(match[1] or 1)
-    return Machine(text, count, memory * _USED, peak, (host or count * 128 * GIB) * _HOST_USED)
+    element: int = 2
+    overhead: float = 9 * GIB
 
 
 def token_bytes(shape: Shape, switches: Switches) -> tuple[float, float]:
     """(bytes on the device, bytes on the host) of each token a device holds."""
-    inputs = 2 * shape.hidden * shape.layers
+    inputs = switches.element * shape.hidden * shape.layers
     working = _ATTENTION_BYTES * shape.hidden
     if not switches.tiled:
         working += _MLP_BYTES * shape.intermediate
+    working *= switches.element / 2
     if switches.whole_logits:
         working += 12 * shape.vocabulary
     if not switches.checkpoint:
@@ -128,7 +89,7 @@ def token_bytes(shape: Shape, switches: Switches) -> tuple[float, float]:
 def held_bytes(shape: Shape, switches: Switches, devices: int) -> float:
     """W + C of one device: parameters are cut over all of them."""
     frozen = (shape.parameters - shape.trained) * switches.frozen_bytes
-    return (frozen + shape.trained * switches.trained_bytes) / devices + _CONSTANT
+    return (frozen + shape.trained * switches.trained_bytes) / devices + switches.overhead
 
 
 def memory(
@@ -160,6 +121,13 @@ def step_flops(shape: Shape, tokens: int, *, full: bool, checkpoint: bool) -> fl
     matrices = shape.parameters - shape.vocabulary * shape.hidden  # looking up costs nothing
     attention = 2.0 * tokens**2 * shape.hidden * shape.layers * (4.5 if checkpoint else 3.5)
     return passes * matrices * tokens + attention
+
+
+def step_seconds(shape: Shape, machine: Machine, flops: float, passes: int) -> float:
+    """Seconds of an optimizer step of `flops` on all devices together, in `passes` forward and
+    backward passes on each. Small models are limited by the time to start operators."""
+    start = passes * shape.layers * _CALLS * machine.call_seconds
+    return max(flops / (machine.rate * machine.devices), start)
 
 
 def link_needed(shape: Shape, machine: Machine, tokens: int, context: int) -> float:

@@ -1,37 +1,64 @@
-"""`regraft plan`: does a recipe fit these devices, how long does it take, what would help."""
+"""`regraft plan`: does a recipe fit these devices, how long does it take, what would help.
+
+The dry run of `regraft train` prints the same estimate for the machine that it runs on.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
+from regraft.parallel import Mesh
 from regraft.train.estimate import budget
-from regraft.train.estimate.budget import GIB, Machine, Shape, Switches
+from regraft.train.estimate.budget import Shape, Switches
+from regraft.train.estimate.machine import Machine, parse_machine, this_machine
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, Stage, ToyModel
+from regraft.train.step.learner import Learner, untrained_learner
 from regraft.units import format_bytes, format_tokens, parse_bytes
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage needs. window: tokens really trained in a row; device_bytes: of each device;
+    host_bytes: of all hosts; link_bytes_per_second: each way between devices that share a row."""
+
+    length: int
+    window: int
+    device_bytes: float
+    host_bytes: float
+    fits: bool
+    step_seconds: float
+    seconds: float
+    link_bytes_per_second: float
+
+    def time(self) -> str:
+        """Seconds of a step, for a person."""
+        return _duration(self.step_seconds)
 
 
 def plan(
     recipe: str | Path, *, gpus: str | None = None, host_memory: str | None = None
 ) -> dict[str, Any]:
-    """Memory, time and links of every stage on the devices described, or on this machine's.
+    """Memory, time and links of every stage on the devices described, or on this machine.
 
-    gpus: such as '8xH100-80'. host_memory: of all nodes together, such as '1TB'. Reads only the
-    model's headers. Raises InputError where there is no GPU and none is described.
+    gpus: such as '8xH100-80'; default: this machine's GPUs, or its CPU. host_memory: of all nodes
+    together, such as '1TB'. Reads only the model's config. Raises InputError for devices that are
+    not known.
     """
     read = Recipe.read(recipe)
-    body = read.body
-    if isinstance(body.model, ToyModel):
-        raise InputError("A toy fits anywhere; `regraft train --dry-run` says what it will do.")
-    machine = _machine(gpus, parse_bytes(host_memory) if host_memory else None)
-    with Checkpoint.open(body.model) as base:
-        shape = shape_of(body, base)
-    switches = switches_of(body)
+    host = parse_bytes(host_memory) if host_memory else None
+    config = _config(read.body)
+    name = read.body.model if isinstance(read.body.model, str) else "the toy"
+    mesh = Mesh.create(1, 1, 1, 1, device="cpu")
+    shape = shape_of(untrained_learner(read.body, config, name, mesh), config)
+    machine = parse_machine(gpus, host) if gpus else this_machine(host, width=_width(shape))
+    switches = switches_of(read.body, machine)
     context = _context(read, machine)
-    stages = [_stage(read, stage, shape, switches, machine, context) for stage in body.stages]
     return {
         "schema_version": 1,
         "kind": "training plan",
@@ -44,102 +71,125 @@ def plan(
         },
         "model": {"parameters": shape.parameters, "trained": shape.trained},
         "context_devices": context,
-        "stages": stages,
+        "stages": [
+            asdict(estimate_stage(read, stage, shape, switches, machine, context))
+            for stage in read.body.stages
+        ],
         "longest": {
-            name: length
-            for name, _, length in budget.alternatives(shape, switches, machine)
+            name: length for name, _, length in budget.alternatives(shape, switches, machine)
         },
-    }  # fmt: skip
+    }
 
 
-def shape_of(body: Body, base: Checkpoint) -> Shape:
-    """Sizes from a checkpoint's headers; a LoRA trains rank x (in + out) of each target matrix."""
-    tensors = base.tensors.values()
-    parameters = sum(_count(info.shape) for info in tensors)
-    if body.method == "full":
-        trained = sum(
-            _count(info.shape)
-            for info in tensors
-            if not any(part in info.name for part in body.freeze)
-        )
-        return Shape.of(base.config, parameters, trained)
-    words = body.lora.targets.replace(",", " ").split()
-    names = {"all-linear": "_proj", "attention": "self_attn", "mlp": ".mlp."}
-    trained = sum(
-        body.lora.rank * sum(info.shape)
-        for info in tensors
-        if len(info.shape) == 2
-        and "layers." in info.name
-        and any(names.get(word, f".{word}.") in info.name for word in words)
-    )
-    return Shape.of(base.config, parameters + trained, trained)
+def estimate_run(
+    recipe: Recipe, learner: Learner, config: dict[str, Any], mesh: Mesh
+) -> list[StageEstimate]:
+    """The stages of a run on the devices of `mesh`, where their rate is known."""
+    shape = shape_of(learner, config)
+    try:
+        machine = this_machine(None, mesh.device, _width(shape))
+    except InputError:
+        return []
+    machine = budget.replace(machine, devices=1 if machine.is_cpu else mesh.size)
+    switches = switches_of(recipe.body, machine)
+    context = mesh.context * mesh.ulysses
+    return [
+        estimate_stage(recipe, stage, shape, switches, machine, context)
+        for stage in recipe.body.stages
+    ]
 
 
-def switches_of(body: Body) -> Switches:
+def shape_of(learner: Learner, config: dict[str, Any]) -> Shape:
+    """Sizes of a learner's model, whether it holds weights or shapes only."""
+    parameters = sum(parameter.numel() for parameter in learner.parameters())
+    trained = sum(parameter.numel() for parameter in learner.trained().values())
+    return Shape.of(config, parameters, trained)
+
+
+def switches_of(body: Body, machine: Machine) -> Switches:
     """Of a recipe: float32 weights, gradients and moments (8-bit ones are a byte each), and the
-    bfloat16 copy that the arithmetic makes."""
+    copy that narrower arithmetic makes."""
+    on_cpu = machine.is_cpu
+    auto = "float32" if on_cpu else "bfloat16"
+    dtype = auto if body.dtype == "auto" else body.dtype
+    element = {"float32": 4, "bfloat16": 2, "float64": 8}[dtype]
+    moments = 2 if body.optimizer.name == "adamw8bit" else 8
     return Switches(
         checkpoint=body.memory.checkpoint,
-        offload=body.memory.offload,
+        offload=body.memory.offload and not on_cpu,
         tiled=body.memory.tiled_mlp > 0,
-        trained_bytes=12 if body.optimizer.name == "adamw8bit" else 18,
+        frozen_bytes=element,
+        trained_bytes=8 + moments + (2 if element == 2 else 0),
+        element=element,
+        overhead=machine.overhead,
     )
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to see: (label, text)."""
     machine = result["machine"]
-    found = [
-        ("devices", f"{machine['name']}, {machine['usable_bytes'] / GIB:.0f} GiB usable each"),
-        ("model", f"{result['model']['parameters'] / 1e9:.2f}B parameters, "
-                  f"{result['model']['trained'] / 1e9:.3g}B trained"),
+    rows = [
+        ("devices", f"{machine['name']}, {format_bytes(machine['usable_bytes'])} usable each"),
+        ("model", f"{_count(result['model']['parameters'])} parameters, "
+                  f"{_count(result['model']['trained'])} trained"),
     ]  # fmt: skip
-    for i, stage in enumerate(result["stages"], 1):
-        fits = "fits" if stage["fits"] else "DOES NOT FIT"
-        host = (
-            f" and {format_bytes(stage['host_bytes'])} of host memory"
-            if stage["host_bytes"]
-            else ""
-        )
-        link = (
-            f"; {stage['link_bytes_per_second'] / 1e9:.1f} GB/s between devices"
-            if stage["link_bytes_per_second"]
-            else ""
-        )
-        found.append(
-            (
-                f"stage {i}",
-                f"{format_tokens(stage['length'])} over {result['context_devices']}: {fits}, "
-                f"{stage['device_bytes'] / GIB:.0f} GiB each{host}; about "
-                f"{_duration(stage['step_seconds'])} a step, {_duration(stage['seconds'])} in "
-                f"all{link}",
-            )
-        )
+    for i, values in enumerate(result["stages"], 1):
+        stage = StageEstimate(**values)
+        over = f" over {result['context_devices']}" if result["context_devices"] > 1 else ""
+        rows.append((f"stage {i}", f"{format_tokens(stage.length)}{over}: {describe(stage)}"))
     for name, length in result["longest"].items():
-        found.append((f"longest, {name}", f"{length:,} tokens" if length else "does not fit"))
-    return found
+        rows.append((f"longest, {name}", f"{length:,} tokens" if length else "does not fit"))
+    rows.append(("", "Memory and time are estimates; time may be wrong by a factor of two."))
+    return rows
 
 
-def _stage(
+def describe(stage: StageEstimate) -> str:
+    """One stage in a line: whether it fits, memory, time, links."""
+    fits = "fits" if stage.fits else "DOES NOT FIT"
+    host = f" and {format_bytes(stage.host_bytes)} of host memory" if stage.host_bytes else ""
+    link = ""
+    if stage.link_bytes_per_second:
+        link = f"; {stage.link_bytes_per_second / 1e9:.1f} GB/s between devices"
+    return (
+        f"{fits}, {format_bytes(stage.device_bytes)} each{host}; "
+        f"{stage.time()} a step, {_duration(stage.seconds)} in all{link}"
+    )
+
+
+def estimate_stage(
     recipe: Recipe, stage: Stage, shape: Shape, switches: Switches, machine: Machine, context: int
-) -> dict[str, Any]:
-    window = recipe.window(stage)
-    rows = recipe.body.memory.rows
+) -> StageEstimate:
+    """Memory and time of a stage whose rows are shared by `context` devices."""
+    window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
     device, host = budget.memory(shape, switches, window * rows, context, machine.devices)
     flops = budget.step_flops(
-        shape, window, full=recipe.body.method == "full", checkpoint=switches.checkpoint
+        shape, window, full=recipe.body.method != "lora", checkpoint=switches.checkpoint
     )
-    seconds = flops * stage.batch / (machine.rate * machine.devices)
-    return {
-        "length": stage.length,
-        "window": window,
-        "device_bytes": device,
-        "host_bytes": host,
-        "fits": device <= machine.memory and host <= machine.host,
-        "step_seconds": seconds,
-        "seconds": seconds * recipe.steps(stage),
-        "link_bytes_per_second": budget.link_needed(shape, machine, window, context),
-    }
+    passes = math.ceil(stage.batch * context / (rows * machine.devices))
+    seconds = budget.step_seconds(shape, machine, flops * stage.batch, passes)
+    return StageEstimate(
+        length=stage.length,
+        window=window,
+        device_bytes=device,
+        host_bytes=host,
+        fits=device <= machine.memory and host <= machine.host,
+        step_seconds=seconds,
+        seconds=seconds * recipe.steps(stage),
+        link_bytes_per_second=budget.link_needed(shape, machine, window, context),
+    )
+
+
+def _config(body: Body) -> dict[str, Any]:
+    if isinstance(body.model, ToyModel):
+        from regraft.train.toy_model import toy_config
+
+        return toy_config(body.model.toy)
+    with Checkpoint.open(body.model) as base:
+        return dict(base.config)
+
+
+def _width(shape: Shape) -> tuple[int, int]:
+    return shape.hidden, shape.intermediate
 
 
 def _context(recipe: Recipe, machine: Machine) -> int:
@@ -164,34 +214,16 @@ def _context(recipe: Recipe, machine: Machine) -> int:
     return share
 
 
-def _machine(gpus: str | None, host: float | None) -> Machine:
-    if gpus is not None:
-        return budget.parse_machine(gpus, host)
-    import torch
-
-    if not torch.cuda.is_available():
-        raise InputError("There is no GPU here; describe one, such as --gpus 8xH100-80.")
-    import os
-
-    found = torch.cuda.get_device_properties(0)
-    known = next((name for name in budget.DEVICES if name in found.name.replace(" ", "")), None)
-    if known is None:
-        raise InputError(f"The rate of {found.name} is not known; say what it is like with --gpus.")
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    count = torch.cuda.device_count()
-    gigabytes = round(found.total_memory / 1e9)
-    return budget.parse_machine(f"{count}x{known}-{gigabytes}", host or here)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+def _count(number: int) -> str:
+    """Parameters with three digits: 8.03B, 168M, 290k."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+            return f"about {seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"about {seconds:.2g} s" if seconds >= 0.1 else "less than 0.1 s"

@@ -12,7 +12,8 @@ import torch
 
 from regraft.data.batch import Row
 from regraft.parallel import Mesh
-from regraft.train.estimate.budget import DEVICES, Shape, step_flops
+from regraft.train.estimate.budget import Shape, step_flops
+from regraft.train.estimate.machine import DEVICES, known_device
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner
 
@@ -52,8 +53,8 @@ def known_peak(device: torch.device) -> float | None:
     """A GPU's published bfloat16 rate in FLOP/s, by its name."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).replace(" ", "").upper()
-    return next((peak for known, (peak, _) in DEVICES.items() if known in name), None)
+    name = known_device(torch.cuda.get_device_name(device))
+    return None if name is None else DEVICES[name][0]
 
 
 def peak_memory(device: torch.device) -> int:

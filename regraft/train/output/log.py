@@ -142,7 +142,7 @@ class Board:
             self._writer.close()
 
 
-def check_track(body: Body) -> None:
+def check_tracker(body: Body) -> None:
     """Raise InputError where the recipe asks for a service whose package is not here."""
     if body.track is not None and importlib.util.find_spec(body.track) is None:
         raise InputError(

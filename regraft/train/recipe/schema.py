@@ -58,7 +58,7 @@ class Block(BaseModel):
 
 
 class Toy(Block):
-    """A small Llama made on the spot, with random weights and a vocabulary of 246 words."""
+    """A small Llama made on the spot, with random weights and a vocabulary of 194 words."""
 
     length: Tokens = Field(default=64, description="its own context, in tokens")
     theta: Theta = Field(default=70.0, description="its own RoPE base")
@@ -91,8 +91,10 @@ class Rope(Block):
     family: Literal["keep", "default", "linear", "dynamic", "yarn", "llama3"] = Field(
         default="keep", description="RoPE family; keep: the model's own"
     )
-    law: Literal["scaling", "ntk", "bound", "keep"] = Field(
-        default="keep", description="theta of a stage that states none"
+    law: Literal["scaling", "ntk", "bound", "keep"] | None = Field(
+        default=None,
+        description="theta of a stage that is longer than the model's context and states none; "
+        "default: scaling, or keep with a family that has a factor",
     )
     factor: Positive | None = Field(
         default=None, description="of the families that scale; default: length / original"

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.checkpoint.roles import meta_model
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.train.recipe.schema import Body, Lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory
+from regraft.train.step.optimizers import check_optimizer
 
 _GROUPS = {"attention": "self_attn", "mlp": "mlp"}
 
@@ -103,8 +105,21 @@ def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner
         raise InputError(
             f"{source} cannot be loaded for training ({' '.join(str(error).split())[:200]})."
         ) from None
-    _refuse(model, checkpoint)
+    _refuse(model, checkpoint.name)
     return prepare(model, body, mesh)
+
+
+def untrained_learner(body: Body, config: dict[str, Any], name: str, mesh: Mesh) -> Learner:
+    """The learner of the model `name` with this config.json, on the meta device: sizes and types
+    of all parameters without their values.
+
+    Raises what `load` raises for a model, a LoRA, frozen tensors or an optimizer that cannot work.
+    """
+    model = meta_model(config)
+    _refuse(model, name)
+    learner = prepare(model, body, mesh)
+    check_optimizer(body.optimizer, mesh.device, sharded=mesh.fsdp_mesh is not None)
+    return learner
 
 
 def read_once(config: Any, mesh: Mesh) -> bool:
@@ -197,17 +212,17 @@ def _freeze(model: Any, parts: list[str]) -> None:
         raise InputError("freeze: every tensor is frozen, so nothing would learn.")
 
 
-def _refuse(model: Any, checkpoint: Checkpoint) -> None:
+def _refuse(model: Any, name: str) -> None:
     """What this loop would silently get wrong."""
     config = model.config
     inner = getattr(model, "model", None)
     if not all(hasattr(inner, part) for part in ("layers", "rotary_emb", "embed_tokens")):
         raise InputError(
-            f"{checkpoint.name} is a {config.model_type}, whose layers and rotation are not where "
+            f"{name} is a {config.model_type}, whose layers and rotation are not where "
             "Llama has them; training knows Llama, Mistral, Qwen2, Qwen3 and their like."
         )
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise InputError(
-                f"{checkpoint.name} changes its logits by {key}, which the chunked loss does not."
+                f"{name} changes its logits by {key}, which the chunked loss does not."
             )

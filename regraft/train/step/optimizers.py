@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -45,23 +46,32 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         "weight_decay": settings.weight_decay,
     }
     if groups and settings.name == "adamw8bit":
-        if any(isinstance(value, DTensor) for value in parameters.values()):
-            raise InputError(
-                "optimizer adamw8bit works in one process only (bitsandbytes does not know "
-                "parameters that are spread over several, its issue 1633); say adamw."
-            )
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError:
-            raise InputError(
-                "optimizer adamw8bit needs bitsandbytes (pip install bitsandbytes); say adamw."
-            ) from None
-        if any(not value.is_cuda for value in parameters.values()):
-            raise InputError("optimizer adamw8bit needs a GPU; say adamw.")
+        one = next(iter(parameters.values()))
+        check_optimizer(settings, one.device, sharded=isinstance(one, DTensor))
+        from bitsandbytes.optim import AdamW8bit
+
         found.append(AdamW8bit(groups, **how))
     elif groups:
         found.append(torch.optim.AdamW(groups, **how))
     return found
+
+
+def check_optimizer(settings: Optimizer, device: torch.device, *, sharded: bool) -> None:
+    """Raise InputError where this optimizer cannot work on the device. sharded: parameters are
+    spread over several processes."""
+    if settings.name != "adamw8bit":
+        return
+    if sharded:
+        raise InputError(
+            "optimizer adamw8bit works in one process only (bitsandbytes does not know "
+            "parameters that are spread over several, its issue 1633); say adamw."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "optimizer adamw8bit needs bitsandbytes (pip install bitsandbytes); say adamw."
+        )
+    if device.type != "cuda":
+        raise InputError("optimizer adamw8bit needs a GPU; say adamw.")
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import RegraftError
-from regraft.rope import ContextSpec, inverse_frequencies, scaling_law
-from regraft.rope.laws import men_bound, ntk
-from regraft.train.recipe.schema import Rope, Stage
+from regraft.rope import ContextSpec, inverse_frequencies, men_bound
 from regraft.units import format_tokens
 
 
@@ -37,32 +35,6 @@ class Rotary(nn.Module):
         table = torch.float64 if x.dtype == torch.float64 else torch.float32
         cos, sin = ((f(angles) * self.attention).to(table) for f in (torch.cos, torch.sin))
         return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
-
-
-def stage_context(base: ContextSpec, rope: Rope, stage: Stage, head_dim: int) -> ContextSpec:
-    """The context a stage trains: the stage's theta or the law's, the family, the stage's length.
-
-    Raises InputError for values the family cannot use.
-    """
-    family = base.rope_type if rope.family == "keep" else rope.family
-    theta = stage.theta
-    trained = base.max_position_embeddings
-    if theta is None and stage.length > trained and rope.law != "keep":
-        law = {
-            "scaling": lambda: scaling_law(base.theta, trained, stage.length),
-            "ntk": lambda: ntk(base.theta, trained, stage.length, head_dim),
-            "bound": lambda: men_bound(stage.length),
-        }[rope.law]
-        theta = float(round(law()))
-    if family == "dynamic":  # its length is the one before scaling
-        return base.extended(theta=theta, rope_type=family, factor=rope.factor)
-    return base.extended(
-        theta=theta,
-        length=stage.length,
-        rope_type=None if rope.family == "keep" else family,
-        factor=rope.factor,
-        original=rope.original,
-    )
 
 
 def fix_rotary(model: Any, spec: ContextSpec, length: int) -> Rotary:

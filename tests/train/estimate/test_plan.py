@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import models
@@ -10,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from regraft import cli
+from regraft.data.toy_language import WORDS
 from regraft.errors import InputError
-from regraft.train.estimate import budget
-from regraft.train.estimate.budget import GIB, Shape, Switches
+from regraft.train.estimate import budget, machine, plan
+from regraft.train.estimate.budget import Shape, Switches
+from regraft.train.estimate.machine import GIB, parse_machine
 
 LLAMA_8B = Shape(8_030_261_248, 8_030_261_248, 4096, 32, 14336, 128256, 1024)
 # ArcticTraining, projects/sequence-parallelism, Llama-3.1-8B on one H200, parameters and optimizer
@@ -38,13 +41,13 @@ def test_layer_inputs_on_the_host_are_256_kib_a_token():
 
 
 def test_the_longest_row_just_fits():
-    machine = budget.parse_machine("8xH100-80", None)
+    gpus = parse_machine("8xH100-80", None)
     for switches in (Switches(), Switches(tiled=True), Switches(offload=True, tiled=True)):
-        most = budget.longest(LLAMA_8B, switches, machine)
+        most = budget.longest(LLAMA_8B, switches, gpus)
 
         def fits(tokens, switches=switches):
             device, host = budget.memory(LLAMA_8B, switches, tokens, 8, 8)
-            return device <= machine.memory and host <= machine.host
+            return device <= gpus.memory and host <= gpus.host
 
         assert fits(most)
         assert not fits(most + 2048)
@@ -53,10 +56,68 @@ def test_the_longest_row_just_fits():
 def test_time_and_links_of_a_step():
     lora = budget.step_flops(LLAMA_8B, 262144, full=False, checkpoint=True)
     assert lora == pytest.approx(9.4e16, rel=0.05)  # 6 P S + 4.5 attention
-    machine = budget.replace(budget.parse_machine("8xH100", None), peak=400e12 / budget.ACHIEVED)
-    needed = budget.link_needed(LLAMA_8B, machine, 131072, 8)
+    gpus = budget.replace(parse_machine("8xH100", None), rate=400e12)
+    needed = budget.link_needed(LLAMA_8B, gpus, 131072, 8)
     assert needed == pytest.approx(10.7e9, rel=0.01)  # F (N - 1) / (2 S)
-    assert budget.link_needed(LLAMA_8B, machine, 131072, 1) == 0
+    assert budget.link_needed(LLAMA_8B, gpus, 131072, 1) == 0
+
+
+def test_a_step_never_takes_less_than_starting_its_operators():
+    """A toy on a fast GPU: 2 layers of 2,200 operators, 5 microseconds each, in 3 passes."""
+    toy = Shape(300_000, 300_000, 128, 2, 192, 246, 64)
+    gpus = parse_machine("H100", None)
+    assert budget.step_seconds(toy, gpus, 1e9, 3) == pytest.approx(0.066)
+    large = budget.step_seconds(LLAMA_8B, gpus, 9.4e16, 1)
+    assert large == pytest.approx(9.4e16 / gpus.rate)
+
+
+def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(machine, "cpu_rate", lambda rows, columns: 1e9)
+    monkeypatch.setattr(machine, "available_memory", lambda: 2e9)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: {toy: {hidden: 128}}\nstages: [{length: 1k, steps: 10, batch: 4}]\n"
+        "data: {sources: [{name: a, synthetic: notes}]}\n"
+    )
+    result = plan.plan(recipe)
+    assert "this CPU" in result["machine"]["name"]
+    (stage,) = result["stages"]
+    shape = Shape(result["model"]["parameters"], 0, 128, 2, 192, len(WORDS), 64)
+    flops = 4 * budget.step_flops(shape, 1024, full=True, checkpoint=True)
+    assert stage["step_seconds"] == pytest.approx(flops / result["machine"]["assumed_rate"])
+    assert result["machine"]["assumed_rate"] < 1e9
+    assert stage["fits"]
+    assert 0.8 * GIB < stage["device_bytes"] < 2e9
+    monkeypatch.setattr(machine, "available_memory", lambda: 1e8)
+    assert not plan.plan(recipe)["stages"][0]["fits"]
+    shown = dict(plan.lines(result))
+    assert "estimates" in shown[""]
+    assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
+
+
+def test_the_rate_of_this_cpu_is_measured():
+    assert 1e6 < machine.cpu_rate(64, 64) < 1e15
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00172, "less than 0.1 s"), (2.34, "about 2.3 s"), (400, "about 6.7 min"),
+     (4e4, "about 11 h"), (1e6, "about 12 days")],
+)  # fmt: skip
+def test_times_are_no_more_exact_than_they_are_known(seconds, text):
+    assert plan.StageEstimate(1, 1, 1.0, 0.0, True, seconds, seconds, 0.0).time() == text
+
+
+def test_the_plan_of_a_recovery_counts_every_parameter(tmp_path):
+    folder = models.save(tmp_path / "model", models.LLAMA, models.weights(models.LLAMA))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {folder}\nmethod: recover\nstages: [{{length: 128, steps: 3}}]\n"
+        "data: {sources: [{name: a, text: nowhere}]}\n"
+    )
+    model = plan.plan(recipe, gpus="H100")["model"]
+    assert model["trained"] == model["parameters"] > 0
 
 
 def test_the_command_says_what_fits_and_what_would_help(tmp_path):
@@ -64,18 +125,19 @@ def test_the_command_says_what_fits_and_what_would_help(tmp_path):
     folder = models.save(tmp_path / "model", config, models.weights(config))
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"model: {folder}\nmethod: lora\nstages:\n  - {{length: 64k, steps: 3, batch: 8}}\n"
+        f"model: {folder}\nmethod: lora\nlora: {{norms: false}}\nstages:\n"
+        "  - {length: 64k, steps: 3, batch: 8}\n"
         "data: {sources: [{name: a, text: nowhere}]}\n"
     )
     line = ["plan", str(recipe), "--gpus", "8xH100-80", "--host-memory", "1TB"]
     done = CliRunner().invoke(cli.app, [*line, "--json"])
     assert done.exit_code == 0, done.output
-    plan = json.loads(done.stdout)
-    assert plan["stages"][0]["fits"]
-    assert plan["context_devices"] == 8
+    result = json.loads(done.stdout)
+    assert result["stages"][0]["fits"]
+    assert result["context_devices"] == 8
     rank, shapes = 64, [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
-    assert plan["model"]["trained"] == 2 * rank * sum(map(sum, shapes))
-    assert "offload and tiled_mlp" in plan["longest"]
+    assert result["model"]["trained"] == 2 * rank * sum(map(sum, shapes))
+    assert "offload and tiled_mlp" in result["longest"]
     shown = CliRunner().invoke(cli.app, line)
     assert "fits" in shown.stdout
 
@@ -83,15 +145,14 @@ def test_the_command_says_what_fits_and_what_would_help(tmp_path):
 @pytest.mark.parametrize("text", ["8xH1000", "x", "0xH100", ""])
 def test_unknown_devices_are_refused(text):
     with pytest.raises(InputError, match="known are B200"):
-        budget.parse_machine(text, None)
+        parse_machine(text, None)
 
 
 def test_examples_can_be_planned_by_their_shape():
-    from regraft.train.estimate.plan import switches_of
     from regraft.train.recipe.recipe import Recipe
 
     examples = Path(__file__).parents[3] / "examples"
     gradient = Recipe.read(examples / "train-gradient-1048k.yaml").body
-    machine = budget.parse_machine("8xH200", None)
-    most = budget.longest(LLAMA_8B, switches_of(gradient), machine)
+    gpus = parse_machine("8xH200", None)
+    most = budget.longest(LLAMA_8B, plan.switches_of(gradient, gpus), gpus)
     assert 2**20 < most < 2**23

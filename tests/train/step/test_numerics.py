@@ -9,12 +9,13 @@ from torch.nn import functional as F
 from regraft.data.batch import IGNORED
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh, attach
-from regraft.rope import ContextSpec, scaling_law
+from regraft.rope import ContextSpec
+from regraft.train.contexts import stage_context
 from regraft.train.recipe.schema import Rope, Stage
 from regraft.train.step import memory
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory
-from regraft.train.step.rotary import Rotary, check_rotary, fix_rotary, stage_context, wavelengths
+from regraft.train.step.rotary import Rotary, check_rotary, fix_rotary, wavelengths
 
 
 def tiny(dtype: torch.dtype = torch.float64):
@@ -163,23 +164,6 @@ def test_documents_do_not_see_each_other():
     torch.testing.assert_close(both[:, 10:], alone, rtol=1e-12, atol=1e-12)
 
 
-def base_context() -> ContextSpec:
-    return ContextSpec({"rope_type": "default", "rope_theta": 5e5}, 8192)
-
-
-def test_a_stage_takes_its_own_theta_else_the_laws():
-    base = base_context()
-    own = stage_context(base, Rope(law="scaling"), Stage(length=65536, theta=1e7, steps=1), 128)
-    assert (own.theta, own.max_position_embeddings) == (1e7, 65536)
-    law = stage_context(base, Rope(law="scaling"), Stage(length=262144, steps=1), 128)
-    assert law.theta == round(scaling_law(5e5, 8192, 262144)) == 283461213
-    kept = stage_context(base, Rope(), Stage(length=262144, steps=1), 128)
-    assert kept.theta == 5e5
-    yarn = stage_context(base, Rope(family="yarn"), Stage(length=65536, steps=1), 128)
-    assert (yarn.rope_type, yarn.rope_parameters["factor"]) == ("yarn", 8)
-    assert yarn.original_max_position_embeddings == 8192
-
-
 def forward_of(model):
     return lambda ids, positions: model.model(**cut(ids, None, positions), use_cache=False)
 
@@ -190,7 +174,7 @@ def test_the_model_rotates_by_the_stages_table(family):
     attach(model)
     base = ContextSpec.from_config(model.config.to_dict())
     stage = Stage(length=4_194_304, theta=4e10, steps=1)
-    spec = stage_context(base, Rope(family=family), stage, 8)
+    spec = stage_context(base, base, Rope(family=family), stage, 8)
     rotary = fix_rotary(model, spec, stage.length)
     check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
     assert ContextSpec.from_config(model.config.to_dict()) == spec
@@ -209,7 +193,7 @@ def test_a_model_that_keeps_its_old_frequencies_is_found_out():
     attach(model)
     old = model.model.rotary_emb
     base = ContextSpec.from_config(model.config.to_dict())
-    spec = stage_context(base, Rope(), Stage(length=2048, theta=1e6, steps=1), 8)
+    spec = stage_context(base, base, Rope(), Stage(length=2048, theta=1e6, steps=1), 8)
     rotary = fix_rotary(model, spec, 2048)
     model.model.rotary_emb = old
     with pytest.raises(RegraftError, match="does not rotate by theta 1000000"):
@@ -220,7 +204,7 @@ def test_a_model_that_keeps_its_old_frequencies_is_found_out():
 def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
     from peft import LoraConfig, get_peft_model
 
-    from regraft.data.batch import Row, together
+    from regraft.data.batch import Row, collate
     from regraft.train.recipe.schema import Body
     from regraft.train.step import optimizers as optim
     from regraft.train.step.learner import prepare
@@ -250,7 +234,7 @@ def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
     for seed in range(3):
         ids = torch.randint(50, (65,), generator=torch.Generator().manual_seed(seed))
         row = Row(ids[:-1], torch.arange(64), ids[1:], torch.zeros(64, dtype=torch.long))
-        loss = learner(mesh.cut(together([row]))) / row.valid
+        loss = learner(mesh.cut(collate([row]))) / row.valid
         logits = plain(input_ids=row.ids[None]).logits[0]
         wanted = F.cross_entropy(logits, row.labels)
         assert float(loss.detach()) == pytest.approx(float(wanted.detach()), abs=1e-10)

@@ -1,0 +1,138 @@
+"""The RoPE and the context length of every stage of a recipe.
+
+A stage longer than the model's context gets its theta from the recipe: the stage's own, or that of
+`rope.law`. A stage that is no longer keeps RoPE and length as they are, because a fine-tune on
+short rows does not take away what the model can already do: the context never goes down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.errors import InputError
+from regraft.rope import ContextSpec, scaling_law
+from regraft.rope.laws import men_bound, ntk
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Rope, Stage
+from regraft.units import format_tokens
+
+_SCALED = ("linear", "dynamic", "yarn", "llama3")
+"""Families that reach further by a factor, so that theta can stay."""
+
+
+@dataclass(frozen=True)
+class StageContexts:
+    """What a stage rotates by. fallbacks: the contexts to try next, in their order, where the
+    validation stops the stage. theta_note: where its theta comes from, for a person; None where
+    nothing was decided for the user."""
+
+    first: ContextSpec
+    fallbacks: tuple[ContextSpec, ...]
+    theta_note: str | None
+
+    @property
+    def attempts(self) -> list[ContextSpec]:
+        return [self.first, *self.fallbacks]
+
+
+def stage_contexts(recipe: Recipe, name: str, config: Mapping[str, Any]) -> list[StageContexts]:
+    """The contexts of all stages of a training of the model `name` with this config.json.
+
+    Raises InputError for a model whose layers rotate differently, for values that a RoPE family
+    cannot use, and for a recovery beyond the model's context.
+    """
+    base = ContextSpec.from_config(config)
+    if base.is_layered:
+        raise InputError(
+            f"{name} rotates differently by layer type; training needs one RoPE for all layers."
+        )
+    stages, rope = recipe.body.stages, recipe.body.rope
+    if recipe.body.method == "recover":
+        for i, stage in enumerate(stages):
+            if stage.length > base.max_position_embeddings:
+                raise recipe.error(
+                    ("stages", i, "length"),
+                    f"{name} has a context of {format_tokens(base.max_position_embeddings)} "
+                    "tokens; recover within that, or extend it by method full or lora",
+                )
+        return [StageContexts(base, (), None)] * len(stages)
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    result: list[StageContexts] = []
+    current = base
+    for i, stage in enumerate(stages):
+        first = stage_context(base, current, rope, stage, int(head))
+        others = tuple(
+            stage_context(base, current, rope, stage.model_copy(update={"theta": theta}), int(head))
+            for theta in stage.fallback
+        )
+        if first.theta in stage.fallback:
+            raise recipe.error(
+                ("stages", i, "fallback"),
+                f"the stage starts with theta {first.theta:g}; leave it out of its fallback",
+            )
+        result.append(StageContexts(first, others, _theta_note(base, rope, stage, first)))
+        current = first
+    return result
+
+
+def stage_context(
+    base: ContextSpec, current: ContextSpec, rope: Rope, stage: Stage, head_dim: int
+) -> ContextSpec:
+    """The context that a stage trains. base: the untrained model's; current: the stage before's.
+
+    A stage within the current context changes theta only where it states one. Raises InputError
+    for values the family cannot use.
+    """
+    family = None if rope.family == "keep" else rope.family
+    longer = stage.length > current.max_position_embeddings
+    if not longer and (family is None or family == current.rope_type):
+        return current.extended(theta=stage.theta)
+    theta = stage.theta
+    law = law_of(rope)
+    if theta is None and longer and law != "keep":
+        theta = float(round(_LAWS[law](base, stage.length, head_dim)))
+    if (family or base.rope_type) == "dynamic":  # its length is the one before scaling
+        return base.extended(theta=theta, rope_type="dynamic", factor=rope.factor)
+    return base.extended(
+        theta=theta,
+        length=max(stage.length, current.max_position_embeddings),
+        rope_type=family,
+        factor=rope.factor,
+        original=rope.original,
+    )
+
+
+def law_of(rope: Rope) -> str:
+    """The recipe's law for theta: the scaling law unless another is written, or a family whose
+    factor does its work."""
+    if rope.law is not None:
+        return rope.law
+    return "keep" if rope.family in _SCALED else "scaling"
+
+
+_LAWS: dict[str, Callable[[ContextSpec, int, int], float]] = {
+    "scaling": lambda base, length, _: scaling_law(
+        base.theta, base.max_position_embeddings, length
+    ),
+    "ntk": lambda base, length, head: ntk(base.theta, base.max_position_embeddings, length, head),
+    "bound": lambda base, length, _: men_bound(length),
+}
+
+
+def _theta_note(base: ContextSpec, rope: Rope, stage: Stage, spec: ContextSpec) -> str | None:
+    if stage.length <= base.max_position_embeddings or stage.theta is not None:
+        return None
+    law = law_of(rope)
+    if law == "keep":
+        origin = "rope: {law: keep}" if rope.law else f"the factor of {spec.rope_type} scales"
+        return f"theta stays {spec.theta:g} ({origin})"
+    names = {"scaling": "scaling law", "ntk": "NTK-aware law", "bound": "bound of Men et al."}
+    default = (
+        "" if rope.law else ", the default; `theta` in the stage or `rope: {law: ..}` change it"
+    )
+    return (
+        f"theta {base.theta:g} -> {spec.theta:g} for "
+        f"{format_tokens(stage.length)} tokens by the {names[law]}{default}"
+    )

@@ -1,0 +1,145 @@
+"""The devices that an estimate is made for: named GPUs, this machine's GPUs, or this machine's CPU.
+
+A GPU's time is reckoned from its published rate; a CPU has no such number, so a few matrix products
+of the model's shapes are timed. Both are estimates and are called so wherever they are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from regraft.errors import InputError
+
+GIB = 2**30
+_GPU_OVERHEAD = 9 * GIB  # loss chunk, buffers, gathered layers, allocator: see `budget`
+_CPU_OVERHEAD = 0.8 * GIB  # Python with torch and transformers loaded
+_USED = 0.98  # of a device's memory
+_HOST_USED = 0.8
+_ACHIEVED = 0.45  # of a GPU's peak rate, by whole training steps
+_CPU_ACHIEVED = 0.6  # of the rate of its matrix products, by whole training steps
+_MEASURED_SECONDS = 0.2
+
+# name: (peak bfloat16 FLOP/s without sparsity, GiB)
+DEVICES = {
+    "B200": (2250e12, 179), "H200": (989e12, 139), "H100": (989e12, 79), "A100": (312e12, 79),
+    "L40S": (362e12, 44), "A6000": (155e12, 47), "RTX4090": (165e12, 23), "RTX3090": (71e12, 23),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind.
+
+    memory: usable bytes of one device. rate: FLOP/s of one device in whole training steps. host:
+    usable bytes of host memory for all devices together. overhead: bytes that every device needs
+    for other things than parameters and activations. call_seconds: time to start one operator.
+    """
+
+    name: str
+    devices: int
+    memory: float
+    rate: float
+    host: float
+    overhead: float = _GPU_OVERHEAD
+    call_seconds: float = 5e-6
+    is_cpu: bool = False
+
+
+def parse_machine(text: str, host: float | None) -> Machine:
+    """'8xH100-80', 'H200', '4xA100-40'. host: bytes, default 128 GiB a device.
+
+    Raises InputError for what is no known device.
+    """
+    match = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9]+)(?:-(\d+))?", text.strip())
+    name = match[2].upper() if match else ""
+    if match is None or name not in DEVICES or int(match[1] or 1) < 1:
+        raise InputError(
+            f"--gpus '{text}' is not like 8xH100-80; known are {', '.join(DEVICES)}, with GB after "
+            "a dash where they differ."
+        )
+    peak, usable = DEVICES[name]
+    memory = (float(match[3]) * 1e9 / GIB * 0.98 if match[3] else usable) * GIB
+    count = int(match[1] or 1)
+    return Machine(
+        text, count, memory * _USED, peak * _ACHIEVED, (host or count * 128 * GIB) * _HOST_USED
+    )
+
+
+def this_machine(
+    host: float | None, device: torch.device | None = None, width: tuple[int, int] = (512, 512)
+) -> Machine:
+    """This machine's GPUs, or its CPU where it has none or `device` is one.
+
+    width: sizes of the model's largest matrix, for the products that are timed on a CPU.
+    Raises InputError for a GPU whose rate is not known.
+    """
+    on_cpu = device is not None and device.type == "cpu"
+    if on_cpu or not torch.cuda.is_available():
+        memory = host or available_memory()
+        threads = torch.get_num_threads()
+        return Machine(
+            f"this CPU, {threads} thread{'s' if threads > 1 else ''}",
+            1,
+            memory,
+            cpu_rate(*width) * _CPU_ACHIEVED,
+            memory,
+            overhead=_CPU_OVERHEAD,
+            is_cpu=True,
+        )
+    properties = torch.cuda.get_device_properties(0)
+    name = known_device(properties.name)
+    if name is None:
+        raise InputError(
+            f"The rate of {properties.name} is not known; describe a similar one with --gpus."
+        )
+    count = torch.cuda.device_count()
+    gigabytes = round(properties.total_memory / 1e9)
+    return parse_machine(f"{count}x{name}-{gigabytes}", host or total_memory())
+
+
+def known_device(name: str) -> str | None:
+    """The key of DEVICES for a GPU's name as its driver gives it."""
+    plain = name.replace(" ", "").upper()
+    return next((known for known in DEVICES if known in plain), None)
+
+
+def cpu_rate(rows: int, columns: int) -> float:
+    """FLOP/s of float32 products of 512 tokens with a [rows, columns] matrix, the best of those
+    that fit in a fifth of a second."""
+    rows, columns = min(rows, 4096), min(columns, 4096)
+    tokens = 512
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(tokens, rows, generator=generator)
+    right = torch.randn(rows, columns, generator=generator)
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < _MEASURED_SECONDS or best == float("inf"):
+        began = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * tokens * rows * columns / best
+
+
+def total_memory() -> float:
+    """Bytes of memory of this machine, or of the container it is in."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, float(text))
+    return total
+
+
+def available_memory() -> float:
+    """Bytes that a new process can use now: what Linux says is available, else 0.8 of all."""
+    total = total_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(total, float(line.split()[1]) * 1024)
+    return _HOST_USED * total

@@ -1,0 +1,220 @@
+"""Everything a training needs before the first step, checked: mesh, model, contexts, text.
+
+The dry run and the real run both go through `prepare_run`, so that what stops the one stops the
+other. Cheap checks come first, reading and tokenising the text last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft import progress
+from regraft.checkpoint.source import Checkpoint
+from regraft.data.sources import input_paths
+from regraft.errors import InputError
+from regraft.parallel import Mesh
+from regraft.rope import ContextSpec
+from regraft.train.contexts import StageContexts, stage_contexts
+from regraft.train.corpus import Corpus, text_of
+from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
+from regraft.train.output.export import DTYPES
+from regraft.train.output.log import check_tracker
+from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe.schema import Parallel, ToyModel
+from regraft.train.recovery import check_recovery
+from regraft.train.step.learner import Learner, untrained_learner
+from regraft.train.toy_model import write_toy
+from regraft.train.validation import Validation
+from regraft.units import format_bytes, format_tokens
+
+_STATE_BYTES = 12  # of a trained parameter in a training state: itself and two moments
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that has passed every check. source: where the model is; name: what the record
+    calls it; shapes: the model on the meta device; before: its context."""
+
+    recipe: Recipe
+    mesh: Mesh
+    source: str
+    name: str
+    base: Checkpoint
+    before: ContextSpec
+    contexts: list[StageContexts]
+    tokenizer: Any
+    corpus: Corpus
+    shapes: Learner
+
+    @property
+    def exports_adapter(self) -> bool:
+        kind = self.recipe.body.export.kind
+        return kind == "adapter" or (kind == "auto" and self.recipe.body.method == "lora")
+
+
+def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Run:
+    """Check the whole recipe against model, mesh and text. Collective.
+
+    base: the checkpoint at `source`. Raises InputError for whatever would stop the run later.
+    """
+    body = recipe.body
+    name = source if isinstance(body.model, str) else "toy"
+    check_tracker(body)
+    _check_batches(recipe, mesh)
+    before = ContextSpec.from_config(base.config)
+    contexts = stage_contexts(recipe, name, base.config)
+    shapes = untrained_learner(body, base.config, name, mesh)
+    tokenizer = _tokenizer(source, base)
+    vocabulary = int(base.config["vocab_size"])
+    corpus = Corpus(recipe, tokenizer, vocabulary, mesh)
+    for i, stage in enumerate(body.stages):
+        corpus.stage(i)
+        _warn_of_warmup(recipe, i)
+        if body.watch is not None:
+            Validation(corpus, body.watch, stage.length, tokenizer)
+    if body.method == "recover":
+        check_recovery(recipe, corpus, vocabulary)
+    return Run(recipe, mesh, source, name, base, before, contexts, tokenizer, corpus, shapes)
+
+
+def describe_run(run: Run) -> dict[str, str]:
+    """What a training will do, for `--dry-run`: text by label."""
+    recipe, corpus, body = run.recipe, run.corpus, run.recipe.body
+    plan = {
+        "method": body.method,
+        "processes": run.mesh.describe(),
+        "context": run.before.describe(),
+    }
+    for name, tokens in corpus.tokens.items():
+        held = len(corpus.held[name])
+        plan[f"text of {name}"] = f"{len(tokens):,} documents, {tokens.total:,} tokens" + (
+            f", {held} documents held out" if held else ""
+        )
+    estimates = estimate_run(recipe, run.shapes, run.base.config, run.mesh)
+    for i, (stage, contexts) in enumerate(zip(body.stages, run.contexts, strict=True)):
+        rows = corpus.stage(i)
+        steps = recipe.steps(stage)
+        count = steps * stage.batch
+        shares = [
+            f"{name} {share:.0%} ({share * count / len(rows.rows[name]):.2g} epochs)"
+            for name, share in rows.mixture.shares.items()
+        ]
+        plan[f"stage {i + 1}"] = (
+            f"{contexts.first.describe()}; {steps:,} steps of {stage.batch} x "
+            f"{format_tokens(rows.window)} = {count * rows.window:,} tokens at {stage.rate:g}; "
+            + ", ".join(shares)
+            + "".join(f"; where watch stops it, theta {s.theta:g}" for s in contexts.fallbacks)
+        )
+        if contexts.theta_note is not None:
+            plan[f"theta of stage {i + 1}"] = contexts.theta_note
+        if estimates:
+            plan[f"cost of stage {i + 1}"] = describe(estimates[i])
+    plan |= _disk(run)
+    if estimates:
+        plan["estimates"] = "memory and time; the time may be wrong by a factor of two"
+        _warn_of_memory(estimates)
+    return plan
+
+
+def input_files(path: str | Path, recipe: Recipe) -> list[str | Path]:
+    """Every file and folder that a training by this recipe reads; Hub ids among them."""
+    body = recipe.body
+    inputs: list[str | Path] = [path]
+    if isinstance(body.model, str):
+        inputs.append(body.model)
+    if body.recover.teacher is not None:
+        inputs.append(body.recover.teacher)
+    if body.data.cache is not None:
+        inputs.append(body.data.cache)
+    for source in body.data.sources:
+        inputs += input_paths(text_of(source, body.seed))
+    return inputs
+
+
+def make_mesh(parallel: Parallel, device: str) -> Mesh:
+    """The recipe's mesh over the processes there are; whatever is 'auto' goes to one sequence
+    where context is auto too, else to FSDP over more rows."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    given = {
+        "context": parallel.context,
+        "ulysses": parallel.ulysses,
+        "shard": parallel.shard,
+        "replicate": parallel.replicate,
+    }
+    free = [name for name, size in given.items() if size == "auto"]
+    if world == 1 and all(size in ("auto", 1) for size in given.values()):
+        return Mesh.create(1, 1, 1, 1, device=device)
+    taker = "context" if "context" in free else ("shard" if "shard" in free else None)
+    sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in given.items()}
+    if taker is not None:
+        sizes[taker] = "auto"
+    return Mesh.create(**sizes, algorithm=parallel.algorithm, device=device)
+
+
+def model_source(recipe: Recipe, folder: Path) -> str:
+    """Where the model is; a toy is written into `folder` first, by every process for itself."""
+    if not isinstance(recipe.body.model, ToyModel):
+        return recipe.body.model
+    write_toy(folder / "toy", recipe.body.model.toy, recipe.body.seed)
+    return str(folder / "toy")
+
+
+def _check_batches(recipe: Recipe, mesh: Mesh) -> None:
+    for i, stage in enumerate(recipe.body.stages):
+        if stage.batch % mesh.data_size:
+            raise recipe.error(
+                ("stages", i, "batch"),
+                f"{stage.batch} rows do not divide over {mesh.data_size} data-parallel processes; "
+                "give a multiple, or let `parallel` share sequences (context).",
+            )
+
+
+def _warn_of_warmup(recipe: Recipe, number: int) -> None:
+    stage = recipe.body.stages[number]
+    steps, warmup = recipe.steps(stage), (stage.schedule or recipe.body.schedule).warmup
+    if warmup >= steps:
+        progress.warn(
+            f"Stage {number + 1} warms up for {warmup} steps and has {steps}: its rate never "
+            f"reaches {stage.rate:g}."
+        )
+
+
+def _warn_of_memory(estimates: list[StageEstimate]) -> None:
+    for i, estimate in enumerate(estimates, 1):
+        if not estimate.fits:
+            progress.warn(
+                f"Stage {i} needs about {format_bytes(estimate.device_bytes)} of memory, more than "
+                "there is here; `regraft plan` says which switches would help."
+            )
+
+
+def _disk(run: Run) -> dict[str, str]:
+    """Bytes of the output, and of the training states beside it while the run lasts."""
+    dtype = DTYPES.get(run.recipe.body.export.dtype)
+    stored = next(iter(run.base.tensors.values())).dtype
+    trained = sum(parameter.numel() for parameter in run.shapes.trained().values())
+    if run.exports_adapter:
+        output = trained * (dtype or stored).itemsize
+    elif dtype is None:
+        output = run.base.total_bytes
+    else:
+        output = dtype.itemsize * sum(math.prod(i.shape) for i in run.base.tensors.values())
+    states = 2 * trained * _STATE_BYTES  # the last one goes when the new one is whole
+    return {"disk": f"{format_bytes(output)}, and up to {format_bytes(states)} while it runs"}
+
+
+def _tokenizer(source: str, base: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    name, _, revision = source.partition("@")
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{base.name} has no tokenizer that can be loaded "
+            f"({' '.join(str(error).split())[:150]}); put its files beside the model."
+        ) from None
