@@ -16,6 +16,7 @@ from regraft.adapters.extract.evidence import versions
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
 from regraft.checkpoint.target import staging_folder
+from regraft.errors import InputError
 from regraft.job import Job
 from regraft.train.loop import Loop
 from regraft.train.output import log
