@@ -57,6 +57,28 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 in float32 and sums of bfloat16 products in float32, whatever the process
+    had before, which comes back after. NVIDIA's containers turn TF32 on by an environment variable:
+    products then have 11 bits. A decorator, too."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    precision = torch.get_float32_matmul_precision()
+    bfloat16 = matmul.allow_bf16_reduced_precision_reduction
+    float16 = matmul.allow_fp16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        matmul.allow_bf16_reduced_precision_reduction = bfloat16
+        matmul.allow_fp16_reduced_precision_reduction = float16
+
+
+@contextmanager
 def single_threaded() -> Iterator[None]:
     """Torch works with one thread inside: small eigenproblems take a twentieth of the time that
     waking a second thread for each of their hundred steps takes."""

@@ -133,7 +133,7 @@ def _rounding_variance(matrix: Tensor) -> float:
     if not exponents.numel():
         return 0.0
     lowest = int(exponents.min())
-    counts = torch.bincount(exponents - lowest).double()
+    counts = torch.bincount(exponents - lowest).cpu().double()  # a few dozen numbers
     ulps = torch.exp2(lowest + torch.arange(counts.numel(), dtype=torch.float64)) * (eps / 2)
     return float((counts * ulps.square()).sum()) / values.numel() / 12
 

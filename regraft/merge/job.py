@@ -24,7 +24,7 @@ from regraft.adapters.extract import evidence
 from regraft.adapters.extract.extract import module_seed
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.staging import Staging
-from regraft.device import each, pick_device
+from regraft.device import each, full_precision, pick_device
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.merge import card, conflicts, mergekit
@@ -49,6 +49,7 @@ _RATES = {"": 0.5e9}
 ENGINES = ("auto", "native", "mergekit")
 
 
+@full_precision()
 def merge(
     recipe: str | Path,
     out: str | Path,

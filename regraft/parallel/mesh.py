@@ -10,7 +10,7 @@ One process needs no launcher and no process group. More come from `torchrun`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -167,6 +167,15 @@ class Mesh:
             dist.all_reduce(total)
         return total
 
+    def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
+        """Each number summed over all processes, in float64 on the host.
+
+        On GPUs this goes by gloo, whose failure can be caught. NCCL's watchdog aborts the process
+        instead, so the first collective of a step is one of these: a rank that died is usually
+        noticed there (see `guard`).
+        """
+        return self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
     def wait(self) -> None:
         """Until every process is here, with no limit: while one alone reads text or a model, or
         writes one. The end of a process is still an error at once. Collective."""
@@ -176,8 +185,7 @@ class Mesh:
     def sum_tokens(self, labels: Tensor) -> int:
         """How many labels are not -100, over the parts of all processes: what a summed loss must be
         divided by so that every token weighs the same wherever it lies. At least 1."""
-        count = (labels != -100).sum().to(torch.int64)
-        return max(int(self.sum(count)), 1)
+        return max(int(self.sum_numbers([int((labels != -100).sum())])[0]), 1)
 
     @contextmanager
     def guard(self) -> Iterator[None]:

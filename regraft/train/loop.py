@@ -245,8 +245,7 @@ class Loop:
         count = sum(int((part["labels"] >= 0).sum()) for part in parts)
         # rows are the same on the ranks of one sequence, which share their work
         shared = self.speed.flops(rows) / (mesh.context * mesh.ulysses)
-        sums = torch.tensor([count, shared], dtype=torch.float64, device=mesh.device)
-        valid_all, flops = mesh.sum(sums).tolist()
+        valid_all, flops = mesh.sum_numbers([count, shared])
         valid = int(valid_all)
         if valid == 0:
             raise RegraftError(f"Step {step + 1} has no token to learn from; the text is padding.")

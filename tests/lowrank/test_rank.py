@@ -273,3 +273,28 @@ def test_impossible_rules_are_refused_in_one_sentence(arguments, said):
     with pytest.raises(InputError, match=said) as refused:
         parse_rule(*arguments, 512)
     assert "\n" not in str(refused.value)
+
+
+class OnAnotherDevice(torch.Tensor):
+    """A tensor that meets others only after `.cpu()`, as one on a GPU does."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if func is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        plain = [a for a in args if isinstance(a, torch.Tensor) and not isinstance(a, cls)]
+        if any(a.ndim for a in plain):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return result
+
+
+def test_rounding_noise_is_measured_on_any_device(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(64, 32, generator=generator).bfloat16()
+    extended = base + 1
+    expected = rounding_noise(base, extended)
+    moved = [x.as_subclass(OnAnotherDevice) for x in (base, extended)]
+    bincount = torch.bincount
+    monkeypatch.setattr(torch, "bincount", lambda x: bincount(x).as_subclass(OnAnotherDevice))
+    assert rounding_noise(*moved) == expected

@@ -42,11 +42,12 @@ def test_many_processes_are_one(jobs: Jobs, world: int) -> None:
 
 
 def test_what_goes_wrong_on_two_processes_is_one_sentence(jobs: Jobs) -> None:
-    found = jobs.run("mesh,lost,hung,patience", 2)
+    found = jobs.run("mesh,lost,hung,patience,sums,count_lost", 2)
     assert min(found["patience"]) > 1
     for rank in found["mesh"]:
         _check_mesh(rank)
-    for how in ("lost", "hung"):
+    assert found["sums"] == [[2.0**41 + 1, 1.0]] * 2
+    for how in ("lost", "hung", "count_lost"):
         sentence, seconds = found[how][0]
         assert sentence.startswith("Process 0 of 2 lost another one")
         assert "\n" not in sentence

@@ -356,9 +356,24 @@ def job_lost(rank: int) -> list[Any]:
     return _left_alone(timeout=60, linger=0)
 
 
+def job_sums(rank: int) -> list[float]:
+    """Numbers of both ranks, added in float64."""
+    from regraft.parallel import Mesh
+
+    return Mesh.create(shard=2).sum_numbers([2.0**40 + rank, 0.5])
+
+
 def job_hung(rank: int) -> list[Any]:
     """A rank does not answer."""
     return _left_alone(timeout=1, linger=2)
+
+
+def job_count_lost(rank: int) -> list[Any]:
+    """A rank is gone when a step counts its tokens, its first collective."""
+    from regraft.parallel import Mesh
+
+    mesh = Mesh.create(shard=2, timeout=60)
+    return _heard(mesh, 0, lambda: mesh.sum_numbers([3, 0.5]))
 
 
 def _left_alone(timeout: float, linger: float) -> list[Any]:

@@ -36,7 +36,7 @@ from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
-from regraft.device import each, pick_device
+from regraft.device import each, full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job
 from regraft.rope import ContextSpec
@@ -45,6 +45,7 @@ from regraft.units import format_tokens, parse_bytes
 _BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
 
 
+@full_precision()
 def apply(
     adapter: str | Path,
     checkpoint: str | Path,

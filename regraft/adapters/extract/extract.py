@@ -39,7 +39,7 @@ from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
-from regraft.device import pick_device
+from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job
 from regraft.lowrank.rank import break_even, decompose, parse_rule, share_budget, uniform_rank
@@ -50,6 +50,7 @@ from regraft.write import write_json
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+@full_precision()
 def extract_lora(
     base: str | Path,
     extended: str | Path,

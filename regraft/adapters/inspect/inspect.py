@@ -15,11 +15,12 @@ from regraft.adapters.inspect.describe import describe_adapter, describe_checkpo
 from regraft.adapters.inspect.tables import tables
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
-from regraft.device import pick_device
+from regraft.device import full_precision, pick_device
 
 __all__ = ["inspect", "tables"]
 
 
+@full_precision()
 def inspect(path: str, other: str | None = None, *, device: str = "auto") -> dict[str, Any]:
     """What the model or adapter at `path` is; with `other`, how the two are related.
 

@@ -150,7 +150,7 @@ def test_memory_savers_do_not_change_the_result(how):
     if how["offload"]:
         assert store is not None
         assert store.moved == 3 * 2 * 48 * 32 * 8  # one input a layer, nothing else
-        assert not store._kept
+        assert len(store) == 0
 
 
 def test_documents_do_not_see_each_other():
@@ -283,6 +283,6 @@ def test_what_waits_on_the_host_in_pieces_is_what_was_sent(shape, monkeypatch):
     pieces = memory.to_pieces(sent, torch.empty_like)
     assert all(piece.numel() * 2 <= 32 for piece in pieces)
     assert sum(piece.numel() for piece in pieces) == sent.numel()
-    back = memory.from_pieces(pieces, sent.shape, sent.device)
+    back = torch.empty_like(sent)
+    memory.copy_pieces(pieces, back)
     assert back.equal(sent)
-    assert back.data_ptr() != sent.data_ptr()

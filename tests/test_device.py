@@ -1,0 +1,72 @@
+"""Which arithmetic a command works with."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from regraft.device import full_precision
+
+
+@pytest.fixture
+def reduced():
+    """The process has TF32 and reduced sums on, as NVIDIA's containers have."""
+    matmul = torch.backends.cuda.matmul
+    before = settings()
+    torch.set_float32_matmul_precision("high")
+    matmul.allow_bf16_reduced_precision_reduction = True
+    matmul.allow_fp16_reduced_precision_reduction = True
+    yield settings()
+    torch.set_float32_matmul_precision(before[0])
+    matmul.allow_bf16_reduced_precision_reduction = before[1]
+    matmul.allow_fp16_reduced_precision_reduction = before[2]
+
+
+def settings():
+    matmul = torch.backends.cuda.matmul
+    return (
+        torch.get_float32_matmul_precision(),
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+    )
+
+
+def test_full_precision_inside_and_what_was_before_after(reduced):
+    with full_precision():
+        inside = settings()
+    assert inside[0] == "highest"
+    assert not inside[1]
+    assert not inside[2]
+    assert settings() == reduced
+    with pytest.raises(ZeroDivisionError), full_precision():
+        raise ZeroDivisionError
+    assert settings() == reduced
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "first_step", "arguments"),
+    [
+        ("regraft.adapters.extract.extract", "extract_lora", "parse_rule", ("a", "b", "c")),
+        ("regraft.adapters.apply.apply", "apply", "pick_device", ("a", "b", "c")),
+        ("regraft.adapters.inspect.inspect", "inspect", "pick_device", ("a", "b")),
+        ("regraft.merge.job", "merge", "pick_device", ("a", "b")),
+    ],
+)
+def test_commands_compute_in_full_precision(
+    module, function, first_step, arguments, reduced, monkeypatch
+):
+    seen = []
+
+    def watched(*_, **__):
+        seen.append(settings())
+        raise KeyboardInterrupt
+
+    home = importlib.import_module(module)
+    monkeypatch.setattr(home, first_step, watched)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(home, function)(*map(Path, arguments))
+    assert seen[0][0] == "highest"
+    assert settings() == reduced
