@@ -103,7 +103,8 @@ class HostStore:
         if isinstance(handle, Tensor):
             return handle
         self._release_sent(0)
-        result, arrival = self._fetched.pop(handle, None) or self._fetch(handle)
+        ahead = self._fetched.pop(handle) if handle in self._fetched else None
+        result, arrival = ahead or self._fetch(handle)
         stored, _, _ = self._stored.pop(handle)
         if arrival is not None:
             # the stream that computes now, which under FSDP is not always the default one
