@@ -33,7 +33,8 @@ from regraft.merge import tokenizer_files as donors
 from regraft.merge.donor import choose_context, find_donor
 from regraft.merge.inputs import Inputs
 from regraft.merge.match import check_relatives, expert_notes
-from regraft.merge.methods.registry import BLOCK, get
+from regraft.merge.methods.blocks import BLOCK
+from regraft.merge.methods.registry import get
 from regraft.merge.plan import Output, Plan, make_plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema

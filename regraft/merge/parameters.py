@@ -7,7 +7,8 @@ from typing import Any
 
 from regraft import progress
 from regraft.errors import InputError
-from regraft.merge.methods.registry import Method, Parameter
+from regraft.merge.methods.parameter import Parameter
+from regraft.merge.methods.registry import Method
 from regraft.merge.recipe import Recipe, Scope, Slice, Source
 from regraft.merge.schema import Condition
 

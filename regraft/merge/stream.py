@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.merge.methods.registry import BLOCK, Block, Method
+from regraft.merge.methods.blocks import BLOCK, Block
+from regraft.merge.methods.registry import Method
 from regraft.merge.plan import Output
 
 _CUDA_BLOCK = 1 << 25

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.merge.methods.registry import PerInput, method
+from regraft.merge.methods.parameter import PerInput
+from regraft.merge.methods.registry import method
 
 NEGLIGIBLE = 1e-6  # a sum of weights counts as zero below this share of the sum of their sizes
 

@@ -7,8 +7,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from regraft.merge.methods.blocks import Blocks
 from regraft.merge.methods.reduce import Gram, gram_rows
-from regraft.merge.methods.registry import Blocks, method
+from regraft.merge.methods.registry import method
 
 _LEAST_PRODUCT = 1e-6  # of two norms, and the least denominator: mergekit's
 

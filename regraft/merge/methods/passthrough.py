@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regraft.merge.methods.registry import PerInput, method
+from regraft.merge.methods.parameter import PerInput
+from regraft.merge.methods.registry import method
 
 
 @method("passthrough", paper="none: a copy", base="ignored", inputs=(1, 1))

@@ -1,49 +1,31 @@
-"""The merge methods by name, and what the executor may know of each.
+"""The merge methods by name: how one is declared, found and called.
 
 A method is a plain function `(tensors, base, *, parameters..., state, offset, seed) -> tensor`
-under the `method` decorator. Its parameters are its signature: `weight: PerInput[float]` is one
-number per input, `density: PerInput[float] = (1.0,)` the same with a default, `lambda_: float =
-1.0` one number for all (a trailing underscore is dropped in recipes, so `lambda`); without a
-default a recipe must give it. `state`, `offset` and `seed` go to those functions that name them.
+under the `method` decorator. Its parameters are its signature (see `parameter`). `state`, `offset`
+and `seed` go to those functions that name them.
 
-The stream. A tensor is seen as rows: its first axis, everything behind it belongs to the row; a
-tensor with fewer than two axes is one row. A block is a run of whole rows of every input and of
-the base, float32 (or float64). `prepare` may walk over the blocks as often as it likes and returns
-what the method must know of the whole tensor (a threshold, a Gram matrix, coefficients); `combine`
-turns one block into one block of the result, in any order and in any block size: the bits of the
-result do not depend on either. A method that needs the whole tensor at once has `blockwise` False
-and gets it as a single block.
-
-No function here changes its inputs.
+`prepare` may walk over the blocks (see `blocks`) as often as it likes and returns what the method
+must know of the whole tensor: a threshold, a Gram matrix, coefficients. `combine` turns one block
+into one block of the result, in any order and in any block size: the bits of the result do not
+depend on either. A method that needs the whole tensor at once has `blockwise` False and gets it as
+a single block. No function here changes its inputs.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
-from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
 
 from regraft.errors import InputError, did_you_mean
+from regraft.merge.methods.blocks import BLOCK, Blocks, StoredBlocks
+from regraft.merge.methods.parameter import REQUIRED, Parameter, parameter_of
 
 FAMILIES = (
     "linear",
@@ -55,97 +37,6 @@ FAMILIES = (
     "subspace",
     "task",
 )
-BLOCK = 2**18  # elements of a block: 1 MiB in float32, so that a few of them stay in cache
-
-Block: TypeAlias = tuple[list[Tensor], Tensor | None]
-T = TypeVar("T")
-
-
-class _Marker:
-    """A sentinel that prints as its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-REQUIRED = _Marker("REQUIRED")
-_PER_INPUT = _Marker("per input")
-PerInput: TypeAlias = Annotated[Sequence[T], _PER_INPUT]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The closed interval that a number must lie in."""
-
-    low: float
-    high: float
-
-
-Fraction: TypeAlias = Annotated[float, Bounds(0.0, 1.0)]
-Count: TypeAlias = Annotated[int, Bounds(1, math.inf)]
-Positive: TypeAlias = Annotated[float, Bounds(0.0, math.inf)]
-
-
-class Blocks(Protocol):
-    """The inputs as blocks: `blocks()` yields ([input blocks], base block) in the rows' order.
-    `blocks(step)` yields rows 0, step, 2 step, ... only, as cheaply as that allows: a sample."""
-
-    def __call__(self, step: int = 1) -> Iterator[Block]: ...
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a method, as a recipe names it. `bounds` are closed, `choices` the allowed
-    strings, `optional` tells whether None (not given) is a value."""
-
-    name: str
-    default: Any
-    per_input: bool
-    kind: type
-    bounds: tuple[float, float] | None = None
-    choices: tuple[str, ...] | None = None
-    optional: bool = False
-
-    @property
-    def required(self) -> bool:
-        return self.default is REQUIRED
-
-    def parse(self, value: Any) -> Any:
-        """A value from YAML, where '1e-4' is a word, 1 and 0 may be switches and true a number,
-        checked. Raises InputError."""
-        if self.kind in (int, float) and isinstance(value, bool):
-            value = int(value)
-        elif self.kind in (int, float) and isinstance(value, str):
-            with suppress(ValueError):
-                value = float(value)
-        elif self.kind is bool and value in (0, 1):
-            value = bool(value)
-        return self.check(value)
-
-    def check(self, value: Any) -> Any:
-        """`value`, one input's if `per_input`, as the right type. Raises InputError."""
-        if value is None and self.optional:
-            return None
-        wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        good = {
-            float: number and _finite(value),
-            int: number and float(value).is_integer(),
-            bool: isinstance(value, bool),
-            str: isinstance(value, str),
-        }[self.kind]
-        if not good:
-            raise InputError(f"{self.name} must be {wanted[self.kind]}, not {value!r}")
-        if self.bounds and not self.bounds[0] <= value <= self.bounds[1]:
-            low, high = self.bounds
-            span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise InputError(f"{self.name} must be {span}, not {value!r}")
-        if self.choices and value not in self.choices:
-            raise InputError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}")
-        return self.kind(value)
 
 
 @dataclass(frozen=True)
@@ -171,6 +62,7 @@ class Method:
     blockwise: bool
     experimental: bool
     doc: str
+    _constants: Mapping[str, Any] = field(repr=False)
     _combine: Callable[..., Tensor] = field(repr=False)
     _prepare: Callable[..., Any] | None = field(repr=False)
     _check: Callable[..., None] | None = field(repr=False)
@@ -240,16 +132,8 @@ class Method:
     ) -> Tensor:
         """One block of the result, in the inputs' dtype. `offset` is the index of the block's first
         element in the flat tensor, `generator_seed` the seed that `prepare` got."""
-        extra = {"state": state, "offset": offset, "seed": generator_seed}
+        extra = {"state": state, "offset": offset, "seed": generator_seed, **self._constants}
         return self._combine(tensors, base, **_named(self._combine, params, extra))
-
-
-def _finite(value: float) -> bool:
-    """Whether the number is finite as a float."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 _METHODS: dict[str, Method] = {}
@@ -282,17 +166,32 @@ def method(
     symmetric: bool = False,
     blockwise: bool = True,
     experimental: bool = False,
+    parameters: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    doc: str | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the function below as the `combine` of a method. `prepare` and `check` are plain
-    functions too and get what they name: parameters; `prepare` also blocks, shape and seed."""
+    functions too and get what they name: parameters; `prepare` also blocks, shape and seed.
+
+    One function may serve several methods: `parameters` says which of its arguments a recipe may
+    set (by recipe names; all by default), `defaults` replaces defaults, `constants` are arguments
+    that no recipe sets, and `doc` replaces the docstring.
+    """
+    fixed = dict(constants or {})
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         hints = get_type_hints(function, include_extras=True)
-        parameters = [
-            _parameter(argument.name, hints[argument.name], argument.default)
+        described = [
+            parameter_of(argument.name, hints[argument.name], argument.default)
             for argument in _arguments(function).values()
-            if argument.name not in ("tensors", "base", "state", "offset", "seed")
+            if argument.name not in ("tensors", "base", "state", "offset", "seed", *fixed)
         ]
+        chosen = {
+            one.name: replace(one, default=(defaults or {}).get(one.name, one.default))
+            for one in described
+            if parameters is None or one.name in parameters
+        }
         if name in _METHODS:
             raise ValueError(f"merge method {name!r} is registered twice")
         _METHODS[name] = Method(
@@ -300,12 +199,13 @@ def method(
             paper=paper,
             base=base,
             inputs=inputs,
-            parameters={parameter.name: parameter for parameter in parameters},
+            parameters=chosen,
             symmetric=symmetric,
             stochastic=any("seed" in _arguments(f) for f in (function, prepare) if f),
             blockwise=blockwise,
             experimental=experimental,
-            doc=inspect.getdoc(function) or "",
+            doc=doc or inspect.getdoc(function) or "",
+            _constants=fixed,
             _combine=function,
             _prepare=prepare,
             _check=check,
@@ -313,35 +213,6 @@ def method(
         return function
 
     return register
-
-
-@dataclass(frozen=True)
-class StoredBlocks:
-    """`Blocks` of tensors in any dtype (memory-mapped, for example), converted block by block."""
-
-    tensors: Sequence[Tensor]
-    base: Tensor | None = None
-    elements: int | None = BLOCK  # of a block, at least one row; None: the whole tensor
-    dtype: torch.dtype = torch.float32
-
-    def __call__(self, step: int = 1) -> Iterator[Block]:
-        first = self.tensors[0] if self.tensors else self.base
-        assert first is not None
-        if first.ndim < 2:
-            yield self._convert(slice(None))
-            return
-        rows = first.shape[0]
-        height = max(1, rows)
-        if self.elements is not None:
-            height = max(1, self.elements // max(1, first[:1].numel()))
-        for start in range(0, rows, height * step):
-            yield self._convert(slice(start, min(rows, start + height * step), step))
-
-    def _convert(self, rows: slice) -> Block:
-        def part(tensor: Tensor) -> Tensor:
-            return (tensor[rows] if tensor.ndim > 1 else tensor).to(self.dtype)
-
-        return [part(t) for t in self.tensors], None if self.base is None else part(self.base)
 
 
 def merge_tensors(
@@ -390,31 +261,3 @@ def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def _argument(name: str) -> str:
     return "lambda_" if name == "lambda" else name
-
-
-def _parameter(name: str, hint: Any, default: Any) -> Parameter:
-    per_input = False
-    if get_origin(hint) is Annotated and _PER_INPUT in get_args(hint):
-        per_input, hint = True, get_args(get_args(hint)[0])[0]
-        default = default[0] if isinstance(default, tuple) else default
-    bounds: tuple[float, float] | None = None
-    if get_origin(hint) is Annotated:
-        hint, limits = get_args(hint)
-        bounds = (limits.low, limits.high)
-    choices: tuple[str, ...] | None = None
-    if get_origin(hint) is Literal:
-        choices, hint = get_args(hint), str
-    optional = get_origin(hint) in (Union, UnionType)
-    if optional:
-        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
-    if hint not in (float, int, bool, str):
-        raise TypeError(f"parameter {name} has no type that a recipe can give: {hint}")
-    return Parameter(
-        name=name.rstrip("_"),
-        default=REQUIRED if default is inspect.Parameter.empty else default,
-        per_input=per_input,
-        kind=hint,
-        bounds=bounds,
-        choices=choices,
-        optional=optional,
-    )

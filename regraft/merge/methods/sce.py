@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regraft.merge.methods.blocks import Blocks
+from regraft.merge.methods.parameter import Fraction, Positive
 from regraft.merge.methods.reduce import as_rows, first_row, row_sums, rows_and_columns
-from regraft.merge.methods.registry import Blocks, Fraction, Positive, method
+from regraft.merge.methods.registry import method
 from regraft.merge.methods.top_k import ALL, Cut, largest
 
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from regraft.lowrank.svd import truncated_svd
-from regraft.merge.methods.registry import Block, Count, Fraction, PerInput, Positive, method
+from regraft.merge.methods.blocks import Block
+from regraft.merge.methods.parameter import Count, Fraction, PerInput, Positive
+from regraft.merge.methods.registry import method
 from regraft.merge.methods.sparsify import Sparsifier, trim
 from regraft.merge.methods.task import elect_and_add
 

@@ -24,7 +24,8 @@ weights that took part and sum to zero, but for rounding, divide by 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,8 +33,9 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.merge.methods.linear import NEGLIGIBLE, vanishes
+from regraft.merge.methods.parameter import Fraction, PerInput
 from regraft.merge.methods.reduce import first_row
-from regraft.merge.methods.registry import Fraction, PerInput, method
+from regraft.merge.methods.registry import method
 from regraft.merge.methods.sparsify import Sparsifier, draw, draw_by_rank, trim, trim_both_ends
 
 Variant = Literal["mergekit", "paper", "peft"]
@@ -90,158 +92,12 @@ def elect_and_add(
     return merged.mul_(scale).add_(base)
 
 
-def _sparse(tensors: list[Tensor], base: Tensor, state: Sparsifier, offset: int) -> list[Tensor]:
-    row = first_row(base, offset)
-    kept = [s.keep(t - base, row) for s, t in zip(state.schemes, tensors, strict=True)]
-    return [d if f == 1 else d * f for d, f in zip(kept, state.factors, strict=True)]
-
-
-@method("task_arithmetic", paper="arXiv 2212.04089", inputs=(0, None), symmetric=True)
-def task_arithmetic(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    lambda_: float = 1.0,
-    normalize: bool = False,
-    rescale: bool = False,
-    int8_mask: bool = False,
-) -> Tensor:
-    """base + lambda * sum w_i (model_i - base). `density` and `rescale` change nothing, as in
-    mergekit."""
-    return add_deltas(base, [t - base for t in tensors], weight, normalize, lambda_)
-
-
 def _check_variant(weight: Sequence[float], variant: Variant) -> None:
     if variant == "paper" and any(w != 1 for w in weight):
         raise InputError(
             "the paper's TIES has no weights: set every weight to 1 and use lambda, "
             "or choose the variant mergekit or peft"
         )
-
-
-@method(
-    "ties",
-    paper="arXiv 2306.01708",
-    inputs=(0, None),
-    prepare=trim,
-    check=_check_variant,
-    symmetric=True,
-)
-def ties(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    lambda_: float = 1.0,
-    normalize: bool = True,
-    rescale: bool = False,
-    int8_mask: bool = False,
-    variant: Variant = "mergekit",
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Trim each delta to its largest entries, elect a sign per element, merge those that have it.
-
-    Three things go by this name. `variant` 'mergekit': weights vote and divide. 'peft': the
-    unweighted deltas vote and their number divides, weights only scale. 'paper': no weights.
-    The paper gives an element whose votes sum to zero the tensor's majority sign; here it is plus.
-    """
-    deltas = _sparse(tensors, base, state, offset)
-    return elect_and_add(base, deltas, weight, normalize, lambda_, variant)
-
-
-@method("dare_linear", paper="arXiv 2311.03099", inputs=(0, None), prepare=draw)
-def dare_linear(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    lambda_: float = 1.0,
-    normalize: bool = False,
-    rescale: bool = True,
-    int8_mask: bool = False,
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Keep each entry of a delta with probability `density`; add all deltas."""
-    deltas = _sparse(tensors, base, state, offset)
-    return add_deltas(base, deltas, weight, normalize, lambda_)
-
-
-@method("dare_ties", paper="arXiv 2311.03099", inputs=(0, None), prepare=draw)
-def dare_ties(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    lambda_: float = 1.0,
-    normalize: bool = False,
-    rescale: bool = True,
-    int8_mask: bool = False,
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Keep each entry of a delta with probability `density`; elect signs."""
-    deltas = _sparse(tensors, base, state, offset)
-    return elect_and_add(base, deltas, weight, normalize, lambda_)
-
-
-@method(
-    "breadcrumbs",
-    paper="arXiv 2312.06795",
-    inputs=(0, None),
-    prepare=trim_both_ends,
-    symmetric=True,
-)
-def breadcrumbs(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    gamma: PerInput[Fraction] = (0.01,),
-    lambda_: float = 1.0,
-    normalize: bool = False,
-    rescale: bool = False,
-    int8_mask: bool = False,
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Drop the `gamma` largest share of a delta and keep the `density` share below it; add all."""
-    deltas = _sparse(tensors, base, state, offset)
-    return add_deltas(base, deltas, weight, normalize, lambda_)
-
-
-@method(
-    "breadcrumbs_ties",
-    paper="arXiv 2312.06795",
-    inputs=(0, None),
-    prepare=trim_both_ends,
-    symmetric=True,
-)
-def breadcrumbs_ties(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    gamma: PerInput[Fraction] = (0.01,),
-    lambda_: float = 1.0,
-    normalize: bool = False,
-    rescale: bool = False,
-    int8_mask: bool = False,
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Drop the `gamma` largest share of a delta and keep the `density` share below it; elect
-    signs."""
-    deltas = _sparse(tensors, base, state, offset)
-    return elect_and_add(base, deltas, weight, normalize, lambda_)
 
 
 def _check_spread(density: Sequence[float], epsilon: Sequence[float]) -> None:
@@ -253,55 +109,94 @@ def _check_spread(density: Sequence[float], epsilon: Sequence[float]) -> None:
             )
 
 
-@method(
-    "della_linear",
-    paper="arXiv 2406.11617",
-    inputs=(0, None),
-    prepare=draw_by_rank,
-    check=_check_spread,
-)
-def della_linear(
+def merge_deltas(
     tensors: list[Tensor],
     base: Tensor,
     *,
     weight: PerInput[float],
     density: PerInput[Fraction] = (1.0,),
+    gamma: PerInput[Fraction] = (0.01,),
     epsilon: PerInput[Fraction] = (0.15,),
     lambda_: float = 1.0,
     normalize: bool = False,
-    rescale: bool = True,
+    rescale: bool = False,
     int8_mask: bool = False,
-    state: Sparsifier,
+    variant: Variant = "mergekit",
+    elect: bool,
+    state: Sparsifier | None,
     offset: int,
 ) -> Tensor:
-    """Keep the entries of a row with probabilities from density - epsilon (the smallest) to
-    density + epsilon (the largest); add all deltas."""
-    deltas = _sparse(tensors, base, state, offset)
+    """All methods of the table: sparsify each delta, elect signs where `elect`, add.
+
+    state: the sparsifier with its thresholds and factors, None to take deltas whole; density,
+    gamma, epsilon and rescale have gone into it.
+    """
+    deltas = [tensor - base for tensor in tensors]
+    if state is not None:
+        row = first_row(base, offset)
+        sparse = [s.keep(d, row) for s, d in zip(state.schemes, deltas, strict=True)]
+        deltas = [d if f == 1 else d * f for d, f in zip(sparse, state.factors, strict=True)]
+    if elect:
+        return elect_and_add(base, deltas, weight, normalize, lambda_, variant)
     return add_deltas(base, deltas, weight, normalize, lambda_)
 
 
-@method(
-    "della",
-    paper="arXiv 2406.11617",
-    inputs=(0, None),
-    prepare=draw_by_rank,
-    check=_check_spread,
+@dataclass(frozen=True)
+class _Row:
+    """One method. sparsify: what it drops of each delta; elect: whether signs are elected;
+    normalize, rescale: defaults; extra: parameters besides those that all share."""
+
+    name: str
+    arxiv: str
+    sparsify: Callable[..., Sparsifier] | None
+    elect: bool
+    normalize: bool
+    rescale: bool
+    doc: str
+    extra: str | None = None
+    check: Callable[..., None] | None = None
+
+
+_DRAW = "Keep each entry of a delta with probability `density`"
+_TRIM = "Drop the `gamma` largest share of a delta and keep the `density` share below it"
+_RANK = (
+    "Keep the entries of a row with probabilities from density - epsilon (the smallest) to density "
+    "+ epsilon (the largest)"
 )
-def della(
-    tensors: list[Tensor],
-    base: Tensor,
-    *,
-    weight: PerInput[float],
-    density: PerInput[Fraction] = (1.0,),
-    epsilon: PerInput[Fraction] = (0.15,),
-    lambda_: float = 1.0,
-    normalize: bool = True,
-    rescale: bool = True,
-    int8_mask: bool = False,
-    state: Sparsifier,
-    offset: int,
-) -> Tensor:
-    """Keep the entries of a row with probabilities from density - epsilon (the smallest) to
-    density + epsilon (the largest); elect signs."""
-    deltas = _sparse(tensors, base, state, offset)
-    return elect_and_add(base, deltas, weight, normalize, lambda_)
+_TIES = """\
+Trim each delta to its largest entries, elect a sign per element, merge those that have it.
+
+Three things go by this name. `variant` 'mergekit': weights vote and divide. 'peft': the unweighted
+deltas vote and their number divides, weights only scale. 'paper': no weights. The paper gives an
+element whose votes sum to zero the tensor's majority sign; here it is plus."""
+_TABLE = (
+    _Row("task_arithmetic", "2212.04089", None, False, False, False,
+         "base + lambda * sum w_i (model_i - base). `density` and `rescale` change nothing, as in "
+         "mergekit."),
+    _Row("ties", "2306.01708", trim, True, True, False, _TIES, "variant", _check_variant),
+    _Row("dare_linear", "2311.03099", draw, False, False, True, f"{_DRAW}; add all deltas."),
+    _Row("dare_ties", "2311.03099", draw, True, False, True, f"{_DRAW}; elect signs."),
+    _Row("breadcrumbs", "2312.06795", trim_both_ends, False, False, False,
+         f"{_TRIM}; add all.", "gamma"),
+    _Row("breadcrumbs_ties", "2312.06795", trim_both_ends, True, False, False,
+         f"{_TRIM}; elect signs.", "gamma"),
+    _Row("della_linear", "2406.11617", draw_by_rank, False, False, True,
+         f"{_RANK}; add all deltas.", "epsilon", _check_spread),
+    _Row("della", "2406.11617", draw_by_rank, True, True, True,
+         f"{_RANK}; elect signs.", "epsilon", _check_spread),
+)  # fmt: skip
+_SHARED = ("weight", "density", "lambda", "normalize", "rescale", "int8_mask")
+
+for _row in _TABLE:
+    method(
+        _row.name,
+        paper=f"arXiv {_row.arxiv}",
+        inputs=(0, None),
+        prepare=_row.sparsify,
+        check=_row.check,
+        symmetric=_row.sparsify not in (draw, draw_by_rank),
+        parameters=(*_SHARED, _row.extra) if _row.extra else _SHARED,
+        defaults={"normalize": _row.normalize, "rescale": _row.rescale},
+        constants={"elect": _row.elect},
+        doc=_row.doc,
+    )(merge_deltas)
