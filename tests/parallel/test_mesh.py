@@ -51,7 +51,7 @@ def test_the_first_collective_of_a_step_is_on_the_host(collectives):
     )  # fmt: skip
     row = SimpleNamespace()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "together", lambda rows: {})
+        patch.setattr(loop, "collate", lambda rows: {})
         with pytest.raises(KeyboardInterrupt):
             loop.Loop._backward(trainer, [row], 0)
     assert [device.type for device in collectives] == ["cpu"]
