@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from regraft.evaluate.job import evaluate as evaluate_models
     from regraft.merge.job import merge as merge_models
     from regraft.rope import ContextSpec
-    from regraft.rope.laws import theta_for
+    from regraft.theta import theta_for
     from regraft.train.estimate.plan import plan as plan_training
     from regraft.train.job import train as train_model
     from regraft.train.theta_probe import probe as probe_theta
@@ -50,7 +50,7 @@ _MODULES = {
     "plan_training": "regraft.train.estimate.plan:plan",
     "probe_theta": "regraft.train.theta_probe:probe",
     "run_demo": "regraft.demo:run",
-    "theta_for": "regraft.rope.laws:theta_for",
+    "theta_for": "regraft.theta:theta_for",
     "train_model": "regraft.train.job:train",
 }
 

@@ -497,13 +497,25 @@ def inspect(
 
 @app.command("theta", rich_help_panel="Commands that only look")
 def theta(
-    trained: Annotated[str, typer.Argument(help="Context length of the model, such as 8k.")],
+    trained: Annotated[
+        str,
+        typer.Argument(
+            help="Context length of the model, such as 8k, or the model itself: a folder or "
+            "org/name\\[@revision]. Only its config.json is read."
+        ),
+    ],
     target: Annotated[str, typer.Argument(help="Context length to reach, such as 1M.")],
-    base: Annotated[float, typer.Option(help="RoPE theta of the model.")] = 500000.0,
+    base: Annotated[
+        str | None,
+        typer.Option(help="RoPE theta of the model, or the model. \\[default: MODEL's, or 500000]"),
+    ] = None,
     law: Annotated[str, typer.Option(help="The law to print: scaling, ntk or bound.")] = "scaling",
     head_dim: Annotated[
-        int, typer.Option(help="Size of an attention head, for the NTK law.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            help="Size of an attention head, for the NTK law. \\[default: MODEL's, or 128]"
+        ),
+    ] = None,
     probe: Annotated[
         str | None,
         typer.Option(help="A training recipe in YAML: train shortly with several thetas instead."),
@@ -518,6 +530,8 @@ def theta(
     """Print the RoPE theta for a longer context; all laws are listed on stderr.
 
     Example: regraft theta 8k 262144 --base 500000    prints 283461213
+
+    Of a model: regraft theta NousResearch/Hermes-2-Pro-Llama-3-8B 64k
     """
 
     def show_laws(report: dict[str, Any]) -> Iterable[RenderableType]:

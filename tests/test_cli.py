@@ -122,10 +122,10 @@ def test_json_is_one_object_on_stdout_whatever_libraries_say(family, tmp_path, c
 
 
 def test_json_says_no_infinity(monkeypatch):
-    from regraft.rope import laws
+    from regraft import theta
 
     monkeypatch.setattr(
-        laws, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
+        theta, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
     )
     assert "NaN or infinity" in refused(run("theta", "8k", "1M", "--json"), 1)
 
@@ -424,21 +424,21 @@ def test_the_environment_is_set_before_torch_is_imported():
     ],
 )
 def test_every_failure_is_one_line_and_its_code(error, code, said, monkeypatch):
-    from regraft.rope import laws
+    from regraft import theta
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(laws, "theta_report", fail)
+    monkeypatch.setattr(theta, "theta_report", fail)
     assert said in refused(run("theta", "8k", "1M"), code)
     if code == 1:
         assert type(run("theta", "8k", "1M", "--debug").exception) is type(error)
 
 
 def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
-    from regraft.rope import laws
+    from regraft import theta
 
-    monkeypatch.setattr(laws, "theta_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(theta, "theta_report", lambda *_: 1 / 0)
     result = run("theta", "8k", "1M")
     assert result.exit_code == 1
     assert "ZeroDivisionError: division by zero" in result.stderr

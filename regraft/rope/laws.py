@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.units import format_tokens, parse_tokens
+from regraft.units import format_tokens
 
 
 def scaling_law(theta: float, trained: int, target: int) -> float:
@@ -85,21 +85,6 @@ def theta_report(trained: int, target: int, base: float, head_dim: int = 128) ->
         "base_wavelength": round(longest_wavelength(base, head_dim)),
         "warnings": warnings,
     }
-
-
-def theta_for(
-    trained: str | int,
-    target: str | int,
-    *,
-    base: float = 500000.0,
-    law: str = "scaling",
-    head_dim: int = 128,
-) -> dict[str, Any]:
-    """`theta_report` for lengths such as '8k', with the chosen law's value as "theta"."""
-    report = theta_report(parse_tokens(trained), parse_tokens(target), base, head_dim)
-    if law not in report["laws"]:
-        raise InputError(f"--law '{law}' is not one of {', '.join(report['laws'])}.")
-    return {**report, "law": law, "theta": report["laws"][law]["theta"]}
 
 
 def describe_laws(report: dict[str, Any]) -> list[str]:

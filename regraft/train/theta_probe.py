@@ -18,6 +18,7 @@ from typing import Any
 from regraft import progress
 from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
+from regraft.theta import trained_rope
 from regraft.train.job import train
 from regraft.train.recipe.recipe import Recipe
 from regraft.units import format_tokens, parse_tokens
@@ -30,32 +31,33 @@ def probe(
     recipe: str | Path,
     trained: str | int,
     target: str | int,
-    base: float,
+    base: str | float | None = None,
     *,
     steps: int = 20,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
-    The grid: base unchanged, Men's bound, the scaling law, their geometric mean, four times the
-    law, and YaRN at the base theta. Method, data, needle texts and the last stage's batch, rate
-    and schedule are the recipe's; its stages and RoPE are not. Returns {"trials": [...],
-    "chosen": name, "theta": float, "family": str, "margin": nats to the next best}, trials best
-    first.
+    trained, base: as for `regraft.theta.theta_for`. The grid: base unchanged, Men's bound, the
+    scaling law, their geometric mean, four times the law, and YaRN at the base theta. Method, data,
+    needle texts and the last stage's batch, rate and schedule are the recipe's; its stages and RoPE
+    are not. Returns {"trials": [...], "chosen": name, "theta": float, "family": str, "margin":
+    nats to the next best}, trials best first.
     Raises InputError for a recipe that does not say what a needle looks like.
     """
     read = Recipe.read(recipe)
-    trained, target = parse_tokens(trained), parse_tokens(target)
+    rope = trained_rope(trained, base)
+    length, theta_before, target = rope.length, rope.theta, parse_tokens(target)
     if read.body.method == "recover":
         raise read.error(("method",), "a recovery keeps its theta; probe with full or lora.")
     if read.body.watch is None or read.body.watch.needle is None:
         raise read.error((), "a probe needs the recipe's needle: watch: {needle: {..}}.")
-    if target <= trained:
+    if target <= length:
         raise InputError(
-            f"{format_tokens(target)} is no longer context than {format_tokens(trained)}."
+            f"{format_tokens(target)} is no longer context than {format_tokens(length)}."
         )
     trials: list[dict[str, Any]] = []
-    for name, family, theta in grid(trained, target, base):
+    for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
         found = _try(read, family, theta, target, steps, device)
         trials.append({"name": name, "family": family, "theta": theta, **found})
@@ -67,9 +69,9 @@ def probe(
     return {
         "schema_version": 1,
         "kind": "theta probe",
-        "trained": trained,
+        "trained": length,
         "target": target,
-        "base": base,
+        "base": theta_before,
         "steps": steps,
         "trials": trials,
         "chosen": best["name"],
