@@ -104,7 +104,7 @@ def _errors(
     adapters = {"regraft": Adapter.open(out / "lora")}
     if not arguments.skip_mergekit:
         adapters["mergekit"] = Adapter.open(out / "lora-mergekit")
-    proven = adapters["regraft"].record["modules"]
+    proven = adapters["regraft"].record.modules
     wanted = list(PROJECTIONS) if arguments.optimum == "all" else arguments.optimum.split(",")
     lines = [
         "Error ||D - BA|| / ||D|| of the stored adapters, in float64:",
@@ -128,7 +128,7 @@ def _errors(
                 best = math.sqrt(max(float(values[:-rank].sum()), 0.0)) / norm
                 exact = f"{best:.6f}", f"{found['regraft'] / best:.6f}"
             errors = " | ".join(f"{error:.6f}" for error in found.values())
-            bound = proven[module]["error_bound_over_optimum"]
+            bound = proven[module].truncation.error_bound_over_optimum
             lines.append(f"| {name} | {errors} | {exact[0]} | {exact[1]} | {bound:.6f} |")
     lines += [
         "",

@@ -16,6 +16,8 @@ from regraft.shell import Options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from regraft.record import AdapterRecord, GraftRecord
+
 app = typer.Typer(
     name="regraft",
     help="Extract long context from a Llama-3 model as a LoRA, and put it into its relatives.",
@@ -162,7 +164,7 @@ def extract_lora(
     Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
     """
 
-    def show(record: dict[str, Any]) -> Iterable[RenderableType]:
+    def show(record: AdapterRecord) -> Iterable[RenderableType]:
         from regraft.adapters.extract.evidence import summary
 
         yield shell.lines(f"Adapter in {out}", summary(record))
@@ -211,7 +213,7 @@ def apply(
     Example: regraft apply ctx-lora NousResearch/Hermes-2-Pro-Llama-3-8B -o hermes-262k
     """
 
-    def show(record: dict[str, Any]) -> Iterable[RenderableType]:
+    def show(record: GraftRecord) -> Iterable[RenderableType]:
         from regraft.adapters.apply.apply import summary
 
         yield shell.lines(f"Graft in {out}", summary(record))
@@ -264,7 +266,7 @@ def merge(
     Example: regraft merge recipe.yaml -o merged
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | AdapterRecord:
         from regraft.recover_block import check_later_blocks
 
         check_later_blocks(recipe)
@@ -274,7 +276,7 @@ def merge(
             dry_run=dry_run,
         )  # fmt: skip
 
-    def show(record: dict[str, Any]) -> Iterable[RenderableType]:
+    def show(record: dict[str, Any] | AdapterRecord) -> Iterable[RenderableType]:
         from regraft.merge.job import summary
 
         yield shell.lines(f"Merge in {out}", summary(record))

@@ -67,3 +67,13 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template).render(**values)
+
+
+def hub_id(name: str, revision: str | None) -> str | None:
+    """org/name of a model from the Hub, for the card's front matter; None for a local folder."""
+    return None if revision is None else name.partition("@")[0]
+
+
+def last_name(name: str) -> str:
+    """The last part of a path or Hub id."""
+    return Path(name).name or name

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from regraft import progress
 from regraft.errors import InputError, OutputError, RegraftError, os_error_sentence
+from regraft.record import to_json
 
 if TYPE_CHECKING:
     import typer
@@ -168,10 +169,11 @@ def run(
         result = work()
         if int(os.environ.get("RANK", "0")):
             return
+        plain = to_json(result)
         if options.as_json:
-            write_stdout(_json(result) + "\n")
-        elif isinstance(result, dict) and "plan" in result:
-            write_stdout(_rendered([lines("Nothing is written (--dry-run)", _plan_lines(result))]))
+            write_stdout(_json(plain) + "\n")
+        elif isinstance(plain, dict) and "plan" in plain:
+            write_stdout(_rendered([lines("Nothing is written (--dry-run)", _plan_lines(plain))]))
         else:
             write_stdout(_rendered(show(result)))
     except KeyboardInterrupt as error:

@@ -14,14 +14,20 @@ from regraft.errors import writing
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file. Raises OutputError naming it."""
+    """Write a text file; what is no text (an undecodable file name) becomes '?'. Raises OutputError
+    naming the file."""
     with writing(path):
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, which has no NaN. Raises OutputError naming the file."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON that ends in a newline. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def copy_file(source: Path, path: Path) -> None:

@@ -36,11 +36,12 @@ def children() -> Iterator[Children]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards without their figure, which takes longer to draw than a small model to extract or
     train."""
+    from regraft.adapters.apply import card as graft_card
     from regraft.adapters.extract import card
     from regraft.train.output import log as metrics
 
     monkeypatch.setattr(
         metrics, "draw", lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
     )
-    monkeypatch.setattr(card, "_draw_extraction", lambda path, modules: None)
-    monkeypatch.setattr(card, "_draw_graft", lambda path, tensors: None)
+    monkeypatch.setattr(card, "_draw", lambda path, modules: None)
+    monkeypatch.setattr(graft_card, "_draw", lambda path, tensors: None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,42 +18,18 @@ from torch import Tensor
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint, sample_blocks
 from regraft.errors import CheckpointError
+from regraft.record import DistanceRecord, RelationRecord
 
 STRANGER_BELOW = 0.5  # cosine of the projections' weights
 Sketch = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How two sets of sampled weights relate: ||a - b|| / ||a|| (where a is zero: / ||b||) and the
-    cosine between them."""
-
-    distance: float
-    cosine: float
-    tensors: int
-
-
-@dataclass(frozen=True)
-class Relation:
-    """The verdict on two checkpoints and the figures it rests on, by role."""
-
-    verdict: str  # 'same', 'relative' or 'stranger'
-    roles: dict[str, Distance]
-    missing: int  # tensors of the first that the second lacks or has in another shape
-
-    def sentence(self) -> str:
-        """'projection 3.1% away (cosine 0.9995), norm 0.4% away (cosine 1.0000)'."""
-        return ", ".join(
-            f"{role} {d.distance:.1%} away (cosine {d.cosine:.4f})"
-            for role, d in self.roles.items()
-        )
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "verdict": self.verdict,
-            "roles": {role: asdict(d) for role, d in self.roles.items()},
-            "missing": self.missing,
-        }
+def describe(relation: RelationRecord) -> str:
+    """'projection 3.1% away (cosine 0.9995), norm 0.4% away (cosine 1.0000)'."""
+    return ", ".join(
+        f"{role} {d.distance:.1%} away (cosine {d.cosine:.4f})"
+        for role, d in relation.roles.items()
+    )
 
 
 def sketch(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -75,7 +51,7 @@ def sketch(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return samples
 
 
-def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> Relation:
+def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> RelationRecord:
     """Compare two sketches by role. Tensors of different sizes count as missing (added tokens
     change the size of embeddings; their samples lie at other places)."""
     sums: dict[str, list[float]] = {}
@@ -92,14 +68,14 @@ def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> Relation
             total[i] += float(value)
         total[4] += 1
     distances = {
-        role: Distance(
-            math.sqrt(dd / (aa or bb)) if dd else 0.0,
-            ab / math.sqrt(aa * bb) if aa and bb else (1.0 if aa == bb else 0.0),
-            int(count),
+        role: DistanceRecord(
+            distance=math.sqrt(dd / (aa or bb)) if dd else 0.0,
+            cosine=ab / math.sqrt(aa * bb) if aa and bb else (1.0 if aa == bb else 0.0),
+            tensors=int(count),
         )
         for role, (aa, bb, ab, dd, count) in sorted(sums.items(), key=_role_order)
     }
-    return Relation(_verdict(distances, missing), distances, missing)
+    return RelationRecord(verdict=_verdict(distances, missing), roles=distances, missing=missing)
 
 
 def present(first: Sketch, second: Sketch, changes: Iterable[tuple[str, Tensor, Tensor]]) -> float:
@@ -126,7 +102,9 @@ def _role_order(item: tuple[str, list[float]]) -> int:
     return order.index(item[0]) if item[0] in order else len(order)
 
 
-def _verdict(distances: Mapping[str, Distance], missing: int) -> str:
+def _verdict(
+    distances: Mapping[str, DistanceRecord], missing: int
+) -> Literal["same", "relative", "stranger"]:
     if not distances:
         return "stranger"
     if not missing and all(d.distance == 0 for d in distances.values()):

@@ -1,12 +1,7 @@
-"""The adapter folder: PEFT's two files, and beside them what PEFT's format has no place for.
+"""Reads an adapter folder: any plain PEFT LoRA, made here or elsewhere.
 
-    adapter_config.json, adapter_model.safetensors   what PEFT, vLLM, SGLang and llama.cpp read
-    regraft.json                                     RoPE, context, lineage, error of every module
-    regraft-lineage.safetensors                      1024 sampled weights of each base tensor
-    regraft-differences.safetensors                  layout `exact`: norms, embeddings, head, biases
-
-`Adapter` reads any plain PEFT LoRA, made here or elsewhere, and gives every module as B, A and a
-scale in the orientation of the stored weight. What it cannot apply exactly it refuses by name.
+`Adapter` gives every module as B, A and a scale in the orientation of the stored weight. What it
+cannot apply exactly it refuses by name.
 """
 
 from __future__ import annotations
@@ -14,31 +9,24 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.roles import Role
 from regraft.errors import CheckpointError, InputError
+from regraft.record import AdapterRecord, read_record
 from regraft.rope import ContextSpec
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RECORD, LINEAGE, DIFFERENCES = (
-    "regraft.json",
-    "regraft-lineage.safetensors",
-    "regraft-differences.safetensors",
+_MEND = (
+    "copy the adapter again (without that file it is a plain PEFT adapter, whose context and base "
+    "nobody knows)"
 )
-SCHEMA_VERSION = 1
-Layout = Literal["portable", "compact", "exact"]
-PORTABLE_CAP = 512  # the largest max-lora-rank that vLLM accepts
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # weights as numbers
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-_PREFIX = "base_model.model."
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _KEY = re.compile(
     r"(?P<module>.+)\.lora_(?P<emb>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?"
@@ -83,7 +71,8 @@ class LoraModule:
 
 
 class Adapter:
-    """A LoRA adapter folder, read lazily. `record` is regraft.json, None for a stranger's adapter.
+    """A LoRA adapter folder, read lazily. `record` is regraft.json, None for an adapter from
+    elsewhere.
 
     modules      checkpoint tensor name -> LoraModule
     replaced     checkpoint tensor name -> key of a full copy (PEFT's modules_to_save)
@@ -93,7 +82,9 @@ class Adapter:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.config = _read_object(folder / CONFIG)
-        self.record = _read_record(folder / RECORD) if (folder / RECORD).is_file() else None
+        self.record = None
+        if (folder / RECORD).is_file():
+            self.record = read_record(folder / RECORD, AdapterRecord, _MEND)
         _refuse_unknown(self.config, name)
         self._patterns = {
             key: _compiled(self.config.get(key) or {}, folder / CONFIG, key)
@@ -109,7 +100,7 @@ class Adapter:
         if (folder / DIFFERENCES).is_file():
             self._differences = _open(folder / DIFFERENCES)
             self.differences = sorted(self._differences.keys())
-        elif self.record is not None and self.record.get("differences"):
+        elif self.record is not None and self.record.differences:
             raise CheckpointError(
                 f"{name} lacks {DIFFERENCES}, which its {RECORD} lists; copy the whole folder."
             )
@@ -148,8 +139,8 @@ class Adapter:
         """(base's context, extended's context) if the adapter carries them."""
         if self.record is None:
             return None
-        both = self.record["context"]
-        return ContextSpec.from_json(both["base"]), ContextSpec.from_json(both["extended"])
+        both = self.record.context
+        return ContextSpec.from_record(both.base), ContextSpec.from_record(both.extended)
 
     def shape(self, tensor: str) -> tuple[int, int]:
         """Shape of the weight that the module changes."""
@@ -228,7 +219,7 @@ class Adapter:
         sides: dict[str, dict[str, str]] = {}
         embeddings: set[str] = set()
         for key in self._weights.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-            plain = key.removeprefix(_PREFIX)
+            plain = key.removeprefix(PREFIX)
             match = _KEY.fullmatch(plain)
             if match:
                 sides.setdefault(match["module"], {})[match["side"]] = key
@@ -286,81 +277,6 @@ class Adapter:
         return default
 
 
-@dataclass(frozen=True)
-class Factors:
-    """One extracted module ready to be written: B (m, r), A (r, n) as PEFT wants them."""
-
-    module: str
-    kind: Literal["linear", "embedding"]
-    rank: int
-
-    def stored(
-        self, shape: tuple[int, int], uniform: int | None
-    ) -> list[tuple[str, tuple[int, int]]]:
-        """(key, shape) of A and B for a weight of `shape` (out, in), padded to `uniform`."""
-        rank = uniform or self.rank
-        rows, columns = shape if self.kind == "linear" else shape[::-1]
-        key_a, key_b = self.keys()
-        return [(key_a, (rank, columns)), (key_b, (rows, rank))]
-
-    def keys(self) -> tuple[str, str]:
-        """The names of A and B in adapter_model.safetensors."""
-        if self.kind == "embedding":
-            stem = f"{_PREFIX}{self.module}.lora_embedding_"
-            return f"{stem}A", f"{stem}B"
-        return (
-            f"{_PREFIX}{self.module}.lora_A.weight",
-            f"{_PREFIX}{self.module}.lora_B.weight",
-        )
-
-
-def peft_config(
-    modules: list[Factors],
-    all_modules: Iterable[str],
-    *,
-    uniform: int | None,
-    base: str,
-    revision: str | None,
-) -> dict[str, Any]:
-    """adapter_config.json. `uniform`: one rank for all (zero-padded), else patterns per module.
-
-    Targets are leaf names where every module of that leaf is in the adapter, full names otherwise,
-    so that no reader makes empty factors for a module that did not change.
-    """
-    names = {factors.module for factors in modules}
-    leaves: dict[str, set[str]] = {}
-    for name in {*all_modules, *names}:
-        leaves.setdefault(name.rpartition(".")[2], set()).add(name)
-    targets = [
-        target
-        for leaf, members in sorted(leaves.items())
-        for target in ([leaf] if members <= names else sorted(members & names))
-    ]
-    common = uniform or max(factors.rank for factors in modules)
-    odd = {f.module: f.rank for f in modules if f.rank != common} if uniform is None else {}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision,
-        "inference_mode": True,
-        "r": common,
-        "lora_alpha": common,
-        "target_modules": targets,
-        "rank_pattern": {re.escape(name): rank for name, rank in sorted(odd.items())},
-        "alpha_pattern": {re.escape(name): rank for name, rank in sorted(odd.items())},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
-
-
 def _refuse_unknown(config: dict[str, Any], name: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -391,30 +307,6 @@ def _compiled(patterns: Any, path: Path, key: str) -> list[tuple[re.Pattern[str]
             f"{path}: {key} does not map regular expressions to numbers ({error}); copy the "
             "adapter again."
         ) from None
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """regraft.json, with all that `apply` relies on in its place."""
-    record = _read_object(path)
-    version = record.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema version {version} and this regraft reads {SCHEMA_VERSION}; update "
-            "regraft."
-        )
-    try:
-        whole = record["kind"] == "adapter" and isinstance(record["differences"], list)
-        for which in ("base", "extended"):
-            whole &= isinstance(record[which]["fingerprint"], str)
-            ContextSpec.from_json(record["context"][which])
-    except (KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise CheckpointError(
-            f"{path} is not the record of an adapter; copy the adapter again (without that file it "
-            "is a plain PEFT adapter, whose context and base nobody knows)."
-        )
-    return record
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def render(result: dict[str, Any]) -> Table:
 
 def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     from regraft.adapters.apply.apply import apply
-    from regraft.adapters.extract.evidence import versions
     from regraft.adapters.extract.extract import extract_lora
     from regraft.demo import lessons
     from regraft.demo.exam import examine
     from regraft.demo.page import write_page
+    from regraft.record import versions
     from regraft.rope import ContextSpec, scaling_law
     from regraft.train.job import train
 
@@ -114,7 +114,8 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
             with progress.hushed():
                 record = extract_lora("base", "extended", adapter, rank=rank)
                 apply(adapter, "derivative", folders[name])
-            errors[name] = record["totals"]["error"]
+            assert record.totals is not None
+            errors[name] = record.totals.error
         with progress.bar("exam", total=len(folders), unit="models") as bar:
             for name, place in folders.items():
                 exams[name] = {"folder": place.name, **examine(place, plan, seed)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from regraft import progress
 from regraft.adapters.apply.apply import apply
-from regraft.adapters.apply.match import digests
+from regraft.adapters.folder import digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
@@ -103,8 +103,8 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
 def _recorded_base(lora: Adapter) -> str:
     if lora.record is None:
         raise InputError(f"{lora.name} does not say what its base is: give base=MODEL.")
-    facts = lora.record["base"]
-    name = f"{facts['name']}@{facts['revision']}" if facts.get("revision") else str(facts["name"])
+    recorded = lora.record.base
+    name = f"{recorded.name}@{recorded.revision}" if recorded.revision else recorded.name
     try:
         with Checkpoint.open(name):
             return name
@@ -118,19 +118,18 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
     """Raises InputError where the adapter was taken from another base; a dry run of its application
     refuses what does not fit."""
     if lora.record is not None:
-        for role, source in (("base", base), ("extended", donor)):
-            facts = lora.record[role]
-            full = str(facts["fingerprint"]).startswith("full:")
+        for recorded, source in ((lora.record.base, base), (lora.record.extended, donor)):
+            full = recorded.fingerprint.startswith("full:")
             with Checkpoint.open(source.place) as checkpoint:
-                same = checkpoint.fingerprint(full=full) == facts["fingerprint"]
-            if not same and role == "base":
+                same = checkpoint.fingerprint(full=full) == recorded.fingerprint
+            if not same and source is base:
                 raise InputError(
                     f"{base.place} is not the base that {lora.name} was taken from "
-                    f"({facts['name']}); give that one as base=MODEL."
+                    f"({recorded.name}); give that one as base=MODEL."
                 )
             if not same:
                 progress.warn(
-                    f"{lora.name} was taken from {facts['name']}, which is not the donor "
+                    f"{lora.name} was taken from {recorded.name}, which is not the donor "
                     f"{source.place}: its fidelity is to another model."
                 )
     apply(lora.name, base.place, "", context="checkpoint", dry_run=True)
@@ -138,9 +137,8 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
 
 def _ranks(lora: Adapter) -> list[int]:
     """Of every module; zeros that only fill a stored factor up do not count."""
-    recorded = (lora.record or {}).get("modules")
-    if recorded:
-        return [int(facts["rank"]) for facts in recorded.values()]
+    if lora.record is not None:
+        return [module.rank for module in lora.record.modules.values()]
     return [lora.rank(tensor) for tensor in lora.modules]
 
 

@@ -269,10 +269,10 @@ def _measures(work: Work, model: Any, source: Any, reference: dict[str, Any]) ->
 def _result(
     work: Work, items: dict[tuple[str, int], Path], found: Any, plain: dict[str, Any], matrix: bool
 ) -> dict[str, Any]:
-    from regraft.adapters.extract.evidence import versions
     from regraft.evaluate.answers import lm_eval as published
     from regraft.evaluate.prepare import ROLES
     from regraft.evaluate.report.record import kept, ratios, summarise
+    from regraft.record import versions
 
     names = [source.name for source in work.sources]
     plain = {name: dict(facts) for name, facts in plain.items()}

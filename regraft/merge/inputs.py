@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.adapters import reader as format
 from regraft.adapters.apply import match as fitting
+from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.roles import Role, roles
@@ -26,9 +26,8 @@ from regraft.errors import CheckpointError, InputError
 from regraft.merge.config_check import check_config
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import ModelRef
+from regraft.record import to_json
 from regraft.rope import ContextSpec
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Input:
@@ -45,7 +44,7 @@ class Input:
         if adapter is not None:
             self.changes = fitting.match_changes(adapter, checkpoint, self.role_of, 1.0)
             relation, _ = fitting.check_kinship(adapter, checkpoint, self.role_of, False)
-            self.lineage = relation.to_json() if relation else None
+            self.lineage = to_json(relation) if relation else None
         self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
 
     def __str__(self) -> str:
@@ -129,7 +128,7 @@ class Input:
         if self.adapter is not None:
             found["adapter"] = {
                 "name": self.adapter.name,
-                "sha256": fitting.digests(self.adapter.folder),
+                "sha256": digests(self.adapter.folder),
                 "lineage": self.lineage,
             }
         return found
@@ -200,7 +199,7 @@ class Inputs:
 def is_adapter(name: str) -> bool:
     """Whether a local folder is an adapter and not a model."""
     folder = Path(name).expanduser()
-    return (folder / format.CONFIG).is_file() and not (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def home(name: str, role: Role) -> str:

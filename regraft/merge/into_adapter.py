@@ -8,30 +8,40 @@ extracted again at the summed rank of the inputs, with the error stated.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regraft import progress
-from regraft.adapters import lineage
-from regraft.adapters import reader as format
-from regraft.adapters.extract.extract import module_seed
-from regraft.checkpoint.layout import Planned, write_safetensors
+from regraft.adapters.serving import PORTABLE_CAP
+from regraft.adapters.writer import (
+    AdapterModule,
+    totals_of,
+    write_adapter,
+    write_adapter_record,
+)
 from regraft.checkpoint.staging import Staging
-from regraft.lowrank.svd import rounding_error, truncated_svd
+from regraft.lowrank.svd import truncated_svd
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import Output, Plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.stream import Tally, merged
+from regraft.record import (
+    AdapterRecord,
+    ContextChange,
+    MergeSource,
+    ModelRecord,
+    ModuleRecord,
+    Plain,
+    derive_seed,
+    versions,
+)
 from regraft.rope import ContextSpec
-from regraft.write import write_text
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,9 @@ def write(
     *,
     seed: int,
     device: torch.device,
-) -> dict[str, Any]:
-    """Write PEFT's files and the lineage sketch to the staging folder; what the record says.
+    arguments: dict[str, Plain],
+) -> AdapterRecord:
+    """Write all files but the card to the staging folder; the record.
 
     The factors are float32 unless the recipe says out_dtype or dtype.
     """
@@ -95,76 +106,62 @@ def write(
                 else:
                     spool.put(output.name, _extracted(output, plan, scale, seed, device))
             bar.advance()
-    kept = [out for out in changed if spool.facts(out.name)["rank"]]
-    if not kept:
+    outputs = [out for out in changed if spool.facts(out.name)["rank"]]
+    if not outputs:
         raise recipe.error((), "the merged change is zero, so there is no adapter to write.")
-    ranks = [int(spool.facts(out.name)["rank"]) for out in kept]
-    uniform = max(ranks) if max(ranks) <= format.PORTABLE_CAP else None
-    factors = {out.name: _factors(out, base, rank) for out, rank in zip(kept, ranks, strict=True)}
-    folder = staging.folder
-    projections = [role.module for role in base.role_of.values() if role.kind == "projection"]
-    config = format.peft_config(
-        list(factors.values()), projections, uniform=uniform,
-        base=base.checkpoint.name, revision=base.checkpoint.revision,
-    )  # fmt: skip
-    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    write_text(folder / format.CONFIG, text)
-    modules: dict[str, dict[str, Any]] = {}
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for out in kept:
-            piece, own = spool.get(out.name), factors[out.name]
-            b, a = piece.b.to(dtype), piece.a.to(dtype)
-            lost = math.sqrt(rounding_error((piece.b, piece.a), (b, a)))
-            modules[own.module] = {
-                "rank": own.rank,
-                "delta_norm": piece.norm,
-                "error": math.hypot(piece.error, lost / piece.norm),
-                "rounding_error": lost / piece.norm,
-                "parameters": out.params,
-            }
-            if own.kind == "embedding":
-                b, a = a.T, b.T
-            rank = uniform or own.rank
-            a = torch.nn.functional.pad(a, (0, 0, 0, rank - len(a)))
-            b = torch.nn.functional.pad(b, (0, rank - b.shape[1]))
-            yield from zip(own.keys(), (a.contiguous(), b.contiguous()), strict=True)
-
-    planned = [
-        Planned(key, shape, dtype)
-        for out in kept
-        for key, shape in factors[out.name].stored((out.shape[0], out.shape[1]), uniform)
-    ]
-    write_safetensors(folder / format.WEIGHTS, tensors(), planned, {"format": "pt"})
-    samples = sorted(lineage.sketch(base.checkpoint).items())
-    sketched = [Planned(name, tuple(t.shape), t.dtype) for name, t in samples]
-    write_safetensors(folder / format.LINEAGE, iter(samples), sketched, {"format": "pt"})
-    norm = math.sqrt(sum(m["delta_norm"] ** 2 for m in modules.values()))
-    missed = math.sqrt(sum((m["error"] * m["delta_norm"]) ** 2 for m in modules.values()))
-    before = base.contexts[0]
-    return {
-        "base": {
-            "name": base.checkpoint.name,
-            "revision": base.checkpoint.revision,
-            "fingerprint": base.checkpoint.fingerprint(),
-        },
-        "extended": {
-            "name": f"a merge of {', '.join(map(str, inputs))}",
-            "revision": None,
-            "fingerprint": f"merge:{staging.job}",
-        },
-        "context": {"base": before.to_json(), "extended": context.to_json()},
-        "totals": {
-            "modules": len(kept),
-            "rank_stored": uniform,
-            "rank_max": max(ranks),
-            "delta_norm": norm,
-            "error": missed / norm,
-            "exact": plan.method.name == "task_arithmetic",
-        },
-        "modules": modules,
-        "differences": [],
-    }
+    modules = [_module(out, base, int(spool.facts(out.name)["rank"])) for out in outputs]
+    highest = max(module.rank for module in modules)
+    uniform_rank = highest if highest <= PORTABLE_CAP else None
+    roundings = write_adapter(
+        staging.folder,
+        base.checkpoint,
+        base.role_of,
+        modules,
+        ((piece.b, piece.a) for piece in map(spool.get, (out.name for out in outputs))),
+        dtype=dtype,
+        uniform_rank=uniform_rank,
+    )
+    records = {}
+    for out, module in zip(outputs, modules, strict=True):
+        piece = spool.facts(out.name)
+        lost = math.sqrt(roundings[module.name]) / piece["norm"]
+        records[module.name] = ModuleRecord(
+            shape=list(module.shape),
+            rank=module.rank,
+            delta_norm=piece["norm"],
+            error=math.hypot(piece["error"], lost),
+            rounding_error=lost,
+            parameters=out.params,
+        )
+    record = AdapterRecord(
+        made_by="merge",
+        base=ModelRecord(
+            name=base.checkpoint.name,
+            revision=base.checkpoint.revision,
+            fingerprint=base.checkpoint.fingerprint(),
+            model_type=base.checkpoint.config.get("model_type"),
+        ),
+        extended=ModelRecord(
+            name=f"a merge of {', '.join(map(str, inputs))}",
+            revision=None,
+            fingerprint=f"merge:{staging.job}",
+        ),
+        context=ContextChange(base=base.contexts[0].to_record(), extended=context.to_record()),
+        layout="portable" if uniform_rank else "compact",
+        differences=[],
+        modules=records,
+        totals=totals_of(records, uniform_rank=uniform_rank, dtype=dtype),
+        arguments=arguments,
+        versions=versions(),
+        merge=MergeSource(
+            method=plan.method.name,
+            recipe=recipe.document.text,
+            inputs=[one.adapter.name for one in inputs if one.adapter is not None],
+            exact=plan.method.name == "task_arithmetic",
+        ),
+    )
+    write_adapter_record(staging.folder, record)
+    return record
 
 
 class _Spool:
@@ -194,10 +191,11 @@ class _Spool:
         return self._folder / f"{name}.safetensors"
 
 
-def _factors(output: Output, base: Input, rank: int) -> format.Factors:
-    module = base.role_of[output.tensors[-1][1]].module
-    kind = "embedding" if output.kind == "embedding" else "linear"
-    return format.Factors(module, kind, rank)  # type: ignore[arg-type]
+def _module(output: Output, base: Input, rank: int) -> AdapterModule:
+    name = base.role_of[output.tensors[-1][1]].module
+    rows, columns = output.shape
+    kind: Literal["linear", "embedding"] = "embedding" if output.kind == "embedding" else "linear"
+    return AdapterModule(name, kind, (rows, columns), rank)
 
 
 def _added(output: Output, scale: float) -> Merged:
@@ -226,7 +224,7 @@ def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torc
     """The densely merged change, cut to the summed rank of the inputs."""
     assert output.base is not None
     exact = replace(output, dtype=torch.float32)
-    own = module_seed(seed, output.name)
+    own = derive_seed(seed, output.name)
     blocks = merged(exact, plan.method, own, scale, device, Tally())
     delta = torch.cat(list(blocks))
     one, name = output.base
@@ -237,6 +235,6 @@ def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torc
         for i, n in output.inputs
         if n in i.changes and i.adapter is not None
     ]
-    svd = truncated_svd(delta, min(sum(ranks), *delta.shape, format.PORTABLE_CAP), seed=own)
+    svd = truncated_svd(delta, min(sum(ranks), *delta.shape, PORTABLE_CAP), seed=own)
     b, a = svd.factors()
     return Merged(b, a, math.sqrt(svd.squared_norm), svd.error())

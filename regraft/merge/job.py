@@ -10,7 +10,6 @@ and a killed run goes on with `resume`. What a method cannot do natively runs in
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,7 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.adapters import reader as format
-from regraft.adapters.extract import evidence
-from regraft.adapters.extract.extract import module_seed
+from regraft.adapters.folder import RECORD
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.staging import Staging
 from regraft.device import each, full_precision, pick_device
@@ -39,9 +36,16 @@ from regraft.merge.plan import Output, Plan, make_plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema
 from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
+from regraft.record import (
+    SCHEMA_VERSION,
+    AdapterRecord,
+    Plain,
+    derive_seed,
+    dump_json,
+    versions,
+)
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, parse_bytes
-from regraft.write import write_text
 
 __all__ = ["merge", "schema", "summary"]
 
@@ -64,7 +68,7 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | AdapterRecord:
     """Write the merge that the YAML file `recipe` describes to the folder `out`; its record.
 
     engine: 'native' (float32 streams), 'mergekit' (a separate process), 'auto' (native wherever it
@@ -84,11 +88,11 @@ def merge(
     with Inputs(parsed) as inputs:
         job.add_inputs(inputs.paths())
         reason = mergekit.reason(parsed, inputs, engine)
-        arguments = {
+        arguments: dict[str, Plain] = {
             "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
         }  # fmt: skip
         record: dict[str, Any] = {
-            "schema_version": format.SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION,
             "kind": "merge",
             "recipe": parsed.document.text,
             "method": parsed.body.merge_method,
@@ -96,7 +100,7 @@ def merge(
             "engine_why": reason,
             "inputs": [one.record() for one in inputs],
             "arguments": arguments,
-            "versions": evidence.versions(),
+            "versions": versions(),
         }
         donor, why = find_donor(parsed, inputs)
         notes = check_relatives(parsed, inputs, donor)
@@ -140,15 +144,13 @@ def merge(
         with job.start(record, where.type) as staging:
             if as_adapter:
                 assert plan is not None
-                found = factors.write(
-                    parsed, inputs, plan, context, staging, seed=seed, device=where
-                )
-                record |= {"kind": "adapter", "layout": "portable", **found}
-                text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-                write_text(staging.folder / format.RECORD, text)
-                card.write(staging.folder, record, summary(record), None)
+                made = factors.write(
+                    parsed, inputs, plan, context, staging,
+                    seed=seed, device=where, arguments=arguments,
+                )  # fmt: skip
+                card.write(staging.folder, record | {"kind": "adapter"}, summary(made), None)
                 staging.publish()
-                return record
+                return made
             if plan is not None:
                 writer = CheckpointWriter(staging, plan.shards, verify=verify)
                 donors.write(writer, staging.folder, plan.config, files)
@@ -156,17 +158,16 @@ def merge(
                 report = conflicts.report(plan.outputs, sums)
                 record |= report.to_json()
             else:
-                made = mergekit.run(
+                result = mergekit.run(
                     parsed, inputs, donor, context, files, staging,
                     seed=seed, device=where, max_shard_bytes=shard_bytes, verify=verify,
                 )  # fmt: skip
-                writer = made.writer
-                donors.write(writer, staging.folder, made.config, made.files)
-                if made.files is not files:
+                writer = result.writer
+                donors.write(writer, staging.folder, result.config, result.files)
+                if result.files is not files:
                     record["donor"]["tokenizer"] = "mergekit, which aligned the vocabularies"
-                record |= {"totals": {"tensors": len(made.tensors)}, "tensors": made.tensors}
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            writer.add_file(format.RECORD, text.encode())
+                record |= {"totals": {"tensors": len(result.tensors)}, "tensors": result.tensors}
+            writer.add_file(RECORD, dump_json(record))
             with progress.stage("Writing the card"):
                 card.write(staging.folder, record, summary(record), report)
             writer.finish()
@@ -188,7 +189,7 @@ def _stream(
 
         def make(output: Output) -> None:
             tally = Tally()
-            own = module_seed(seed, output.name)
+            own = derive_seed(seed, output.name)
             writer.write(output.name, merged(output, plan.method, own, scale, device, tally))
             sums[output.name] = conflicts.measure(output, tally)
             staging.record(f"merge:{output.name}", **vars(sums[output.name]))
@@ -271,9 +272,9 @@ def peak_memory(plan: Plan, device: torch.device) -> int:
     )
 
 
-def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines a person wants to see after a merge: (label, text)."""
-    if record["kind"] == "adapter":
+def summary(record: dict[str, Any] | AdapterRecord) -> list[tuple[str, str]]:
+    """The lines shown after a merge: (label, text)."""
+    if isinstance(record, AdapterRecord):
         return _adapter_summary(record)
     context = ContextSpec.from_json(record["context"]["output"])
     totals, donor = record["totals"], record["donor"]
@@ -312,13 +313,16 @@ def _engine(record: dict[str, Any]) -> str:
     return f"mergekit, since {why}" if why else "native, float32, one rounding"
 
 
-def _adapter_summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    context, totals = record["context"], record["totals"]
-    before, after = (ContextSpec.from_json(context[key]) for key in ("base", "extended"))
-    how = "in factors, exactly" if totals["exact"] else "densely, then extracted again"
+def _adapter_summary(record: AdapterRecord) -> list[tuple[str, str]]:
+    assert record.totals is not None
+    assert record.merge is not None
+    before = ContextSpec.from_record(record.context.base)
+    after = ContextSpec.from_record(record.context.extended)
+    how = "in factors, exactly" if record.merge.exact else "densely, then extracted again"
+    totals = record.totals
     return [
-        ("method", f"{record['method']}, {len(record['inputs'])} inputs, {how}"),
+        ("method", f"{record.merge.method}, {len(record.merge.inputs)} adapters, {how}"),
         ("context", f"{before.describe()}  ->  {after.describe()}"),
-        ("modules", f"{totals['modules']} of rank up to {totals['rank_max']}"),
-        ("error", f"{totals['error']:.2e} of the merged change, rounding of the factors included"),
+        ("modules", f"{totals.modules} of rank up to {totals.rank_max}"),
+        ("error", f"{totals.error:.2e} of the merged change, rounding of the factors included"),
     ]

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from regraft.checkpoint import roles
+from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role
-from regraft.merge.inputs import FLOATS, Input, Inputs, at_layer
+from regraft.merge.inputs import Input, Inputs, at_layer
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe import Recipe, Slice, Source
 
@@ -96,7 +97,7 @@ def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
             )  # fmt: skip
         unknown = roles.unknown(other, one.checkpoint.tensors)
         for name in one.checkpoint.tensors:
-            if one.info(name).dtype not in FLOATS and name not in unknown:
+            if one.info(name).dtype not in FLOAT_DTYPES and name not in unknown:
                 raise recipe.error(
                     where[one], f"'{name}' of {one} is stored as {one.info(name).dtype}; give a "
                     "model that is not quantised.",

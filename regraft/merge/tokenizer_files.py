@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from regraft.adapters import reader as format
+from regraft.adapters.folder import RECORD
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
@@ -28,7 +28,7 @@ TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "spiece.model", "chat_template*", "generation_config.json",
 )  # fmt: skip
-_OWN = (format.RECORD, "graft.png", "merge.png", "mergekit_config.yml")
+_OWN = (RECORD, "graft.png", "merge.png", "mergekit_config.yml")
 _TEMPLATE = "chat_template.jinja"
 
 

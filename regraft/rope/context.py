@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.errors import CheckpointError, InputError, did_you_mean
+from regraft.record import ContextRecord
 from regraft.rope.spelling import (
     DEFAULT_LENGTH,
     DEFAULT_THETA,
@@ -200,6 +201,18 @@ class ContextSpec:
             )
         except KeyError as error:
             raise CheckpointError(f"The stored context lacks {error}; extract it again.") from None
+
+    def to_record(self) -> ContextRecord:
+        return ContextRecord(**self.to_json())
+
+    @classmethod
+    def from_record(cls, record: ContextRecord) -> ContextSpec:
+        """The inverse of `to_record`. Raises CheckpointError for parameters that are no RoPE."""
+        return cls(
+            record.rope_parameters,
+            record.max_position_embeddings,
+            record.original_max_position_embeddings,
+        )
 
     def describe(self) -> str:
         """One phrase: 'theta 500000, 8k' or 'llama3 x8 (theta 500000, from 8k), 128k'."""

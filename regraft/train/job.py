@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.adapters.extract.evidence import versions
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
 from regraft.checkpoint.target import staging_folder
 from regraft.errors import InputError
 from regraft.job import Job
+from regraft.record import versions
 from regraft.train.loop import Loop
 from regraft.train.output import log
 from regraft.train.output.card import write_card
-from regraft.train.output.export import export_adapter, export_model, write_json
+from regraft.train.output.export import export_adapter, export_model
 from regraft.train.output.summary import summary
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recovery import add_noise, begin_recovery
@@ -36,7 +36,7 @@ from regraft.train.setup import (
 from regraft.train.state import Place
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
-from regraft.write import write_text
+from regraft.write import write_json, write_text
 
 RECORD, STATES = "train.json", "states"
 

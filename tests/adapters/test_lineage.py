@@ -55,7 +55,9 @@ def test_a_relative_is_as_far_as_it_was_moved(which, size, family):
     assert relation.roles["projection"].distance == pytest.approx(size, rel=0.1)
     assert relation.roles["projection"].cosine == pytest.approx(1 - size**2 / 2, abs=1e-3)
     assert relation.roles["norm"].distance == 0
-    assert f"projection {relation.roles['projection'].distance:.1%} away" in relation.sentence()
+    assert f"projection {relation.roles['projection'].distance:.1%} away" in lineage.describe(
+        relation
+    )
 
 
 def test_another_seed_is_a_stranger(family, tmp_path):

@@ -41,7 +41,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_file(state, donor / "model.safetensors", metadata={"format": "pt"})
     found = {"base": base, "donor": donor}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(card, "_draw_extraction", lambda path, modules: None)
+        patched.setattr(card, "_draw", lambda path, modules: None)
         for rank in (2, 8):
             found[f"rank {rank}"] = root / f"adapter-{rank}"
             extract_lora(

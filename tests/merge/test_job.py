@@ -433,8 +433,8 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
               "context": {"from": "lora"}}  # fmt: skip
     got = run(tmp_path, recipe)
     record = merge(write(tmp_path, recipe), tmp_path / "adapter", as_adapter=True)
-    assert record["totals"]["error"] < 1e-6
-    assert record["totals"]["rank_max"] <= 10
+    assert record.totals.error < 1e-6
+    assert record.totals.rank_max <= 10
     apply(tmp_path / "adapter", "base", tmp_path / "applied")
     applied, base = models.load(tmp_path / "applied"), models.load(Path("base"))
     for key, value in got.items():
@@ -445,7 +445,7 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
     ).read_text()
     ties = {**recipe, "merge_method": "ties", "parameters": {"density": 0.5}}
     record = merge(write(tmp_path, ties), tmp_path / "ties", as_adapter=True)
-    assert 0.05 < record["totals"]["error"] < 0.6
+    assert 0.05 < record.totals.error < 0.6
     assert summary(record)
 
 

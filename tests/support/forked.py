@@ -107,12 +107,13 @@ def _serve() -> None:
 
     import regraft.adapters.apply.apply
     import regraft.adapters.extract.extract  # noqa: F401
-    from regraft.adapters.extract import card
+    from regraft.adapters.apply import card as graft_card
+    from regraft.adapters.extract import card as extraction_card
     from regraft.train.output import log as metrics
 
     del matplotlib, peft, torch, transformers
-    for name in ("_draw_extraction", "_draw_graft"):  # they take longer than all the rest
-        setattr(card, name, lambda path, _: path.write_bytes(b"drawn"))
+    for card in (extraction_card, graft_card):  # the figures take longer than all the rest
+        card._draw = lambda path, _: path.write_bytes(b"drawn")
     metrics.draw = lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
     with tempfile.TemporaryDirectory() as folder:
         out, err, count = (Path(folder) / name for name in ("out", "err", "count"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ import torch
 from torch import Tensor
 
 from regraft import progress
-from regraft.adapters import reader as format
+from regraft.adapters.apply import card
 from regraft.adapters.apply.match import (
     Change,
     check_absent,
     check_kinship,
     choose_context,
-    digests,
     match_changes,
     target_roles,
 )
-from regraft.adapters.extract import card, evidence
 from regraft.adapters.extract.select import context_of
+from regraft.adapters.folder import CONFIG, RECORD, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.layout import Planned, plan_shards
@@ -39,6 +39,17 @@ from regraft.checkpoint.staging import Staging
 from regraft.device import each, full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job
+from regraft.record import (
+    AdapterFiles,
+    GraftContext,
+    GraftRecord,
+    GraftShare,
+    ModelRecord,
+    TensorGraft,
+    dump_json,
+    to_json,
+    versions,
+)
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens, parse_bytes
 
@@ -60,7 +71,7 @@ def apply(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> GraftRecord:
     """Write `checkpoint` with `adapter` grafted on to the folder `out`; its record.
 
     context: 'adapter' (RoPE and length of the adapter's extended model), 'checkpoint' (the
@@ -88,43 +99,36 @@ def apply(
         config = _config(target, spec)
         relation, base = check_kinship(lora, target, role_of, force)
         present = check_absent(lora, target, role_of, changes, scale, force)
-        record: dict[str, Any] = {
-            "schema_version": format.SCHEMA_VERSION,
-            "kind": "graft",
-            "adapter": {"name": lora.name, "sha256": digests(lora.folder)},
-            "base": base,
-            "checkpoint": {
-                "name": target.name,
-                "revision": target.revision,
-                "fingerprint": target.fingerprint(),
-            },
-            "context": {
-                "checkpoint": context_of(target).to_json(),
-                "output": spec.to_json(),
-                "policy": policy,
-            },
-            "lineage": relation.to_json() if relation else None,
-            "already_present": present,
-            "arguments": {"scale": scale, "context": context, "max_shard_size": shard_bytes},
-            "versions": evidence.versions(),
-        }
+        record = GraftRecord(
+            adapter=AdapterFiles(name=lora.name, sha256=digests(lora.folder)),
+            base=base,
+            checkpoint=ModelRecord(
+                name=target.name, revision=target.revision, fingerprint=target.fingerprint()
+            ),
+            context=GraftContext(
+                checkpoint=context_of(target).to_record(), output=spec.to_record(), policy=policy
+            ),
+            lineage=relation,
+            already_present=present,
+            arguments={"scale": scale, "context": context, "max_shard_size": shard_bytes},
+            versions=versions(),
+        )
         planned = [Planned(n, info.shape, info.dtype) for n, info in target.tensors.items()]
         shards = plan_shards(planned, like=target, max_shard_bytes=shard_bytes)
         if dry_run:
-            return {**record, "plan": _plan(target, changes)}
+            return replace(record, plan=_plan(target, changes))
         assert job is not None
-        with job.start(record) as staging:
+        with job.start(to_json(record)) as staging:
             writer = CheckpointWriter(staging, shards, metadata=target.metadata, verify=verify)
             results = _stream(lora, target, changes, scale, writer, staging, where)
             writer.add_file("config.json", config)
             for name in target.other_files():
                 path = target.file(name)
                 # PEFT's config beside a whole model would be loaded again
-                if path is not None and name != format.CONFIG:
+                if path is not None and name != CONFIG:
                     writer.add_file(name, path)
-            record |= _results(results, changes, lora)
-            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            writer.add_file(format.RECORD, text.encode())
+            record = _with_results(record, results, changes, lora)
+            writer.add_file(RECORD, dump_json(record))
             with progress.stage("Writing the card"):
                 card.write_graft_card(staging.folder, record, summary(record))
             writer.finish()
@@ -259,30 +263,36 @@ def _config(target: Checkpoint, spec: ContextSpec) -> bytes:
     return (json.dumps(written, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _results(
-    results: dict[str, dict[str, float]], changes: dict[str, Change], lora: Adapter
-) -> dict[str, Any]:
-    def share(names: list[str]) -> dict[str, Any]:
+def _with_results(
+    record: GraftRecord,
+    results: dict[str, dict[str, float]],
+    changes: dict[str, Change],
+    lora: Adapter,
+) -> GraftRecord:
+    def share(names: list[str]) -> GraftShare:
         squared = sum(results[n]["squared_change"] for n in names)
         lost = sum(results[n]["squared_loss"] for n in names)
-        return {
-            "tensors": len(names),
-            "change_norm": math.sqrt(squared),
-            "lost_to_storage": math.sqrt(lost / squared) if squared else 0.0,
-        }
+        return GraftShare(
+            tensors=len(names),
+            change_norm=math.sqrt(squared),
+            lost_to_storage=math.sqrt(lost / squared) if squared else 0.0,
+        )
 
     by_role: dict[str, list[str]] = {}
     for name, change in changes.items():
         by_role.setdefault(change.role, []).append(name)
-    return {
-        "totals": share(list(results)),
-        "roles": {role: share(names) for role, names in by_role.items()},
-        "tensors": {
-            name: {"kind": changes[name].kind, "rows": changes[name].rows, **share([name])}
+    return replace(
+        record,
+        totals=share(list(results)),
+        roles={role: share(names) for role, names in by_role.items()},
+        tensors={
+            name: TensorGraft(
+                kind=changes[name].kind, rows=changes[name].rows, **asdict(share([name]))
+            )
             for name in results
         },
-        "ignored": lora.ignored,
-    }
+        ignored=lora.ignored,
+    )
 
 
 def _plan(target: Checkpoint, changes: dict[str, Change]) -> dict[str, Any]:
@@ -296,20 +306,20 @@ def _plan(target: Checkpoint, changes: dict[str, Change]) -> dict[str, Any]:
     }
 
 
-def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines a person wants to see after a graft: (label, text)."""
-    context, totals = record["context"], record["totals"]
-    before = ContextSpec.from_json(context["checkpoint"])
-    after = ContextSpec.from_json(context["output"])
+def summary(record: GraftRecord) -> list[tuple[str, str]]:
+    """The lines shown after a graft: (label, text)."""
+    before = ContextSpec.from_record(record.context.checkpoint)
+    after = ContextSpec.from_record(record.context.output)
     arrow = f"{before.describe()}  ->  {after.describe()}" if before != after else after.describe()
-    lines = [("context", f"{arrow} (from the {context['policy']})")]
-    lines.append(("changed", f"{totals['tensors']} tensors, scale {record['arguments']['scale']}"))
-    lines.append(
-        ("lost to storage", f"{totals['lost_to_storage']:.2%} of the change, by rounding once")
-    )
-    if record["lineage"]:
-        relation = record["lineage"]
-        far = ", ".join(f"{k} {v['distance']:.1%}" for k, v in relation["roles"].items())
+    lines = [("context", f"{arrow} (from the {record.context.policy})")]
+    if record.totals is not None:
+        lines.append(
+            ("changed", f"{record.totals.tensors} tensors, scale {record.arguments['scale']}")
+        )
+        lost = f"{record.totals.lost_to_storage:.2%} of the change, by rounding once"
+        lines.append(("lost to storage", lost))
+    if record.lineage:
+        far = ", ".join(f"{role} {d.distance:.1%}" for role, d in record.lineage.roles.items())
         lines.append(("distance from the adapter's base", far))
     if after.max_position_embeddings > before.max_position_embeddings:
         length = format_tokens(after.max_position_embeddings)

@@ -5,21 +5,21 @@ Nothing here reads more of the checkpoint than its headers and the lineage's sam
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from regraft import progress
 from regraft.adapters import lineage
-from regraft.adapters import reader as format
 from regraft.adapters.extract.select import context_of, roles_of
+from regraft.adapters.folder import RECORD
 from regraft.adapters.reader import Adapter
+from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
+from regraft.record import BaseRecord, RelationRecord
 from regraft.rope import ContextSpec, parse_context
 
 _PRESENT = 0.5  # share of the change beyond which a target may have it already
@@ -41,8 +41,8 @@ def target_roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
     """What each tensor of the target is: the adapter knows where the names are its base's, so that
     transformers (two seconds of imports) is only asked about other spellings and architectures."""
     known = lora.roles()
-    same = lora.record is not None and target.config.get("model_type") == lora.record["base"].get(
-        "model_type"
+    same = (
+        lora.record is not None and target.config.get("model_type") == lora.record.base.model_type
     )
     if known is not None and same and target.tensors.keys() <= known.keys():
         return {name: known[name] for name in target.tensors}
@@ -91,7 +91,7 @@ def match_changes(
                 f"Tensor '{name}' of {target.name} is {list(info.shape)} and {lora.name} changes "
                 f"one of {list(shape)}; give a checkpoint of the adapter's architecture."
             )
-        if info.dtype not in format.FLOATS:
+        if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"Tensor '{name}' of {target.name} is stored as {info.dtype}; give a checkpoint "
                 "that is not quantised."
@@ -136,7 +136,7 @@ def choose_context(
     if lora.context is None:
         if wanted == "adapter":
             raise InputError(
-                f"{lora.name} carries no context (no {format.RECORD}); give --context theta=..,"
+                f"{lora.name} carries no context (no {RECORD}); give --context theta=..,"
                 "length=.. or --context checkpoint."
             )
         progress.warn(
@@ -158,10 +158,13 @@ def choose_context(
 
 def check_kinship(
     lora: Adapter, target: Checkpoint, role_of: dict[str, Role], force: bool
-) -> tuple[lineage.Relation | None, dict[str, Any] | None]:
+) -> tuple[RelationRecord | None, BaseRecord]:
     """The distance from the adapter's base to the target, and what is known of that base."""
     named = str(lora.config.get("base_model_name_or_path") or "")
-    base = dict(lora.record["base"]) if lora.record else {"name": named or None}
+    base = BaseRecord(name=named or None)
+    if lora.record:
+        own = lora.record.base
+        base = BaseRecord(name=own.name, revision=own.revision, fingerprint=own.fingerprint)
     sketches = _sketches(lora, target, role_of)
     if sketches is None:
         progress.warn(
@@ -172,8 +175,8 @@ def check_kinship(
     relation = lineage.relate(*sketches)
     if relation.verdict == "stranger" and not force:
         raise LineageError(
-            f"{target.name} is no relative of {base['name']}, the base of {lora.name}: "
-            f"{relation.sentence()}; give a model made from that base, or --force."
+            f"{target.name} is no relative of {base.name}, the base of {lora.name}: "
+            f"{lineage.describe(relation)}; give a model made from that base, or --force."
         )
     return relation, base
 
@@ -238,14 +241,3 @@ def check_absent(
             raise LineageError(f"{found}; give a checkpoint without it, or --force.")
         progress.warn(f"{found}: it was trained on something alike, or has the change in it.")
     return present
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The files that decide the change -> SHA-256."""
-    names = (format.CONFIG, format.WEIGHTS, format.DIFFERENCES)
-    return {name: _digest(folder / name) for name in names if (folder / name).is_file()}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

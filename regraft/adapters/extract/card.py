@@ -1,22 +1,20 @@
-"""The card beside every output: what it is, what it carries, what it lost, how to serve it."""
+"""The card of an extracted adapter: what it carries, what it misses, how to serve it."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from regraft.adapters import reader as format
-from regraft.drawing import figure, from_zero, legend, render, styles
+from regraft.adapters.serving import llamacpp_flags, vllm_flags
+from regraft.drawing import figure, from_zero, hub_id, last_name, legend, render, styles
+from regraft.record import AdapterRecord, ModuleRecord, TruncationRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_share
 from regraft.write import write_text
 
-ADAPTER_FIGURE, GRAFT_FIGURE = "extraction.png", "graft.png"
+FIGURE = "extraction.png"
 
-_ADAPTER = """\
+_CARD = """\
 ---
 library_name: peft
 {% if hub_id %}
@@ -75,195 +73,86 @@ The adapter alone does not change a server's RoPE. On the base model:
     {{ llamacpp }}
 """
 
-_GRAFT = """\
----
-library_name: transformers
-{% if hub_id %}
-base_model: {{ hub_id }}
-{% endif %}
-tags: [regraft, long-context]
----
-# {{ title }}
 
-**{{ checkpoint }}** with the change of the adapter **{{ adapter }}** grafted on by
-[regraft](https://pypi.org/project/regraft/) {{ versions.regraft }}.
-
-| | |
-|---|---|
-{% for label, text in lines %}
-| {{ label }} | {{ text }} |
-{% endfor %}
-
-## What changed
-
-"lost" is the part of the change that rounding to the stored dtype took, relative to the change.
-
-| tensors | how many | norm of the change | lost |
-|---|---|---|---|
-{% for role, row in roles.items() %}
-| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
-{{- " %.2f%%" % (100 * row.lost_to_storage) }} |
-{% endfor %}
-{% if distances %}
-
-## Lineage
-
-Distance between the adapter's base and this checkpoint before the graft, from sampled weights:
-
-| tensors | distance | cosine |
-|---|---|---|
-{% for role, row in distances.items() %}
-| {{ role }} | {{ "%.2f%%" % (100 * row.distance) }} | {{ "%.5f" % row.cosine }} |
-{% endfor %}
-{% endif %}
-
-![Change by layer](graft.png)
-
-The config has the RoPE and the context length in both spellings (`rope_parameters` for
-transformers 5, `rope_theta` and `rope_scaling` for older readers). What the graft is worth is not
-known from weights: measure it at long and short positions before relying on it.
-"""
-
-
-def write_adapter_card(
-    folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]]
-) -> None:
-    """README.md and the figure of an extracted adapter. `lines`: the summary a person sees."""
-    modules = record["modules"]
-    after = ContextSpec.from_json(record["context"]["extended"])
-    rank = record["totals"]["rank_stored"] or record["totals"]["rank_max"]
+def write_adapter_card(folder: Path, record: AdapterRecord, lines: list[tuple[str, str]]) -> None:
+    """README.md and the figure of an extracted adapter. lines: the summary shown after the run."""
+    assert record.totals is not None
+    assert record.extraction is not None
+    after = ContextSpec.from_record(record.context.extended)
+    rank = record.totals.rank_stored or record.totals.rank_max
     text = render(
-        _ADAPTER,
-        title=f"{_last(record['extended']['name'])} as a LoRA of {_last(record['base']['name'])}",
-        hub_id=_hub_id(record["base"]),
-        base=record["base"]["name"],
-        extended=record["extended"]["name"],
-        versions=record["versions"],
+        _CARD,
+        title=f"{last_name(record.extended.name)} as a LoRA of {last_name(record.base.name)}",
+        hub_id=hub_id(record.base.name, record.base.revision),
+        base=record.base.name,
+        extended=record.extended.name,
+        versions=record.versions,
         lines=lines,
         folder="ADAPTER",
-        rows=[_row(leaf, members) for leaf, members in _by_leaf(modules).items()],
+        rows=[_row(leaf, members) for leaf, members in _by_leaf(record.modules).items()],
         missing=[
             {
                 "role": role,
-                "changed": fact["changed"],
-                "tensors": fact["tensors"],
-                "share": f"{fact['share_of_all_change']:.2%}",
-                "largest": format_share(fact["largest_relative_delta"]),
+                "changed": left_out.changed,
+                "tensors": left_out.tensors,
+                "share": f"{left_out.share_of_all_change:.2%}",
+                "largest": format_share(left_out.largest_relative_delta),
             }
-            for role, fact in record["not_captured"].items()
-            if fact["changed"]
+            for role, left_out in record.extraction.not_captured.items()
+            if left_out.changed
         ],
-        vllm=vllm_flags(record["base"]["name"], after, rank),
+        vllm=vllm_flags(record.base.name, after, rank),
         llamacpp=llamacpp_flags(after),
     )
     write_text(folder / "README.md", text)
-    _draw_extraction(folder / ADAPTER_FIGURE, modules)
+    _draw(folder / FIGURE, record.modules)
 
 
-def write_graft_card(folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]]) -> None:
-    """README.md and the figure of a grafted checkpoint."""
-    name = record["checkpoint"]["name"]
-    text = render(
-        _GRAFT,
-        title=f"{_last(name)} with {_last(record['adapter']['name'])}",
-        hub_id=_hub_id(record["checkpoint"]),
-        checkpoint=name,
-        adapter=record["adapter"]["name"],
-        versions=record["versions"],
-        lines=lines,
-        roles=record["roles"],
-        distances=(record["lineage"] or {}).get("roles"),
-    )
-    write_text(folder / "README.md", text)
-    _draw_graft(folder / GRAFT_FIGURE, record["tensors"])
+def _truncation(module: ModuleRecord) -> TruncationRecord:
+    assert module.truncation is not None
+    return module.truncation
 
 
-def vllm_flags(base: str, context: ContextSpec, rank: int) -> str:
-    """The command that serves base + adapter with the adapter's context in vLLM.
-
-    vLLM's RoPE is the server's, not the adapter's, so it goes through --hf-overrides together with
-    the length (vllm issue 9490); max-lora-rank must be one of the ranks it knows.
-    """
-    overrides = {
-        "rope_parameters": context.rope_parameters,
-        "max_position_embeddings": context.max_position_embeddings,
-    }
-    allowed = next((r for r in format.VLLM_RANKS if r >= rank), None)
-    lora = (
-        f"--enable-lora --max-lora-rank {allowed} --lora-modules long=ADAPTER"
-        if allowed
-        else f"(rank {rank} is more than vLLM takes: graft it with `regraft apply` instead)"
-    )
-    return (
-        f"vllm serve {shlex.quote(base)} {lora} --max-model-len {context.max_position_embeddings} "
-        f"--hf-overrides {shlex.quote(json.dumps(overrides))}"
-    )
-
-
-def llamacpp_flags(context: ContextSpec) -> str:
-    """The flags that give llama.cpp the adapter's context."""
-    flags = [f"-c {context.max_position_embeddings}", f"--rope-freq-base {context.theta:.0f}"]
-    scaling = context.rope_parameters
-    if context.rope_type == "linear":
-        flags.append(f"--rope-scaling linear --rope-scale {scaling['factor']:g}")
-    elif context.rope_type == "yarn":
-        original = scaling.get("original_max_position_embeddings")
-        flags.append(f"--rope-scaling yarn --rope-scale {scaling['factor']:g}")
-        if original:
-            flags.append(f"--yarn-orig-ctx {original}")
-    elif context.rope_type != "default":
-        return (
-            f"(llama.cpp has no flags for {context.rope_type} RoPE: graft with `regraft apply` and "
-            "convert the result)"
-        )
-    return f"llama-server -m BASE.gguf --lora ADAPTER.gguf {' '.join(flags)}"
-
-
-def _hub_id(model: Mapping[str, Any]) -> str | None:
-    """org/name for the front matter, where the Hub shows a link; None for a local folder."""
-    return None if model["revision"] is None else str(model["name"]).partition("@")[0]
-
-
-def _last(name: str) -> str:
-    return Path(name).name or name
-
-
-def _by_leaf(modules: Mapping[str, Any]) -> dict[str, list[Any]]:
-    groups: dict[str, list[Any]] = {}
-    for name, fact in modules.items():
-        groups.setdefault(name.rpartition(".")[2], []).append(fact)
+def _by_leaf(modules: Mapping[str, ModuleRecord]) -> dict[str, list[ModuleRecord]]:
+    groups: dict[str, list[ModuleRecord]] = {}
+    for name, module in modules.items():
+        groups.setdefault(name.rpartition(".")[2], []).append(module)
     return groups
 
 
-def _row(leaf: str, members: list[Any]) -> dict[str, Any]:
-    ranks = sorted({fact["rank"] for fact in members})
-    kept = [f["energy_above_floor"] for f in members if f["energy_above_floor"] is not None]
-    error = sum(fact["error"] for fact in members) / len(members)
-    best = sum(fact["least_possible_error"] for fact in members)
+def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
+    """Means over the modules of one leaf name."""
+    ranks = sorted({module.rank for module in members})
+    truncations = [_truncation(module) for module in members]
+    above = [t.energy_above_floor for t in truncations if t.energy_above_floor is not None]
+    error = sum(module.error for module in members) / len(members)
+    best = sum(t.least_possible_error for t in truncations) / len(members)
+    relative = sum(module.relative_delta or 0.0 for module in members) / len(members)
     return {
         "leaf": leaf,
         "count": len(members),
         "rank": str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-        "relative": f"{sum(f['relative_delta'] for f in members) / len(members):.2%}",
-        "kept": f"{sum(kept) / len(kept):.1%}" if kept else "n/a",
+        "relative": f"{relative:.2%}",
+        "kept": f"{sum(above) / len(above):.1%}" if above else "n/a",
         "error": f"{error:.4f}",
-        "best": f"{best / len(members):.4f}",
+        "best": f"{best:.4f}",
     }
 
 
-def _draw_extraction(path: Path, modules: Mapping[str, Any]) -> None:
-    """Left: singular values by kind of module, first layer with it. Right: error by layer."""
+def _draw(path: Path, modules: Mapping[str, ModuleRecord]) -> None:
+    """Left: singular values by kind of module, of the middle layer. Right: error by layer."""
     with figure(path, 2) as (left, right):
         for (leaf, members), style in zip(_by_leaf(modules).items(), styles(), strict=False):
-            values = members[len(members) // 2]["spectrum"]
+            values = _truncation(members[len(members) // 2]).spectrum
             left.loglog(range(1, len(values) + 1), values, label=leaf, **{**style, "marker": ""})
-            layers = _layers(modules, leaf)
+            layers = _errors_by_layer(modules, leaf)
             if len(layers) > 1:
                 right.plot(*zip(*layers, strict=True), label=leaf, **style)
             else:
                 right.plot([leaf], [layers[0][1]], **style)
-        edges = [fact["noise_edge"] for fact in modules.values()]
-        if min(edges) > 0.02 * min(fact["spectrum"][-1] for fact in modules.values()):
+        truncations = [_truncation(module) for module in modules.values()]
+        edges = [t.noise_edge for t in truncations]
+        if min(edges) > 0.02 * min(t.spectrum[-1] for t in truncations):
             middle = sorted(edges)[len(edges) // 2]
             left.axhline(middle, color="#999999", linewidth=1)
             left.annotate("rounding noise", (1, middle), fontsize=7, va="bottom", color="#666666")
@@ -275,32 +164,11 @@ def _draw_extraction(path: Path, modules: Mapping[str, Any]) -> None:
         from_zero(right)
 
 
-def _layers(modules: Mapping[str, Any], leaf: str) -> list[tuple[int, float]]:
-    found = []
-    for name, fact in modules.items():
+def _errors_by_layer(modules: Mapping[str, ModuleRecord], leaf: str) -> list[tuple[int, float]]:
+    points = []
+    for name, module in modules.items():
         parts = name.split(".")
         if parts[-1] == leaf:
-            number = next((int(part) for part in parts if part.isdigit()), 0)
-            found.append((number, fact["error"]))
-    return sorted(found)
-
-
-def _draw_graft(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Left: norm of the change by layer. Right: share of it lost to storage."""
-    groups: dict[str, list[tuple[int, float, float]]] = {}
-    for name, fact in tensors.items():
-        parts = name.removesuffix(".weight").split(".")
-        number = next((int(part) for part in parts if part.isdigit()), 0)
-        groups.setdefault(parts[-1], []).append(
-            (number, fact["change_norm"], fact["lost_to_storage"])
-        )
-    with figure(path, 2) as (left, right):
-        for (leaf, points), style in zip(groups.items(), styles(), strict=False):
-            numbers, norms, lost = zip(*sorted(points), strict=True)
-            left.plot(numbers, norms, label=leaf, **style)
-            right.plot(numbers, [100 * share for share in lost], label=leaf, **style)
-        left.set(xlabel="layer", ylabel="norm", title="Change added to each tensor")
-        right.set(xlabel="layer", ylabel="% of the change", title="Lost by rounding to storage")
-        from_zero(left)
-        from_zero(right)
-        legend(left)
+            layer = next((int(part) for part in parts if part.isdigit()), 0)
+            points.append((layer, module.error))
+    return sorted(points)

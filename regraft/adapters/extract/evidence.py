@@ -1,205 +1,150 @@
-"""What an extraction says about itself: the record's figures and the lines a person reads."""
+"""The record of an extraction and the lines that a person reads after it."""
 
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 
-import regraft
-from regraft.adapters import lineage
-from regraft.adapters import reader as format
-from regraft.adapters.extract.select import Plan
-from regraft.checkpoint.source import Checkpoint
+from regraft.adapters.extract.factorize import Decomposition, RestChange
+from regraft.adapters.extract.select import Module, Plan
+from regraft.adapters.writer import totals_of
 from regraft.lowrank.certificate import ErrorBounds
-from regraft.lowrank.rank import Floor
-from regraft.lowrank.svd import LowRank
+from regraft.record import (
+    AdapterRecord,
+    AdapterTotals,
+    ModuleRecord,
+    NotCaptured,
+    TruncationRecord,
+)
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes, format_share, format_tokens
 
 
-def svd_facts(
-    svd: LowRank, floor: Floor, shape: tuple[int, int], squared_norm: float
-) -> dict[str, Any]:
-    signal = max(squared_norm - math.prod(shape) * floor.variance, 0.0)
-    return {
-        "spectrum": svd.S.tolist(),
-        "upper": svd.bounds.upper.tolist(),
-        "resolution": svd.bounds.resolution,
-        "squared_tail": svd.bounds.squared_tail,
-        "shortened": svd.bounds.shortened,
-        "above": floor.above,
-        "noise_edge": floor.edge,
-        "squared_signal": signal,
-        "squared_residual": svd.squared_error(),
-        "method": svd.method,
-        "passes": svd.passes,
-    }
-
-
-def module_record(fact: Mapping[str, Any], rank: int, rounding: float) -> dict[str, Any]:
-    spectrum = torch.tensor(fact["spectrum"], dtype=torch.float64)
-    squared = fact["delta_norm"] ** 2
-    dropped = fact["squared_residual"] + float(spectrum[rank:].square().sum())
+def module_record(made: Decomposition, rank: int, squared_rounding: float) -> ModuleRecord:
+    """Figures of a module whose decomposition was cut to `rank` and stored."""
+    spectrum = torch.tensor(made.spectrum, dtype=torch.float64)
+    squared = made.delta_norm**2
+    dropped = made.squared_residual + float(spectrum[rank:].square().sum())
+    captured = float(spectrum[:rank].square().sum())
+    signal = made.squared_signal
     bounds = ErrorBounds(
         squared_norm=squared,
         values=spectrum,
-        upper=torch.tensor(fact["upper"], dtype=torch.float64),
-        squared_residual=fact["squared_residual"],
-        resolution=fact["resolution"],
-        squared_tail=fact["squared_tail"],
-        shortened=fact["shortened"],
+        upper=torch.tensor(made.upper, dtype=torch.float64),
+        squared_residual=made.squared_residual,
+        resolution=made.resolution,
+        squared_tail=made.squared_tail,
+        shortened=made.shortened,
     )
     certificate = bounds.certificate(rank)
-    kept = float(spectrum[:rank].square().sum())
-    signal = fact["squared_signal"]
-    return {
-        "shape": fact["shape"],
-        "rank": rank,
-        "delta_norm": fact["delta_norm"],
-        "relative_delta": fact["relative_delta"],
-        "energy": kept / squared,
-        "energy_above_floor": min(kept / signal, 1.0) if signal > 0.02 * squared else None,
-        "error": math.sqrt((dropped + rounding) / squared),
-        "truncation_error": math.sqrt(dropped / squared),
-        "rounding_error": math.sqrt(rounding / squared),
-        # None: the least possible error is at the level of the arithmetic, no ratio to it is known
-        "error_bound_over_optimum": certificate if math.isfinite(certificate) else None,
-        "least_possible_error": bounds.least_error(rank) / math.sqrt(squared),
-        "noise_edge": fact["noise_edge"],
-        "above_noise": fact["above"],
-        "method": fact["method"],
-        "passes": fact["passes"],
-        "spectrum": [float(f"{s:.5g}") for s in fact["spectrum"][:rank]],
-    }
+    return ModuleRecord(
+        shape=made.shape,
+        rank=rank,
+        delta_norm=made.delta_norm,
+        relative_delta=made.relative_delta,
+        error=math.sqrt((dropped + squared_rounding) / squared),
+        rounding_error=math.sqrt(squared_rounding / squared),
+        truncation=TruncationRecord(
+            energy=captured / squared,
+            energy_above_floor=min(captured / signal, 1.0) if signal > 0.02 * squared else None,
+            truncation_error=math.sqrt(dropped / squared),
+            error_bound_over_optimum=certificate if math.isfinite(certificate) else None,
+            least_possible_error=bounds.least_error(rank) / math.sqrt(squared),
+            noise_edge=made.noise_edge,
+            above_noise=made.above,
+            method=made.method,
+            passes=made.passes,
+            spectrum=[float(f"{s:.5g}") for s in made.spectrum[:rank]],
+        ),
+    )
 
 
 def totals(
-    modules: Mapping[str, Mapping[str, Any]],
-    facts: Mapping[str, Mapping[str, Any]],
-    rest: Mapping[str, Mapping[str, Any]],
+    modules: Mapping[str, ModuleRecord],
+    decompositions: Mapping[str, Decomposition],
+    rest: Mapping[str, RestChange],
     differences: list[str],
-    uniform: int | None,
+    uniform_rank: int | None,
     dtype: torch.dtype,
-) -> dict[str, Any]:
-    squared = sum(fact["delta_norm"] ** 2 for fact in facts.values())
-    missed = sum(
-        (record["error"] * record["delta_norm"]) ** 2 for record in modules.values()
-    ) + sum(fact["delta_norm"] ** 2 for name, fact in facts.items() if name not in modules)
-    others = sum(fact["delta_norm"] ** 2 for name, fact in rest.items() if name not in differences)
-    ranks = [record["rank"] for record in modules.values()]
-    stored = sum(sum(r["shape"]) * (uniform or r["rank"]) for r in modules.values())
+) -> AdapterTotals:
+    """Error and energy over all chosen modules, those below the noise floor included."""
+    squared = sum(made.delta_norm**2 for made in decompositions.values())
+    missed = sum((module.error * module.delta_norm) ** 2 for module in modules.values()) + sum(
+        made.delta_norm**2 for name, made in decompositions.items() if name not in modules
+    )
+    others = sum(change.delta_norm**2 for name, change in rest.items() if name not in differences)
+    truncations = [(m.truncation, m.delta_norm**2) for m in modules.values() if m.truncation]
     above = [
-        (r["energy_above_floor"], r["delta_norm"] ** 2)
-        for r in modules.values()
-        if r["energy_above_floor"] is not None
+        (t.energy_above_floor, weight)
+        for t, weight in truncations
+        if t.energy_above_floor is not None
     ]
-    return {
-        "modules": len(modules),
-        "rank_min": min(ranks),
-        "rank_max": max(ranks),
-        "rank_stored": uniform,
-        "parameters": stored,
-        "bytes": stored * dtype.itemsize,
-        "error": math.sqrt(missed / squared),
-        "energy": 1 - missed / squared,
-        "energy_above_floor": sum(s * w for s, w in above) / sum(w for _, w in above)
+    return totals_of(
+        modules,
+        uniform_rank=uniform_rank,
+        dtype=dtype,
+        error=math.sqrt(missed / squared),
+        energy=1 - missed / squared,
+        energy_above_floor=sum(s * w for s, w in above) / sum(w for _, w in above)
         if above
         else None,
-        "error_bound_over_optimum": max(
+        error_bound_over_optimum=max(
             (
-                r["error_bound_over_optimum"]
-                for r in modules.values()
-                if r["error_bound_over_optimum"] is not None
+                t.error_bound_over_optimum
+                for t, _ in truncations
+                if t.error_bound_over_optimum is not None
             ),
             default=None,
         ),
-        "modules_without_bound": sum(
-            r["error_bound_over_optimum"] is None for r in modules.values()
-        ),
-        "share_of_all_change_not_captured": (missed + others) / (squared + others),
-    }
+        modules_without_bound=sum(t.error_bound_over_optimum is None for t, _ in truncations),
+        share_of_all_change_not_captured=(missed + others) / (squared + others),
+    )
 
 
 def not_captured(
-    rest: Mapping[str, Mapping[str, Any]],
+    rest: Mapping[str, RestChange],
     differences: list[str],
-    modules: Mapping[str, Mapping[str, Any]],
-    facts: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What the adapter leaves out, by role: tensors, ||difference||, share of all change."""
-    everything = sum(f["delta_norm"] ** 2 for f in (*rest.values(), *facts.values()))
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for name, fact in rest.items():
+    below_noise: Iterable[Decomposition],
+    decompositions: Mapping[str, Decomposition],
+) -> dict[str, NotCaptured]:
+    """What the adapter leaves out, by the role of the tensors."""
+    groups: dict[str, list[RestChange | Decomposition]] = {}
+    for name, change in rest.items():
         if name not in differences:
-            groups.setdefault(fact["role"], []).append(fact)
-    for name, fact in facts.items():
-        if name not in modules:
-            groups.setdefault("projection below the noise", []).append(fact)
+            groups.setdefault(change.role, []).append(change)
+    for made in below_noise:
+        groups.setdefault("projection below the noise", []).append(made)
+    total = sum(change.delta_norm**2 for change in rest.values()) + sum(
+        made.delta_norm**2 for made in decompositions.values()
+    )
     return {
-        role: {
-            "tensors": len(members),
-            "changed": sum(fact["delta_norm"] > 0 for fact in members),
-            "delta_norm": math.sqrt(sum(fact["delta_norm"] ** 2 for fact in members)),
-            "largest_relative_delta": max(
-                (f["relative_delta"] for f in members if f["relative_delta"] is not None),
-                default=None,
+        role: NotCaptured(
+            tensors=len(members),
+            changed=sum(member.delta_norm > 0 for member in members),
+            delta_norm=math.sqrt(sum(member.delta_norm**2 for member in members)),
+            largest_relative_delta=max(
+                (m.relative_delta for m in members if m.relative_delta is not None), default=None
             ),
-            "share_of_all_change": sum(f["delta_norm"] ** 2 for f in members) / everything
-            if everything
-            else 0.0,
-            "rows_not_shared": sum(fact.get("rows_not_shared", 0) for fact in members),
-        }
+            share_of_all_change=sum(m.delta_norm**2 for m in members) / total if total else 0.0,
+            rows_not_shared=sum(m.rows_not_shared for m in members if isinstance(m, RestChange)),
+        )
         for role, members in sorted(groups.items())
     }
 
 
-def header(
-    b: Checkpoint,
-    e: Checkpoint,
-    prints: tuple[str, str],
-    contexts: tuple[ContextSpec, ContextSpec],
-    relation: lineage.Relation,
-    plan: Plan,
-    arguments: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {
-        "schema_version": format.SCHEMA_VERSION,
-        "kind": "adapter",
-        "base": {
-            "name": b.name,
-            "revision": b.revision,
-            "fingerprint": prints[0],
-            "model_type": b.config.get("model_type"),
-        },
-        "extended": {"name": e.name, "revision": e.revision, "fingerprint": prints[1]},
-        "context": {"base": contexts[0].to_json(), "extended": contexts[1].to_json()},
-        "lineage": relation.to_json(),
-        "layout": plan.layout,
-        "rule": plan.rule.describe(),
-        "notes": plan.notes,
-        "arguments": dict(arguments),
-        "versions": versions(),
-    }
+def skipped(
+    modules: list[Module], decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int]
+) -> tuple[list[str], list[str]]:
+    """The modules that get no factors: (unchanged, changed by no more than rounding)."""
+    names = [module.name for module in modules if ranks.get(module.name, 0) == 0]
+    unchanged = [name for name in names if decompositions[name].unchanged]
+    return unchanged, [name for name in names if not decompositions[name].unchanged]
 
 
-def versions() -> dict[str, str]:
-    """The software that made a result."""
-    from importlib.metadata import version
-
-    return {
-        "regraft": regraft.__version__,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
-        "python": platform.python_version(),
-    }
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
+def plan_record(plan: Plan) -> dict[str, int | float | str]:
+    """What an extraction would do, for a dry run."""
     return {
         "modules": len(plan.modules),
         "rank": plan.rule.describe(),
@@ -213,52 +158,52 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _optimality(totals: Mapping[str, Any]) -> str:
+def _optimality(totals: AdapterTotals) -> str:
     """What is known of the error against that of the best adapter of the same ranks."""
     text = ""
-    if totals["error_bound_over_optimum"] is not None:
+    if totals.error_bound_over_optimum is not None:
         text = (
-            f", proven within {totals['error_bound_over_optimum'] - 1:.2%} of the best possible at "
+            f", proven within {totals.error_bound_over_optimum - 1:.2%} of the best possible at "
             "these ranks"
         )
-    if totals["modules_without_bound"]:
-        text += f"; {totals['modules_without_bound']} modules reproduced to rounding"
+    if totals.modules_without_bound:
+        text += f"; {totals.modules_without_bound} modules reproduced to rounding"
     return text
 
 
-def summary(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The lines a person wants to see after an extraction: (label, text)."""
-    totals, context = record["totals"], record["context"]
+def summary(record: AdapterRecord) -> list[tuple[str, str]]:
+    """The lines shown after an extraction: (label, text)."""
+    totals, extraction = record.totals, record.extraction
+    assert totals is not None
+    assert extraction is not None
     ranks = (
-        f"{totals['rank_min']}"
-        if totals["rank_min"] == totals["rank_max"]
-        else f"{totals['rank_min']} to {totals['rank_max']}"
+        f"{totals.rank_min}"
+        if totals.rank_min == totals.rank_max
+        else f"{totals.rank_min} to {totals.rank_max}"
     )
-    before = ContextSpec.from_json(context["base"])
-    after = ContextSpec.from_json(context["extended"])
+    before = ContextSpec.from_record(record.context.base)
+    after = ContextSpec.from_record(record.context.extended)
     lines = [
         ("context", f"{before.describe()}  ->  {after.describe()}"),
-        ("modules", f"{totals['modules']} of rank {ranks} ({record['rule']})"),
-        ("size", f"{format_bytes(totals['bytes'])}, layout {record['layout']}"),
-        (
-            "error",
-            f"{totals['error']:.4f} of the projections' change{_optimality(totals)}",
-        ),
+        ("modules", f"{totals.modules} of rank {ranks} ({extraction.rule})"),
+        ("size", f"{format_bytes(totals.bytes)}, layout {record.layout}"),
+        ("error", f"{totals.error:.4f} of the projections' change{_optimality(totals)}"),
     ]
-    if totals["energy_above_floor"] is not None:
-        lines.append(("kept", f"{totals['energy_above_floor']:.1%} of the energy above the noise"))
-    for role, fact in record["not_captured"].items():
-        if fact["changed"]:
+    if totals.energy_above_floor is not None:
+        lines.append(("kept", f"{totals.energy_above_floor:.1%} of the energy above the noise"))
+    for role, left_out in extraction.not_captured.items():
+        if left_out.changed:
             lines.append(
                 (
                     "not captured",
-                    f"{role}: {fact['changed']} tensors, {fact['share_of_all_change']:.2%} of all "
-                    f"change, at most {format_share(fact['largest_relative_delta'])} of a tensor",
+                    f"{role}: {left_out.changed} tensors, {left_out.share_of_all_change:.2%} of "
+                    f"all change, at most {format_share(left_out.largest_relative_delta)} of a "
+                    "tensor",
                 )
             )
-    if record["unchanged"]:
-        lines.append(("unchanged", f"{len(record['unchanged'])} modules, skipped"))
-    lines += [("note", note) for note in record["notes"]]
+    if extraction.unchanged:
+        lines.append(("unchanged", f"{len(extraction.unchanged)} modules, skipped"))
+    lines += [("note", note) for note in extraction.notes]
     if before == after:
         length = format_tokens(after.max_position_embeddings)
         lines.append(("note", f"both models have the same context ({length})"))

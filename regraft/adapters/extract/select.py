@@ -9,16 +9,18 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
 from regraft.adapters import lineage
-from regraft.adapters import reader as format
+from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import fast_bfloat16
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.lowrank.rank import RankRule, uniform_rank
+from regraft.record import Layout, RelationRecord
 from regraft.rope import ContextSpec
 
 _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
@@ -30,7 +32,7 @@ class Module:
 
     name: str
     tensor: str
-    kind: str  # 'linear' or 'embedding'
+    kind: Literal["linear", "embedding"]
     shape: tuple[int, int]
 
 
@@ -41,7 +43,7 @@ class Plan:
     modules: list[Module]
     rest: list[str]  # tensors that the layout does not factorise
     rule: RankRule
-    layout: format.Layout
+    layout: Layout
     read_bytes: int
     write_bytes: int
     peak_bytes: int
@@ -74,7 +76,7 @@ def make_plan(
     e: Checkpoint,
     role_of: Mapping[str, Role],
     rule: RankRule,
-    layout: format.Layout,
+    layout: Layout,
     selector: str,
     dtype: torch.dtype,
 ) -> Plan:
@@ -83,8 +85,14 @@ def make_plan(
     modules = []
     for name in chosen:
         role, shape = role_of[name], shared_shape(b, e, name)
-        kind = "embedding" if role.kind == "embedding" else "linear"
-        modules.append(Module(role.module, name, kind, (shape[0], shape[1])))
+        modules.append(
+            Module(
+                role.module,
+                name,
+                "embedding" if role.kind == "embedding" else "linear",
+                (shape[0], shape[1]),
+            )
+        )
     ready = {module.tensor for module in modules}
     if rule.budget is not None and layout == "portable":
         rank = uniform_rank([m.shape for m in modules], rule.budget, dtype.itemsize)
@@ -137,7 +145,7 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
                 f"{e.name}; the extended model must be made from the base."
             )
         for model, dtype in ((b, info.dtype), (e, other.dtype)):
-            if dtype not in format.FLOATS:
+            if dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"Tensor '{name}' of {model.name} is stored as {dtype}; give a checkpoint that "
                     "is not quantised."
@@ -236,7 +244,7 @@ def check_lineage(
     role_of: Mapping[str, Role],
     contexts: tuple[ContextSpec, ContextSpec],
     force: bool,
-) -> lineage.Relation:
+) -> RelationRecord:
     relation = lineage.relate(lineage.sketch(b), lineage.sketch(e), role_of)
     before, after = contexts
     if relation.verdict == "same" and b.fingerprint(full=True) == e.fingerprint(full=True):
@@ -247,8 +255,8 @@ def check_lineage(
         return relation
     if relation.verdict == "stranger":
         raise LineageError(
-            f"{e.name} was not made from {b.name}: {relation.sentence()}; give its real base, or "
-            "--force."
+            f"{e.name} was not made from {b.name}: {lineage.describe(relation)}; give its real "
+            "base, or --force."
         )
     shorter = after.max_position_embeddings < before.max_position_embeddings
     if shorter or (

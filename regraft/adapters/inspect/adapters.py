@@ -16,6 +16,7 @@ from regraft.adapters.inspect.describe import context_of, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
+from regraft.record import to_json
 from regraft.rope import ContextSpec
 
 _TOP = 8  # singular vectors whose span two adapters are compared by
@@ -29,7 +30,7 @@ def relate_adapter(lora: Adapter, target: Checkpoint) -> dict[str, Any]:
     fits = True
     for options in ({}, {"force": True}, {"force": True, "context": "checkpoint"}):
         try:
-            record = apply(lora.name, target.name, "", dry_run=True, **options)
+            record = to_json(apply(lora.name, target.name, "", dry_run=True, **options))
             break
         except CheckpointError as error:
             refusals, fits = [str(error)], False
@@ -109,7 +110,7 @@ def _adapter_brief(adapter: Adapter) -> Fact:
 
 def _same_base(first: Adapter, second: Adapter) -> Fact:
     """By fingerprint where both carry one, else by sampled weights, else by name."""
-    prints = [(a.record or {}).get("base", {}).get("fingerprint") for a in (first, second)]
+    prints = [a.record.base.fingerprint if a.record else None for a in (first, second)]
     if all(prints) and prints[0] == prints[1]:
         return {"same": True, "how": "fingerprint"}
     samples = first.lineage(), second.lineage()

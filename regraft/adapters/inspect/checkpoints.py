@@ -13,13 +13,14 @@ from regraft.adapters import lineage
 from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
 from regraft.adapters.inspect.describe import context_of, spread
+from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
 from regraft.lowrank.rank import noise_floor
 from regraft.lowrank.svd import truncated_svd
+from regraft.record import to_json
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Fact = dict[str, Any]
 
 
@@ -38,7 +39,7 @@ def relate_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> di
         "kind": "checkpoints",
         "first": _brief(b),
         "second": _brief(e),
-        "relation": relation.to_json(),
+        "relation": to_json(relation),
         "context": _contexts(b, e),
         "total": _sum_up(facts.values()),
         "roles": _grouped(facts, lambda fact: fact["role"]),
@@ -96,7 +97,7 @@ def _comparable(
         )
         if not (info.shape == other.shape or rows_only):
             odd[name] = f"{list(info.shape)} and {list(other.shape)}"
-        elif info.dtype not in _FLOATS or other.dtype not in _FLOATS:
+        elif info.dtype not in FLOAT_DTYPES or other.dtype not in FLOAT_DTYPES:
             odd[name] = f"{info.dtype} and {other.dtype}"
         else:
             names.append(name)

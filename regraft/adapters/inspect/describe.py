@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from regraft.adapters import reader as format
 from regraft.adapters.apply.apply import summary as graft_summary
+from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
+from regraft.adapters.serving import PORTABLE_CAP, vllm_rank
 from regraft.checkpoint.header import DTYPES
 from regraft.checkpoint.roles import meta_model, roles, unknown
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.effective_rank import effective_rank_of_factors
+from regraft.record import GraftRecord, read_record, to_json
 from regraft.rope import ContextSpec, inverse_frequencies
 from regraft.units import format_tokens
 
@@ -37,10 +39,10 @@ def open_any(source: str) -> Checkpoint | Adapter:
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", format.CONFIG)):
+        if not any((folder / name).is_file() for name in ("config.json", CONFIG)):
             raise CheckpointError(
                 f"{source} is neither a model (no config.json) nor an adapter (no "
-                f"{format.CONFIG}); give a folder that holds one."
+                f"{CONFIG}); give a folder that holds one."
             )
         if not (folder / "config.json").is_file():
             return Adapter.open(source)
@@ -145,18 +147,17 @@ def _tokenizer_length(checkpoint: Checkpoint) -> int | None:
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the regraft.json beside a model says it was made from."""
-    path = checkpoint.file(format.RECORD)
+    path = checkpoint.file(RECORD)
     if path is None:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         kind = record["kind"]
+        names: dict[str, Any]
         if kind == "graft":
-            names = {
-                "adapter": record["adapter"]["name"],
-                "checkpoint": record["checkpoint"]["name"],
-            }
-            lines = [*names.items(), *graft_summary(record)]
+            graft = read_record(path, GraftRecord, "copy the model again or delete the file")
+            names = {"adapter": graft.adapter.name, "checkpoint": graft.checkpoint.name}
+            lines = [*names.items(), *graft_summary(graft)]
         elif kind == "merge":
             names = {"method": record["method"], "inputs": [i["name"] for i in record["inputs"]]}
             output = ContextSpec.from_json(record["context"]["output"])
@@ -188,19 +189,21 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
     modules = {name: _module(adapter, name) for name in adapter.modules}
     ranks = [fact["rank"] for fact in modules.values()]
     scalings = sorted({fact["scaling"] for fact in modules.values()})
-    record, both = adapter.record or {}, adapter.context
-    weights = adapter.folder / format.WEIGHTS
+    record, both = adapter.record, adapter.context
+    extraction = record.extraction if record else None
+    merge = record.merge if record else None
+    weights = adapter.folder / WEIGHTS
     return {
         "kind": "adapter",
         "name": adapter.name,
         "base": adapter.config.get("base_model_name_or_path"),
         "base_revision": adapter.config.get("revision"),
-        "base_fingerprint": record.get("base", {}).get("fingerprint"),
-        "extended": record.get("extended", {}).get("name"),
-        "method": record.get("method"),
-        "merged_from": [i["adapter"]["name"] for i in record.get("inputs", []) if "adapter" in i],
-        "layout": record.get("layout"),
-        "rule": record.get("rule"),
+        "base_fingerprint": record.base.fingerprint if record else None,
+        "extended": record.extended.name if record else None,
+        "method": merge.method if merge else None,
+        "merged_from": merge.inputs if merge else [],
+        "layout": record.layout if record else None,
+        "rule": extraction.rule if extraction else None,
         "rank_min": min(ranks, default=0),
         "rank_max": max(ranks, default=0),
         "lora_alpha": adapter.config.get("lora_alpha"),
@@ -210,7 +213,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "parameters": sum(fact["parameters"] for fact in modules.values()),
         "bytes": sum(
             (adapter.folder / name).stat().st_size
-            for name in (format.WEIGHTS, format.DIFFERENCES)
+            for name in (WEIGHTS, DIFFERENCES)
             if (adapter.folder / name).is_file()
         ),
         "dtypes": _stored_dtypes(weights),
@@ -225,9 +228,9 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         }
         if both
         else None,
-        "carries_lineage": (adapter.folder / format.LINEAGE).is_file(),
-        "totals": record.get("totals"),
-        "not_captured": record.get("not_captured"),
+        "carries_lineage": (adapter.folder / LINEAGE).is_file(),
+        "totals": to_json(record.totals) if record else None,
+        "not_captured": to_json(extraction.not_captured) if extraction else None,
         "readers": _readers(adapter, max(ranks, default=0)),
         "modules": modules,
     }
@@ -287,13 +290,13 @@ def _stored_dtypes(path: Path) -> dict[str, int]:
 def _readers(adapter: Adapter, rank: int) -> dict[str, str]:
     """Who loads the adapter as it stands, and who does not, with the reason."""
     patterns = [k for k in ("rank_pattern", "alpha_pattern") if adapter.config.get(k)]
-    needed = next((r for r in format.VLLM_RANKS if r >= rank), None)
+    needed = vllm_rank(rank)
     if adapter.replaced:
         vllm = f"no: {len(adapter.replaced)} whole tensors (modules_to_save)"
     elif patterns:
         vllm = f"no: it ignores {' and '.join(patterns)}"
     elif needed is None:
-        vllm = f"no: rank {rank} is above its {format.PORTABLE_CAP}"
+        vllm = f"no: rank {rank} is above its {PORTABLE_CAP}"
     else:
         vllm = f"with --max-lora-rank {needed}"
     peft = "yes"

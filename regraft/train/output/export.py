@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from regraft.adapters import lineage
-from regraft.adapters import reader as format
-from regraft.adapters.extract.evidence import versions
+from regraft.adapters.writer import (
+    AdapterModule,
+    totals_of,
+    write_adapter,
+    write_adapter_record,
+)
 from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
+from regraft.record import (
+    AdapterRecord,
+    ContextChange,
+    ModelRecord,
+    ModuleRecord,
+    versions,
+)
 from regraft.rope import ContextSpec
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner, is_norm
-from regraft.write import copy_file, write_text
+from regraft.write import copy_file, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,67 +77,82 @@ def export_adapter(
     trained = {name: _full(value) for name, value in learner.trained().items()}
     if mesh.rank:
         return
-    chosen = DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
+    dtype = DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
     lora = body.lora
     alpha = lora.alpha or 2 * lora.rank
     scale = alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
-    factors: dict[str, Tensor] = {}
+    pairs = _factor_pairs(trained, scale)
+    modules = [
+        AdapterModule(name, "linear", (b.shape[0], a.shape[1]), lora.rank)
+        for name, (b, a) in pairs.items()
+    ]
+    differences = {
+        name: value.float().cpu() - base.tensor(name).float()
+        for name, value in sorted(trained.items())
+        if is_norm(name)
+    }
+    _refuse_nonfinite(differences)
+    roundings = write_adapter(
+        folder,
+        base,
+        roles(base.config, base.tensors),
+        modules,
+        pairs.values(),
+        dtype=dtype,
+        uniform_rank=lora.rank,
+        base_name=source.partition("@")[0],
+        differences=(_planned(differences), differences.items()),
+    )
+    records = {}
+    for name, (b, a) in pairs.items():
+        norm = math.sqrt(max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0))
+        lost = math.sqrt(roundings[name]) / norm if norm else 0.0
+        records[name] = ModuleRecord(
+            shape=[b.shape[0], a.shape[1]],
+            rank=lora.rank,
+            delta_norm=norm,
+            error=lost,
+            rounding_error=lost,
+        )
+    record = AdapterRecord(
+        made_by="train",
+        base=ModelRecord(
+            name=source,
+            revision=base.revision,
+            fingerprint=base.fingerprint(),
+            model_type=base.config.get("model_type"),
+        ),
+        extended=ModelRecord(
+            name=f"{source}, trained", revision=None, fingerprint=f"train:{_digest(pairs)}"
+        ),
+        context=ContextChange(base=contexts[0].to_record(), extended=contexts[1].to_record()),
+        layout="exact" if differences else "portable",
+        differences=list(differences),
+        modules=records,
+        totals=totals_of(records, uniform_rank=lora.rank, dtype=dtype),
+        arguments={"rank": lora.rank, "alpha": alpha, "rslora": lora.rslora},
+        versions=versions(),
+    )
+    write_adapter_record(folder, record)
+
+
+def _factor_pairs(trained: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module -> (B, A) in float64, the scaling in B."""
+    sides: dict[str, dict[str, Tensor]] = {}
     for name, value in trained.items():
         if ".lora_" in name:
             module, side, _, _ = name.rsplit(".", 3)  # ...q_proj.lora_A.default.weight
-            wide = value.double() * (scale if side == "lora_B" else 1.0)
-            key = f"base_model.model.{module}.{side}.weight"
-            factors[key] = wide.to(chosen).contiguous()
-    modules = sorted({key.split(".lora_")[0].removeprefix("base_model.model.") for key in factors})
-    ours = [format.Factors(module, "linear", lora.rank) for module in modules]
-    role_of = roles(base.config, base.tensors)
-    linear = {role.module for role in role_of.values() if role.kind in ("projection", "head")}
-    config = format.peft_config(
-        ours, linear, uniform=lora.rank, base=source.partition("@")[0], revision=base.revision
-    )
-    write_json(folder / format.CONFIG, config)
-    _write(folder / format.WEIGHTS, factors)
-    _write(
-        folder / format.LINEAGE,
-        lineage.sketch(base),
-        {"roles": json.dumps({name: asdict(role) for name, role in role_of.items()})},
-    )
-    differences = {
-        name: value.float().cpu() - base.tensor(name).float()
-        for name, value in trained.items()
-        if is_norm(name)
+            sides.setdefault(module, {})[side] = value.double()
+    return {
+        module: (pair["lora_B"] * scale, pair["lora_A"]) for module, pair in sorted(sides.items())
     }
-    if differences:
-        _write(folder / format.DIFFERENCES, differences)
-    mark = hashlib.sha256()
-    for name in sorted(factors):
-        mark.update(name.encode() + factors[name].view(torch.uint8).numpy().tobytes())
-    record = {
-        "schema_version": format.SCHEMA_VERSION,
-        "kind": "adapter",
-        "base": {
-            "name": source,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint(),
-            "model_type": base.config.get("model_type"),
-        },
-        "extended": {
-            "name": f"{source}, trained",
-            "revision": None,
-            "fingerprint": mark.hexdigest(),
-        },
-        "context": {"base": contexts[0].to_json(), "extended": contexts[1].to_json()},
-        "layout": "exact" if differences else "portable",
-        "differences": sorted(differences),
-        "arguments": {"rank": lora.rank, "alpha": alpha, "rslora": lora.rslora},
-        "versions": versions(),
-    }
-    write_json(folder / format.RECORD, record)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Indented, ending in a newline."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def _digest(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, (b, a) in pairs.items():
+        digest.update(name.encode() + b.numpy().tobytes() + a.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
@@ -177,18 +200,23 @@ def _write_model(folder: Path, state: Mapping[str, Tensor]) -> None:
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write(
-    path: Path, tensors: Mapping[str, Tensor], more: Mapping[str, str] | None = None
-) -> None:
-    found = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    for name, value in found.items():
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    ordered = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    _refuse_nonfinite(ordered)
+    write_safetensors(path, ordered.items(), _planned(ordered), {"format": "pt"})
+
+
+def _planned(tensors: Mapping[str, Tensor]) -> list[Planned]:
+    return [Planned(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]
+
+
+def _refuse_nonfinite(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise RegraftError(
                 f"'{name}' holds NaN or numbers too large for {str(value.dtype).partition('.')[2]};"
                 " nothing is exported."
             )
-    plan = [Planned(name, tuple(value.shape), value.dtype) for name, value in found.items()]
-    write_safetensors(path, found.items(), plan, {"format": "pt", **(more or {})})
 
 
 def _copy_files(folder: Path, base: Checkpoint) -> None:

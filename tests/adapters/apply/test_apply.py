@@ -17,6 +17,7 @@ from regraft.adapters.apply.apply import apply
 from regraft.adapters.extract.extract import extract_lora
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
+from regraft.record import to_json
 from regraft.rope import ContextSpec
 
 pytestmark = [
@@ -208,19 +209,17 @@ def test_the_sum_is_rounded_once_and_the_loss_told(dtype, family, adapter, tmp_p
         )
         squared = float(change.square().sum())
         loss = float((found[name].double() - exact).square().sum())
-        fact = record["tensors"][name]
-        assert fact["change_norm"] == pytest.approx(math.sqrt(squared), rel=1e-4)
+        fact = record.tensors[name]
+        assert fact.change_norm == pytest.approx(math.sqrt(squared), rel=1e-4)
         if dtype.itemsize == 2:
-            assert fact["lost_to_storage"] == pytest.approx(math.sqrt(loss / squared), rel=1e-3)
+            assert fact.lost_to_storage == pytest.approx(math.sqrt(loss / squared), rel=1e-3)
         lost, total = lost + loss, total + squared
-    assert record["totals"]["tensors"] == 14
+    assert record.totals.tensors == 14
     if dtype.itemsize == 2:
-        assert record["totals"]["lost_to_storage"] == pytest.approx(
-            math.sqrt(lost / total), rel=1e-3
-        )
+        assert record.totals.lost_to_storage == pytest.approx(math.sqrt(lost / total), rel=1e-3)
     else:
-        assert record["totals"]["lost_to_storage"] == 0
-    assert record == json.loads((tmp_path / "out/regraft.json").read_text())
+        assert record.totals.lost_to_storage == 0
+    assert to_json(record) == json.loads((tmp_path / "out/regraft.json").read_text())
 
 
 def test_a_matrix_longer_than_a_block_is_the_same(family, tmp_path, monkeypatch):
@@ -241,7 +240,7 @@ def test_the_config_says_the_context_in_both_spellings_and_transformers_reads_it
     from transformers import AutoModelForCausalLM
 
     record = apply(adapter, family[2], tmp_path / "out")
-    assert record["context"]["policy"] == "adapter"
+    assert record.context.policy == "adapter"
     config = config_of(tmp_path / "out")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 160000.0
     assert config["max_position_embeddings"] == 2048
@@ -266,9 +265,9 @@ def test_the_config_says_the_context_in_both_spellings_and_transformers_reads_it
     ],
 )
 def test_context_is_whose_the_user_says(context, theta, length, family, adapter, tmp_path):
-    spec = apply(adapter, family[2], tmp_path / "out", context=context, dry_run=True)["context"]
-    assert spec["output"]["rope_parameters"]["rope_theta"] == theta
-    assert spec["output"]["max_position_embeddings"] == length
+    spec = apply(adapter, family[2], tmp_path / "out", context=context, dry_run=True).context
+    assert spec.output.rope_parameters["rope_theta"] == theta
+    assert spec.output.max_position_embeddings == length
 
 
 def test_unequal_rope_without_a_policy_is_refused(family, adapter, tmp_path):
@@ -294,7 +293,7 @@ def test_a_plain_adapter_keeps_the_targets_context_and_says_so(family, tmp_path)
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="carries no context"):
         record = apply(tmp_path / "a", family[0], tmp_path / "out")
-    assert record["context"]["policy"] == "checkpoint"
+    assert record.context.policy == "checkpoint"
     with pytest.raises(InputError, match="carries no context"):
         apply(tmp_path / "a", family[0], tmp_path / "x", context="adapter")
 
@@ -317,9 +316,7 @@ def test_strangers_are_refused_with_figures_unless_forced(family, adapter, tmp_p
     stranger = models.save(tmp_path / "s", models.LLAMA, models.weights(models.LLAMA, seed=9))
     with pytest.raises(LineageError, match=r"no relative of .*projection 14\d\.\d% away"):
         apply(adapter, stranger, tmp_path / "out")
-    assert apply(adapter, stranger, tmp_path / "out", force=True)["lineage"]["verdict"] == (
-        "stranger"
-    )
+    assert apply(adapter, stranger, tmp_path / "out", force=True).lineage.verdict == ("stranger")
 
 
 def test_a_target_that_has_the_change_is_refused(family, adapter, tmp_path):
@@ -329,9 +326,9 @@ def test_a_target_that_has_the_change_is_refused(family, adapter, tmp_path):
     with pytest.raises(LineageError, match=r"already has 100% of the change"):
         apply(adapter, tmp_path / "once", tmp_path / "twice")
     record = apply(adapter, tmp_path / "once", tmp_path / "twice", force=True)
-    assert record["already_present"] == pytest.approx(1, abs=0.02)
+    assert record.already_present == pytest.approx(1, abs=0.02)
     fresh = apply(adapter, family[2], tmp_path / "x", dry_run=True)
-    assert fresh["already_present"] == pytest.approx(0, abs=0.05)
+    assert fresh.already_present == pytest.approx(0, abs=0.05)
 
 
 def test_a_target_trained_alike_in_the_old_context_is_a_warning(family, adapter, tmp_path):
@@ -340,14 +337,14 @@ def test_a_target_trained_alike_in_the_old_context_is_a_warning(family, adapter,
     target = models.save(tmp_path / "alike", models.LLAMA, alike)
     with pytest.warns(UserWarning, match="already has 200% of the change"):
         record = apply(adapter, target, tmp_path / "out")
-    assert record["already_present"] == pytest.approx(2, abs=0.02)
+    assert record.already_present == pytest.approx(2, abs=0.02)
 
 
 def test_the_base_that_a_plain_adapter_names_is_measured(family, tmp_path):
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     record = apply(tmp_path / "a", family[2], tmp_path / "out")
-    assert record["lineage"]["verdict"] == "relative"
-    assert record["base"]["name"] == str(family[0])
+    assert record.lineage.verdict == "relative"
+    assert record.base.name == str(family[0])
     with pytest.raises(LineageError, match="already has"):
         apply(tmp_path / "a", tmp_path / "out", tmp_path / "twice")
 
@@ -361,15 +358,15 @@ def test_a_base_that_is_not_at_hand_is_a_warning(family, tmp_path):
         )
         with pytest.warns(UserWarning, match="cannot be checked"):
             record = apply(tmp_path / "a", family[2], tmp_path / "out", overwrite=True)
-        assert record["lineage"] is None
+        assert record.lineage is None
 
 
 def test_names_without_the_models_prefix_are_relatives_all_the_same(family, adapter, tmp_path):
     bare = {name.removeprefix("model."): w for name, w in models.load(family[2]).items()}
     target = models.save(tmp_path / "bare", models.LLAMA, bare)
     record = apply(adapter, target, tmp_path / "out")
-    assert record["lineage"]["verdict"] == "relative"
-    assert record["already_present"] == pytest.approx(0, abs=0.05)
+    assert record.lineage.verdict == "relative"
+    assert record.already_present == pytest.approx(0, abs=0.05)
     apply(adapter, family[2], tmp_path / "usual")
     found, usual = models.load(tmp_path / "out"), models.load(tmp_path / "usual")
     assert found.keys() == bare.keys()
@@ -461,11 +458,11 @@ def test_a_dry_run_says_no_where_the_real_run_would(family, adapter, tmp_path):
     models.earlier_output(tmp_path / "taken")
     with pytest.raises(InputError, match="overlaps the input"):
         apply(adapter, family[2], Path(family[2]) / "out", dry_run=True)
-    assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)["plan"]
+    assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True).plan
 
 
 def test_a_dry_run_writes_nothing(family, adapter, tmp_path):
-    plan = apply(adapter, family[2], tmp_path / "out", dry_run=True)["plan"]
+    plan = apply(adapter, family[2], tmp_path / "out", dry_run=True).plan
     assert plan["changed"] == 14
     assert list(tmp_path.iterdir()) == []
 
@@ -506,7 +503,7 @@ def test_resume_does_not_repeat_what_is_done(family, adapter, tmp_path, monkeypa
     done.remove("interrupted")
     assert len(done) == len(set(done)) == 14
     monkeypatch.undo()
-    assert record["totals"] == apply(adapter, family[2], tmp_path / "whole")["totals"]
+    assert record.totals == apply(adapter, family[2], tmp_path / "whole").totals
 
 
 def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children):
@@ -637,11 +634,11 @@ def test_the_record_names_every_file_that_decided(whole_adapter, tmp_path):
 
     base, _, lora = whole_adapter
     record = apply(lora, base, tmp_path / "out")
-    assert record["adapter"]["sha256"].keys() == {
+    assert record.adapter.sha256.keys() == {
         "adapter_config.json", "adapter_model.safetensors", "regraft-differences.safetensors",
     }  # fmt: skip
-    for name, digest in record["adapter"]["sha256"].items():
+    for name, digest in record.adapter.sha256.items():
         assert hashlib.sha256((lora / name).read_bytes()).hexdigest() == digest
-    kinds = {fact["kind"] for fact in record["tensors"].values()}
+    kinds = {fact.kind for fact in record.tensors.values()}
     assert kinds == {"factors", "difference"}
     assert len(load_file(lora / "regraft-differences.safetensors")) == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from regraft.adapters import writer
 from regraft.adapters.apply.apply import apply
 from regraft.adapters.extract import evidence
 from regraft.adapters.extract.extract import extract_lora
-from regraft.adapters.reader import PORTABLE_CAP, Adapter
+from regraft.adapters.reader import Adapter
+from regraft.adapters.serving import PORTABLE_CAP
 from regraft.errors import CheckpointError, InputError, LineageError
+from regraft.record import to_json
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 LEAVES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -97,7 +101,7 @@ def test_portable_is_what_every_server_reads(family, tmp_path):
         )
         assert tensor.dtype == torch.bfloat16
         assert tensor.shape[0 if "lora_A" in name else 1] == 8
-    assert record == record_of(tmp_path / "a")
+    assert to_json(record) == record_of(tmp_path / "a")
 
 
 @pytest.mark.parametrize("layout", ["portable", "compact", "exact"])
@@ -153,9 +157,9 @@ def test_exact_at_full_rank_carries_the_whole_difference(config, tmp_path):
     weights, extended = everything_changed(config)
     base, long = save_pair(tmp_path, config, weights, extended)
     record = extract_lora(base, long, tmp_path / "a", rank=96, layout="exact", dtype="float32")
-    assert not record["not_captured"]
-    assert record["totals"]["share_of_all_change_not_captured"] < 1e-9
-    kinds = {name.rpartition(".")[2] for name in record["differences"]}
+    assert not record.extraction.not_captured
+    assert record.totals.share_of_all_change_not_captured < 1e-9
+    kinds = {name.rpartition(".")[2] for name in record.differences}
     assert kinds == ({"weight", "bias"} if config is models.QWEN2 else {"weight"})
     apply(tmp_path / "a", base, tmp_path / "out", context="adapter")
     rebuilt = models.load(tmp_path / "out")
@@ -172,8 +176,8 @@ def test_unchanged_modules_are_skipped_and_peft_makes_no_empty_factors_for_them(
     extended = models.changed(weights, rank=3, size=0.03, seed=1, names="layers.1.self_attn.q_proj")
     base, long = save_pair(tmp_path, models.LLAMA, weights, extended)
     record = extract_lora(base, long, tmp_path / "a", rank=3)
-    assert list(record["modules"]) == ["model.layers.1.self_attn.q_proj"]
-    assert len(record["unchanged"]) == 13
+    assert list(record.modules) == ["model.layers.1.self_attn.q_proj"]
+    assert len(record.extraction.unchanged) == 13
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     assert len(load_file(tmp_path / "a/adapter_model.safetensors")) == 2
@@ -195,7 +199,7 @@ def test_unchanged_modules_are_skipped_and_peft_makes_no_empty_factors_for_them(
 )
 def test_modules_are_chosen_by_group_name_or_regex(selector, count, family, tmp_path):
     plan = extract_lora(*family[:2], tmp_path / "a", rank=2, modules=selector, dry_run=True)
-    assert plan["plan"]["modules"] == count
+    assert plan.plan["modules"] == count
 
 
 def test_a_part_of_the_modules_loads_in_peft(family, tmp_path):
@@ -203,13 +207,13 @@ def test_a_part_of_the_modules_loads_in_peft(family, tmp_path):
     record = extract_lora(
         base, long, tmp_path / "a", rank=4, modules=r".*layers\.0.*q_proj,mlp", dtype="float32"
     )
-    assert len(record["modules"]) == 7
-    assert record["not_captured"]["projection"]["changed"] == 7
+    assert len(record.modules) == 7
+    assert record.extraction.not_captured["projection"].changed == 7
     merged, wanted, before = (
         merged_by_peft(base, tmp_path / "a"), models.load(long), models.load(base),
     )  # fmt: skip
     for name, tensor in merged.items():
-        taken = name.removesuffix(".weight") in record["modules"]
+        taken = name.removesuffix(".weight") in record.modules
         torch.testing.assert_close(tensor, (wanted if taken else before)[name], atol=1e-6, rtol=0)
 
 
@@ -262,8 +266,8 @@ def test_a_tied_head_that_is_stored_counts_once(tmp_path):
     with pytest.raises(InputError, match="--modules 'lm_head' names no matrix"):
         extract_lora(base, long, tmp_path / "a", modules="lm_head")
     record = extract_lora(base, long, tmp_path / "a", rank=3, layout="exact")
-    assert "lm_head.weight" not in record["differences"]
-    assert "model.embed_tokens.weight" in record["differences"]
+    assert "lm_head.weight" not in record.differences
+    assert "model.embed_tokens.weight" in record.differences
 
 
 def test_a_head_that_only_one_model_has_is_said(tmp_path):
@@ -274,7 +278,7 @@ def test_a_head_that_only_one_model_has_is_said(tmp_path):
     long = models.save(tmp_path / "long", apart, {**extended, "lm_head.weight": head})
     with pytest.warns(UserWarning, match="has a head of its own"):
         record = extract_lora(base, long, tmp_path / "a", rank=3)
-    assert "has a head of its own" in record["notes"][0]
+    assert "has a head of its own" in record.extraction.notes[0]
     with pytest.warns(UserWarning, match="has a head of its own"):
         extract_lora(long, base, tmp_path / "b", rank=3, force=True)
     stored = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
@@ -299,13 +303,13 @@ def test_added_tokens_on_either_side_leave_the_shared_rows(before, after, tmp_pa
         base, long, tmp_path / "a", rank=3, dtype="float32",
         modules="all-linear,embed_tokens,lm_head",
     )  # fmt: skip
-    assert record["modules"]["lm_head"]["shape"] == [80, 64]
+    assert record.modules["lm_head"].shape == [80, 64]
     merged = merged_by_peft(base, tmp_path / "a")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         torch.testing.assert_close(merged[name][:80], extended[name][:80], atol=1e-6, rtol=0)
         torch.testing.assert_close(merged[name][80:], weights[name][80:before])
     plain = extract_lora(base, long, tmp_path / "p", rank=3)
-    assert plain["not_captured"]["head"]["rows_not_shared"] == after - before
+    assert plain.extraction.not_captured["head"].rows_not_shared == after - before
 
 
 # Numbers.
@@ -316,29 +320,29 @@ def test_the_record_tells_the_error_that_the_stored_adapter_makes(tmp_path):
     base, long = save_pair(tmp_path, models.LLAMA, weights, extended, dtype=torch.bfloat16)
     before, after = models.load(base), models.load(long)
     record = extract_lora(base, long, tmp_path / "a", rank=6)
-    assert record == record_of(tmp_path / "a")
+    assert to_json(record) == record_of(tmp_path / "a")
     rebuilt = changes(tmp_path / "a")
     missed = total = 0.0
-    for name, fact in record["modules"].items():
+    for name, fact in record.modules.items():
         delta = after[f"{name}.weight"].double() - before[f"{name}.weight"].double()
         values = torch.linalg.svdvals(delta).square()
         squared = float(delta.square().sum())
         error = relative(rebuilt[f"{name}.weight"], delta)
         optimum = math.sqrt(float(values[6:].sum()) / squared)
-        assert fact["shape"] == list(delta.shape)
-        assert fact["rank"] == 6
-        assert fact["delta_norm"] == pytest.approx(math.sqrt(squared), rel=1e-5)
-        assert fact["relative_delta"] == pytest.approx(
+        assert fact.shape == list(delta.shape)
+        assert fact.rank == 6
+        assert fact.delta_norm == pytest.approx(math.sqrt(squared), rel=1e-5)
+        assert fact.relative_delta == pytest.approx(
             relative(after[f"{name}.weight"], before[f"{name}.weight"]), rel=1e-5
         )
-        assert fact["error"] == pytest.approx(error, rel=1e-5)
-        assert fact["truncation_error"] == pytest.approx(optimum, rel=1e-4)
-        assert fact["energy"] == pytest.approx(1 - optimum**2, rel=1e-4)
-        assert 1 <= fact["error_bound_over_optimum"] <= 1.001
-        assert fact["spectrum"] == pytest.approx(values[:6].sqrt().tolist(), rel=1e-3)
+        assert fact.error == pytest.approx(error, rel=1e-5)
+        assert fact.truncation.truncation_error == pytest.approx(optimum, rel=1e-4)
+        assert fact.truncation.energy == pytest.approx(1 - optimum**2, rel=1e-4)
+        assert 1 <= fact.truncation.error_bound_over_optimum <= 1.001
+        assert fact.truncation.spectrum == pytest.approx(values[:6].sqrt().tolist(), rel=1e-3)
         missed, total = missed + error**2 * squared, total + squared
-    assert record["totals"]["error"] == pytest.approx(math.sqrt(missed / total), rel=1e-5)
-    assert record["totals"]["energy"] == pytest.approx(1 - missed / total, rel=1e-5)
+    assert record.totals.error == pytest.approx(math.sqrt(missed / total), rel=1e-5)
+    assert record.totals.energy == pytest.approx(1 - missed / total, rel=1e-5)
     rest = {
         "embedding": ["model.embed_tokens.weight"],
         "head": ["lm_head.weight"],
@@ -349,21 +353,19 @@ def test_the_record_tells_the_error_that_the_stored_adapter_makes(tmp_path):
         for role, names in rest.items()
     }
     everything = total + sum(map(sum, squares.values()))
-    assert record["not_captured"].keys() == rest.keys()
-    for role, fact in record["not_captured"].items():
-        assert fact["tensors"] == fact["changed"] == len(rest[role])
-        assert fact["delta_norm"] == pytest.approx(math.sqrt(sum(squares[role])), rel=1e-5)
-        assert fact["share_of_all_change"] == pytest.approx(
-            sum(squares[role]) / everything, rel=1e-5
-        )
-        assert fact["largest_relative_delta"] == pytest.approx(
+    assert record.extraction.not_captured.keys() == rest.keys()
+    for role, fact in record.extraction.not_captured.items():
+        assert fact.tensors == fact.changed == len(rest[role])
+        assert fact.delta_norm == pytest.approx(math.sqrt(sum(squares[role])), rel=1e-5)
+        assert fact.share_of_all_change == pytest.approx(sum(squares[role]) / everything, rel=1e-5)
+        assert fact.largest_relative_delta == pytest.approx(
             max(relative(after[n], before[n]) for n in rest[role]), rel=1e-5
         )
-    assert record["totals"]["share_of_all_change_not_captured"] == pytest.approx(
+    assert record.totals.share_of_all_change_not_captured == pytest.approx(
         (missed + sum(map(sum, squares.values()))) / everything, rel=1e-5
     )
     size = sum(t.nbytes for t in load_file(tmp_path / "a/adapter_model.safetensors").values())
-    assert record["totals"]["bytes"] == size
+    assert record.totals.bytes == size
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -371,12 +373,12 @@ def test_the_rounding_of_the_factors_counts_as_error(dtype, family, tmp_path):
     base, long, _ = family
     record = extract_lora(base, long, tmp_path / "a", rank=4, dtype=dtype, verify=False)
     before, after, rebuilt = models.load(base), models.load(long), changes(tmp_path / "a")
-    for name, fact in record["modules"].items():
+    for name, fact in record.modules.items():
         delta = after[f"{name}.weight"].double() - before[f"{name}.weight"].double()
         error = relative(rebuilt[f"{name}.weight"], delta)
-        assert fact["error"] == pytest.approx(error, rel=1e-2)
-        assert fact["rounding_error"] == pytest.approx(error, rel=1e-2)
-        assert fact["truncation_error"] < 1e-4
+        assert fact.error == pytest.approx(error, rel=1e-2)
+        assert fact.rounding_error == pytest.approx(error, rel=1e-2)
+        assert fact.truncation.truncation_error < 1e-4
 
 
 @pytest.mark.parametrize("layout", ["portable", "compact"])
@@ -384,7 +386,7 @@ def test_the_rounding_of_the_factors_counts_as_error(dtype, family, tmp_path):
 def test_a_budget_holds_on_disk(layout, budget, tmp_path, family):
     record = extract_lora(*family[:2], tmp_path / "a", budget=budget, layout=layout, verify=False)
     assert (tmp_path / "a/adapter_model.safetensors").stat().st_size <= budget
-    assert record["totals"]["rank_max"] >= 1
+    assert record.totals.rank_max >= 1
 
 
 def test_a_budget_buys_at_least_what_a_uniform_rank_does(tmp_path):
@@ -396,8 +398,8 @@ def test_a_budget_buys_at_least_what_a_uniform_rank_does(tmp_path):
     base, long = save_pair(tmp_path, models.LLAMA, weights, extended)
     uniform = extract_lora(base, long, tmp_path / "u", budget=30_000)
     shared = extract_lora(base, long, tmp_path / "s", budget=30_000, layout="compact")
-    assert shared["totals"]["error"] < uniform["totals"]["error"]
-    ranks = {fact["rank"] for fact in shared["modules"].values()}
+    assert shared.totals.error < uniform.totals.error
+    ranks = {fact.rank for fact in shared.modules.values()}
     assert len(ranks) > 2
 
 
@@ -421,7 +423,7 @@ def test_dtypes_of_models_and_adapter_mix(before, after, dtype, tmp_path):
         base, long, tmp_path / "a", rank="auto", dtype=dtype, modules="q_proj,down_proj",
         verify=dtype == "float16",
     )  # fmt: skip
-    assert {fact["rank"] for fact in record["modules"].values()} == {4}
+    assert {fact.rank for fact in record.modules.values()} == {4}
     tensors = load_file(tmp_path / "a/adapter_model.safetensors").values()
     assert {tensor.dtype for tensor in tensors} == {getattr(torch, dtype)}
 
@@ -447,8 +449,8 @@ def test_modules_below_the_noise_are_named(tmp_path):
     }
     base, long = save_pair(tmp_path, models.LLAMA, weights, extended)
     record = extract_lora(base, long, tmp_path / "a", rank="auto", layout="compact")
-    assert len(record["modules"]) == len(record["below_noise"]) == 7
-    assert record["not_captured"]["projection below the noise"]["changed"] == 7
+    assert len(record.modules) == len(record.extraction.below_noise) == 7
+    assert record.extraction.not_captured["projection below the noise"].changed == 7
 
 
 def test_tensors_that_transformers_does_not_know_are_measured(tmp_path):
@@ -458,8 +460,8 @@ def test_tensors_that_transformers_does_not_know_are_measured(tmp_path):
         state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.full((8,), value)
     base, long = save_pair(tmp_path, models.LLAMA, weights, extended)
     record = extract_lora(base, long, tmp_path / "a", rank=2)
-    other = record["not_captured"]["other"]
-    assert (other["tensors"], other["largest_relative_delta"]) == (1, pytest.approx(0.5))
+    other = record.extraction.not_captured["other"]
+    assert (other.tensors, other.largest_relative_delta) == (1, pytest.approx(0.5))
 
 
 # Files.
@@ -474,13 +476,13 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
     base, long, _ = models.family(tmp_path / "models", config=config, rank=12)
     for out in ("one", "two"):
         record = extract_lora(base, long, tmp_path / out, rank=8, layout="exact")
-    assert {fact["method"] for fact in record["modules"].values()} == {"subspace", "lapack"}
+    assert {fact.truncation.method for fact in record.modules.values()} == {"subspace", "lapack"}
     one, two = models.contents(tmp_path / "one"), models.contents(tmp_path / "two")
     assert one == two
     assert {"extraction.png", "README.md", "regraft.json"} <= one.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "one", "two"]
     other = extract_lora(base, long, tmp_path / "three", rank=8, seed=1, verify=False)
-    assert other["totals"]["error"] == pytest.approx(record["totals"]["error"], rel=1e-3)
+    assert other.totals.error == pytest.approx(record.totals.error, rel=1e-3)
 
 
 def test_how_a_model_is_sharded_changes_no_weight(tmp_path):
@@ -488,7 +490,7 @@ def test_how_a_model_is_sharded_changes_no_weight(tmp_path):
     sharded = models.family(tmp_path / "sharded", shards=3)
     one = extract_lora(*single[:2], tmp_path / "one", rank=4, layout="exact", verify=False)
     two = extract_lora(*sharded[:2], tmp_path / "two", rank=4, layout="exact", verify=False)
-    assert one["base"]["fingerprint"] == two["base"]["fingerprint"]
+    assert one.base.fingerprint == two.base.fingerprint
     a, b = (load_file(tmp_path / out / "adapter_model.safetensors") for out in ("one", "two"))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -499,7 +501,7 @@ def test_a_tensor_that_only_the_extended_model_has_is_spoken_of(family, tmp_path
     state["model.layers.9.self_attn.q_proj.weight"] = torch.ones(4, 4)
     more = models.save(tmp_path / "more", {**models.LLAMA, **models.LONG}, state)
     record = extract_lora(family[0], more, tmp_path / "a", rank=2, dry_run=True)
-    assert any("model.layers.9.self_attn.q_proj.weight" in note for note in record["notes"])
+    assert any("model.layers.9.self_attn.q_proj.weight" in note for note in record.extraction.notes)
 
 
 @pytest.mark.parametrize("scale", [1e-28, 1e30])
@@ -515,7 +517,7 @@ def test_weights_whose_squares_float32_cannot_hold_are_extracted_like_others(
                 models.save(tmp_path / folder / source.name, {**models.LLAMA, **config}, state)
             )
         record = extract_lora(*pair, tmp_path / folder / "a", rank=2, dtype="float32", force=True)
-        figures.append([record["totals"]["error"], record["totals"]["error_bound_over_optimum"]])
+        figures.append([record.totals.error, record.totals.error_bound_over_optimum])
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
 
 
@@ -533,18 +535,16 @@ def test_finite_numbers_too_far_apart_are_not_called_nan(family, tmp_path):
 def test_an_adapter_that_reproduces_the_change_claims_no_ratio_to_nothing(family, tmp_path):
     """At full rank the least possible error is 0: what is reported is null, not infinity or 1."""
     record = extract_lora(*family[:2], tmp_path / "a", rank=64, dtype="float32")
-    bounds = {f["error_bound_over_optimum"] for f in record["modules"].values()}
-    assert None in bounds
-    assert record["totals"]["modules_without_bound"] > 0
-    assert all(
-        f["least_possible_error"] <= f["truncation_error"] for f in record["modules"].values()
-    )
+    truncations = [module.truncation for module in record.modules.values()]
+    assert None in {t.error_bound_over_optimum for t in truncations}
+    assert record.totals.modules_without_bound > 0
+    assert all(t.least_possible_error <= t.truncation_error for t in truncations)
     assert "reproduced to rounding" in dict(evidence.summary(record))["error"]
-    assert record_of(tmp_path / "a") == record
+    assert record_of(tmp_path / "a") == to_json(record)
 
 
 def test_a_dry_run_writes_nothing(family, tmp_path):
-    plan = extract_lora(*family[:2], tmp_path / "a" / "b", rank=4, dry_run=True)["plan"]
+    plan = extract_lora(*family[:2], tmp_path / "a" / "b", rank=4, dry_run=True).plan
     assert plan["modules"] == 14
     assert plan["write_bytes"] == 14848
     assert list(tmp_path.iterdir()) == []
@@ -558,7 +558,8 @@ def test_the_card_links_the_hub_and_no_local_path(family, tmp_path):
     card = (tmp_path / "a/README.md").read_text()
     head = card.split("---")[1]
     assert "base_model" not in head
-    record["base"] |= {"name": "org/name@main", "revision": "0" * 40}
+    hub = replace(record.base, name="org/name@main", revision="0" * 40)
+    record = replace(record, base=hub)
     write_adapter_card(tmp_path / "a", record, summary(record))
     head = (tmp_path / "a/README.md").read_text().split("---")[1]
     assert "base_model: org/name\n" in head
@@ -592,10 +593,10 @@ def test_resume_after_kills_gives_the_same_bytes(family, tmp_path, children):
 
 
 def test_resume_does_not_repeat_what_is_done(family, tmp_path, monkeypatch):
-    from regraft.adapters.extract import extract
+    from regraft.adapters.extract.factorize import Factorizer
 
     done: list[str] = []
-    decompose = extract._Run._decompose
+    decompose = Factorizer._decompose
 
     def counted(run: Any, module: Any, *arguments: Any) -> Any:
         if len(done) == 9:
@@ -604,7 +605,7 @@ def test_resume_does_not_repeat_what_is_done(family, tmp_path, monkeypatch):
         done.append(module.name)
         return decompose(run, module, *arguments)
 
-    monkeypatch.setattr(extract._Run, "_decompose", counted)
+    monkeypatch.setattr(Factorizer, "_decompose", counted)
     with pytest.raises(KeyboardInterrupt):
         extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False)
     with pytest.raises(InputError, match="--resume continues it"):
@@ -759,7 +760,7 @@ def test_swapped_identical_and_unrelated_models_are_refused(family, tmp_path):
     with pytest.raises(LineageError, match=r"was not made from .*projection \d+\.\d%"):
         extract_lora(base, unrelated, tmp_path / "a")
     record = extract_lora(base, unrelated, tmp_path / "a", rank=2, force=True, verify=False)
-    assert record["lineage"]["verdict"] == "stranger"
+    assert record.extraction.lineage.verdict == "stranger"
     assert extract_lora(long, base, tmp_path / "b", rank=2, force=True, verify=False)
 
 
@@ -774,7 +775,7 @@ def test_a_zero_bias_that_was_trained_gives_numbers_that_are_json(tmp_path):
             extended[name] = torch.full_like(weights[name], 0.1)
     base, long = save_pair(tmp_path, models.QWEN2, weights, extended)
     extract_lora(base, long, tmp_path / "a", rank=2)
-    assert record_of(tmp_path / "a")["lineage"]["roles"]["bias"]["distance"] == 1.0
+    assert record_of(tmp_path / "a")["extraction"]["lineage"]["roles"]["bias"]["distance"] == 1.0
 
 
 def test_factors_that_do_not_fit_the_dtype_are_refused(tmp_path):
@@ -782,7 +783,7 @@ def test_factors_that_do_not_fit_the_dtype_are_refused(tmp_path):
     huge = {name: w * (1e12 if "proj" in name else 1) for name, w in weights.items()}
     extended = models.changed(huge, rank=2, size=0.5, seed=1)
     base, long = save_pair(tmp_path, models.LLAMA, huge, extended)
-    with pytest.raises(InputError, match=r"do not fit torch\.float16; give another --dtype"):
+    with pytest.raises(InputError, match=r"too large for float16; choose a wider"):
         extract_lora(base, long, tmp_path / "a", rank=2, dtype="float16")
 
 
@@ -813,18 +814,16 @@ def test_a_filled_output_is_only_replaced_when_asked(family, tmp_path):
 
 
 def test_an_adapter_that_peft_reads_differently_is_not_published(family, tmp_path, monkeypatch):
-    from regraft.adapters import reader as format
-
-    honest = format.peft_config
+    honest = writer.peft_config
 
     def doubled(*arguments: Any, **named: Any) -> dict[str, Any]:
         config = honest(*arguments, **named)
         return {**config, "lora_alpha": 2 * config["r"]}
 
-    monkeypatch.setattr(format, "peft_config", doubled)
+    monkeypatch.setattr(writer, "peft_config", doubled)
     with pytest.raises(CheckpointError, match=r"PEFT rebuilds '.*' 100\.\d+% away"):
         extract_lora(*family[:2], tmp_path / "a", rank=2)
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(format, "peft_config", lambda *a, **n: {**honest(*a, **n), "r": 3})
+    monkeypatch.setattr(writer, "peft_config", lambda *a, **n: {**honest(*a, **n), "r": 3})
     with pytest.raises(CheckpointError, match="PEFT does not load the adapter"):
         extract_lora(*family[:2], tmp_path / "b", rank=2)

@@ -168,7 +168,7 @@ def test_a_merge_says_its_method_and_inputs(folders: dict[str, Path], tmp_path: 
 def test_a_broken_record_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = save(tmp_path / "model", LLAMA, weights(LLAMA))
     (folder / RECORD).write_text('{"kind": "graft"}')
-    with pytest.raises(CheckpointError, match=r"regraft\.json is not a record"):
+    with pytest.raises(CheckpointError, match=r"regraft\.json lacks the key 'adapter'"):
         inspect(str(folder))
 
 
@@ -223,12 +223,10 @@ def test_an_adapter_that_was_merged_says_of_what(folders: dict[str, Path], tmp_p
     folder = tmp_path / "merged"
     shutil.copytree(folders["lora"], folder)
     record = json.loads((folder / RECORD).read_text())
-    record |= {
-        "method": "ties",
-        "inputs": [{"name": "b"}, {"name": "b", "adapter": {"name": "one"}}],
-        "totals": {"error": 0.125},
-    }
-    del record["not_captured"], record["rule"]
+    merge = {"method": "ties", "recipe": "", "inputs": ["one"], "exact": False}
+    record |= {"made_by": "merge", "merge": merge}
+    record["totals"]["error"] = 0.125
+    del record["extraction"]
     (folder / RECORD).write_text(json.dumps(record))
     text = shown(inspect(str(folder)))
     assert "by ties from one" in text

@@ -1,0 +1,100 @@
+"""The card of a grafted checkpoint: what changed, what rounding lost, how far the base was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from regraft.drawing import figure, from_zero, hub_id, last_name, legend, render, styles
+from regraft.record import GraftRecord, TensorGraft
+from regraft.write import write_text
+
+FIGURE = "graft.png"
+
+_CARD = """\
+---
+library_name: transformers
+{% if hub_id %}
+base_model: {{ hub_id }}
+{% endif %}
+tags: [regraft, long-context]
+---
+# {{ title }}
+
+**{{ checkpoint }}** with the change of the adapter **{{ adapter }}** grafted on by
+[regraft](https://pypi.org/project/regraft/) {{ versions.regraft }}.
+
+| | |
+|---|---|
+{% for label, text in lines %}
+| {{ label }} | {{ text }} |
+{% endfor %}
+
+## What changed
+
+"lost" is the part of the change that rounding to the stored dtype took, relative to the change.
+
+| tensors | how many | norm of the change | lost |
+|---|---|---|---|
+{% for role, row in roles.items() %}
+| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
+{{- " %.2f%%" % (100 * row.lost_to_storage) }} |
+{% endfor %}
+{% if distances %}
+
+## Lineage
+
+Distance between the adapter's base and this checkpoint before the graft, from sampled weights:
+
+| tensors | distance | cosine |
+|---|---|---|
+{% for role, row in distances.items() %}
+| {{ role }} | {{ "%.2f%%" % (100 * row.distance) }} | {{ "%.5f" % row.cosine }} |
+{% endfor %}
+{% endif %}
+
+![Change by layer](graft.png)
+
+The config has the RoPE and the context length in both spellings (`rope_parameters` for
+transformers 5, `rope_theta` and `rope_scaling` for older readers). What the graft is worth is not
+known from weights: measure it at long and short positions before relying on it.
+"""
+
+
+def write_graft_card(folder: Path, record: GraftRecord, lines: list[tuple[str, str]]) -> None:
+    """README.md and the figure of a grafted checkpoint. lines: the summary shown after the run."""
+    name = record.checkpoint.name
+    text = render(
+        _CARD,
+        title=f"{last_name(name)} with {last_name(record.adapter.name)}",
+        hub_id=hub_id(name, record.checkpoint.revision),
+        checkpoint=name,
+        adapter=record.adapter.name,
+        versions=record.versions,
+        lines=lines,
+        roles=record.roles,
+        distances=record.lineage.roles if record.lineage else {},
+    )
+    write_text(folder / "README.md", text)
+    _draw(folder / FIGURE, record.tensors)
+
+
+def _draw(path: Path, tensors: Mapping[str, TensorGraft]) -> None:
+    """Left: norm of the change by layer. Right: share of it lost to storage."""
+    groups: dict[str, list[tuple[int, float, float]]] = {}
+    for name, change in tensors.items():
+        parts = name.removesuffix(".weight").split(".")
+        number = next((int(part) for part in parts if part.isdigit()), 0)
+        groups.setdefault(parts[-1], []).append(
+            (number, change.change_norm, change.lost_to_storage)
+        )
+    with figure(path, 2) as (left, right):
+        for (leaf, points), style in zip(groups.items(), styles(), strict=False):
+            numbers, norms, lost = zip(*sorted(points), strict=True)
+            left.plot(numbers, norms, label=leaf, **style)
+            right.plot(numbers, [100 * share for share in lost], label=leaf, **style)
+        left.set(xlabel="layer", ylabel="norm", title="Change added to each tensor")
+        right.set(xlabel="layer", ylabel="% of the change", title="Lost by rounding to storage")
+        from_zero(left)
+        from_zero(right)
+        legend(left)

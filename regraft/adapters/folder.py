@@ -1,0 +1,29 @@
+"""The adapter folder: PEFT's two files, and beside them what PEFT's format has no field for.
+
+adapter_config.json, adapter_model.safetensors   what PEFT, vLLM, SGLang and llama.cpp read
+regraft.json                                     RoPE, context, lineage, error of every module
+regraft-lineage.safetensors                      1024 sampled weights of each base tensor
+regraft-differences.safetensors                  layout `exact`: norms, embeddings, head, biases
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD = "regraft.json"
+LINEAGE = "regraft-lineage.safetensors"
+DIFFERENCES = "regraft-differences.safetensors"
+
+PREFIX = "base_model.model."  # of every key in adapter_model.safetensors
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that decide the change, by name."""
+    result = {}
+    for name in (CONFIG, WEIGHTS, DIFFERENCES):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                result[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result

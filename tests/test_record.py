@@ -1,0 +1,116 @@
+"""Records: what is written is read back, and what is broken is named by file and key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regraft.errors import CheckpointError
+from regraft.record import (
+    SCHEMA_VERSION,
+    AdapterFiles,
+    BaseRecord,
+    ContextRecord,
+    GraftContext,
+    GraftRecord,
+    ModelRecord,
+    derive_seed,
+    dump_json,
+    read_record,
+    to_json,
+    versions,
+    write_record,
+)
+
+CONTEXT = ContextRecord(
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    max_position_embeddings=64,
+    original_max_position_embeddings=None,
+)
+GRAFT = GraftRecord(
+    adapter=AdapterFiles(name="a", sha256={"adapter_config.json": "0"}),
+    base=BaseRecord(name=None),
+    checkpoint=ModelRecord(name="m", revision=None, fingerprint="f"),
+    context=GraftContext(checkpoint=CONTEXT, output=CONTEXT, policy="given"),
+    lineage=None,
+    already_present=None,
+    arguments={"scale": 1, "context": None},
+    versions=versions(),
+)
+
+
+def broken(change: Any) -> Any:
+    value = to_json(GRAFT)
+    change(value)
+    return value
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "regraft.json"
+    write_record(path, GRAFT)
+    assert read_record(path, GraftRecord, "mend it") == GRAFT
+    value = json.loads(path.read_text())
+    assert value["schema_version"] == SCHEMA_VERSION
+    assert "plan" not in value  # None by default
+    assert value["lineage"] is None  # None is an answer here
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (broken(lambda v: v.pop("checkpoint")), "lacks the key 'checkpoint'"),
+        (broken(lambda v: v["checkpoint"].pop("name")), "lacks the key 'checkpoint.name'"),
+        (
+            broken(lambda v: v["context"]["output"].update(max_position_embeddings="many")),
+            "'context.output.max_position_embeddings' should be a valid integer, not 'many'",
+        ),
+        (
+            broken(lambda v: v["context"]["output"].update(max_position_embeddings=True)),
+            "should be a valid integer, not True",
+        ),
+        (broken(lambda v: v.update(kind="adapter")), "'kind' should be 'graft', not 'adapter'"),
+        (broken(lambda v: v.update(versions=["x"])), "'versions' should be an object"),
+        (broken(lambda v: v.update(schema_version=99)), "schema version 99 and this regraft reads"),
+        ([], "is not a JSON object"),
+    ],
+)
+def test_the_key_that_is_wrong_is_named(value: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "regraft.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(CheckpointError) as refused:
+        read_record(path, GraftRecord, "mend it")
+    assert said in str(refused.value)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"\xff\xfe", b"[" * 5000, b'{"a": NaN}', b'{"a": "\\ud800"}', b""],
+    ids=["cut", "no utf-8", "deep", "nan", "lone surrogate", "empty"],
+)
+def test_what_is_no_json_is_one_sentence(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "regraft.json"
+    path.write_bytes(text)
+    with pytest.raises(CheckpointError, match="is not valid JSON") as refused:
+        read_record(path, GraftRecord, "mend it")
+    assert "\n" not in str(refused.value)
+
+
+def test_json_is_always_json(tmp_path: Path) -> None:
+    @dataclass
+    class Named:
+        name: str
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump_json({"loss": float("nan")})
+    assert json.loads(dump_json(Named("caf\u00e9 \udcff"))) == {"name": "caf\u00e9 ?"}
+
+
+def test_seeds_depend_on_the_name_and_nothing_else() -> None:
+    assert derive_seed(0, "a") == derive_seed(0, "a")
+    assert len({derive_seed(seed, name) for seed in (0, 1) for name in "ab"}) == 4
