@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -75,6 +76,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     set_environment()
     _open_standard_streams()
     _handle_signals()
+    threading.excepthook = _report_thread
     try:
         app(arguments)
         code: Any = 0
@@ -116,6 +118,14 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # a name that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """One line for a library's background thread that fails, such as TensorBoard's on a full disk.
+    regraft's own threads raise their errors in the main one."""
+    name = failed.thread.name if failed.thread else "a thread"
+    text = " ".join(str(failed.exc_value).split())
+    progress.warn(f"{name} of a library has failed ({failed.exc_type.__name__}: {text})")
 
 
 def _handle_signals() -> None:

@@ -6,11 +6,15 @@ A write that finds the disk full raises an OSError without a name; `regraft.erro
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regraft.errors import writing
+from regraft.errors import OutputError, os_error_sentence, writing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,6 +32,22 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """Indented JSON that ends in a newline. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def library_writing(path: Path) -> Iterator[None]:
+    """`writing` for safetensors and tokenizers, whose own exceptions say '(os error 28)'."""
+    try:
+        with writing(path):
+            yield
+    except OutputError:
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        cause = OSError(int(number[1]), os.strerror(int(number[1])))
+        raise OutputError(os_error_sentence(cause, path)) from error
 
 
 def copy_file(source: Path, path: Path) -> None:

@@ -6,11 +6,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import signal
 from pathlib import Path
 
 import models
 import pytest
+import torch
 from evaluated import toy
+from safetensors.torch import save_file
 
 from regraft import progress
 from regraft.adapters.apply.apply import apply
@@ -21,7 +25,7 @@ from regraft.evaluate.job import evaluate
 from regraft.job import Job, job_hash
 from regraft.merge.job import merge
 from regraft.train.job import train
-from regraft.write import write_json
+from regraft.write import library_writing, write_json
 
 TRAINING = """
 model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
@@ -185,6 +189,28 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             write_json(tmp_path / "regraft.json", {})
     with pytest.raises(OutputError, match=r"a file in .*\.out\.regraft-staging: the disk is full"):
         fail_while_staged(tmp_path / "out", full)
+
+
+@pytest.mark.parametrize("library", ["safetensors", "tokenizers"])
+def test_a_library_that_cannot_write_names_the_file(library: str, tmp_path: Path) -> None:
+    from regraft.data.toy_language import write_tokenizer
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    path = tmp_path / "x.safetensors"
+
+    def write_weights() -> None:
+        with library_writing(path):
+            save_file({"x": torch.zeros(9000)}, path)
+
+    try:
+        with pytest.raises(OutputError, match="cannot hold a file this large") as caught:
+            write_tokenizer(tmp_path) if library == "tokenizers" else write_weights()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert str(tmp_path) in str(caught.value)
 
 
 def fail_while_staged(out: Path, action) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from regraft.write import library_writing
+
 Skill = Literal["ask", "shout"]
 
 
@@ -223,6 +225,8 @@ def write_tokenizer(folder: Path) -> None:
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", IDS["<s>"])]
     )
-    PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    )
+    with library_writing(folder / "tokenizer.json"):
+        tokenizer.save_pretrained(folder)

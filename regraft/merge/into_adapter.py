@@ -42,6 +42,7 @@ from regraft.record import (
     versions,
 )
 from regraft.rope import ContextSpec
+from regraft.write import library_writing
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ class _Spool:
 
     def put(self, name: str, piece: Merged) -> None:
         part = self._path(name).with_suffix(".part")
-        save_file({"a": piece.a.contiguous().cpu(), "b": piece.b.contiguous().cpu()}, part)
+        with library_writing(part):
+            save_file({"a": piece.a.contiguous().cpu(), "b": piece.b.contiguous().cpu()}, part)
         part.replace(self._path(name))
         facts = {"rank": len(piece.a), "norm": piece.norm, "error": piece.error}
         self._staging.record(f"factors:{name}", **facts)

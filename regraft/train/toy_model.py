@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from regraft.data.toy_language import IDS, WORDS, write_tokenizer
 from regraft.train.recipe.schema import Toy
+from regraft.write import library_writing, write_text
 
 _EMBEDDING_STD = 0.4
 _CONSTANT = 5.0  # what heads look back by; large, so that the norm keeps it constant
@@ -29,8 +30,10 @@ def write_toy(folder: Path, toy: Toy, seed: int) -> None:
     model = untrained_model(toy.length, toy.theta, seed, **_sizes(toy))
     folder.mkdir(parents=True)
     # not save_pretrained, which under torchrun writes in the first process only
-    (folder / "config.json").write_text(json.dumps(toy_config(toy), indent=1))
-    save_file(dict(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
+    write_text(folder / "config.json", json.dumps(toy_config(toy), indent=1))
+    weights = folder / "model.safetensors"
+    with library_writing(weights):
+        save_file(dict(model.state_dict()), weights, {"format": "pt"})
     write_tokenizer(folder)
 
 

@@ -2,19 +2,23 @@
 
 `Children.run` gives one command line to a child and waits for it. `die` is the number of the call
 that changes the disk (os.write, os.rename, ...) before which the child gets `signal`; from call
-`fail` on, every such call fails with `error` (ENOSPC: the disk is full). Only this file's own
-process forks: it has one thread.
+`fail` on, every such call fails with `error` (ENOSPC: the disk is full). Opening a file to write it
+is such a call, too. Only this file's own process forks: it has one thread.
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
+import io
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +43,19 @@ class Children(WarmProcess):
         fail: int | None = None,
         error: int = errno.ENOSPC,
         stdout: str | Path | None = None,
+        largest: int | None = None,
+        gate: tuple[int, str | Path] | None = None,
     ) -> dict[str, Any]:
         """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL.
 
-        stdout: the file it writes to, such as /dev/full; '' for a closed one.
+        stdout: the file it writes to, such as /dev/full; '' for a closed one. largest: no file may
+        grow beyond this many bytes; the system itself refuses (EFBIG), also what libraries in C
+        write. gate: (n, path): before call n create `path`.reached, then wait until `path` exists.
         """
         job = {
             "argv": [str(a) for a in argv], "die": die, "signal": with_signal, "fail": fail,
-            "error": error, "stdout": None if stdout is None else str(stdout),
+            "error": error, "stdout": None if stdout is None else str(stdout), "largest": largest,
+            "gate": None if gate is None else [gate[0], str(gate[1])],
         }  # fmt: skip
         return dict(json.loads(self.ask(json.dumps(job))))
 
@@ -70,6 +79,7 @@ def _child(job: dict[str, Any], count: Path) -> None:
             nonlocal calls
             with lock:
                 calls += 1
+                waits = job["gate"] is not None and calls == job["gate"][0]
                 dies = calls == job["die"]
                 fails = job["fail"] is not None and calls >= job["fail"]
             if dies and job["signal"] == signal.SIGKILL:
@@ -78,6 +88,8 @@ def _child(job: dict[str, Any], count: Path) -> None:
                 # to the main thread, wherever it waits; this one does not finish its work first
                 signal.pthread_kill(main.ident, job["signal"])
                 handled.wait(60)
+            if waits:
+                _wait_at(Path(job["gate"][1]))
             if fails:
                 raise OSError(job["error"], os.strerror(job["error"]))
             return original(*arguments, **named)
@@ -86,6 +98,16 @@ def _child(job: dict[str, Any], count: Path) -> None:
 
     for name in _CALLS:
         setattr(os, name, counted(getattr(os, name)))
+    opened = io.open
+    opened_to_write = counted(opened)
+
+    def open_file(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        writes = not isinstance(file, int) and set(mode) & set("wax+")
+        return (opened_to_write if writes else opened)(file, mode, *arguments, **named)
+
+    io.open = builtins.open = open_file  # type: ignore[assignment]
+    if job["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
     try:
         shell.run_app(app, job["argv"])
     except SystemExit as exit_:
@@ -95,8 +117,17 @@ def _child(job: dict[str, Any], count: Path) -> None:
 
         traceback.print_exc()
         code = 99
-    count.write_text(str(calls))
+    if job["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with opened(count, "w") as file:
+        file.write(str(calls))
     os._exit(code)
+
+
+def _wait_at(gate: Path) -> None:
+    Path(f"{gate}.reached").touch()
+    while not gate.exists():
+        time.sleep(0.01)
 
 
 def _serve() -> None:
@@ -106,11 +137,20 @@ def _serve() -> None:
     import transformers.models.llama.modeling_llama
 
     import regraft.adapters.apply.apply
-    import regraft.adapters.extract.extract  # noqa: F401
+    import regraft.adapters.extract.extract
+    import regraft.evaluate.job
+    import regraft.merge.job
+    import regraft.train.job  # noqa: F401
     from regraft.adapters.apply import card as graft_card
     from regraft.adapters.extract import card as extraction_card
+    from regraft.demo import lessons
     from regraft.train.output import log as metrics
 
+    short = lessons.Plan(
+        base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
+        target=256, lengths=(64, 256), ranks=(2,), questions=8, prose_rows=2,
+    )  # fmt: skip
+    lessons.Plan = lambda: short  # type: ignore[assignment,misc]
     del matplotlib, peft, torch, transformers
     for card in (extraction_card, graft_card):  # the figures take longer than all the rest
         card._draw = lambda path, _: path.write_bytes(b"drawn")
