@@ -25,7 +25,7 @@ from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
 from regraft.merge.config_check import check_config
 from regraft.merge.recipe import Recipe
-from regraft.merge.schema import ModelRef
+from regraft.merge.references import ModelRef
 from regraft.record import to_json
 from regraft.rope import ContextSpec
 

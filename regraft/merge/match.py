@@ -121,8 +121,8 @@ def expert_notes(inputs: Inputs, method: Method) -> list[str]:
         if max(stacks.values(), default=0) > 1:
             return [
                 f"{method.name} takes each expert's matrix as a tensor of its own. mergekit joins "
-                "all experts of a layer to one tensor first, so that experts which changed most "
-                "take the others' share of density; its result differs"
+                "all experts of a layer to one tensor first, where experts that changed most "
+                "take the others' share of density, so results differ"
             ]
     return []
 

@@ -10,7 +10,7 @@ from regraft.errors import InputError
 from regraft.merge.methods.parameter import Parameter
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe import Recipe, Scope, Slice, Source
-from regraft.merge.schema import Condition
+from regraft.merge.settings import Condition
 
 
 def warn_unused(recipe: Recipe, method: Method) -> None:

@@ -23,15 +23,9 @@ from dataclasses import dataclass
 from regraft.document import Where
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.registry import Method, get, names
-from regraft.merge.schema import (
-    BRIDGED,
-    MAX_INPUTS,
-    Body,
-    InputModel,
-    ModelRef,
-    OutputSlice,
-    Setting,
-)
+from regraft.merge.references import ModelRef
+from regraft.merge.schema import BRIDGED, MAX_INPUTS, Body, InputModel, OutputSlice
+from regraft.merge.settings import Setting
 from regraft.recipe import BaseRecipe, Mistakes
 
 # The parameters stated in one place of the recipe, and where.

@@ -2,140 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from regraft.errors import InputError, did_you_mean, short_repr
+from regraft.errors import InputError, did_you_mean
+from regraft.merge.references import ModelRef, Reference
+from regraft.merge.settings import SETTING_SCHEMA, Settings
 from regraft.units import parse_tokens
 
 MAX_INPUTS = 256
 # mergekit's methods that have no native form
 BRIDGED = ("arcee_fusion", "ram", "ramplus_tl")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-Scalar = bool | int | float | str
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """`path@revision+adapter@revision`; each a folder or a Hub id."""
-
-    path: str
-    revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
-
-    def __str__(self) -> str:
-        return self.model + (f"+{self.lora}" if self.adapter else "")
-
-    @property
-    def model(self) -> str:
-        """The model's own name, as `Checkpoint.open` takes it."""
-        return f"{self.path}@{self.revision}" if self.revision else self.path
-
-    @property
-    def lora(self) -> str | None:
-        """The adapter's name, as `Adapter.open` takes it."""
-        if self.adapter and self.adapter_revision:
-            return f"{self.adapter}@{self.adapter_revision}"
-        return self.adapter
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One setting of a parameter: `value`, a scalar or a gradient, where `filter` matches."""
-
-    filter: str | None
-    value: Scalar | tuple[Scalar, ...]
-
-    @property
-    def values(self) -> tuple[Scalar, ...]:
-        """The scalar alone, or the points of the gradient."""
-        return self.value if isinstance(self.value, tuple) else (self.value,)
-
-    def holds(self, tensor: str) -> bool:
-        return self.filter is None or self.filter == "*" or self.filter in tensor
-
-
-Setting = tuple[Condition, ...]
-
-
-def _reference(value: Any) -> ModelRef:
-    if isinstance(value, ModelRef):
-        return value
-    if isinstance(value, str):
-        if one := _path(value):
-            return ModelRef(*one)
-        name, _, added = value.partition("+")
-        if (one := _path(name)) and (other := _path(added)):
-            return ModelRef(*one, *other)
-    if isinstance(value, dict) and set(value) <= {"model", "lora", "override_architecture"}:
-        model, adapter = _from_mapping(value.get("model")), _from_mapping(value.get("lora"))
-        if value.get("override_architecture") is not None:
-            raise ValueError("override_architecture is not supported; correct the config instead")
-        if model:
-            return ModelRef(*model, *(adapter or (None, None)))
-    raise ValueError(
-        f"{short_repr(value)} is not a model such as org/name, path@rev or model+adapter"
-    )
-
-
-def _path(text: str) -> tuple[str, str | None] | None:
-    """(path, revision) of one side of a '+'; None if it cannot be one."""
-    if text and _exists(text):
-        return text, None
-    path, at, revision = text.partition("@")
-    if not path.strip() or "+" in text or "@" in revision or bool(at) != bool(revision):
-        return None
-    return path, revision or None
-
-
-def _exists(text: str) -> bool:
-    try:
-        return Path(text).expanduser().exists()
-    except (OSError, RuntimeError):  # a name too long for a file; ~ of an unknown user
-        return False
-
-
-def _from_mapping(value: Any) -> tuple[str, str | None] | None:
-    if isinstance(value, str):
-        return _path(value)
-    if isinstance(value, dict) and set(value) <= {"path", "revision"}:
-        path, revision = value.get("path"), value.get("revision")
-        if isinstance(path, str) and path and (revision is None or isinstance(revision, str)):
-            return path, revision
-    return None
-
-
-def _setting(value: Any) -> Setting:
-    if _is_scalar(value):
-        return (Condition(None, value),)
-    conditions = [value] if isinstance(value, dict) else value
-    if isinstance(value, list) and value and all(_is_scalar(item) for item in value):
-        return (Condition(None, tuple(value)),)
-    if not isinstance(conditions, list) or not conditions:
-        raise ValueError("a parameter is a value, a list of values, or a list of {filter, value}")
-    result = []
-    for item in conditions:
-        if not isinstance(item, dict) or "value" not in item or set(item) - {"filter", "value"}:
-            raise ValueError(
-                f"{short_repr(item)} is not {{filter: part of a tensor's name, value: ...}}"
-            )
-        chosen, inner = item.get("filter"), item["value"]
-        if chosen is not None and not isinstance(chosen, str):
-            raise ValueError(f"the filter {short_repr(chosen)} is not a part of a tensor's name")
-        if isinstance(inner, list) and inner and all(_is_scalar(part) for part in inner):
-            inner = tuple(inner)
-        elif not _is_scalar(inner):
-            raise ValueError(f"the value {short_repr(inner)} is not a number, word or list of them")
-        result.append(Condition(chosen, inner))
-    return tuple(result)
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str))
 
 
 def _dtype(value: Any) -> str:
@@ -162,30 +41,6 @@ def _shorthand(value: Any) -> Any:
     return {key.strip(): text.strip() for key, _, text in items}
 
 
-_SCALAR_SCHEMA: dict[str, Any] = {"type": ["number", "boolean", "string"]}
-_GRADIENT_SCHEMA = {
-    "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1}]
-}
-_CONDITION_SCHEMA = {
-    "type": "object",
-    "properties": {"filter": {"type": ["string", "null"]}, "value": _GRADIENT_SCHEMA},
-    "required": ["value"],
-    "additionalProperties": False,
-}
-_SETTING_SCHEMA = {
-    "anyOf": [
-        *_GRADIENT_SCHEMA["anyOf"],
-        _CONDITION_SCHEMA,
-        {"type": "array", "items": _CONDITION_SCHEMA, "minItems": 1},
-    ]
-}
-_Ref = Annotated[
-    ModelRef,
-    BeforeValidator(_reference),
-    PlainSerializer(str),
-    WithJsonSchema({"type": ["string", "object"], "description": "path@revision+adapter@revision"}),
-]
-_Settings = dict[str, Annotated[Any, BeforeValidator(_setting), WithJsonSchema(_SETTING_SCHEMA)]]
 _Dtype = Annotated[str, BeforeValidator(_dtype), WithJsonSchema({"enum": list(DTYPES)})]
 _Tokens = Annotated[int, BeforeValidator(_tokens), WithJsonSchema({"type": ["integer", "string"]})]
 
@@ -195,31 +50,31 @@ class _Block(BaseModel):
 
 
 class InputModel(_Block):
-    model: _Ref
-    parameters: _Settings | None = None
+    model: Reference
+    parameters: Settings | None = None
 
 
 class InputSlice(_Block):
-    model: _Ref
+    model: Reference
     layer_range: Annotated[list[int], Field(min_length=2, max_length=2)]
-    parameters: _Settings | None = None
+    parameters: Settings | None = None
 
 
 class OutputSlice(_Block):
     sources: Annotated[list[InputSlice], Field(min_length=1)]
-    base_model: _Ref | None = None
+    base_model: Reference | None = None
     residual_weight: float | None = None  # mergekit reads it and does nothing with it
-    parameters: _Settings | None = None
+    parameters: Settings | None = None
 
 
 class Module(_Block):
     slices: list[OutputSlice] | None = None
     models: list[InputModel] | None = None
-    parameters: _Settings | None = None
+    parameters: Settings | None = None
 
 
 class Tokenizer(_Block):
-    source: _Ref = Field(default=ModelRef("union"), description="'union', 'base' or a model")
+    source: Reference = Field(default=ModelRef("union"), description="'union', 'base' or a model")
     tokens: dict[str, Any] | None = None
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
@@ -257,16 +112,18 @@ class Body(_Block):
     """The keys of a recipe."""
 
     merge_method: str
-    base_model: _Ref | None = None
+    base_model: Reference | None = None
     models: list[InputModel] | None = None
     slices: list[OutputSlice] | None = None
     modules: dict[str, Module] | None = None
-    parameters: _Settings | None = None
+    parameters: Settings | None = None
     dtype: _Dtype | None = Field(
         default=None, description="of the output; the arithmetic is float32 whatever it says"
     )
     out_dtype: _Dtype | None = Field(default=None, description="of the output, before dtype")
-    tokenizer_source: _Ref | None = Field(default=None, description="'union', 'base' or a model")
+    tokenizer_source: Reference | None = Field(
+        default=None, description="'union', 'base' or a model"
+    )
     tokenizer: Tokenizer | None = None
     chat_template: str | None = Field(
         default=None, description="'auto', a template's name in mergekit, or Jinja text"
@@ -296,7 +153,7 @@ def schema() -> dict[str, Any]:
     for method in map(get, names()):
         for parameter in method.parameters:
             users.setdefault(parameter, []).append(method.name)
-    result["$defs"]["Setting"] = _SETTING_SCHEMA
+    result["$defs"]["Setting"] = SETTING_SCHEMA
     result["$defs"]["Parameters"] = {
         "type": "object",
         "properties": {

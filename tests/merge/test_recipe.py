@@ -10,7 +10,9 @@ import pytest
 from regraft.document import Document
 from regraft.errors import InputError
 from regraft.merge.recipe import Recipe
-from regraft.merge.schema import Condition, ModelRef, schema
+from regraft.merge.references import ModelRef
+from regraft.merge.schema import schema
+from regraft.merge.settings import Condition
 
 PLAIN = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - model: b\n"
 
