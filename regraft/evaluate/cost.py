@@ -8,18 +8,38 @@ times a vector. Nothing else is counted, so models of a few million weights take
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from regraft.checkpoint.source import Checkpoint
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
-
-if TYPE_CHECKING:
-    from regraft.evaluate.prepare import Work
+from regraft.evaluate.prepare import Work
+from regraft.units import format_tokens
 
 _LOOKS = 3  # measurements, of which the best counts
+
+
+def plan(work: Work, device: torch.device) -> dict[str, Any]:
+    """The plan of a dry run: label -> value."""
+    cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
+    items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
+    read, written = tokens(work)
+    minutes = seconds(work, device) / 60
+    return {
+        "models": ", ".join(source.name for source in work.sources),
+        "tasks": ", ".join(task.name for task in work.tasks) or "none",
+        "measures": ", ".join(work.measures) or "none",
+        "lengths": ", ".join(map(format_tokens, work.lengths)),
+        "cells": cells * models,
+        "items": items * len(work.lengths) * models,
+        "tokens to read": sum(read.values()) * models,
+        "tokens to generate, at most": written * models,
+        "time": f"about {minutes:.0f} min on one {device.type}"
+        if minutes >= 1
+        else "minutes, mostly to start and to load",
+    }
 
 
 def tokens(work: Work) -> tuple[dict[int, int], int]:

@@ -56,7 +56,8 @@ def evaluate(
     Raises InputError, before any model is loaded, for what the user has to decide.
     """
     from regraft.evaluate.answers.distributed import fall_silent, from_first, join_mesh
-    from regraft.evaluate.prepare import Settings, plan, prepare, refuse_shared
+    from regraft.evaluate.cost import plan
+    from regraft.evaluate.prepare import Settings, prepare, refuse_shared
     from regraft.evaluate.shared_output import Desk
     from regraft.job import Job
 
@@ -333,7 +334,7 @@ def _samples(items: dict[tuple[str, int], Path], found: Any, names: list[str]) -
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
     write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    from regraft.evaluate.report.tables import write_report
+    from regraft.evaluate.report.files import write_report
 
     with progress.stage("Writing the report"):
         write_report(folder, result)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regraft import progress
 from regraft.errors import InputError
 from regraft.evaluate.answers.judge import Judge
@@ -230,26 +228,3 @@ def _one_tokenizer(sources: list[Source]) -> Any:
                 "be shown the same tokens; evaluate them one by one."
             )
     return first
-
-
-def plan(work: Work, device: torch.device) -> dict[str, Any]:
-    """What a dry run says."""
-    from regraft.evaluate.cost import seconds, tokens
-
-    cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
-    items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
-    read, written = tokens(work)
-    minutes = seconds(work, device) / 60
-    return {
-        "models": ", ".join(source.name for source in work.sources),
-        "tasks": ", ".join(task.name for task in work.tasks) or "none",
-        "measures": ", ".join(work.measures) or "none",
-        "lengths": ", ".join(map(format_tokens, work.lengths)),
-        "cells": cells * models,
-        "items": items * len(work.lengths) * models,
-        "tokens to read": sum(read.values()) * models,
-        "tokens to generate, at most": written * models,
-        "time": f"about {minutes:.0f} min on one {device.type}"
-        if minutes >= 1
-        else "minutes, mostly to start and to load",
-    }

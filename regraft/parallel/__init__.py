@@ -26,7 +26,7 @@ transformers calls).
 
 from regraft.parallel.attention import NAME, attach
 from regraft.parallel.exchange.choose import Machine, Work, needed_bandwidth
-from regraft.parallel.mesh import TIMEOUT, Mesh
-from regraft.parallel.shards import Shard
+from regraft.parallel.mesh import TIMEOUT
+from regraft.parallel.shards import Mesh, Shard
 
 __all__ = ["NAME", "TIMEOUT", "Machine", "Mesh", "Shard", "Work", "attach", "needed_bandwidth"]

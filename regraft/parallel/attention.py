@@ -13,20 +13,17 @@ attention sinks, a key-value cache, or a call without `context_parallel`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.parallel.exchange.ulysses import check_heads
-
-if TYPE_CHECKING:
-    from regraft.parallel.mesh import Mesh
-    from regraft.parallel.shards import Shard
+from regraft.parallel.mesh import Processes
+from regraft.parallel.shards import KEY, Shard
 
 NAME = "regraft"
-KEY = "context_parallel"
 
 _UNSUPPORTED = {
     "sliding_window": "a sliding window",
@@ -87,7 +84,7 @@ def refuse_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Non
         raise InputError(_MASK)
 
 
-def attach(model: torch.nn.Module, mesh: Mesh | None = None) -> None:
+def attach(model: torch.nn.Module, mesh: Processes | None = None) -> None:
     """Let a transformers or PEFT model call this attention. The model must then be called with
     all that `Mesh.cut` returns. Raises InputError where the model cannot use it, or its heads do
     not divide over `mesh`."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
-    from regraft.parallel.shards import Batch
-
 Algorithm = Literal["auto", "gather", "ring"]
 TIMEOUT = 600.0
 PATIENCE = timedelta(days=7)
@@ -45,8 +43,9 @@ PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, eq=False)
-class Mesh:
-    """Who this process is among all, and how they share a sequence. Made by `Mesh.create`."""
+class Processes:
+    """Which process this is among all, and how they share a sequence; `shards.Mesh` adds the cut
+    of a batch. Made by `create`."""
 
     context: int = 1
     ulysses: int = 1
@@ -74,7 +73,7 @@ class Mesh:
         machine: Machine | None = None,
         device: str = "auto",
         timeout: float = TIMEOUT,
-    ) -> Mesh:
+    ) -> Self:
         """Join the processes that torchrun started into a mesh.
 
         At most one size may be 'auto': it takes the processes the others leave. Groups are made
@@ -147,18 +146,6 @@ class Mesh:
     def group(self, name: Literal["context", "ulysses"]) -> dist.ProcessGroup | None:
         """The process group of one dimension, None where it has one rank."""
         return self.groups[name] if getattr(self, name) > 1 else None
-
-    def cut(self, batch: Batch, pad_token: int = 0) -> Batch:
-        """This rank's part of a batch, ready for `model(**part)`: see `shards.cut`."""
-        from regraft.parallel.shards import cut
-
-        return cut(self, batch, pad_token)
-
-    def join(self, local: Tensor, part: Batch) -> Tensor:
-        """Undo `cut` for a result [B, s, ...] of the same part: see `shards.join`."""
-        from regraft.parallel.shards import join
-
-        return join(self, local, part)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes of a tensor of the same shape (no gradient)."""

@@ -5,26 +5,25 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.parallel.attention import KEY
 from regraft.parallel.exchange.choose import Work, pick
 from regraft.parallel.exchange.gather import Gather
 from regraft.parallel.exchange.ring import Ring
 from regraft.parallel.exchange.ulysses import over_heads
 from regraft.parallel.kernels.choose import choose
 from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
-
-if TYPE_CHECKING:
-    from regraft.parallel.mesh import Mesh
+from regraft.parallel.mesh import Processes
 
 Batch = dict[str, Any]
 
+KEY = "context_parallel"
+"""The keyword argument under which a part carries its `Shard` into the model."""
 _KNOWN = ("input_ids", "labels", "position_ids", "documents")
 
 
@@ -32,7 +31,7 @@ _KNOWN = ("input_ids", "labels", "position_ids", "documents")
 class Shard:
     """What attention must know of the sequence a batch was cut from. Lengths are in tokens."""
 
-    mesh: Mesh
+    mesh: Processes
     length: int
     """As cut: padded to a multiple of what the mesh needs."""
     given: int
@@ -81,7 +80,19 @@ class Shard:
         return Gather.apply(q, k, v, rows, kernel, scale, group)
 
 
-def cut(mesh: Mesh, batch: Batch, pad_token: int = 0) -> Batch:
+class Mesh(Processes):
+    """The processes of a run and the cut of a batch between them. Made by `Mesh.create`."""
+
+    def cut(self, batch: Batch, pad_token: int = 0) -> Batch:
+        """This rank's part of a batch, ready for `model(**part)`: see `cut`."""
+        return cut(self, batch, pad_token)
+
+    def join(self, local: Tensor, part: Batch) -> Tensor:
+        """Undo `cut` for a result [B, s, ...] of the same part: see `join`."""
+        return join(self, local, part)
+
+
+def cut(mesh: Processes, batch: Batch, pad_token: int = 0) -> Batch:
     """This rank's part of a batch that all ranks of a sequence hold whole.
 
     batch: `input_ids` [B, S]; optional `labels` [B, S], ALREADY shifted (labels[i] is the token
@@ -115,7 +126,7 @@ def cut(mesh: Mesh, batch: Batch, pad_token: int = 0) -> Batch:
     return part
 
 
-def join(mesh: Mesh, local: Tensor, part: Batch) -> Tensor:
+def join(mesh: Processes, local: Tensor, part: Batch) -> Tensor:
     """A result for each token [B, s, ...] of this rank's part, from all ranks of the sequence, in
     the order of the text and without padding: [B, S, ...]. Not differentiable. Collective."""
     shard: Shard = part[KEY]
@@ -132,7 +143,7 @@ def join(mesh: Mesh, local: Tensor, part: Batch) -> Tensor:
     return whole[:, : shard.given]
 
 
-def _from(mesh: Mesh, ring: int, inner: int, local: Tensor) -> Tensor:
+def _from(mesh: Processes, ring: int, inner: int, local: Tensor) -> Tensor:
     """The tensor of one rank of the sequence: a broadcast over both dimensions."""
     sent = local.detach().clone()
     for name, source in (("ulysses", inner), ("context", ring)):
@@ -180,7 +191,7 @@ def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, 
     return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
 
 
-def _agree(mesh: Mesh, tokens: dict[str, Tensor], documents: tuple[Starts, ...]) -> None:
+def _agree(mesh: Processes, tokens: dict[str, Tensor], documents: tuple[Starts, ...]) -> None:
     """All ranks of a sequence hold the same batch, else a sentence instead of a hang."""
     text = tokens["input_ids"]
     checks = [zlib.crc32(repr((sorted(tokens), documents)).encode())]

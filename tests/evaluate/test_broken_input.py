@@ -18,9 +18,9 @@ from regraft.cli import app
 from regraft.errors import CheckpointError, InputError, RegraftError
 from regraft.evaluate.answers import drift
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.cost import seconds, tokens
+from regraft.evaluate.cost import plan, seconds, tokens
 from regraft.evaluate.job import _texts, evaluate
-from regraft.evaluate.prepare import Settings, plan, prepare
+from regraft.evaluate.prepare import Settings, prepare
 from regraft.evaluate.prompts import template
 from regraft.evaluate.prompts.haystack import Grammar
 from regraft.evaluate.prompts.length import Prompter

@@ -3,62 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from regraft import drawing
 from regraft.evaluate.report.ruler_published import SOURCE, beside
 from regraft.evaluate.report.summary import summary
 from regraft.units import format_tokens
-from regraft.write import write_text
 
 Cells = list[list[str]]
 _FEW = 4  # tasks
-
-_CARD = """\
-# {{ title }}
-
-{% for line in lead %}
-{{ line }}
-{% endfor %}
-
-{% for name, table in tables %}
-## {{ name }}
-
-{{ table }}
-
-{% endfor %}
-{% for figure in figures %}
-![{{ figure }}]({{ figure }})
-
-{% endfor %}
-## How to read this
-
-{% for line in notes %}
-- {{ line }}
-{% endfor %}
-
-Every number is in [result.json](result.json), every answer in `items/`.
-"""
-
-
-def write_report(folder: Path, result: dict[str, Any]) -> None:
-    """README.md, the figures and index.html in `folder`."""
-    from regraft.evaluate.report.figures import draw
-    from regraft.evaluate.report.page import write_page
-
-    figures = draw(folder, result)
-    text = drawing.render(
-        _CARD, title=title(result), lead=[*map(_inert, lead(result))], notes=notes(result),
-        figures=figures,
-        tables=[(name, _markdown(cells)) for name, cells in tables(result)],
-    )  # fmt: skip
-    write_text(folder / "README.md", text)
-    write_page(folder / "index.html", result)
 
 
 def render(result: dict[str, Any]) -> list[RenderableType]:
@@ -390,14 +346,3 @@ def _ratio(found: dict[str, Any] | None) -> str:
 
 def _tokens(length: str) -> str:
     return format_tokens(int(length))
-
-
-def _markdown(cells: Cells) -> str:
-    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
-    rows = [cells[0], rule, *cells[1:]]
-    return "\n".join(f"| {' | '.join(map(_inert, row))} |" for row in rows)
-
-
-def _inert(text: str) -> str:
-    """A name or path that is neither HTML nor a cell's border in Markdown."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -12,10 +12,11 @@ from models import LONG
 
 from regraft.evaluate.job import evaluate
 from regraft.evaluate.report.figures import draw
+from regraft.evaluate.report.files import write_report
 from regraft.evaluate.report.overlap import covered_by
 from regraft.evaluate.report.page import curves, shown_text, write_page
 from regraft.evaluate.report.summary import summary
-from regraft.evaluate.report.tables import render, write_report
+from regraft.evaluate.report.tables import render
 
 RATIO = {"value": 0.9, "low": 0.85, "high": 0.95}
 

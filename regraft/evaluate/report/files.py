@@ -1,0 +1,61 @@
+"""The report of an evaluation as files: README.md, the figures and index.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from regraft import drawing
+from regraft.evaluate.report.figures import draw
+from regraft.evaluate.report.page import write_page
+from regraft.evaluate.report.tables import Cells, lead, notes, tables, title
+from regraft.write import write_text
+
+_CARD = """\
+# {{ title }}
+
+{% for line in lead %}
+{{ line }}
+{% endfor %}
+
+{% for name, table in tables %}
+## {{ name }}
+
+{{ table }}
+
+{% endfor %}
+{% for figure in figures %}
+![{{ figure }}]({{ figure }})
+
+{% endfor %}
+## How to read this
+
+{% for line in notes %}
+- {{ line }}
+{% endfor %}
+
+Every number is in [result.json](result.json), every answer in `items/`.
+"""
+
+
+def write_report(folder: Path, result: dict[str, Any]) -> None:
+    """README.md, the figures and index.html in `folder`."""
+    figures = draw(folder, result)
+    text = drawing.render(
+        _CARD, title=title(result), lead=[*map(_inert, lead(result))], notes=notes(result),
+        figures=figures,
+        tables=[(name, _markdown(cells)) for name, cells in tables(result)],
+    )  # fmt: skip
+    write_text(folder / "README.md", text)
+    write_page(folder / "index.html", result)
+
+
+def _markdown(cells: Cells) -> str:
+    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
+    rows = [cells[0], rule, *cells[1:]]
+    return "\n".join(f"| {' | '.join(map(_inert, row))} |" for row in rows)
+
+
+def _inert(text: str) -> str:
+    """A name or path that is neither HTML nor a cell's border in Markdown."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
