@@ -1,5 +1,5 @@
-"""Figures and cards in one hand: matplotlib without a screen, a palette that survives grey and
-colour-blindness, and Jinja2 for the model cards."""
+"""Figures in one hand: matplotlib without a screen, and a palette that survives grey and
+colour-blindness."""
 
 from __future__ import annotations
 
@@ -57,23 +57,3 @@ def legend(axes: Axes) -> None:
     """A legend only where there is something to tell apart."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=8)
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill a Jinja2 template; a name it lacks is an error, not a blank."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(template).render(**values)
-
-
-def hub_id(name: str, revision: str | None) -> str | None:
-    """org/name of a model from the Hub, for the card's front matter; None for a local folder."""
-    return None if revision is None else name.partition("@")[0]
-
-
-def last_name(name: str) -> str:
-    """The last part of a path or Hub id."""
-    return Path(name).name or name

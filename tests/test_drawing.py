@@ -1,11 +1,10 @@
-"""Figures and cards: nothing cut, nothing blank, the same bytes twice."""
+"""Figures: nothing cut, the same bytes twice."""
 
 from __future__ import annotations
 
 import pytest
-from jinja2 import UndefinedError
 
-from regraft.drawing import figure, from_zero, render, styles
+from regraft.drawing import figure, from_zero, styles
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.4, 0.3], [0.0, 0.0, 0.0]])
@@ -27,9 +26,3 @@ def test_a_figure_drawn_twice_has_the_same_bytes(tmp_path):
     one = (tmp_path / "one.png").read_bytes()
     assert one == (tmp_path / "two.png").read_bytes()
     assert one.startswith(b"\x89PNG")
-
-
-def test_a_name_the_template_lacks_is_an_error():
-    assert render("{{ a }}\n", a=1) == "1\n"
-    with pytest.raises(UndefinedError):
-        render("{{ b }}", a=1)

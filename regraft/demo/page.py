@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from regraft import drawing
+from regraft import drawing, markdown
 from regraft.data.toy_language import WORDS, needle_count
 from regraft.write import write_text
 
@@ -47,12 +47,12 @@ Every number, hyperparameter and version is in [result.json](result.json).
 def write_page(folder: Path, result: dict[str, Any]) -> None:
     """README.md and demo.png."""
     draw(folder / "demo.png", result)
-    text = drawing.render(
+    text = markdown.render(
         _README,
         seed=result["seed"],
         story=story(result),
-        retrieval=_markdown(_retrieval(result)),
-        prose=_markdown(_prose(result)),
+        retrieval=markdown.table(_retrieval(result)),
+        prose=markdown.table(_prose(result)),
         length=result["hyperparameters"]["lengths"][-1],
         notes=notes(result),
     )
@@ -173,8 +173,3 @@ def _rich(title: str, cells: list[list[str]]) -> Table:
     for row in cells[1:]:
         table.add_row(*row)
     return table
-
-
-def _markdown(cells: list[list[str]]) -> str:
-    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])

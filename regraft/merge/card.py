@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regraft.drawing import figure, legend, render, styles
+from regraft.drawing import figure, legend, styles
+from regraft.markdown import Markdown, last_name, render
 from regraft.merge.conflicts import Figures, Pair, Report, role
 from regraft.write import write_text
 
@@ -17,7 +18,7 @@ _CARD = """\
 library_name: {{ library }}
 base_model:
 {% for name in models %}
-  - {{ name }}
+  - {{ name | yaml }}
 {% endfor %}
 tags: [regraft, merge]
 ---
@@ -29,14 +30,12 @@ tags: [regraft, merge]
 | | |
 |---|---|
 {% for label, text in lines %}
-| {{ label }} | {{ text }} |
+{{ [label, text] | row }}
 {% endfor %}
 
 ## Recipe
 
-```yaml
-{{ recipe }}
-```
+{{ recipe | fenced("yaml") }}
 {% if inputs %}
 
 ## What became of each change
@@ -96,7 +95,7 @@ def write(
     models = dict.fromkeys(one["name"] for one in record["inputs"])
     text = render(
         _CARD,
-        title=f"A {record['method']} merge of {', '.join(_last(name) for name in models)}",
+        title=f"A {record['method']} merge of {', '.join(last_name(name) for name in models)}",
         models=list(models),
         method=record["method"],
         library="peft" if adapter else "transformers",
@@ -106,7 +105,7 @@ def write(
         lines=lines,
         notes=record.get("notes", []),
         recipe=record["recipe"].rstrip(),
-        reference=_last(record["donor"]["config"])
+        reference=last_name(record["donor"]["config"])
         if record["donor"]["why"] == "base_model"
         else "the first model of its slice",
         inputs=[label[name] for name in names],
@@ -120,7 +119,7 @@ def write(
 
 def labels(names: list[str]) -> dict[str, str]:
     """A short name for each model reference, still telling them apart."""
-    short = {name: "+".join(_last(part) for part in name.split("+")) for name in names}
+    short = {name: "+".join(last_name(part) for part in name.split("+")) for name in names}
     twice = {label for label in short.values() if list(short.values()).count(label) > 1}
     return {name: name if label in twice else label for name, label in short.items()}
 
@@ -131,11 +130,17 @@ def _rows(report: Report) -> dict[str, dict[str, Any]]:
         name: {
             "tensors": report.counts[name],
             "lost": f"{figures.lost_to_storage:.2%}",
-            "inputs": "".join(_change_cells(figures, one) for one in report.totals.changes),
-            "pairs": "".join(_pair_cells(figures, pair) for pair in report.totals.pairs),
+            "inputs": Markdown(
+                "".join(_change_cells(figures, one) for one in report.totals.changes)
+            ),
+            "pairs": _cells(_pair_cells(figures, pair) for pair in report.totals.pairs),
         }
         for name, figures in report.roles.items()
     }
+
+
+def _cells(parts: Iterable[str]) -> Markdown:
+    return Markdown("".join(parts))
 
 
 def _change_cells(figures: Figures, name: str) -> str:
@@ -202,7 +207,3 @@ def _draw(path: Path, report: Report, label: Mapping[str, str]) -> None:
 
 def pair_label(names: Pair, label: Mapping[str, str]) -> str:
     return f"{label[names[0]]} and {label[names[1]]}"
-
-
-def _last(name: str) -> str:
-    return Path(name).name or name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from regraft.drawing import figure, from_zero, hub_id, last_name, legend, render, styles
+from regraft.drawing import figure, from_zero, legend, styles
+from regraft.markdown import hub_id, last_name, render
 from regraft.record import GraftRecord, TensorGraft
 from regraft.write import write_text
 
@@ -15,7 +16,7 @@ _CARD = """\
 ---
 library_name: transformers
 {% if hub_id %}
-base_model: {{ hub_id }}
+base_model: {{ hub_id | yaml }}
 {% endif %}
 tags: [regraft, long-context]
 ---
@@ -27,7 +28,7 @@ tags: [regraft, long-context]
 | | |
 |---|---|
 {% for label, text in lines %}
-| {{ label }} | {{ text }} |
+{{ [label, text] | row }}
 {% endfor %}
 
 ## What changed

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regraft.adapters.serving import llamacpp_flags, vllm_flags
-from regraft.drawing import figure, from_zero, hub_id, last_name, legend, render, styles
+from regraft.drawing import figure, from_zero, legend, styles
+from regraft.markdown import hub_id, last_name, render
 from regraft.record import AdapterRecord, ModuleRecord, TruncationRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_share
@@ -18,7 +19,7 @@ _CARD = """\
 ---
 library_name: peft
 {% if hub_id %}
-base_model: {{ hub_id }}
+base_model: {{ hub_id | yaml }}
 {% endif %}
 tags: [regraft, lora, long-context]
 ---
@@ -31,7 +32,7 @@ weight difference).
 | | |
 |---|---|
 {% for label, text in lines %}
-| {{ label }} | {{ text }} |
+{{ [label, text] | row }}
 {% endfor %}
 
 The weights are half of it: **the RoPE must change with them.** `regraft apply` does both:
@@ -46,7 +47,7 @@ lower bound for any adapter of these ranks.
 | module | modules | rank | change / weights | kept above noise | error | best |
 |---|---|---|---|---|---|---|
 {% for row in rows %}
-| {{ row.values() | join(" | ") }} |
+{{ row.values() | row }}
 {% endfor %}
 
 ![Singular values and error by layer](extraction.png)
@@ -57,7 +58,7 @@ lower bound for any adapter of these ranks.
 | what | tensors changed | share of all change | largest change of a tensor |
 |---|---|---|---|
 {% for row in missing %}
-| {{ row.role }} | {{ row.changed }} of {{ row.tensors }} | {{ row.share }} | {{ row.largest }} |
+{{ [row.role, "%d of %d" % (row.changed, row.tensors), row.share, row.largest] | row }}
 {% endfor %}
 {% else %}
 
@@ -68,9 +69,9 @@ Nothing that changed.
 
 The adapter alone does not change a server's RoPE. On the base model:
 
-    {{ vllm }}
+    {{ vllm | code }}
 
-    {{ llamacpp }}
+    {{ llamacpp | code }}
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft import drawing
+from regraft import markdown
 from regraft.evaluate.report.figures import draw
 from regraft.evaluate.report.page import write_page
 from regraft.evaluate.report.tables import Cells, lead, notes, tables, title
@@ -41,10 +41,10 @@ Every number is in [result.json](result.json), every answer in `items/`.
 def write_report(folder: Path, result: dict[str, Any]) -> None:
     """README.md, the figures and index.html in `folder`."""
     figures = draw(folder, result)
-    text = drawing.render(
-        _CARD, title=title(result), lead=[*map(_inert, lead(result))], notes=notes(result),
+    text = markdown.render(
+        _CARD, title=title(result), lead=lead(result), notes=notes(result),
         figures=figures,
-        tables=[(name, _markdown(cells)) for name, cells in tables(result)],
+        tables=[(name, markdown.table(cells)) for name, cells in tables(result)],
     )  # fmt: skip
     write_text(folder / "README.md", text)
     write_page(folder / "index.html", result)

@@ -123,7 +123,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     if result["settings"]["judge"]:
         lines.append(
             f"The judge is {result['settings']['judge_model']}; it is asked yes or no about the "
-            "answer and its references, not about the text. Its replies are in `judge/`; those "
+            "answer and its references, not about the text. Its replies are in judge/; those "
             "that were neither do not count."
         )
     if any("key_share" in facts.get("perplexity", {}) for facts in result["measures"].values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft import drawing
+from regraft.markdown import hub_id, last_name, render
 from regraft.rope import ContextSpec
 from regraft.train.output.log import CURVES
 from regraft.units import format_tokens
@@ -14,7 +14,7 @@ from regraft.write import write_text
 _TEMPLATE = """\
 ---
 {% if hub_id %}
-base_model: {{ base }}
+base_model: {{ hub_id | yaml }}
 {% endif %}
 library_name: {{ "peft" if adapter else "transformers" }}
 tags: [regraft, long-context]
@@ -29,7 +29,7 @@ tags: [regraft, long-context]
 | stage | length | theta | steps | rows a step | rate | |
 |--:|--:|--:|--:|--:|--:|---|
 {% for row in stages %}
-| {{ row }} |
+{{ row | row }}
 {% endfor %}
 
 ![training]({{ curves }})
@@ -60,13 +60,13 @@ def write_card(folder: Path, record: dict[str, Any], lines: list[tuple[str, str]
             i, format_tokens(stage["length"]), f"{spec.theta:.6g}", record["stage_steps"][i - 1],
             stage["batch"], f"{stage['rate']:g}", stopped,
         )  # fmt: skip
-        stages.append(" | ".join(map(str, cells)))
+        stages.append(cells)
     name = base["name"]
-    text = drawing.render(
+    text = render(
         _TEMPLATE,
-        title=f"{name.rstrip('/').rpartition('/')[2]}, trained ({recipe['method']})",
+        title=f"{last_name(name)}, trained ({recipe['method']})",
         base=name,
-        hub_id=base["revision"] is not None,
+        hub_id=hub_id(name, base["revision"]),
         adapter=record["export"] == "adapter",
         lines=lines,
         stages=stages,
