@@ -1,0 +1,203 @@
+"""One command in a forked child: its exit code, what it printed, what it wrote where, its memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = {
+    "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.link": (1,),
+    "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.utime": (0,),
+    "shutil.rmtree": (0,), "shutil.copyfile": (1,), "shutil.move": (1,),
+}  # fmt: skip
+_DEVICES = ("/dev/null", "/dev/full", "/proc/self")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one command ended. code: negative for a signal, None for a hang."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+    peak_bytes: int
+    outside: list[str]
+
+
+def run(
+    argv: Sequence[str], folder: Path, *, allowed: Sequence[str], limit: float, memory: int
+) -> Outcome:
+    """Run `regraft` with these arguments in the folder.
+
+    allowed: prefixes of paths, relative to the folder, that may be written. limit: seconds until
+    the command counts as hanging. memory: resident bytes at which it is killed.
+    """
+    logs = {name: folder / f"log-{name}" for name in ("out", "err", "writes")}
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _child(argv, folder, logs, [str(folder / name) for name in allowed])
+    hang, peak = False, 0
+    while True:
+        done, status, usage = os.wait4(child, os.WNOHANG)
+        if done:
+            break
+        elapsed = time.monotonic() - start
+        peak = max(peak, _resident(child))
+        if elapsed > limit or peak > memory:
+            hang = elapsed > limit
+            os.killpg(child, signal.SIGKILL)
+            _, status, usage = os.wait4(child, 0)
+            break
+        time.sleep(0.002 if elapsed < 0.5 else 0.02)
+    # what the command started (mergekit) ends with it
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    text = {
+        name: path.read_text(errors="replace") if path.exists() else ""
+        for name, path in logs.items()
+    }
+    return Outcome(
+        code=None if hang else os.waitstatus_to_exitcode(status),
+        stdout=text["out"],
+        stderr=text["err"],
+        seconds=time.monotonic() - start,
+        peak_bytes=max(peak, usage.ru_maxrss * 1024),
+        outside=sorted(set(text["writes"].splitlines())),
+    )
+
+
+def import_everything() -> None:
+    """Import what commands import, so that a child starts at once."""
+    import matplotlib.figure
+    import matplotlib.pyplot
+    import peft
+    import torch
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import transformers
+    import transformers.models.llama.modeling_llama
+    from regraft.adapters.apply import apply
+    from regraft.adapters.extract import card, extract
+    from regraft.adapters.inspect import inspect
+    from regraft.evaluate import job as evaluation
+    from regraft.evaluate.report import figures
+    from regraft.merge import card as merge_card
+    from regraft.merge import job as merging
+    from regraft.train import job as training
+    from regraft.train import loop, theta_probe
+    from regraft.train.estimate import plan
+
+    modules = (apply, card, extract, inspect, evaluation, figures, merge_card, merging, training,
+               loop, theta_probe, plan, matplotlib, peft, transformers)  # fmt: skip
+    assert all(modules)
+    transformers.AutoTokenizer  # noqa: B018 (imported when first named)
+    transformers.AutoModelForCausalLM  # noqa: B018
+    torch.set_num_threads(1)
+    # A figure takes longer to draw than all the rest, and reads nothing.
+    matplotlib.figure.Figure.savefig = lambda _, path, **__: Path(path).write_bytes(b"drawn")
+    gc.collect()
+    gc.freeze()
+
+
+def _child(argv: Sequence[str], folder: Path, logs: dict[str, Path], allowed: list[str]) -> None:
+    """Does not return."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    for descriptor, path in ((0, Path("/dev/null")), (1, logs["out"]), (2, logs["err"])):
+        flags = os.O_RDONLY if descriptor == 0 else os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(path, flags), descriptor)
+    os.environ.update(HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", HF_HUB_OFFLINE="1")
+    os.environ.update(REGRAFT_CACHE=f"{folder}/home/cache", COLUMNS="200")
+    import tempfile
+
+    tempfile.tempdir = None
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log = os.open(logs["writes"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    permitted = tuple(allowed) + _DEVICES
+    here = str(folder)
+
+    def check(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            if isinstance(path, int) or not isinstance(flags, int) or not flags & _WRITING:
+                return
+            paths: tuple[object, ...] = (path,)
+        elif event in _CHANGES:
+            paths = tuple(arguments[i] for i in _CHANGES[event])
+        else:
+            return
+        for path in paths:
+            if isinstance(path, str | bytes | os.PathLike):
+                # the parent resolved, the name itself not: a link is removed, not what it names
+                head, tail = os.path.split(os.path.abspath(os.fsdecode(path)))
+                real = os.path.join(os.path.realpath(head), tail)
+                # removals below a descriptor (shutil.rmtree) name no folder; `strays` and the
+                # comparison of the inputs see them. mkdir of what exists changes nothing.
+                if os.path.dirname(real) == here and event in ("os.remove", "os.rmdir", "open"):
+                    continue
+                if real == here and event == "os.mkdir":
+                    continue
+                if not real.startswith(permitted):
+                    os.write(log, f"{event} {real}\n".encode(errors="replace"))
+
+    sys.addaudithook(check)
+    code = 99
+    try:
+        from regraft.cli import main
+
+        sys.argv = ["regraft", *argv]
+        main()
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else 1 if exit_.code else 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _resident(process: int) -> int:
+    try:
+        with open(f"/proc/{process}/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def fresh_folder(folder: Path, inputs: Path, cache: Path) -> None:
+    """An empty folder with hard links to the inputs, a home with a warm cache, and a tmp."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copytree(inputs, folder / "in", copy_function=os.link)
+    (folder / "tmp").mkdir()
+    shutil.copytree(cache, folder / "home" / "cache", copy_function=shutil.copyfile)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Relative path -> (mode, size, mtime in ns) of everything in a folder, links not followed."""
+    result = {}
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            stat = os.lstat(os.path.join(root, name))
+            key = os.path.relpath(os.path.join(root, name), folder)
+            result[key] = (stat.st_mode, 0 if name in folders else stat.st_size, stat.st_mtime_ns)
+    return result
