@@ -75,8 +75,8 @@ def main() -> None:
                 file.write(json.dumps(result) + "\n")
                 file.flush()
                 if result["outcome"] in _BAD:
-                    print(f"{number}: {result['outcome']}: {result['command']}: {result['file']} "
-                          f"({result['damage']}): {result['message'][:300]}", flush=True)  # fmt: skip
+                    shown = [str(result[key]) for key in ("outcome", "command", "file", "damage")]
+                    print(number, *shown, result["message"][:300], sep=": ", flush=True)
     entries = _read(results)
     text = table(entries, arguments.seed)
     print(text)
@@ -122,7 +122,7 @@ class Fuzzer:
         outcome = self._command(line)
         changed = sandbox.listing(self.folder / "in") != before
         strays = [
-            name for name in os.listdir(self.folder) if name != "in" and not name.startswith(_ALLOWED)
+            name for name in os.listdir(self.folder) if not name.startswith(("in", *_ALLOWED))
         ]
         message = _message(outcome.stderr)
         if changed:

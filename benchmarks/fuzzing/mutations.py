@@ -1,4 +1,4 @@
-"""Seeded damage to one file: its JSON, its safetensors header or data, its lines, its bytes, itself.
+"""Seeded damage to one file: its JSON, its safetensors header or data, lines, bytes, or itself.
 
 `mutate(path, rng)` changes the file in place and returns a short description of what it did. The
 mutations know the formats, because damage that a parser survives reaches further than random bytes.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +34,11 @@ _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 2**31, 2**63, 10**9, 10**18, 0.0, 0.5, -0.5, 1e-300,
     1e300, "", "a", "true", "false", "0", "1", "none", "é☃", "../../etc/passwd", "/etc/passwd",
     "a\nb", "%s{}", "x" * 2000, [], [0], ["a"], [None], [[1, 2]], {}, {"a": 1}, {"": None},
-    {"rope_type": "yarn"}, {"type": "linear", "factor": 2.0}, "llama3", "longrope", "float16", "I32",
+    {"rope_type": "yarn"}, {"type": "linear", "factor": 2.0}, "llama3", "longrope",
+    "float16", "I32",
 )  # fmt: skip
-_WORDS = ("rope_scaling", "model_type", "auto_map", "quantization_config", "text_config", "torch_dtype")
+_WORDS = ("rope_scaling", "model_type", "auto_map", "quantization_config",
+          "text_config", "torch_dtype")  # fmt: skip
 
 
 def mutate(path: Path, rng: random.Random) -> str:
@@ -154,7 +155,8 @@ def _text(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     at = rng.randrange(len(lines))
     new = rng.choice(
         ("\tkey: value", "---", "...", "- a", "? b", "&a [*a, *a]", "<<: *nothing", "!!python/none",
-         "!!python/object/apply:os.system [id]", "key: !!binary abc", "%YAML 9.9", "'", '"', "{", "]",
+         "!!python/object/apply:os.system [id]", "key: !!binary abc", "%YAML 9.9", "'", '"', "{",
+         "]",
          "key: 2026-99-99", "model: 0x", "a: b: c", "🙂: ☃", "[" * DEEP, "- " * DEEP,
          "? " * DEEP, "x: &a [*a]", 'name: "\\ud800"', "model: [in/base]", "scale: .nan")
     )  # fmt: skip
@@ -171,7 +173,8 @@ def _edited(tree: Any, rng: random.Random) -> tuple[str, str]:
     descriptions, raw = [], {}
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key, where = _node(box, rng)
-        kind = rng.choice(("value",) * 6 + ("raw",) * 3 + ("delete", "rename", "swap", "wrap", "add"))
+        rare = ("delete", "rename", "swap", "wrap", "add")
+        kind = rng.choice(("value",) * 6 + ("raw",) * 3 + rare)
         if kind == "delete" and holder is not box:
             del holder[key]
         elif kind == "rename" and isinstance(holder, dict):
@@ -237,7 +240,8 @@ def _safetensors(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         return len(raw).to_bytes(8, "little") + raw + body, f"header {description}"
     size = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}.get(entry["dtype"], 1)
     one = {
-        "NaN": {4: b"\0\0\xc0\x7f", 2: b"\xc0\x7f"}, "infinity": {4: b"\0\0\x80\x7f", 2: b"\x80\x7f"},
+        "NaN": {4: b"\0\0\xc0\x7f", 2: b"\xc0\x7f"},
+        "infinity": {4: b"\0\0\x80\x7f", 2: b"\x80\x7f"},
         "all NaN": {4: b"\0\0\xc0\x7f", 2: b"\xc0\x7f"}, "zeros": {},
         "huge": {4: b"\xff\xff\x7f\x7f", 2: b"\x7f\x7f"},
     }.get(kind)  # fmt: skip
@@ -261,18 +265,21 @@ def _safetensors(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     if kind in ("dtype", "same size dtype"):
         codes = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3"]
         if kind == "same size dtype":
-            codes = {4: ["I32", "U32"], 2: ["I16", "F16", "BF16", "U16"], 8: ["I64"]}.get(size, ["U8"])
+            same = {4: ["I32", "U32"], 2: ["I16", "F16", "BF16", "U16"], 8: ["I64"]}
+            codes = same.get(size, ["U8"])
         entry["dtype"] = rng.choice(codes)
     elif kind == "shape":
         shape = entry["shape"]
         entry["shape"] = rng.choice((shape[::-1], [*shape, 1], [1, *shape], [end - begin], []))
     elif kind == "rename":
-        new = rng.choice(("lm_head.weight", f"{name}x", f"model.{name}", name.replace("0", "9"), ""))
+        others = ("lm_head.weight", f"{name}x", f"model.{name}", name.replace("0", "9"), "")
+        new = rng.choice(others)
         header[new] = header.pop(name)
     elif kind in ("remove", "add", "other shape"):
         return _rebuilt(header, body, name, kind, rng)
     raw = json.dumps(header).encode()
-    return len(raw).to_bytes(8, "little") + raw + body, f"{name}: {kind} {entry['dtype']} {entry['shape']}"
+    description = f"{name}: {kind} {entry['dtype']} {entry['shape']}"
+    return len(raw).to_bytes(8, "little") + raw + body, description
 
 
 def _rebuilt(
@@ -301,8 +308,3 @@ def _rebuilt(
         out += part
     raw = json.dumps(new).encode()
     return len(raw).to_bytes(8, "little") + raw + out, f"{name}: {kind}"
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """A copy of a folder by hard links."""
-    shutil.copytree(source, target, copy_function=os.link)

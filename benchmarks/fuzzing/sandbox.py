@@ -1,4 +1,4 @@
-"""One command in a forked child: its exit code, what it printed, what it wrote where, its memory."""
+"""One command in a forked child: exit code, output, memory, and what it wrote where."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +62,8 @@ def run(
             break
         time.sleep(0.002 if elapsed < 0.5 else 0.02)
     # what the command started (mergekit) ends with it
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     text = {
         name: path.read_text(errors="replace") if path.exists() else ""
         for name, path in logs.items()
@@ -89,6 +88,7 @@ def import_everything() -> None:
     import torch.distributed.fsdp
     import transformers
     import transformers.models.llama.modeling_llama
+
     from regraft.adapters.apply import apply
     from regraft.adapters.extract import card, extract
     from regraft.adapters.inspect import inspect
@@ -131,7 +131,7 @@ def _child(argv: Sequence[str], folder: Path, logs: dict[str, Path], allowed: li
 
     def check(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             if isinstance(path, int) or not isinstance(flags, int) or not flags & _WRITING:
                 return
             paths: tuple[object, ...] = (path,)

@@ -106,8 +106,8 @@ def build(folder: Path) -> None:
     _plain_adapter(folder / "plain", 3)
     _plain_adapter(folder / "twin", 4)
     rng = random.Random(0)
-    words = [word for word in json.loads((folder / "base/tokenizer.json").read_text())["model"]["vocab"]
-             if word.isalpha()]  # fmt: skip
+    vocabulary = json.loads((folder / "base/tokenizer.json").read_text())["model"]["vocab"]
+    words = [word for word in vocabulary if word.isalpha()]
     texts = [" ".join(rng.choices(words, k=160)) for _ in range(12)]
     (folder / "text.txt").write_text("\n".join(texts))
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
@@ -115,22 +115,25 @@ def build(folder: Path) -> None:
     recipes = {
         "train": ("full", "jsonl: in/text.jsonl", "rope: {law: scaling}\n"),
         "lora": ("lora", 'text: in/text.txt, separator: "\\n"', "lora: {rank: 2}\n"),
-        "recover": ("recover", "jsonl: in/text.jsonl, rows: packed", "recover: {teacher: in/derivative}\n"),
+        "recover": (
+            "recover",
+            "jsonl: in/text.jsonl, rows: packed",
+            "recover: {teacher: in/derivative}\n",
+        ),
     }
     needle = (
         'watch: {every: 1, rows: 1, needle: {fact: "note {key} {value} ;", question: "ask {key}", '
-        'answer: "{value} ;", keys: [paris, oslo], values: [otter maple, copper violet], filler: a, '
-        "rows: 2}}\n"
+        'answer: "{value} ;", keys: [paris, oslo], values: [otter maple, copper violet], '
+        "filler: a, rows: 2}}\n"
     )
     recipes["probe"] = ("full", 'text: in/text.txt, separator: "\\n"', needle)
     for name, (method, text, more) in recipes.items():
-        (folder / f"{name}.yaml").write_text(
-            _TRAINING.format(method=method, text=text, more=more)
-        )
+        (folder / f"{name}.yaml").write_text(_TRAINING.format(method=method, text=text, more=more))
     (folder / "merge.yaml").write_text(
         "merge_method: ties\nbase_model: in/base\nmodels:\n"
         "  - model: in/derivative\n    parameters: {weight: 0.5, density: [0.5, 0.9]}\n"
-        "  - model: in/adapter\n    parameters:\n      weight:\n        - {filter: mlp, value: 0.3}\n"
+        "  - model: in/adapter\n    parameters:\n      weight:\n"
+        "        - {filter: mlp, value: 0.3}\n"
         "        - value: 0.7\n      density: 0.8\ncontext: {from: in/adapter}\n"
         "parameters: {normalize: true, int8_mask: false}\ndtype: float32\nout_dtype: bfloat16\n"
     )

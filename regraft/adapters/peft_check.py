@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.roles import meta_model
-from regraft.errors import CheckpointError
+from regraft.checkpoint.pretrained import load_peft_adapter, meta_model
 
 
 def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -27,7 +25,7 @@ def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Ten
         for name, parameter in module.named_parameters(recurse=False):
             zeros = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
             setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
-    loaded = _load(model, folder)
+    loaded = load_peft_adapter(model, folder)
     layers = {
         name.removeprefix("base_model.model."): module
         for name, module in loaded.named_modules()
@@ -44,21 +42,3 @@ def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Ten
         yield name, delta
         for part in (layer.lora_A, layer.lora_B):
             part.clear()
-
-
-def _load(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5 for a property that was renamed.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        # It also warns of merging into a tied embedding; here nothing is merged.
-        warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
-        try:
-            return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-        except Exception as error:  # whatever PEFT raises for an adapter that it cannot use
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise CheckpointError(
-                f"PEFT does not load the adapter ({type(error).__name__}: {first_line}); please "
-                "report it, or go on with --no-verify."
-            ) from error

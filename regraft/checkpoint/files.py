@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
-from regraft.checkpoint.header import local_head, unreadable
-from regraft.errors import CheckpointError
+from regraft.checkpoint.header import local_head
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -71,19 +69,6 @@ class Folder:
 
     def fetch(self, names: list[str]) -> None:
         pass
-
-
-def read_json(files: Files, name: str) -> dict[str, Any]:
-    path = files.path(name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download it again.")
-    return value
 
 
 def is_inside(name: str) -> bool:

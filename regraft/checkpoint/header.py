@@ -7,10 +7,7 @@ and errors that say what to do.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import torch
 
 from regraft.errors import CheckpointError
+from regraft.input_files import open_file, parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -74,10 +72,9 @@ def parse_header(
         raise bad("it does not begin with the length of a header")
     if 8 + length > size:
         raise truncated(8 + length)
-    try:
-        header = json.loads(head[8 : 8 + length])
-    except ValueError as error:
-        raise bad("its header is not JSON") from error
+    header = parse_json(
+        head[8 : 8 + length], f"The header of {path}", CheckpointError, remedy="download it again"
+    )
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
@@ -119,7 +116,8 @@ def parse_header(
 
 
 def local_head(path: Path) -> tuple[bytes, int]:
-    with opened(path) as fd:
+    with open_file(path, CheckpointError) as file:
+        fd = file.fileno()
         size = os.fstat(fd).st_size
         head = os.pread(fd, 8, 0)
         length = int.from_bytes(head, "little")
@@ -128,22 +126,3 @@ def local_head(path: Path) -> tuple[bytes, int]:
         elif head.startswith(b"version "):
             head += os.pread(fd, 100, 8)
         return head, size
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{error.filename or path} cannot be read ({error.strerror}); check that it exists and "
-        "that you may read it."
-    )

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from regraft import cache
+from regraft.checkpoint.pretrained import meta_model
 from regraft.errors import CheckpointError
 
 Kind = Literal["projection", "embedding", "head", "norm", "bias", "other"]
@@ -197,37 +198,3 @@ def _without_prefixes(name: str, prefixes: frozenset[str]) -> str:
         name = rest
         first, dot, rest = name.partition(".")
     return name
-
-
-def meta_model(raw: dict[str, Any]) -> Any:
-    """The model of a config.json on the meta device, weights neither made nor initialized."""
-    import torch
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    model_type = raw.get("model_type")
-    architecture = (raw.get("architectures") or [None])[0]
-    if not model_type:
-        raise CheckpointError("config.json states no model_type; this is no transformers model.")
-    if model_type not in CONFIG_MAPPING:
-        remote = " without the checkpoint's own code" if "auto_map" in raw else ""
-        raise CheckpointError(
-            f"transformers {transformers.__version__} does not know model_type '{model_type}'"
-            f"{remote}; regraft works with the architectures transformers has built in."
-        )
-    # Which attention kernel the author had installed says nothing about names.
-    raw = {key: value for key, value in raw.items() if not key.endswith("attn_implementation")}
-    model_class: Any = getattr(transformers, architecture, None) if architecture else None
-    try:
-        with torch.device("meta"):
-            config = CONFIG_MAPPING[model_type].from_dict(raw)
-            if not hasattr(model_class, "base_model_prefix"):  # the checkpoint's own class
-                return transformers.AutoModelForCausalLM.from_config(config)
-            return model_class(config)
-    except Exception as error:  # whatever a model's constructor raises for a config it cannot use
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot build "
-            f"{architecture or model_type} from this config.json "
-            f"({type(error).__name__}: {first_line.rstrip('.')}); correct the config."
-        ) from error

@@ -2,36 +2,40 @@
 
 `Checkpoint.open` takes a local folder or a Hub id `org/name[@revision]`, reads the safetensors
 headers and checks them against the files, the index and each other, so that a broken download is
-named before any work starts. Tensors are views of a private memory map: cheap to make, given back
-with `release`, and unable to change the file. From the Hub only headers (range requests) and small
-files are fetched at first; a shard is downloaded when a tensor of it is first read.
+named before any work starts. Tensors are read into memory of their own, whole or in part, never
+through a memory map: a file that is truncated meanwhile is an error and not the end of the
+process, and no change to a tensor reaches another reader. From the Hub only headers (range
+requests) and small files are fetched at first; a shard is downloaded when a tensor of it is first
+read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import random
-import sys
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 
 from regraft import progress
-from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_json
+from regraft.checkpoint.files import INDEX, Files, is_inside, is_other
 from regraft.checkpoint.find import check_index, find, shards_of
-from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, opened, parse_header, unreadable
+from regraft.checkpoint.finite import is_finite
+from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, parse_header
+from regraft.checkpoint.pretrained import check_counts
 from regraft.errors import CheckpointError
+from regraft.input_files import open_file, read_json_object, unreadable
 
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK = 16, 64
-# Without it a private writable map larger than memory is refused by Linux's overcommit heuristic.
-# Python exports the constant from 3.13 on.
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_BLOCK = 1 << 22  # elements read at a time, where a tensor is read in parts
 
 
 class Checkpoint:
@@ -60,7 +64,8 @@ class Checkpoint:
         self.shards: dict[str, list[str]] = {}
         self.metadata: dict[str, str] = {}
         self._files = files
-        self._maps: dict[str, mmap.mmap] = {}
+        self._open_files: dict[str, tuple[FileIO, Path]] = {}
+        self._opening = Lock()
         self._fingerprints: dict[bool, str] = {}
         self._tied: bool | None = None
         for shard, (infos, metadata) in headers.items():
@@ -84,7 +89,9 @@ class Checkpoint:
         """
         name = str(source)
         files = find(name)
-        config = read_json(files, "config.json")
+        config = read_json_object(
+            files.path("config.json"), CheckpointError, remedy="download it again"
+        )
         shards, weight_map = shards_of(files)
         headers = {
             shard: parse_header(shard, *head, where=files.where)
@@ -94,6 +101,7 @@ class Checkpoint:
             check_index(files, weight_map, headers)
         if not any(infos for infos, _ in headers.values()):
             raise CheckpointError(f"{files.where} holds no tensors; download the model again.")
+        check_counts(config, sum(len(infos) for infos, _ in headers.values()), files.where)
         return cls(name, files.revision, config, files, headers)
 
     def __enter__(self) -> Checkpoint:
@@ -103,8 +111,11 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Forget the memory maps; each is unmapped when the last tensor that views it is gone."""
-        self._maps.clear()
+        """Close the files; one that is read again is opened again."""
+        with self._opening:
+            for file, _ in self._open_files.values():
+                file.close()
+            self._open_files.clear()
 
     @property
     def total_bytes(self) -> int:
@@ -112,37 +123,73 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored: a view of the mapped file, to be treated as read-only.
+        """The tensor as stored, read into memory of its own.
 
-        A write to it changes a private copy in memory, never the file. Raises CheckpointError for
-        an unknown name.
+        Raises CheckpointError for an unknown name, and where the file ends before the tensor does.
         """
         info = self._info(name)
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        mapped = self._map(info.shard)
-        if info.offset % info.dtype.itemsize:
-            data = bytearray(mapped[info.offset : info.offset + info.nbytes])
-            return torch.frombuffer(data, dtype=info.dtype).view(info.shape)
-        count = info.nbytes // info.dtype.itemsize
-        flat = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=info.offset)
-        return flat.view(info.shape)
+        return self._read(info, 0, prod(info.shape)).view(info.shape)
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of dimension 0, as `tensor` would give them."""
-        shape = self._info(name).shape
-        if not shape or not 0 <= start <= stop <= shape[0]:
-            raise IndexError(f"rows [{start}, {stop}) of '{name}', whose shape is {list(shape)}")
-        return self.tensor(name)[start:stop]
-
-    def release(self, name: str) -> None:
-        """Give the tensor's pages back to the system; views stay valid and are read again."""
+    def rows(self, name: str, start: int, stop: int, step: int = 1) -> torch.Tensor:
+        """Rows [start, stop) of dimension 0, every `step`-th; only they are read."""
         info = self._info(name)
-        mapped = self._maps.get(info.shard)
-        if mapped is None or info.nbytes == 0 or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = info.offset - info.offset % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+        if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+            raise IndexError(f"rows [{start}, {stop}) of '{name}', whose shape is {[*info.shape]}")
+        width = prod(info.shape[1:])
+        if step > 1:
+            picked = range(start, stop, step)
+            return torch.cat([self._read(info, i * width, (i + 1) * width) for i in picked]).view(
+                len(picked), *info.shape[1:]
+            )
+        return self._read(info, start * width, stop * width).view(stop - start, *info.shape[1:])
+
+    def elements(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements [start, stop) of the flattened tensor, fewer where it ends before; 1-D."""
+        info = self._info(name)
+        return self._read(info, start, min(stop, prod(info.shape)))
+
+    def _read(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """Elements [start, stop) by pread: a file that another process truncates meanwhile is an
+        error here, where the pages of a memory map would end the process."""
+        size = info.dtype.itemsize
+        if stop <= start:
+            return torch.empty(0, dtype=info.dtype)
+        # large arrays of numpy get huge pages, which are faulted in three times as fast
+        data = np.empty((stop - start) * size, np.uint8)
+        self._fill(info, data.data, start * size)
+        return torch.from_numpy(data).view(info.dtype)
+
+    def _fill(self, info: TensorInfo, buffer: memoryview, start: int) -> None:
+        """Fill the buffer with the tensor's bytes from `start` on."""
+        fd, path = self._descriptor(info.shard)
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(fd, [buffer[done:]], info.offset + start + done)
+            except OSError as error:
+                raise unreadable(path, error, CheckpointError) from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{path} became shorter while it was read; let nothing else write to it."
+                )
+            done += count
+
+    def _descriptor(self, shard: str) -> tuple[int, Path]:
+        """The open file of a shard and its path."""
+        with self._opening:
+            if shard not in self._open_files:
+                path = self.shard_path(shard)
+                self._open_files[shard] = open_file(path, CheckpointError), path
+            file, path = self._open_files[shard]
+        return file.fileno(), path
+
+    def is_finite(self, name: str) -> bool:
+        """Whether the tensor holds no NaN or infinity; read block by block."""
+        count = prod(self._info(name).shape)
+        return all(
+            is_finite(self.elements(name, start, start + _BLOCK))
+            for start in range(0, count, _BLOCK)
+        )
 
     def sample(self, name: str) -> torch.Tensor:
         """1-D, stored dtype, copied: the whole tensor up to 1024 elements, else 16 blocks of 64.
@@ -151,14 +198,10 @@ class Checkpoint:
         seeded with the element count, so tensors of one size are sampled at the same places.
         """
         info = self._info(name)
-        size = info.dtype.itemsize
         if info.nbytes == 0:
             return torch.empty(0, dtype=info.dtype)
-        data = bytearray()
-        with opened(self.shard_path(info.shard)) as fd:
-            for start, stop in sample_blocks(prod(info.shape)):
-                data += os.pread(fd, (stop - start) * size, info.offset + start * size)
-        return torch.frombuffer(data, dtype=info.dtype)
+        blocks = [self._read(info, *block) for block in sample_blocks(prod(info.shape))]
+        return torch.cat(blocks)
 
     def fingerprint(self, *, full: bool = False) -> str:
         """'sampled:<sha256>' over sorted names, shapes, dtypes and samples; cached.
@@ -189,29 +232,15 @@ class Checkpoint:
         return f"{'full' if full else 'sampled'}:{digest.hexdigest()}"
 
     def chunks(self, name: str, size: int = 1 << 20) -> Iterator[memoryview]:
-        """The tensor's bytes in order, in one reused buffer: each chunk is valid until the next.
-
-        Read with pread rather than through the map, so that nothing stays resident.
-        """
+        """The tensor's bytes in order, in one reused buffer: each chunk is valid until the next."""
         info = self._info(name)
         if info.nbytes == 0:
             return
         buffer = memoryview(bytearray(min(size, info.nbytes)))
-        with opened(self.shard_path(info.shard)) as fd:
-            done = 0
-            while done < info.nbytes:
-                want = min(len(buffer), info.nbytes - done)
-                try:
-                    got = os.preadv(fd, [buffer[:want]], info.offset + done)
-                except OSError as error:
-                    raise unreadable(self.shard_path(info.shard), error) from error
-                if got == 0:
-                    raise CheckpointError(
-                        f"{self.shard_path(info.shard)} became shorter while it was read; let "
-                        "nothing else write to it."
-                    )
-                yield buffer[:got]
-                done += got
+        for start in range(0, info.nbytes, len(buffer)):
+            part = buffer[: info.nbytes - start]
+            self._fill(info, part, start)
+            yield part
 
     def file(self, name: str) -> Path | None:
         """The local path of a file of the model (tokenizer.json, ...), or None if it has none.
@@ -262,38 +291,17 @@ class Checkpoint:
         a, b = self._info(one), self._info(other)
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        same = torch.equal(self.sample(one).view(torch.uint8), self.sample(other).view(torch.uint8))
-        if same:
-            views = [self.tensor(name).reshape(-1).view(torch.uint8) for name in (one, other)]
-            same = torch.equal(*views)
-            self.release(one)
-            self.release(other)
-        return same
+        return torch.equal(
+            self.sample(one).view(torch.uint8), self.sample(other).view(torch.uint8)
+        ) and all(
+            first == second
+            for first, second in zip(self.chunks(one), self.chunks(other), strict=True)
+        )
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise CheckpointError(f"{self.name} has no tensor '{name}'.")
         return self.tensors[name]
-
-    def _map(self, shard: str) -> mmap.mmap:
-        if shard not in self._maps:
-            path = self.shard_path(shard)
-            with opened(path) as fd:
-                try:
-                    # Private and writable: torch takes the buffer without a warning, and a write
-                    # lands in memory instead of the file.
-                    self._maps[shard] = mmap.mmap(
-                        fd,
-                        0,
-                        flags=mmap.MAP_PRIVATE | _NORESERVE,
-                        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                    )
-                except OSError as error:
-                    raise CheckpointError(
-                        f"{path} cannot be mapped into memory ({error.strerror}); raise the limit "
-                        "on virtual memory (ulimit -v) or use a model saved in smaller shards."
-                    ) from error
-        return self._maps[shard]
 
 
 def _ties(config: dict[str, Any]) -> bool:
@@ -305,7 +313,7 @@ def _ties(config: dict[str, Any]) -> bool:
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return False
     return bool(getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
 

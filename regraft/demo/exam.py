@@ -1,4 +1,4 @@
-"""Examining a checkpoint folder as a stranger would: AutoTokenizer and AutoModel, from disk."""
+"""Examine a checkpoint folder: its model and tokenizer as transformers builds them from disk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from regraft.checkpoint.pretrained import load_model
+from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.tokenizer import load_tokenizer
 from regraft.data.toy_language import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
 
@@ -26,8 +29,8 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     likely ones; the second is asked for with the right first word before it, which is what greedy
     decoding does whenever the first was right.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with Checkpoint.open(folder) as checkpoint:
+        model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     rope = model.config.rope_parameters
     return {
         "context": model.config.max_position_embeddings,

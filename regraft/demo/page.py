@@ -116,7 +116,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         "length.",
         "The extended model trained its layers only, not embedding, head and last norm. The "
         "adapters hold the projections in bfloat16; what the norms learned is left behind.",
-        "Every model was read from its folder with transformers' AutoModel and AutoTokenizer.",
+        "Every model and its tokenizer were built by transformers from its folder.",
     ]
 
 

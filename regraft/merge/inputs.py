@@ -6,7 +6,6 @@ rows is W + s B A when it is asked for. One checkpoint named by several inputs i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from regraft.adapters.apply import match as fitting
 from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
+from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
@@ -87,14 +87,18 @@ class Input:
 
         Raises CheckpointError where a number is not finite.
         """
-        stored = self.checkpoint.tensor(name)
-        stored = stored if stored.ndim else stored.reshape(1)
-        block = stored[rows].to(device=device, dtype=dtype, copy=True)
+        shape = self.checkpoint.tensors[name].shape
+        if shape:
+            first, last, step = rows.indices(shape[0])
+            stored = self.checkpoint.rows(name, first, max(first, last), step)
+        else:
+            stored = self.checkpoint.tensor(name).reshape(1)[rows]
+        block = stored.to(device=device, dtype=dtype)
         change = self.changes.get(name)
         if change is not None:
             part = slice(rows.start, min(rows.stop, change.rows), rows.step)
             kind, b, a = self._held[name]
-            count = len(range(*part.indices(len(stored))))
+            count = len(range(*part.indices(shape[0] if shape else 1)))
             if kind == "factors" and count:
                 assert b is not None
                 block[:count].addmm_(b[part].to(block), a.to(block))
@@ -102,20 +106,15 @@ class Input:
                 block[:count] += a.reshape(-1, *block.shape[1:])[part].to(block)
             elif kind == "replacement":
                 block = a.reshape(-1, *block.shape[1:])[rows].to(block, copy=True)
-        if not math.isfinite(float(block.sum())) and not bool(torch.isfinite(block).all()):
+        if not is_finite(block):
             raise CheckpointError(
                 f"Tensor '{name}' of {self} holds NaN or infinite numbers; give a sound model."
             )
         return block
 
-    def free(self, name: str) -> None:
-        """Give the pages that the tensor's rows took back; more rows may be asked for."""
-        self.checkpoint.release(name)
-
     def release(self, name: str) -> None:
-        """Give all memory of the tensor back."""
+        """Give what `hold` loaded back."""
         self._held.pop(name, None)
-        self.checkpoint.release(name)
 
     def record(self) -> dict[str, Any]:
         """What the output's record says of this input."""

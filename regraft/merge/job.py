@@ -35,7 +35,7 @@ from regraft.merge.methods.registry import get
 from regraft.merge.plan import Output, Plan, make_plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema
-from regraft.merge.stream import FREE_EVERY, Tally, merged, threads
+from regraft.merge.stream import Tally, merged, threads
 from regraft.record import (
     SCHEMA_VERSION,
     AdapterRecord,
@@ -262,14 +262,12 @@ def _range(values: list[Any]) -> str:
 
 
 def peak_memory(plan: Plan, device: torch.device) -> int:
-    """Bytes, an estimate: torch itself, blocks in flight, mapped pages, or one whole tensor."""
+    """Bytes, an estimate: torch itself, blocks in flight, or one whole tensor."""
     inputs = max(len(out.tensors) for out in plan.outputs)
     largest = max(math.prod(out.shape) for out in plan.outputs)
     if not plan.method.blockwise:
         return (600 << 20) + 4 * largest * (2 * inputs + 3)
-    return (600 << 20) + threads(plan.method, device) * (
-        (inputs + 6) * BLOCK * 4 + 2 * inputs * FREE_EVERY
-    )
+    return (600 << 20) + threads(plan.method, device) * ((2 * inputs + 6) * BLOCK * 4)
 
 
 def summary(record: dict[str, Any] | AdapterRecord) -> list[tuple[str, str]]:

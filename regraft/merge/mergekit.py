@@ -8,7 +8,6 @@ by one from a known donor with the context that the recipe settles.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import subprocess
@@ -148,7 +147,6 @@ def run(
             if not writer.finished(name):
                 _check_finite(made, name)
                 writer.copy(name, made)
-                made.release(name)
         tensors = {
             name: {
                 "role": role_of[name].kind,
@@ -250,11 +248,7 @@ def _follow(
 
 
 def _check_finite(result: Checkpoint, name: str) -> None:
-    flat = result.tensor(name).reshape(-1)
-    if not flat.dtype.is_floating_point:
-        return
-    for part in flat.split(1 << 20):
-        if not math.isfinite(float(part.float().sum())) and not bool(torch.isfinite(part).all()):
-            raise CheckpointError(
-                f"mergekit gave NaN or infinite numbers in '{name}'; check inputs and weights."
-            )
+    if not result.is_finite(name):
+        raise CheckpointError(
+            f"mergekit gave NaN or infinite numbers in '{name}'; check inputs and weights."
+        )

@@ -20,7 +20,6 @@ from regraft.merge.methods.registry import Method
 from regraft.merge.plan import Output
 
 _CUDA_BLOCK = 1 << 25
-FREE_EVERY = 1 << 24  # elements after which the pages read so far are given back
 
 
 def threads(method: Method, device: torch.device) -> int:
@@ -124,7 +123,7 @@ class _Stream:
             yield slice(start, min(self.shape[0], start + height), step)
 
     def blocks(self, step: int = 1) -> Iterator[Block]:
-        output, freed = self.output, 0
+        output = self.output
         for rows in self.spans(step):
             inputs = [one.rows(n, rows, self.dtype, self.device) for one, n in output.inputs]
             base = None
@@ -132,11 +131,6 @@ class _Stream:
                 one, name = output.base
                 base = one.rows(name, rows, self.dtype, self.device)
             yield inputs, base
-            freed += (rows.stop - rows.start) * self.row
-            if freed >= FREE_EVERY:
-                freed = 0
-                for one, name in output.tensors:
-                    one.free(name)
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:

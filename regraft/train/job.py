@@ -107,7 +107,7 @@ def train(
 def _work(run: Run, folder: Path, staging: Staging | None) -> None:
     """Load, train, export, and note that all is there but the publishing."""
     recipe, body, mesh, base = run.recipe, run.recipe.body, run.mesh, run.base
-    learner = load(body, base, run.source, mesh)
+    learner = load(body, base, mesh)
     if body.method == "recover" and body.recover.noise:
         add_noise(learner, body.recover.noise, body.seed)
     shard(learner, body, mesh)

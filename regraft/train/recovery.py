@@ -66,7 +66,7 @@ def begin_recovery(
     documents = short_documents(recipe, corpus)
     with Checkpoint.open(settings.teacher) as checkpoint:
         spec = _teacher_context(recipe, checkpoint, learner.model.config.vocab_size)
-        teacher = load(recipe.body, checkpoint, settings.teacher, mesh)
+        teacher = load(recipe.body, checkpoint, mesh)
     fix_rotary(teacher.model, spec, spec.max_position_embeddings)
     teacher.requires_grad_(False)
     teacher.to(arithmetic(recipe.body, mesh.device)).eval()

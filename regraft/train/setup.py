@@ -14,6 +14,7 @@ from typing import Any
 
 from regraft import progress
 from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.tokenizer import load_tokenizer
 from regraft.data.sources import input_paths
 from regraft.errors import InputError
 from regraft.parallel import Mesh
@@ -68,7 +69,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
     before = ContextSpec.from_config(base.config)
     contexts = stage_contexts(recipe, name, base.config)
     shapes = untrained_learner(body, base.config, name, mesh)
-    tokenizer = _tokenizer(source, base)
+    tokenizer = load_tokenizer(base)
     vocabulary = int(base.config["vocab_size"])
     corpus = Corpus(recipe, tokenizer, vocabulary, mesh)
     for i, stage in enumerate(body.stages):
@@ -205,16 +206,3 @@ def _disk(run: Run) -> dict[str, str]:
         output = dtype.itemsize * sum(math.prod(i.shape) for i in run.base.tensors.values())
     states = 2 * trained * _STATE_BYTES  # the last one goes when the new one is whole
     return {"disk": f"{format_bytes(output)}, and up to {format_bytes(states)} while it runs"}
-
-
-def _tokenizer(source: str, base: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    name, _, revision = source.partition("@")
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or None)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{base.name} has no tokenizer that can be loaded "
-            f"({' '.join(str(error).split())[:150]}); put its files beside the model."
-        ) from None

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,6 @@ def test_scalar_and_empty_tensors_read(tmp_path: Path) -> None:
     with Checkpoint.open(model(tmp_path, {"model.safetensors": stored})) as checkpoint:
         for name, value in stored.items():
             assert torch.equal(checkpoint.tensor(name), value)
-            checkpoint.release(name)
             assert checkpoint.sample(name).numel() == value.numel()
 
 
@@ -136,28 +135,53 @@ def test_writing_to_a_tensor_never_changes_the_file_and_never_warns(tmp_path: Pa
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_released_and_closed_tensors_still_read(tmp_path: Path) -> None:
+def test_a_closed_checkpoint_reads_again_and_its_tensors_stay(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(model(tmp_path))
-    view = checkpoint.tensor("lm_head.weight")
-    checkpoint.release("lm_head.weight")
+    tensor = checkpoint.tensor("lm_head.weight")
     checkpoint.close()
-    assert torch.equal(view, tensors()["lm_head.weight"])
+    assert torch.equal(tensor, tensors()["lm_head.weight"])
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), tensor)
 
 
-def test_release_gives_the_pages_back(tmp_path: Path) -> None:
-    big = {"big": torch.ones(8 << 20)}
-    checkpoint = Checkpoint.open(model(tmp_path, {"model.safetensors": big}))
+def test_a_changed_tensor_is_nobody_elses(tmp_path: Path) -> None:
+    with Checkpoint.open(model(tmp_path)) as checkpoint:
+        checkpoint.tensor("lm_head.weight").zero_()
+        assert torch.equal(checkpoint.tensor("lm_head.weight"), tensors()["lm_head.weight"])
 
-    def resident_file_kb() -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("RssFile:")[2].split()[0])
 
-    if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
-    checkpoint.tensor("big").sum()
-    held = resident_file_kb()
-    checkpoint.release("big")
-    assert held - resident_file_kb() > 30_000
+def test_parts_of_a_tensor_are_read_as_the_whole_has_them(tmp_path: Path) -> None:
+    with Checkpoint.open(model(tmp_path)) as checkpoint:
+        whole = tensors()["lm_head.weight"]
+        assert torch.equal(checkpoint.rows("lm_head.weight", 3, 9), whole[3:9])
+        assert torch.equal(checkpoint.rows("lm_head.weight", 3, 60, 7), whole[3:60:7])
+        assert torch.equal(checkpoint.rows("lm_head.weight", 5, 5), whole[5:5])
+        assert torch.equal(checkpoint.elements("lm_head.weight", 40, 99), whole.flatten()[40:99])
+        rest = checkpoint.elements("lm_head.weight", 3000, 9999)
+        assert torch.equal(rest, whole.flatten()[3000:])
+
+
+def test_a_file_truncated_while_it_is_read_is_named(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(model(tmp_path))
+    checkpoint.tensor("model.norm.weight")
+    os.truncate(tmp_path / "model.safetensors", 5000)
+    reads: list[Callable[[], Any]] = [
+        lambda: checkpoint.tensor("lm_head.weight"),
+        lambda: checkpoint.rows("lm_head.weight", 60, 64),
+        lambda: checkpoint.sample("lm_head.weight"),
+        lambda: checkpoint.is_finite("lm_head.weight"),
+        lambda: list(checkpoint.chunks("lm_head.weight")),
+    ]
+    for read in reads:
+        with pytest.raises(CheckpointError, match=r"model\.safetensors became shorter"):
+            read()
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        folder = model(tmp_path / name)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        assert f"{name} is a FIFO" in refusal(folder)
 
 
 def test_tensors_come_in_file_order(tmp_path: Path) -> None:
@@ -361,8 +385,9 @@ def test_lfs_pointer_is_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "data", "says"),
     [
-        (b"not json", b"", "not JSON"),
-        (b"\xff\xfe{}", b"", "not JSON"),
+        (b"not json", b"", "not valid JSON"),
+        (b"\xff\xfe{}", b"", "not valid JSON"),
+        (b"[" * 5000, b"", "nested too deep"),
         (b"[]", b"", "not a JSON object"),
         ({"__metadata__": {"a": 1}, "t": entry("U8", [1], 0, 1)}, b"x", "__metadata__"),
         ({"t": {"dtype": "F32"}}, b"", "lacks dtype, shape"),

@@ -144,7 +144,7 @@ def test_only_the_first_process_reads_the_weights(method, tied, home, tmp_path):
             rank=rank, device=torch.device("cpu"), ulysses=1, fsdp_mesh=object()
         )
         with Checkpoint.open(tmp_path / "toy") as checkpoint:
-            learner = load(body, checkpoint, str(tmp_path / "toy"), mesh)
+            learner = load(body, checkpoint, mesh)
         parameters = list(learner.parameters())
         held[rank] = sum(p.numel() for p in parameters if not p.is_meta)
         assert sum(p.numel() for p in parameters) == held[0]

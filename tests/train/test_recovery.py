@@ -99,7 +99,7 @@ def test_noise_is_a_share_of_each_matrix(home, tmp_path):
          "data": {"sources": [{"name": "a", "text": "x"}]}}
     )  # fmt: skip
     with Checkpoint.open(home / "graft") as checkpoint:
-        learner = load(body, checkpoint, str(home / "graft"), Mesh())
+        learner = load(body, checkpoint, Mesh())
     before = {name: value.detach().clone() for name, value in learner.trained().items()}
     add_noise(learner, 0.01, seed=0)
     for name, value in learner.trained().items():

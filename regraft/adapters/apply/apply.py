@@ -158,14 +158,17 @@ def _stream(
             noted = staging.done(f"graft:{name}")
             if change is None:
                 if not writer.finished(name):
-                    _refuse_nonfinite(target, name)
+                    if not target.is_finite(name):
+                        raise CheckpointError(
+                            f"Tensor '{name}' of {target.name} holds NaN or infinite numbers; "
+                            "give a sound checkpoint."
+                        )
                     writer.copy(name, target)
             elif noted is not None and writer.finished(name):
                 results[name] = noted
             else:
                 tally = _Tally()
                 writer.write(name, _changed(lora, target, change, scale, device, tally))
-                target.release(name)
                 results[name] = tally.checked(target, change)
                 staging.record(f"graft:{name}", **results[name])
             bar.advance(info.nbytes)
@@ -173,21 +176,6 @@ def _stream(
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         each(target.tensors.values(), make, threads, size=lambda info: info.nbytes)
     return {name: results[name] for name in target.tensors if name in results}
-
-
-def _refuse_nonfinite(target: Checkpoint, name: str) -> None:
-    """A tensor that is only copied: its numbers are looked at all the same."""
-    values = target.tensor(name).reshape(-1)
-    if not values.is_floating_point():
-        return
-    for block in values.split(_BLOCK):
-        if not math.isfinite(float(block.sum(dtype=torch.float32))) and not bool(
-            torch.isfinite(block).all()
-        ):
-            raise CheckpointError(
-                f"Tensor '{name}' of {target.name} holds NaN or infinite numbers; give a sound "
-                "checkpoint."
-            )
 
 
 class _Tally:
@@ -217,7 +205,6 @@ def _changed(
 ) -> Iterator[Tensor]:
     """The new tensor in row blocks of the stored dtype, tallied as it is made."""
     info = target.tensors[change.tensor]
-    weight = target.tensor(change.tensor)
     if change.kind == "factors":
         b, a = (part.to(device) for part in lora.factors(change.key))
         b = b * scale
@@ -229,13 +216,15 @@ def _changed(
         dense = lora.replacement(change.key)
     step = max(1, _BLOCK // max(1, math.prod(info.shape[1:])))
     exact = torch.float64 if info.dtype == torch.float64 else torch.float32
-    if not info.shape:
-        weight, step = weight.reshape(1), 1
-    for i in range(0, weight.shape[0], step):
-        block = weight[i : i + step]
+    length = info.shape[0] if info.shape else 1
+    for i in range(0, length, step):
+        if info.shape:
+            block = target.rows(info.name, i, min(i + step, length))
+        else:
+            block = target.tensor(info.name).reshape(1)
         rows = max(0, min(change.rows - i, block.shape[0]))
         if rows == 0:
-            yield block.clone()
+            yield block if info.shape else block.reshape(())
             continue
         old = block[:rows].to(device=device, dtype=exact)
         if change.kind == "factors":

@@ -60,8 +60,6 @@ def deltas(
             _refuse_nonfinite(b, e, module.tensor, sums)
             noise = rounding_noise(x, y)
             del x, y
-            b.release(module.tensor)
-            e.release(module.tensor)
             yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
 
 
@@ -99,8 +97,7 @@ def _cuda_deltas(
     half = fast_bfloat16(device)
 
     def upload(checkpoint: Checkpoint, module: Module) -> Tensor:
-        pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).clone().pin_memory()
-        checkpoint.release(module.tensor)
+        pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).pin_memory()
         return pinned.to(device, non_blocking=True)
 
     def load(module: Module) -> tuple[Tensor, Tensor, torch.cuda.Event]:
@@ -139,8 +136,6 @@ def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:
         base = x.float()
         _add(sums, base, y.float() - base)
     _refuse_nonfinite(b, e, name, sums)
-    b.release(name)
-    e.release(name)
     return sums
 
 
@@ -157,9 +152,9 @@ def _add(sums: list[float], base: Tensor, delta: Tensor) -> None:
 def _blocks(b: Checkpoint, e: Checkpoint, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     shape = shared_shape(b, e, name)
     count = math.prod(shape)
-    x, y = b.tensor(name).reshape(-1)[:count], e.tensor(name).reshape(-1)[:count]
     for i in range(0, count, _BLOCK):
-        yield x[i : i + _BLOCK], y[i : i + _BLOCK]
+        stop = min(i + _BLOCK, count)
+        yield b.elements(name, i, stop), e.elements(name, i, stop)
 
 
 def difference(b: Checkpoint, e: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
@@ -173,8 +168,6 @@ def difference(b: Checkpoint, e: Checkpoint, name: str, dtype: torch.dtype) -> T
             raise InputError(
                 f"The difference of '{name}' does not fit {dense.dtype}; give another --dtype."
             )
-    b.release(name)
-    e.release(name)
     return dense.view(shape)
 
 
@@ -187,7 +180,7 @@ def _refuse_nonfinite(b: Checkpoint, e: Checkpoint, name: str, sums: list[float]
     if math.isfinite(sums[0]) and math.isfinite(sums[1]):
         return
     for model in (b, e):
-        if not all(bool(torch.isfinite(x).all()) for x in model.tensor(name).split(4096)):
+        if not model.is_finite(name):
             raise CheckpointError(
                 f"Tensor '{name}' of {model.name} holds NaN or infinite numbers; give a sound "
                 "checkpoint."

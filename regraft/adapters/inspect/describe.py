@@ -21,7 +21,8 @@ from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHT
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import PORTABLE_CAP, vllm_rank
 from regraft.checkpoint.header import DTYPES
-from regraft.checkpoint.roles import meta_model, roles, unknown
+from regraft.checkpoint.pretrained import meta_model
+from regraft.checkpoint.roles import roles, unknown
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.effective_rank import effective_rank_of_factors

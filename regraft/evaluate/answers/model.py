@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regraft.checkpoint.pretrained import load_model
 from regraft.checkpoint.source import Checkpoint
-from regraft.errors import CheckpointError, InputError
+from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec
 
@@ -50,62 +51,20 @@ class Source:
 
     def tokenizer(self) -> Any:
         """Its tokenizer. Raises CheckpointError where it has none."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self._place(), revision=self._revision())
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"The tokenizer of {self.place} cannot be read: {first}"
-            ) from None
+        with Checkpoint.open(self.place) as checkpoint:
+            return load_tokenizer(checkpoint)
 
     def load(self, device: torch.device, mesh: Mesh | None = None) -> LanguageModel:
-        """The model on a device, in the type it is stored in (float32 on a CPU for float16).
+        """The model on a device, in the dtype of its config (float32 on a CPU for float16).
         mesh: the processes that evaluate it, by default this one."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
-
         assert self.adapter is None, "merge the adapter first"
-        config = self.config()
-        kind = config.pop("model_type", "llama")
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self._place(), revision=self._revision(),
-                config=AutoConfig.for_model(kind, **config), dtype="auto",
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.place} cannot be loaded: {first}") from None
-        finally:
-            if shown:
-                logging.enable_progress_bar()
-        # transformers fills these with random numbers
-        broken = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
-        if broken:
-            raise CheckpointError(
-                f"{self.place} lacks {len(broken)} tensors or has them in another shape than "
-                f"its config.json says, {min(broken)} among them; download it again."
-            )
+        with Checkpoint.open(self.place) as checkpoint:
+            model = load_model(checkpoint, config=self.config())
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()
         model = model.to(device).eval()
         _check_finite(self.name, model)
         return LanguageModel(self.name, model, mesh or Mesh())
-
-    def _place(self) -> str:
-        path = Path(self.place).expanduser()
-        return str(path) if path.exists() else self.place.partition("@")[0]
-
-    def _revision(self) -> str:
-        return (
-            "main"
-            if Path(self.place).expanduser().exists()
-            else (self.place.partition("@")[2] or "main")
-        )
 
 
 class LanguageModel:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regraft.checkpoint.roles import meta_model
+from regraft.checkpoint.pretrained import empty_model, load_config, load_model, meta_model
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
@@ -79,7 +79,7 @@ def arithmetic(body: Body, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner:
+def load(body: Body, checkpoint: Checkpoint, mesh: Mesh) -> Learner:
     """The model ready to train, still on the host: trained parameters float32 (float64 under dtype
     float64), the others in the type of the arithmetic. Where it is read once, all processes but
     the first have shapes only, until `shard` sends them their part.
@@ -87,24 +87,13 @@ def load(body: Body, checkpoint: Checkpoint, source: str, mesh: Mesh) -> Learner
     Raises InputError where the architecture is not a plain causal decoder, or its heads do not
     divide over the mesh.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     dtype = arithmetic(body, mesh.device) if body.method == "lora" else torch.float32
-    name, _, revision = source.partition("@")
     torch.manual_seed(body.seed)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision or None)
-        if mesh.rank and read_once(config, mesh):
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision or None, dtype=dtype
-            )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{source} cannot be loaded for training ({' '.join(str(error).split())[:200]})."
-        ) from None
+    config = load_config(checkpoint.config, checkpoint.name)
+    if mesh.rank and read_once(config, mesh):
+        model = empty_model(checkpoint, dtype)
+    else:
+        model = load_model(checkpoint, dtype=dtype)
     _refuse(model, checkpoint.name)
     return prepare(model, body, mesh)
 
@@ -115,7 +104,7 @@ def untrained_learner(body: Body, config: dict[str, Any], name: str, mesh: Mesh)
 
     Raises what `load` raises for a model, a LoRA, frozen tensors or an optimizer that cannot work.
     """
-    model = meta_model(config)
+    model = meta_model(config, name)
     _refuse(model, name)
     learner = prepare(model, body, mesh)
     check_optimizer(body.optimizer, mesh.device, sharded=mesh.fsdp_mesh is not None)

@@ -1,0 +1,305 @@
+"""The gate: every config, model and PEFT adapter that transformers builds is built here.
+
+From a `Checkpoint`, and nothing beside it: the weights are the tensors that the checkpoint lists,
+read through it, so no pytorch_model.bin, adapter_config.json or file that config.json names instead
+is ever opened, and no code of a repository is run. Config and tensors are compared before anything
+is built. Whatever transformers raises becomes one sentence that names the file.
+Tokenizers have a gate of their own, `regraft.checkpoint.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regraft.checkpoint.finite import FLOATS, is_finite
+from regraft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from regraft.checkpoint.source import Checkpoint
+
+# Keys of config.json that make transformers fetch code or kernels, or read other files.
+_NEVER = {"auto_map", "kernel_config", "fusion_config", "transformers_weights", "custom_generate"}
+_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|labels)$|^n_?(?:layer|block|expert)s?$")
+_MOST_LABELS = 1_000_000
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    """'TypeError: what it says', in one line without its last full stop."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text[:length]}" if text else type(error).__name__
+
+
+@contextmanager
+def explained(subject: str, remedy: str) -> Iterator[None]:
+    """Raise whatever a foreign library raises as CheckpointError '{subject} (...); {remedy}.'"""
+    try:
+        yield
+    except (CheckpointError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of Rust are no Exception
+        raise CheckpointError(f"{subject} ({one_line(error)}); {remedy}.") from error
+
+
+def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
+    """Raise CheckpointError where config.json counts more layers or experts than there are tensors.
+
+    Such a config would be built for hours before it failed.
+    """
+    for level in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in level.items():
+            most = _MOST_LABELS if key.endswith(("labels", "experts")) else tensors
+            if type(value) is int and value > most and _COUNT.search(key):
+                raise CheckpointError(
+                    f"config.json of {where} says {key}: {value}, and the model has {tensors} "
+                    "tensors; correct the config."
+                )
+
+
+def load_config(raw: Mapping[str, Any], where: str = "") -> Any:
+    """The transformers config of a config.json, without what would run foreign code.
+
+    Raises CheckpointError where transformers does not know the model type or refuses a value.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    of = f" of {where}" if where else ""
+    kind = raw.get("model_type")
+    if not kind or not isinstance(kind, str):
+        raise CheckpointError(
+            f"config.json{of} states no model_type; this is no transformers model."
+        )
+    if kind not in CONFIG_MAPPING:
+        remote = " without the checkpoint's own code" if "auto_map" in raw else ""
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not know model_type {kind!r}"
+            f"{remote}; regraft works with the architectures transformers has built in."
+        )
+    with explained(f"transformers {transformers.__version__} refuses config.json{of}",
+                   "correct the config"), quiet():  # fmt: skip
+        return CONFIG_MAPPING[kind].from_dict(without_code(dict(raw)))
+
+
+def without_code(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config without keys that fetch code, at every level. Which attention kernel the author
+    had installed says nothing about a model, and a name with a slash is downloaded."""
+    return {
+        key: without_code(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key not in _NEVER and not key.endswith("_implementation")
+    }
+
+
+def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
+    """The model of a config.json on the meta device, weights neither made nor initialized."""
+    import transformers
+
+    named = raw.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    model_class: Any = None
+    if isinstance(architecture, str) and architecture.isidentifier():
+        model_class = getattr(transformers, architecture, None)
+    of = f" of {where}" if where else ""
+    config = load_config(raw, where)
+    with explained(
+        f"transformers {transformers.__version__} cannot build "
+        f"{architecture or raw['model_type']} from config.json{of}", "correct the config",
+    ), quiet(), torch.device("meta"):  # fmt: skip
+        if not isinstance(model_class, type) or not hasattr(model_class, "base_model_prefix"):
+            # the checkpoint's own class, or none
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return model_class(config)
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The causal language model of a checkpoint on the meta device, for weights that come later.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    import transformers
+
+    config = load_config(checkpoint.config, checkpoint.name)
+    with explained(f"config.json of {checkpoint.name} makes no causal language model",
+                   "correct the config"), quiet(), torch.device("meta"):  # fmt: skip
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The causal language model of a checkpoint in memory, in eval mode, on the CPU.
+
+    config: another config.json to build it by, such as one with another RoPE. dtype: of its
+    weights; None: what its config says, else what most of it is stored in.
+
+    Raises CheckpointError where config and tensors disagree in number, shape or kind, where a
+    tensor is missing, of integers, or holds NaN or infinity, and for what transformers raises.
+    """
+    from transformers import GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    name = checkpoint.name
+    raw = checkpoint.config if config is None else config
+    built = load_config(raw, name)
+    if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(f"{name} is a {built.model_type}, which is no causal language model.")
+    _compare(checkpoint, built)
+    chosen = dtype or _stored_dtype(checkpoint, built)
+    generation = None
+    if (path := checkpoint.file("generation_config.json")) is not None:
+        from regraft.input_files import read_json_object
+
+        settings = read_json_object(path, CheckpointError)
+        with explained(f"{path} is refused by transformers", "correct or remove it"), quiet():
+            generation = GenerationConfig.from_dict(settings)
+    checkpoint.fetch()
+    source = _Source(checkpoint)
+    with explained(f"{name} cannot be loaded", "check its config.json and weights"), quiet():
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(built)]
+        try:
+            model, info = model_class.from_pretrained(
+                None, config=built, state_dict=source.tensors(), dtype=chosen,
+                generation_config=generation, output_loading_info=True,
+                ignore_mismatched_sizes=True, trust_remote_code=False, local_files_only=True,
+            )  # fmt: skip
+        except Exception:
+            source.raise_refused()
+            raise
+    source.raise_refused()
+    # transformers fills these with random numbers
+    broken = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if broken:
+        raise CheckpointError(
+            f"{name} lacks {len(broken)} tensors or has them in another shape than its config.json "
+            f"says, {min(broken)} among them; download it again."
+        )
+    return model
+
+
+def load_peft_adapter(model: Any, folder: Path) -> Any:
+    """The PeftModel of a model and an adapter folder, as PEFT reads it. Raises CheckpointError."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 for a property that was renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # It also warns of merging into a tied embedding; here nothing is merged.
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
+        with explained(
+            "PEFT does not load the adapter", "please report it, or go on with --no-verify"
+        ):
+            return PeftModel.from_pretrained(
+                model, str(folder), autocast_adapter_dtype=False, use_safetensors=True
+            )
+
+
+class _Source:
+    """The tensors of a checkpoint as transformers takes them, read when they are materialized."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._refused: CheckpointError | None = None
+
+    def tensors(self) -> dict[str, _Lazy]:
+        return {name: _Lazy(self, name) for name in self._checkpoint.tensors}
+
+    def read(self, name: str) -> torch.Tensor:
+        try:
+            tensor = self._checkpoint.tensor(name)
+            if not is_finite(tensor):
+                raise CheckpointError(
+                    f"Tensor '{name}' of {self._checkpoint.name} holds NaN or infinity; its "
+                    "weights are broken, download or make the model again."
+                )
+        except CheckpointError as error:
+            self._refused = error  # transformers reports errors of its threads in its own words
+            raise
+        return tensor
+
+    def raise_refused(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+
+
+class _Lazy:
+    """A tensor that is read by `[...]`, like a slice of the safetensors library."""
+
+    def __init__(self, source: _Source, name: str) -> None:
+        self._source, self._name = source, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._source.read(self._name)[index]
+
+
+def _compare(checkpoint: Checkpoint, built: Any) -> None:
+    """Raise CheckpointError where the model of a config is not the one whose tensors are stored.
+
+    By name where both spell it alike, by the number of elements in all where they do not.
+    """
+    import transformers
+
+    name = checkpoint.name
+    with explained(f"config.json of {name} makes no causal language model",
+                   "correct the config"), quiet(), torch.device("meta"):  # fmt: skip
+        model = transformers.AutoModelForCausalLM.from_config(built, trust_remote_code=False)
+    parameters = dict(model.named_parameters())
+    for key, parameter in parameters.items():
+        info = checkpoint.tensors.get(key)
+        if info is not None and info.shape != tuple(parameter.shape):
+            raise CheckpointError(
+                f"Tensor '{key}' of {name} has the shape {list(info.shape)}, and config.json makes "
+                f"it {list(parameter.shape)}; correct the config or download the model again."
+            )
+        if info is not None and info.dtype not in FLOATS:
+            raise CheckpointError(
+                f"Tensor '{key}' of {name} is {str(info.dtype).removeprefix('torch.')}, and "
+                "weights are floating-point numbers; use a checkpoint that is not quantised."
+            )
+    wanted = sum(parameter.numel() for parameter in parameters.values())
+    stored = sum(torch.Size(info.shape).numel() for info in checkpoint.tensors.values())
+    if wanted > 2 * stored:  # tied matrices are stored once
+        raise CheckpointError(
+            f"config.json of {name} describes {wanted:,} weights and {stored:,} are stored; "
+            "correct the config or download the model again."
+        )
+
+
+def _stored_dtype(checkpoint: Checkpoint, built: Any) -> torch.dtype:
+    """The dtype that the config states, else that of most stored bytes."""
+    stated = getattr(built, "dtype", None)
+    stated = getattr(torch, stated, None) if isinstance(stated, str) else stated
+    if stated in FLOATS:
+        return stated
+    sizes: dict[torch.dtype, int] = {}
+    for info in checkpoint.tensors.values():
+        if info.dtype in FLOATS:
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars, reports and warnings: what matters is raised or said by us."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
