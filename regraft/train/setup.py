@@ -16,7 +16,6 @@ from regraft import progress
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.tokenizer import load_tokenizer
 from regraft.data.sources import input_paths
-from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train.contexts import StageContexts, stage_contexts
