@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 from regraft.checkpoint.header import local_head
+from regraft.errors import CheckpointError
+from regraft.input_files import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -69,6 +71,11 @@ class Folder:
 
     def fetch(self, names: list[str]) -> None:
         pass
+
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the model. Raises CheckpointError."""
+    return read_json_object(files.path(name), CheckpointError, remedy="download it again")
 
 
 def is_inside(name: str) -> bool:

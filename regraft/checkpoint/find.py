@@ -13,11 +13,12 @@ from regraft.checkpoint.files import (
     Folder,
     is_inside,
     is_weights,
+    read_json,
 )
 from regraft.checkpoint.header import TensorInfo
 from regraft.checkpoint.hub import Hub
 from regraft.errors import CheckpointError
-from regraft.input_files import read_json_object, unreadable
+from regraft.input_files import unreadable
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _PICKLES = (".bin", ".pt", ".pth")
@@ -76,9 +77,7 @@ def shards_of(files: Files) -> tuple[list[str], dict[str, str] | None]:
         names = sorted(n for n in files.names() if is_weights(n))
         # Some repositories keep the same weights twice, once in their maker's own format.
         return [n for n in names if not n.startswith("consolidated")] or names, None
-    weight_map = read_json_object(
-        files.path(INDEX), CheckpointError, remedy="download it again"
-    ).get("weight_map")
+    weight_map = read_json(files, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
         raise CheckpointError(
             f"{INDEX} of {files.where} has no 'weight_map' of tensors to files; download it again."

@@ -93,7 +93,7 @@ def without_code(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         key: without_code(value) if isinstance(value, dict) else value
         for key, value in raw.items()
-        if key not in _NEVER and not key.endswith("_implementation")
+        if key not in _NEVER and not str(key).endswith("_implementation")
     }
 
 

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from regraft import progress
-from regraft.checkpoint.files import INDEX, Files, is_inside, is_other
+from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_json
 from regraft.checkpoint.find import check_index, find, shards_of
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, parse_header
 from regraft.checkpoint.pretrained import check_counts
 from regraft.errors import CheckpointError
-from regraft.input_files import open_file, read_json_object, unreadable
+from regraft.input_files import open_file, unreadable
 
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK = 16, 64
 _BLOCK = 1 << 22  # elements read at a time, where a tensor is read in parts
@@ -89,9 +89,7 @@ class Checkpoint:
         """
         name = str(source)
         files = find(name)
-        config = read_json_object(
-            files.path("config.json"), CheckpointError, remedy="download it again"
-        )
+        config = read_json(files, "config.json")
         shards, weight_map = shards_of(files)
         headers = {
             shard: parse_header(shard, *head, where=files.where)
