@@ -15,7 +15,19 @@ import shutil
 import sys
 from pathlib import Path
 
-from llama8b import Child, best, environment, make, record, run, script, warm
+from llama8b import (
+    LLAMA_8B,
+    TOY,
+    Child,
+    add_quick,
+    best,
+    environment,
+    make,
+    record,
+    run,
+    script,
+    warm,
+)
 
 from regraft.checkpoint.source import Checkpoint
 
@@ -34,7 +46,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    add_quick(parser)
     arguments = parser.parse_args()
+    quick = arguments.quick
+    if quick:
+        arguments.layers, arguments.rank = [1, 2], 4
     lines = [
         f"# Apply, rank {arguments.rank}, Llama-3-8B's layer shapes, bfloat16",
         "",
@@ -45,7 +61,7 @@ def main() -> None:
     ]
     notes, all_rows = [], {}
     for layers in arguments.layers:
-        rows, note = _contend(arguments.out, layers, arguments.rank)
+        rows, note = _contend(arguments.out.resolve(), layers, arguments.rank, quick)
         cp, all_rows[layers] = rows["cp"].wall, rows
         lines += [
             f"| {layers} | {name} | {c.wall:.2f} | {c.cpu:.2f} | {c.peak / 1e9:.2f} GB "
@@ -61,12 +77,13 @@ def main() -> None:
         }
         notes += ["", "A further layer (436 MB), without the start of the process:"]
         notes[-1] += " " + ", ".join(f"{name} {t:.2f} s" for name, t in further.items()) + "."
-    record("apply", "\n".join([*lines, "", *notes]))
+    record("apply", "\n".join([*lines, "", *notes]), keep=not quick)
 
 
-def _contend(out: Path, layers: int, rank: int) -> tuple[dict[str, Child], str]:
-    base, extended, derivative = (make(out, layers, k) for k in ("base", "extended", "derivative"))
-    adapter = out / f"adapter-{layers}"
+def _contend(out: Path, layers: int, rank: int, quick: bool) -> tuple[dict[str, Child], str]:
+    sizes, kinds = TOY if quick else LLAMA_8B, ("base", "extended", "derivative")
+    base, extended, derivative = (make(out, layers, kind, sizes) for kind in kinds)
+    adapter = out / f"{base.name}-adapter-{rank}"
     if not adapter.is_dir():
         run(
             [script("regraft"), "extract-lora", str(base), str(extended), "-o", str(adapter),
@@ -91,7 +108,7 @@ def _contend(out: Path, layers: int, rank: int) -> tuple[dict[str, Child], str]:
             warm(derivative, adapter)
             return run(command)
 
-        rows[name] = best(measure, 1 if place is peft else 3)
+        rows[name] = best(measure, 1 if quick or place is peft else 3)
     return rows, f"{layers} layers: {_difference(target, peft)}"
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from llama8b import environment, record
+from llama8b import add_quick, environment, record
 from torch import Tensor
 
 from regraft.errors import InputError
@@ -36,11 +36,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
     parser.add_argument("--repeats", type=int, default=3)
+    add_quick(parser)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.lengths, arguments.repeats = "128", 1
     device, dtype = "cuda" if cuda else "cpu", getattr(torch, arguments.dtype)
     heads, kv_heads, size = (32, 8, 128) if cuda else (8, 2, 128)
     kernels = _kernels(device, dtype, size)
-    rate = _matrix_rate(device, dtype)
+    rate = _matrix_rate(device, dtype, 256 if arguments.quick else None)
     rows = []
     for length in (parse_tokens(text) for text in arguments.lengths.split(",")):
         inputs = _inputs(length, heads, kv_heads, size, device, dtype)
@@ -70,7 +73,8 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *rows,
     ]
-    record("attention-cuda" if cuda else "attention", "\n".join(table))
+    name = "attention-cuda" if cuda else "attention"
+    record(name, "\n".join(table), keep=not arguments.quick)
 
 
 def _kernels(device: str, dtype: torch.dtype, size: int) -> list[Kernel]:
@@ -153,9 +157,9 @@ def _shard(whole: Tensor, rank: int, ranks: int) -> Tensor:
     return torch.cat(parts, 2)
 
 
-def _matrix_rate(device: str, dtype: torch.dtype) -> float:
+def _matrix_rate(device: str, dtype: torch.dtype, size: int | None) -> float:
     """flop/s of one large matrix product."""
-    n = 8192 if device == "cuda" else 2048
+    n = size or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return max(2.0 * n**3 / _seconds(lambda: torch.mm(a, b), device) for _ in range(5))
 

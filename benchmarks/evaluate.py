@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from llama8b import add_quick
 
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.scoring import answer
@@ -39,13 +40,17 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=30)
     parser.add_argument("--rooms", default="2,32,128")
     parser.add_argument("--only", choices=("scoring", "suite"))
+    add_quick(parser)
     options = parser.parse_args()
+    suite, processes = SUITE, os.cpu_count() or 1
+    if options.quick:
+        options.lengths, options.items, options.rooms, suite, processes = "128", 2, "2", "toy", 1
     print(f"torch {torch.__version__}, {os.cpu_count()} cores\n")
     if options.only != "suite":
         lengths = list(map(parse_tokens, options.lengths.split(",")))
         _scoring(options.demo, lengths, options.items, list(map(int, options.rooms.split(","))))
     if options.only != "scoring":
-        _suite(options.demo, options.lengths, options.items)
+        _suite(options.demo, options.lengths, options.items, suite, processes)
 
 
 def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> None:
@@ -84,13 +89,12 @@ def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> No
             )
 
 
-def _suite(demo: Path, lengths: str, items: int) -> None:
-    processes = os.cpu_count() or 1
+def _suite(demo: Path, lengths: str, items: int, suite: str, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "regraft", "evaluate", "--matrix", f"recipient={demo / 'derivative'}",
             f"donor={demo / 'extended'}", f"graft={demo / 'graft-rank-16'}", "-o", f"{folder}/out",
-            "--suite", SUITE, "--haystack", "world", "--lengths", lengths, "--items", str(items),
+            "--suite", suite, "--haystack", "world", "--lengths", lengths, "--items", str(items),
             "--quiet",
         ]  # fmt: skip
         began = time.perf_counter()

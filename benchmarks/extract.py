@@ -17,7 +17,20 @@ import shutil
 from pathlib import Path
 
 import torch
-from llama8b import PROJECTIONS, Child, best, environment, make, record, run, script, warm
+from llama8b import (
+    LLAMA_8B,
+    PROJECTIONS,
+    TOY,
+    Child,
+    add_quick,
+    best,
+    environment,
+    make,
+    record,
+    run,
+    script,
+    warm,
+)
 
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
@@ -30,30 +43,35 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
     parser.add_argument("--optimum", default="self_attn.k_proj,self_attn.q_proj")
     parser.add_argument("--skip-mergekit", action="store_true")
+    add_quick(parser)
     arguments = parser.parse_args()
-    out, rank, layers = arguments.out, arguments.rank, arguments.layers
-    base, extended = (make(out, layers, kind) for kind in ("base", "extended"))
+    quick = arguments.quick
+    out, layers = arguments.out.resolve(), arguments.layers
+    sizes, rank, times = (TOY, 8, 1) if quick else (LLAMA_8B, arguments.rank, 3)
+    base, extended = (make(out, layers, kind, sizes) for kind in ("base", "extended"))
     more = layers + 2
-    big = tuple(make(out, more, kind) for kind in ("base", "extended"))
+    big = tuple(make(out, more, kind, sizes) for kind in ("base", "extended"))
 
     rows: list[tuple[str, Child | None, str]] = []
     _regraft(base, extended, out / "lora", rank)  # compiled bytecode, the cache of tensors' roles
-    ours = best(lambda: _regraft(base, extended, out / "lora", rank, "--no-verify"))
+    ours = best(lambda: _regraft(base, extended, out / "lora", rank, "--no-verify"), times)
     rows.append((f"regraft, {layers} layer", ours, ""))
-    checked = best(lambda: _regraft(base, extended, out / "lora", rank))
+    checked = best(lambda: _regraft(base, extended, out / "lora", rank), times)
     rows.append((f"regraft, {layers} layer, read back with PEFT", checked, ""))
     large = best(lambda: _regraft(*big, out / "lora-large", rank, "--no-verify"))
     further = (large.wall - ours.wall) / (more - layers)
     rows.append((f"regraft, {more} layers", large, f"{further:.2f} s for each further layer"))
     if not arguments.skip_mergekit:
-        peer = best(lambda: _mergekit(base, extended, out / "lora-mergekit", rank), 2)
+        peer = best(
+            lambda: _mergekit(base, extended, out / "lora-mergekit", rank), 1 if quick else 2
+        )
         rows.append((f"mergekit-extract-lora, {layers} layer", peer, ""))
         start = run([script("mergekit-extract-lora"), "--help"])
         rows.append(("mergekit-extract-lora --help", start, "its imports alone"))
     table = [
         f"# Extraction, rank {rank}, {layers} layer(s) of Llama-3-8B's shapes, bfloat16",
         "",
-        environment("transformers", "peft", "mergekit"),
+        environment("transformers", "peft", *(() if arguments.skip_mergekit else ("mergekit",))),
         "",
         "| | wall s | CPU s | peak memory | |",
         "|---|---|---|---|---|",
@@ -75,7 +93,7 @@ def main() -> None:
             "",
         ]
     table += _errors(base, extended, out, rank, arguments)
-    record("extract", "\n".join(table))
+    record("extract", "\n".join(table), keep=not quick)
 
 
 def _regraft(base: Path, extended: Path, out: Path, rank: int, *flags: str) -> Child:

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 import yaml
-from llama8b import Child, environment, make, record, run, script, warm
+from llama8b import LLAMA_8B, TOY, Child, add_quick, environment, make, record, run, script, warm
 
 from regraft.checkpoint.source import Checkpoint
 
 TENSORS = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "kv"]
 WEIGHTS, DENSITY, T = (0.6, 0.4), 0.5, 0.35
 OURS = (
-    "import sys; from regraft.merge.execute import merge; "
-    "merge(sys.argv[1], sys.argv[2], overwrite=True)"
+    "import sys; from regraft import merge_models; "
+    "merge_models(sys.argv[1], sys.argv[2], overwrite=True)"
 )
 
 
@@ -65,17 +65,20 @@ def main() -> None:
     parser.add_argument("--methods", default="ties,dare_ties,linear,slerp")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--skip-mergekit", action="store_true")
+    add_quick(parser)
     arguments = parser.parse_args()
-    out = arguments.out
-    models = [make(out, arguments.layers, kind) for kind in ("base", "extended", "derivative")]
+    out, sizes = arguments.out.resolve(), TOY if arguments.quick else LLAMA_8B
+    models = [
+        make(out, arguments.layers, kind, sizes) for kind in ("base", "extended", "derivative")
+    ]
     found = recipes(*models)
     layers = arguments.layers + arguments.more
-    more = [make(out, layers, kind) for kind in ("base", "extended", "derivative")]
+    more = [make(out, layers, kind, sizes) for kind in ("base", "extended", "derivative")]
     large = recipes(*more)
     lines = [
         f"# Merging three models, {arguments.layers} layer(s) of Llama-3-8B's shapes, bfloat16",
         "",
-        environment("transformers", "mergekit"),
+        environment("transformers", *(() if arguments.skip_mergekit else ("mergekit",))),
         "",
         "| method | | wall s | s a further layer | CPU s | peak memory | error "
         "| times faster | a further layer | of the memory |",
@@ -107,7 +110,7 @@ def main() -> None:
                 f"{child.peak / 1e9:.2f} GB | {shown} {ratios}"
             )
             print(lines[-1], file=sys.stderr)
-    record("merge", "\n".join(lines))
+    record("merge", "\n".join(lines), keep=not arguments.quick)
 
 
 def _best(name: str, recipe: dict[str, Any], out: Path, repeat: int) -> Child:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from llama8b import add_quick, environment, record
 from safetensors.torch import save_file
 
 from regraft.merge.job import merge
@@ -44,7 +45,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, default=Path("kill-out"))
+    add_quick(parser)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.times = 1
     out = arguments.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     _make(out)
@@ -73,13 +77,12 @@ def main() -> None:
         same += equal
         if not equal:
             print(f"turn {turn}: the output differs", flush=True)
-    from llama8b import environment, record
-
     record(
         "merge_kill",
         f"# kill -9 and --resume\n\n{environment()}\n\n{same} of {arguments.times} outputs are "
         f"byte-identical to an undisturbed run's ({kills} kills, {resumed} runs went on from "
         "finished tensors).",
+        keep=not arguments.quick,
     )
     raise SystemExit(0 if same == arguments.times else 1)
 

@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 import torch
-from llama8b import environment, record
+from llama8b import add_quick, environment, record
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -55,9 +55,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--written", type=int, default=250_000, help="tokens the model writes")
     parser.add_argument("--rows", type=int, default=32, help="rows the NLL is measured on")
+    add_quick(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.ranks, options.written, options.rows = [2], 2000, 2
+        options.derivative_steps = options.extension_steps = 1
     torch.manual_seed(options.seed)
-    out: Path = options.out / "real-model"
+    out: Path = options.out.resolve() / "real-model"
     out.mkdir(parents=True, exist_ok=True)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -102,7 +106,7 @@ def main() -> None:
             folders["base"], folders["extended"], adapter, rank=rank, overwrite=True
         )
         folders[name] = out / f"graft-{rank}"
-        regraft.apply(adapter, folders["derivative"], folders[name], overwrite=True)
+        regraft.apply_lora(adapter, folders["derivative"], folders[name], overwrite=True)
         errors[name] = made["totals"]["error"]
     whole, name = out / "adapter-exact", f"graft, rank {options.ranks[-1]}, exact layout"
     regraft.extract_lora(
@@ -110,7 +114,7 @@ def main() -> None:
         overwrite=True,
     )  # fmt: skip
     folders[name] = out / "graft-exact"
-    regraft.apply(whole, folders["derivative"], folders[name], overwrite=True)
+    regraft.apply_lora(whole, folders["derivative"], folders[name], overwrite=True)
 
     edges = [0, near // 2, near, near * 3 // 2, near * 2, near * 3, far]
     nll = {name: by_position(load(folder), exam, edges) for name, folder in folders.items()}
@@ -266,8 +270,9 @@ def page(
         "",
         "![NLL by position](real_model.png)",
     ]
-    record("real_model", "\n".join(lines))
-    target = Path(__file__).parent / "results" / "real_model.png"
+    record("real_model", "\n".join(lines), keep=not options.quick)
+    folder = options.out if options.quick else Path(__file__).parent / "results"
+    target = folder / "real_model.png"
     with drawing.figure(target, width=6.4, height=4.2) as axes:
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
         for style, (model, values) in zip(drawing.styles(), nll.items(), strict=False):

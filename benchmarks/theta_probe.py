@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from datetime import date
 from pathlib import Path
 
 import torch
+from llama8b import add_quick, record
 
 from regraft.demo import lessons
 from regraft.train.job import train
@@ -54,30 +56,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    add_quick(parser)
     arguments = parser.parse_args()
-    folder = arguments.out / "theta-probe"
+    quick = arguments.quick
+    folder = arguments.out.resolve() / "theta-probe"
     folder.mkdir(parents=True, exist_ok=True)
-    plan = lessons.Plan()
+    plan = lessons.Plan(base_steps=(1, 1), base_rows=4) if quick else lessons.Plan()
     path = lessons.write(folder / "base.yaml", lessons.base(plan, arguments.seed))
     train(path, folder / "base", device="cpu", overwrite=True)
 
     def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:
         path = folder / f"{name}.yaml"
-        path.write_text(
-            RECIPE.format(
-                base=folder / "base", cache=folder / "cache", seed=seed, theta=theta, rope=rope
-            )
+        text = RECIPE.format(
+            base=folder / "base", cache=folder / "cache", seed=seed, theta=theta, rope=rope
         )
+        if quick:
+            text = re.sub(r"(steps|every|batch): \d+", r"\1: 1", text)
+            text = re.sub(r"(documents|rows): \d+", r"\1: 8", text)
+        path.write_text(text)
         return path
 
-    found = probe(recipe("probe", 0), plan.trained, 512, plan.theta, steps=20, device="cpu")
+    found = probe(recipe("probe", 0), plan.trained, 512, plan.theta, steps=1 if quick else 20,
+                  device="cpu")  # fmt: skip
     after = {}
     for trial in (found["trials"][0], found["trials"][-1]):
         path = recipe(
             "after", 1, f", theta: {trial['theta']}", f"rope: {{family: {trial['family']}}}"
         )
-        record = train(path, folder / "after", device="cpu", overwrite=True)
-        after[trial["name"]] = record["watch"]["last"]["needle"]
+        trained = train(path, folder / "after", device="cpu", overwrite=True)
+        after[trial["name"]] = trained["watch"]["last"]["needle"]
     lines = [
         "# regraft theta --probe on the demo's base, 64 to 512 tokens",
         "",
@@ -96,11 +103,10 @@ def main() -> None:
             f"{trial['needle_nll']:.3f} | {trial['found']:.2f} | {trial['near_nll']:.3f} | {shown}"
         )
     table = "\n".join(lines) + "\n"
-    print(table)
-    (Path(__file__).parent / "results" / "theta_probe.md").write_text(table)
+    record("theta_probe", table, keep=not quick)
     (folder / "probe.json").write_text(json.dumps(found, indent=1))
     best, worst = (after[trial["name"]] for trial in (found["trials"][0], found["trials"][-1]))
-    raise SystemExit(0 if best["nll"] < worst["nll"] else 1)
+    raise SystemExit(0 if quick or best["nll"] < worst["nll"] else 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+"""Every benchmark runs from end to end with toy sizes, offline, and leaves the tables alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory) -> Path:
+    """A folder as `regraft demo` leaves it, from a demo of a few steps."""
+    from regraft import demo
+    from regraft.demo.lessons import Plan
+
+    out = tmp_path_factory.mktemp("toys") / "demo-out"
+    plan = Plan(base_steps=(2, 1), base_rows=4, derivative_steps=1, extension=((1, 128, 2),),
+                target=128, lengths=(64, 128), questions=8, prose_rows=2)  # fmt: skip
+    demo.run(out, seed=5, plan=plan)
+    return out
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path, children):
+    """Call `main` of a benchmark with arguments, its commands in warmed-up processes. Asserts that
+    no table changed; returns what it printed and the commands of mergekit."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)  # so that the default folder, which is relative, is a new one
+    mergekit: list[list[str]] = []
+
+    def run(command: list[str], **env: str) -> Any:
+        from llama8b import Child
+
+        name = Path(command[0]).name
+        if name == "regraft":
+            done = children.run(*command[1:])
+            assert done["code"] == 0, done["err"]
+        elif name.startswith("mergekit"):
+            mergekit.append(command)
+        elif command[1] == "-c" and name != "sh":
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", command[1:2] + command[3:])
+                exec(command[2], {"__name__": "__main__"})
+        else:
+            subprocess.run(command, check=True, env={**os.environ, **env})
+        return Child(1.0 + len(mergekit) + run.calls, 1.0, 10**9)
+
+    run.calls = 0
+
+    def timed(command: list[str], **env: str) -> Any:
+        run.calls += 1  # a later run takes longer, so that no difference of times is zero
+        return run(command, **env)
+
+    def call(name: str, *arguments: str | Path) -> tuple[str, list[list[str]], ModuleType]:
+        module = importlib.import_module(name)
+        if hasattr(module, "run"):
+            monkeypatch.setattr(module, "run", timed)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            try:
+                code = module.main()
+            except SystemExit as stop:
+                code = stop.code
+        assert not code, printed.getvalue()
+        assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
+        return printed.getvalue(), mergekit, module
+
+    return call
+
+
+def test_extract_runs_without_mergekit_even_where_it_is_not_installed(benchmark, monkeypatch):
+    import llama8b
+
+    def version(package: str) -> str:
+        assert package != "mergekit"
+        return "1"
+
+    monkeypatch.setattr(llama8b, "version", version)
+    printed, mergekit, _ = benchmark("extract", "--quick", "--skip-mergekit")
+    assert "| mlp.down_proj |" in printed
+    assert mergekit == []
+
+
+def test_mergekit_gets_absolute_paths_from_the_default_folder(benchmark, monkeypatch):
+    """A relative path that mergekit does not find in its place is an id of the Hub to it."""
+    import shutil
+
+    import llama8b
+
+    importlib.import_module("extract")
+    benchmark_extract = sys.modules["extract"]
+    real = benchmark_extract._mergekit
+
+    def stand_in(base: Path, extended: Path, out: Path, rank: int) -> Any:
+        child = real(base, extended, out, rank)
+        shutil.copytree(out.parent / "lora", out, dirs_exist_ok=True)  # what mergekit would write
+        return child
+
+    monkeypatch.setattr(benchmark_extract, "_mergekit", stand_in)
+    printed, mergekit, _ = benchmark("extract", "--quick")
+    assert "| regraft | mergekit |" in printed
+    command = mergekit[0]
+    for flag in ("--model", "--base-model"):
+        path = Path(command[command.index(flag) + 1])
+        assert path.is_absolute()
+        assert (path / "config.json").is_file()
+    assert Path(command[command.index("--out-path") + 1]).is_absolute()
+    assert llama8b.make(Path("bench-out"), 1, "base", llama8b.TOY).is_absolute()
+
+
+def test_apply_runs_and_agrees_with_peft(benchmark):
+    printed, _, _ = benchmark("apply", "--quick")
+    assert printed.count("| PEFT merge_and_unload |") == 2
+    assert "1 layers: 0 of " in printed
+
+
+def test_merge_runs_every_method(benchmark):
+    printed, _, _ = benchmark("merge", "--quick", "--skip-mergekit")
+    for method in ("ties", "dare_ties", "linear", "slerp"):
+        assert f"| {method} | regraft |" in printed
+
+
+def test_merge_kill_compares_bytes(benchmark):
+    assert "1 of 1 outputs are byte-identical" in benchmark("merge_kill", "--quick")[0]
+
+
+def test_attention_measures_every_kernel(benchmark):
+    printed, _, _ = benchmark("attention", "--quick")
+    for name in ("torch SDPA", "kernel", "gather", "ring"):
+        assert f"| 128 | {name}" in printed
+
+
+def test_a_training_step_is_compared_with_a_plain_one(benchmark):
+    printed, _, _ = benchmark("train_step", "--quick")
+    assert printed.count("| full |") == printed.count("| lora |") == 2
+
+
+def test_certificates_are_counted(benchmark):
+    assert "Certificate below the true ratio: **0**" in benchmark("certificate", "--quick")[0]
+
+
+def test_the_demo_runs_by_seed(benchmark):
+    assert "| graft 16, skill at 64 |" in benchmark("demo_seeds", "--quick")[0]
+
+
+def test_the_extension_is_tried_four_ways(benchmark):
+    printed, _, module = benchmark("extend", "--quick")
+    assert all(f"| {way} |" in printed for way in module.WAYS)
+
+
+def test_the_theta_probe_is_followed_by_a_training(benchmark):
+    assert "| scaling law |" in benchmark("theta_probe", "--quick")[0]
+
+
+def test_evaluation_is_timed(benchmark, toys, monkeypatch, children):
+    module = importlib.import_module("evaluate")
+
+    def run(command: list[str], **_: Any) -> None:
+        done = children.run(*command[command.index("regraft") + 1 :])
+        assert done["code"] == 0, done["err"]
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    printed, _, _ = benchmark("evaluate", toys, "--quick")
+    assert "| 128 | 2 |" in printed
+    assert "| cells of a model |" in printed
+
+
+def test_lm_eval_gives_the_same_verdicts(benchmark, toys):
+    pytest.importorskip("lm_eval")
+    printed, _, _ = benchmark("lm_eval_agreement", toys / "graft-rank-16", "--quick")
+    assert printed.count("| 100% |") == 3
+
+
+def test_a_real_model_goes_through_the_whole_story(benchmark, toys, tmp_path):
+    text = tmp_path / "diary.txt"
+    text.write_text("the lantern paints that river .\n\n" * 4000)
+    printed, _, _ = benchmark("real_model", toys / "base", "--text", text, "--quick")
+    assert "| graft, rank 2, exact layout |" in printed
+    assert "| derivative, sliding window |" in printed
+
+
+def test_configs_are_compared_between_two_pythons(benchmark):
+    """The present transformers in both places: its own files agree with themselves."""
+    printed, _, _ = benchmark("config_roundtrip", "--old-python", sys.executable)
+    assert "DISAGREE" not in printed
+    assert "agree" in printed
