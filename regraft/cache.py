@@ -1,4 +1,4 @@
-"""Small answers that take seconds to find, kept between runs in the user's cache folder.
+"""Small results that take seconds to compute, stored between runs in the user's cache folder.
 
 `$REGRAFT_CACHE`, else `$XDG_CACHE_HOME/regraft`, else `~/.cache/regraft`. An entry is a JSON file
 named by the hash of everything its answer depends on. A folder that cannot be read or written
@@ -20,7 +20,7 @@ _MOST = 256  # entries of a kind
 
 
 def folder() -> Path | None:
-    """Where entries are kept, or None if nothing is to be."""
+    """The folder of the entries; None where caching is turned off."""
     chosen = os.environ.get("REGRAFT_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen else None
@@ -32,7 +32,7 @@ def folder() -> Path | None:
 
 
 class Entry:
-    """One answer of a `kind`, found by all it depends on."""
+    """One cached result of a `kind`, named by everything it depends on."""
 
     def __init__(self, kind: str, *depends_on: str) -> None:
         name = hashlib.sha256(json.dumps([_FORMAT, *depends_on]).encode()).hexdigest()
@@ -40,7 +40,7 @@ class Entry:
         self.path = root / kind / f"{name}.json" if root else None
 
     def read(self) -> Any:
-        """The answer, or None."""
+        """The cached result, or None."""
         if self.path is not None:
             with suppress(OSError, ValueError):
                 return json.loads(self.path.read_text(encoding="utf-8"))

@@ -23,28 +23,28 @@ def parse_tokens(text: str | int) -> int:
     k, M and G are powers of 1024: the field's habit for context lengths. Raises InputError for
     what is not a whole number of tokens.
     """
-    wanted = "a token count such as 8192, 64k or 1M"
-    value = _parse(str(text), _TOKENS, wanted)
+    expected = "a token count such as 8192, 64k or 1M"
+    value = _parse(str(text), _TOKENS, expected)
     if value < 1 or value != int(value):
-        raise InputError(f"'{text}' is not a whole number of at least 1; give {wanted}.")
+        raise InputError(f"'{text}' is not a whole number of at least 1; give {expected}.")
     return int(value)
 
 
 def parse_bytes(text: str | int) -> int:
     """`300MB` -> 300000000, `1GiB` -> 1073741824, `0.7kib` -> 717 (rounded to the nearest byte); a
     bare number is bytes. Raises InputError for what rounds to less than one byte."""
-    wanted = "a size such as 300MB or 1.5GiB"
-    value = round(_parse(str(text), _BYTES, wanted))
+    expected = "a size such as 300MB or 1.5GiB"
+    value = round(_parse(str(text), _BYTES, expected))
     if value < 1:
-        raise InputError(f"'{text}' is less than one byte; give {wanted}.")
+        raise InputError(f"'{text}' is less than one byte; give {expected}.")
     return value
 
 
-def _parse(text: str, units: dict[str, int], wanted: str) -> Decimal:
+def _parse(text: str, units: dict[str, int], expected: str) -> Decimal:
     """The number the text says, exactly: in binary 2.05 GB would not be whole."""
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units:
-        raise InputError(f"'{text}' is not {wanted}.")
+        raise InputError(f"'{text}' is not {expected}.")
     return Decimal(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
 
 

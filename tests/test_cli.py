@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,20 @@ def test_a_filled_or_impossible_output_is_refused(family, tmp_path):
     assert "overlaps the input" in refused(run(*line, family[0] / "out"))
     assert "file is a file" in refused(run(*line, tmp_path / "file" / "below"))
     assert (tmp_path / "full/mine").read_text() == (tmp_path / "file").read_text() == "keep"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_an_empty_output_name_is_refused_by_every_command(dry, family, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {family[0]}}}]\n")
+    training = Path(__file__).parents[1] / "examples/extend-toy.yaml"
+    for line in (
+        ["extract-lora", *family[:2]], ["apply", adapter(tmp_path / "a"), family[2]],
+        ["merge", recipe], ["train", training], ["evaluate", family[0]],
+    ):  # fmt: skip
+        assert "(-o) is empty" in refused(run(*line, "-o", "", *dry)), line[0]
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    assert "(-o) is empty" in refused(run("demo", "-o", ""))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -132,7 +132,7 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
                     f"{lora.name} was taken from {recorded.name}, which is not the donor "
                     f"{source.place}: its fidelity is to another model."
                 )
-    apply(lora.name, base.place, "", context="checkpoint", dry_run=True)
+    apply(lora.name, base.place, None, context="checkpoint", dry_run=True)
 
 
 def _ranks(lora: Adapter) -> list[int]:

@@ -64,6 +64,8 @@ def _child(job: dict[str, Any], count: Path) -> None:
     from regraft import shell
     from regraft.cli import app
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored where this runs under &
+        signal.signal(number, signal.SIG_DFL)
     lock, calls = threading.Lock(), 0
     main, handled = threading.main_thread(), threading.Event()
     on_signal = shell.on_signal

@@ -60,7 +60,7 @@ _BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
 def apply(
     adapter: str | Path,
     checkpoint: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     *,
     scale: float = 1.0,
     context: str | None = None,
@@ -76,7 +76,8 @@ def apply(
 
     context: 'adapter' (RoPE and length of the adapter's extended model), 'checkpoint' (the
     target's own), 'theta=..,length=..'; None takes the adapter's if the target has the context of
-    the adapter's base. force: graft on a stranger. verify: read everything back from disk.
+    the adapter's base. force: graft on a stranger. verify: read everything back from disk. dry_run:
+    check everything and return the record with its plan; `out` may be None then.
 
     Raises LineageError (a stranger, a target that already has the change, unequal RoPE without a
     policy), CheckpointError (broken files, NaN, another architecture), InputError, OutputError.
@@ -84,12 +85,11 @@ def apply(
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is not a number that can scale a change.")
     where = pick_device(device)
-    # `inspect` only asks what would become of the two
-    job = (
-        Job(out, inputs=[adapter, checkpoint], overwrite=overwrite, resume=resume)
-        if str(out) or not dry_run
-        else None
-    )
+    job = None
+    if out is not None:
+        job = Job(out, inputs=[adapter, checkpoint], overwrite=overwrite, resume=resume)
+    elif not dry_run:
+        raise InputError("apply needs an output folder: regraft apply ADAPTER CHECKPOINT -o OUT")
     lora = Adapter.open(adapter)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     with Checkpoint.open(checkpoint) as target:

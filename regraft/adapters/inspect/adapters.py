@@ -30,7 +30,7 @@ def relate_adapter(lora: Adapter, target: Checkpoint) -> dict[str, Any]:
     fits = True
     for options in ({}, {"force": True}, {"force": True, "context": "checkpoint"}):
         try:
-            record = to_json(apply(lora.name, target.name, "", dry_run=True, **options))
+            record = to_json(apply(lora.name, target.name, None, dry_run=True, **options))
             break
         except CheckpointError as error:
             refusals, fits = [str(error)], False
