@@ -24,7 +24,7 @@ from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
 from regraft.train.output.export import DTYPES
 from regraft.train.output.log import check_tracker
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Parallel, ToyModel
+from regraft.train.recipe.schema import Parallel, ToyModel, trains_everything
 from regraft.train.recovery import check_recovery
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
@@ -53,7 +53,7 @@ class Run:
     @property
     def exports_adapter(self) -> bool:
         kind = self.recipe.body.export.kind
-        return kind == "adapter" or (kind == "auto" and self.recipe.body.method == "lora")
+        return kind == "adapter" or (kind == "auto" and not trains_everything(self.recipe.body))
 
 
 def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Run:

@@ -1,18 +1,29 @@
 """What a step needs: memory on device and host, time, and the link between devices.
 
-Per device, with S tokens on it:   M = W + C + S (a (1 - f) 2 d L + w)
+Per device, with S tokens on it and N devices:
 
-W  what is held for every parameter; C  9 GiB on a GPU for the loss chunk, buffers, gathered layers
-and the allocator, on a CPU the loaded libraries; 2 d L  bytes of layer inputs a token, a of them
-kept (1 recomputing, else the working set of every layer instead), f of those on the host; w  the
-working set of one layer's backward, 27.5 d bytes a token and 5.7 for each unit of the MLP's width
-unless that is tiled.
+    M = C + max(backward, update)
+    backward = state / N + G + max(S a, gradients / N) + max(S w, loss chunk)
+    update = (state + 2 gradients) / N
 
-C and w are fitted to what ArcticTraining measured for Llama-3-8B on one H200 (65k to 1.2M tokens,
-arXiv 2506.13996); they are a fit, not a derivation, and foreign architectures may differ. In
-float32 the bytes of activations double. Time is floating-point operations over the machine's rate,
-but at least the time to start all operators: tracing a LoRA step of Llama-3-8B counted 71,000 of
-them for 32 layers, recomputation included.
+state     stored parameters and the optimizer's moments, a teacher's parameters, on one device also
+          the narrow copy that autocast keeps of trained matrices
+gradients 4 bytes of each trained parameter; as backward goes on they take the place of the inputs
+G         what FSDP gathers at a time: both embeddings and two layers, a narrow copy of one of each
+a         2 d L bytes of layer inputs a token (recomputing), two layers' if they wait on the host
+w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
+          width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
+          recomputation that of every layer
+C         what no tensor shows: context, libraries, communication buffers, fragmentation
+
+a, G and w were counted: the live bytes of the real step (this package's attention, loss, PEFT's
+LoRA, FSDP2, AdamW) traced by shape alone for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M
+tokens, 1 and 8 devices. The formula was never below them, at most 5% above in LoRA and 25% where
+everything is trained. Other architectures may differ. In float32 the bytes of activations double.
+
+Time is floating-point operations over the machine's rate, but at least the time to start all
+operators: tracing a LoRA step of Llama-3-8B counted 71,000 of them for 32 layers, recomputation
+included.
 """
 
 from __future__ import annotations
@@ -23,7 +34,9 @@ from typing import Any
 
 from regraft.train.estimate.machine import GIB, Machine
 
-_ATTENTION_BYTES, _MLP_BYTES = 27.5, 40 / 7  # of bfloat16 arithmetic
+_ATTENTION_BYTES, _MLP_BYTES, _EXCHANGE_BYTES = 37.5, 7.0, 8.0  # of bfloat16 arithmetic
+_LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
+_GRADIENT = 4  # bytes
 _CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
 
@@ -58,68 +71,111 @@ class Shape:
 
 @dataclass(frozen=True)
 class Switches:
-    """What decides the memory. frozen_bytes, trained_bytes: of each parameter on the devices;
-    whole_logits: the loss without chunks; element: bytes of a number in the layers' arithmetic;
-    overhead: C."""
+    """What decides the memory. frozen_bytes, trained_bytes: of each parameter as stored, with the
+    optimizer's moments; element: bytes of a number in the layers' arithmetic; loss_chunk: tokens
+    whose logits exist at a time; teacher: whether a frozen model of the same shape is held;
+    distill: whether it reads every row; overhead: C."""
 
     checkpoint: bool = True
     offload: bool = False
     tiled: bool = False
     frozen_bytes: float = 2
-    trained_bytes: float = 18
-    whole_logits: bool = False
+    trained_bytes: float = 12
     element: int = 2
-    overhead: float = 9 * GIB
+    loss_chunk: int = 2048
+    teacher: bool = False
+    distill: bool = False
+    overhead: float = 3 * GIB
 
 
-def token_bytes(shape: Shape, switches: Switches) -> tuple[float, float]:
-    """(bytes on the device, bytes on the host) of each token a device holds."""
-    inputs = switches.element * shape.hidden * shape.layers
+def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, float, float]:
+    """Bytes of each token that a device holds: kept layer inputs, working set, on the host."""
+    inputs = float(switches.element * shape.hidden * shape.layers)
     working = _ATTENTION_BYTES * shape.hidden
     if not switches.tiled:
         working += _MLP_BYTES * shape.intermediate
+    if context > 1:
+        working += _EXCHANGE_BYTES * shape.kv
     working *= switches.element / 2
-    if switches.whole_logits:
-        working += 12 * shape.vocabulary
+    if switches.distill:
+        working += switches.element * shape.hidden
     if not switches.checkpoint:
-        return working * shape.layers, 0.0
-    return (working, inputs) if switches.offload else (working + inputs, 0.0)
-
-
-def held_bytes(shape: Shape, switches: Switches, devices: int) -> float:
-    """W + C of one device: parameters are cut over all of them."""
-    frozen = (shape.parameters - shape.trained) * switches.frozen_bytes
-    return (frozen + shape.trained * switches.trained_bytes) / devices + switches.overhead
+        return 0.0, working * shape.layers, 0.0
+    if switches.offload:
+        return 2 * inputs / shape.layers, working, inputs
+    return inputs, working, 0.0
 
 
 def memory(
     shape: Shape, switches: Switches, tokens: int, context: int, devices: int
 ) -> tuple[float, float]:
     """(bytes on each device, bytes on all hosts) for rows of `tokens` over `context` devices."""
-    device, host = token_bytes(shape, switches)
+    inputs, working, host = token_bytes(shape, switches, context)
     local = tokens / context
-    return held_bytes(shape, switches, devices) + local * device, local * host * devices
+    narrow = switches.element < _GRADIENT
+    frozen = shape.parameters - shape.trained
+    state = frozen * switches.frozen_bytes + shape.trained * switches.trained_bytes
+    if switches.teacher:
+        state += shape.parameters * switches.element
+    if devices == 1 and narrow:
+        state += shape.trained * switches.element
+    gradients = _GRADIENT * shape.trained / devices
+    chunk = _LOGIT_BYTES * shape.vocabulary * min(local, switches.loss_chunk)
+    backward = (
+        state / devices
+        + (_gathered(shape, switches) if devices > 1 else 0.0)
+        + max(local * inputs, gradients)
+        + max(local * working, chunk)
+    )
+    update = state / devices + 2 * gradients
+    return switches.overhead + max(backward, update), local * host * devices
+
+
+def _gathered(shape: Shape, switches: Switches) -> float:
+    """G: the parameters that FSDP holds whole at a time."""
+    embedding = shape.vocabulary * shape.hidden
+    layer = max(shape.parameters - 2 * embedding, 0) / shape.layers
+    share = shape.trained / shape.parameters
+    stored = share * _GRADIENT + (1 - share) * switches.frozen_bytes  # of float32 or narrow weights
+    copies = switches.element * share if switches.element < _GRADIENT else 0.0
+    whole = 2 * (embedding + layer) * stored + (embedding + layer) * copies
+    if switches.distill:
+        whole += embedding * switches.element
+    return whole
 
 
 def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
-    """Most tokens of a row that fit when all devices share it; 0 where the model does not fit."""
-    device, host = token_bytes(shape, switches)
-    room = machine.memory - held_bytes(shape, switches, machine.devices)
-    most = room / device * machine.devices
-    if host:
-        most = min(most, machine.host / host)
-    return max(0, int(most) // 1024 * 1024)
+    """Most tokens of a row, in steps of 1,024, that fit when all devices share it; 0 where the
+    model does not fit."""
+
+    def fits(blocks: int) -> bool:
+        device, host = memory(shape, switches, 1024 * blocks, machine.devices, machine.devices)
+        return device <= machine.memory and host <= machine.host
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return 1024 * low
 
 
-def step_flops(shape: Shape, tokens: int, *, full: bool, checkpoint: bool) -> float:
-    """Floating-point operations of one row: forward, recomputation and backward.
+def step_flops(
+    shape: Shape, tokens: int, *, full: bool, checkpoint: bool, distill: bool = False
+) -> float:
+    """Floating-point operations of one row: forward, recomputation and backward, and the forward
+    of a teacher of the same shape with `distill`.
 
     Linear layers 2 P a token forward and 2 P (frozen) or 4 P (trained) backward; causal attention
     2 S^2 d L forward and 2.5 times that backward.
     """
-    passes = 2 + (2 if checkpoint else 0) + (4 if full else 2)
+    extra = int(checkpoint) + int(distill)
+    passes = 2 + 2 * extra + (4 if full else 2)
     matrices = shape.parameters - shape.vocabulary * shape.hidden  # looking up costs nothing
-    attention = 2.0 * tokens**2 * shape.hidden * shape.layers * (4.5 if checkpoint else 3.5)
+    attention = 2.0 * tokens**2 * shape.hidden * shape.layers * (3.5 + extra)
     return passes * matrices * tokens + attention
 
 

@@ -17,7 +17,7 @@ import torch
 from regraft.errors import InputError
 
 GIB = 2**30
-_GPU_OVERHEAD = 9 * GIB  # loss chunk, buffers, gathered layers, allocator: see `budget`
+_GPU_OVERHEAD = 3 * GIB  # CUDA context, libraries, NCCL, fragmentation: see `budget`
 _CPU_OVERHEAD = 0.8 * GIB  # Python with torch and transformers loaded
 _USED = 0.98  # of a device's memory
 _HOST_USED = 0.8

@@ -17,7 +17,7 @@ from regraft.train.estimate import budget
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Body, Stage, ToyModel
+from regraft.train.recipe.schema import Body, Stage, ToyModel, has_teacher, trains_everything
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.units import format_bytes, format_tokens, parse_bytes
 
@@ -107,8 +107,8 @@ def shape_of(learner: Learner, config: dict[str, Any]) -> Shape:
 
 
 def switches_of(body: Body, machine: Machine) -> Switches:
-    """Of a recipe: float32 weights, gradients and moments (8-bit ones are a byte each), and the
-    copy that narrower arithmetic makes."""
+    """Of a recipe: trained weights and moments are float32 (8-bit moments a byte each), frozen
+    weights and the teacher are as narrow as the arithmetic."""
     on_cpu = machine.is_cpu
     auto = "float32" if on_cpu else "bfloat16"
     dtype = auto if body.dtype == "auto" else body.dtype
@@ -119,8 +119,11 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         offload=body.memory.offload and not on_cpu,
         tiled=body.memory.tiled_mlp > 0,
         frozen_bytes=element,
-        trained_bytes=8 + moments + (2 if element == 2 else 0),
+        trained_bytes=max(4, element) + moments,
         element=element,
+        loss_chunk=body.memory.loss_chunk,
+        teacher=has_teacher(body),
+        distill=has_teacher(body) and body.recover.distill > 0,
         overhead=machine.overhead,
     )
 
@@ -163,7 +166,11 @@ def estimate_stage(
     window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
     device, host = budget.memory(shape, switches, window * rows, context, machine.devices)
     flops = budget.step_flops(
-        shape, window, full=recipe.body.method != "lora", checkpoint=switches.checkpoint
+        shape,
+        window,
+        full=trains_everything(recipe.body),
+        checkpoint=switches.checkpoint,
+        distill=switches.distill,
     )
     passes = math.ceil(stage.batch * context / (rows * machine.devices))
     seconds = budget.step_seconds(shape, machine, flops * stage.batch, passes)

@@ -14,7 +14,7 @@ from regraft.data.batch import Row
 from regraft.parallel import Mesh
 from regraft.train.estimate.budget import Shape, step_flops
 from regraft.train.estimate.machine import DEVICES, known_device
-from regraft.train.recipe.schema import Body
+from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.learner import Learner
 
 
@@ -26,7 +26,7 @@ class Speed:
         trained = sum(parameter.numel() for parameter in learner.trained().values())
         config = learner.model.config.get_text_config().to_dict()
         self.shape = Shape.of(config, parameters, trained)
-        self.full, self.devices = body.method != "lora", mesh.size
+        self.full, self.devices = trains_everything(body), mesh.size
         # of experts only some work, which the count of parameters does not tell
         experts = any("num_experts" in key or "num_local_experts" in key for key in config)
         self.peak = None if experts else body.parallel.peak or known_peak(mesh.device)

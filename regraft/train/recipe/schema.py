@@ -336,3 +336,13 @@ class Body(Block):
     save_every: Count = Field(default=100, description="steps between checkpoints")
     export: Export = Export()
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+def trains_everything(body: Body) -> bool:
+    """Whether every parameter learns but those that `freeze` names; else only a LoRA does."""
+    return body.method != "lora"
+
+
+def has_teacher(body: Body) -> bool:
+    """Whether a second model is held, which recovery is compared with or learns from."""
+    return body.method == "recover" and body.recover.teacher is not None

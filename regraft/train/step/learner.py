@@ -12,7 +12,7 @@ from regraft.checkpoint.pretrained import empty_model, load_config, load_model, 
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
-from regraft.train.recipe.schema import Body, Lora
+from regraft.train.recipe.schema import Body, Lora, trains_everything
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory
 from regraft.train.step.optimizers import check_optimizer
@@ -87,7 +87,7 @@ def load(body: Body, checkpoint: Checkpoint, mesh: Mesh) -> Learner:
     Raises InputError where the architecture is not a plain causal decoder, or its heads do not
     divide over the mesh.
     """
-    dtype = arithmetic(body, mesh.device) if body.method == "lora" else torch.float32
+    dtype = torch.float32 if trains_everything(body) else arithmetic(body, mesh.device)
     torch.manual_seed(body.seed)
     config = load_config(checkpoint.config, checkpoint.name)
     if mesh.rank and read_once(config, mesh):
@@ -121,10 +121,10 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
     """A transformers model made ready: our attention, what the recipe trains, its memory savers."""
     dtype = arithmetic(body, mesh.device)
     attach(model, mesh)
-    if body.method == "lora":
-        _add_lora(model, body.lora)
-    else:
+    if trains_everything(body):
         _freeze(model, body.freeze)
+    else:
+        _add_lora(model, body.lora)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
