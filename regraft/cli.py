@@ -12,6 +12,7 @@ import typer
 import regraft
 from regraft import shell
 from regraft.shell import Options
+from regraft.stdout import write_stdout
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,7 +69,7 @@ def _print_merge_schema(requested: bool) -> None:
     if requested:
         from regraft.merge.schema import schema
 
-        shell.write_stdout(json.dumps(schema(), indent=1) + "\n")
+        write_stdout(json.dumps(schema(), indent=1) + "\n")
         raise typer.Exit
 
 
@@ -76,7 +77,7 @@ def _print_training_schema(requested: bool) -> None:
     if requested:
         from regraft.train.recipe.recipe import schema
 
-        shell.write_stdout(json.dumps(schema(), indent=1) + "\n")
+        write_stdout(json.dumps(schema(), indent=1) + "\n")
         raise typer.Exit
 
 
@@ -592,7 +593,7 @@ def demo(
 
 def _print_version(requested: bool) -> None:
     if requested:
-        shell.write_stdout(f"{regraft.__version__}\n")
+        write_stdout(f"{regraft.__version__}\n")
         raise typer.Exit
 
 

@@ -9,7 +9,6 @@ interrupted (130 SIGINT, 143 SIGTERM, 129 SIGHUP). Whatever happens, one line on
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from regraft import progress
 from regraft.errors import InputError, OutputError, RegraftError, os_error_sentence
 from regraft.record import to_json
+from regraft.stdout import discard_stdout, flush_stdout, write_stdout
 
 if TYPE_CHECKING:
     import typer
@@ -87,11 +87,11 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     except RegraftError as error:  # of --version and --schema
         code = print_error(str(error), error.exit_code)
     except OSError as error:  # such as --help > /dev/full
-        _discard_stdout()
+        discard_stdout()
         code = print_error(os_error_sentence(error, error.filename or "to standard output"), 1)
     if not code:
         try:
-            _flush_stdout()
+            flush_stdout()
         except OutputError as error:
             code = print_error(str(error), error.exit_code)
     sys.exit(code)
@@ -229,45 +229,7 @@ def print_error(message: str, code: int) -> int:
     return code
 
 
-# Standard output
-
-
-def write_stdout(text: str) -> None:
-    """Write and flush. Raises OutputError where the device is full or the reader has gone."""
-    try:
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, "it is closed")
-        sys.stdout.write(text)
-    except (OSError, ValueError) as error:
-        _discard_stdout()
-        raise _stdout_error(error) from None
-    _flush_stdout()
-
-
-def _flush_stdout() -> None:
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        _discard_stdout()
-        raise _stdout_error(error) from None
-
-
-def _stdout_error(error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or error
-    return OutputError(
-        f"The result cannot be written to standard output ({reason}); a folder that was written "
-        "(-o) is complete."
-    )
-
-
-def _discard_stdout() -> None:
-    """Send what is still buffered to /dev/null: flushed at exit, it would fail again."""
-    with suppress(OSError, ValueError, AttributeError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+# What is printed
 
 
 def _json(result: Any) -> str:

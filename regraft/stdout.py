@@ -1,0 +1,49 @@
+"""Standard output that may be full or closed: an error of one sentence, and a silent exit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+
+from regraft.errors import OutputError
+
+
+def write_stdout(text: str) -> None:
+    """Write and flush. Raises OutputError where the device is full or the reader has gone."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        sys.stdout.write(text)
+    except (OSError, ValueError) as error:
+        discard_stdout()
+        raise _stdout_error(error) from None
+    flush_stdout()
+
+
+def flush_stdout() -> None:
+    """Flush. Raises OutputError where that fails."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        discard_stdout()
+        raise _stdout_error(error) from None
+
+
+def _stdout_error(error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or error
+    return OutputError(
+        f"The result cannot be written to standard output ({reason}); a folder that was written "
+        "(-o) is complete."
+    )
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered to /dev/null: flushed at exit, it would fail again."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
