@@ -9,7 +9,6 @@ Tokenizers have a gate of their own, `regraft.checkpoint.tokenizer`.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 # Keys of config.json that make transformers fetch code or kernels, or read other files.
 _NEVER = {"auto_map", "kernel_config", "fusion_config", "transformers_weights", "custom_generate"}
-_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|labels)$|^n_?(?:layer|block|expert)s?$")
-_MOST_LABELS = 1_000_000
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
@@ -45,21 +42,6 @@ def explained(subject: str, remedy: str) -> Iterator[None]:
         raise
     except BaseException as error:  # panics of Rust are no Exception
         raise CheckpointError(f"{subject} ({one_line(error)}); {remedy}.") from error
-
-
-def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
-    """Raise CheckpointError where config.json counts more layers or experts than there are tensors.
-
-    Such a config would be built for hours before it failed.
-    """
-    for level in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key, value in level.items():
-            most = _MOST_LABELS if key.endswith(("labels", "experts")) else tensors
-            if type(value) is int and value > most and _COUNT.search(key):
-                raise CheckpointError(
-                    f"config.json of {where} says {key}: {value}, and the model has {tensors} "
-                    "tensors; correct the config."
-                )
 
 
 def load_config(raw: Mapping[str, Any], where: str = "") -> Any:

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from regraft import progress
+from regraft.checkpoint.counts import check_counts
 from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_json
 from regraft.checkpoint.find import check_index, find, shards_of
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, parse_header
-from regraft.checkpoint.pretrained import check_counts
 from regraft.errors import CheckpointError
 from regraft.input_files import open_file, unreadable
 
