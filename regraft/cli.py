@@ -17,7 +17,7 @@ from regraft.stdout import write_stdout
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from regraft.record import AdapterRecord, GraftRecord
+    from regraft.record import AdapterRecord, GraftRecord, MergeRecord
 
 app = typer.Typer(
     name="regraft",
@@ -267,7 +267,7 @@ def merge(
     Example: regraft merge recipe.yaml -o merged
     """
 
-    def work() -> dict[str, Any] | AdapterRecord:
+    def work() -> MergeRecord | AdapterRecord:
         from regraft.recover_block import check_later_blocks
 
         check_later_blocks(recipe)
@@ -277,7 +277,7 @@ def merge(
             dry_run=dry_run,
         )  # fmt: skip
 
-    def show(record: dict[str, Any] | AdapterRecord) -> Iterable[RenderableType]:
+    def show(record: MergeRecord | AdapterRecord) -> Iterable[RenderableType]:
         from regraft.merge.job import summary
 
         yield shell.lines(f"Merge in {out}", summary(record))

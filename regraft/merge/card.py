@@ -8,7 +8,16 @@ from typing import Any
 
 from regraft.drawing import figure, legend, styles
 from regraft.markdown import Markdown, last_name, render
-from regraft.merge.conflicts import Figures, Pair, Report, role
+from regraft.merge.describe import labels, pair_label, summary
+from regraft.record import (
+    AdapterRecord,
+    ChangeFigures,
+    MergeFigures,
+    MergeRecord,
+    MergeTotals,
+    PairFigures,
+    TensorMerge,
+)
 from regraft.write import write_text
 
 FIGURE = "merge.png"
@@ -83,68 +92,64 @@ relying on it.
 """
 
 
-def write(
-    folder: Path, record: Mapping[str, Any], lines: list[tuple[str, str]], report: Report | None
-) -> None:
-    """README.md and, where there is something to compare, the figure. `lines`: the summary;
-    report: of a native merge into a model."""
-    adapter = record["kind"] == "adapter"
-    names = list(report.totals.changes) if report else []
-    pairs = list(report.totals.pairs) if report else []
+def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRecord) -> None:
+    """README.md and, where there is something to compare, the figure. record: of what is written,
+    a model or an adapter; merge: what went in."""
+    adapter = isinstance(record, AdapterRecord)
+    figures = None
+    if isinstance(record, MergeRecord) and record.totals is not None:
+        figures = record.totals.figures
+    names = list(figures.changes) if figures else []
     label = labels(names)
-    models = dict.fromkeys(one["name"] for one in record["inputs"])
+    models = dict.fromkeys(one.name for one in merge.inputs)
     text = render(
         _CARD,
-        title=f"A {record['method']} merge of {', '.join(last_name(name) for name in models)}",
+        title=f"A {merge.method} merge of {', '.join(last_name(name) for name in models)}",
         models=list(models),
-        method=record["method"],
+        method=merge.method,
         library="peft" if adapter else "transformers",
         adapter=adapter,
-        engine="float32, one rounding" if record["engine"] == "native" else "in mergekit",
-        versions=record["versions"],
-        lines=lines,
-        notes=record.get("notes", []),
-        recipe=record["recipe"].rstrip(),
-        reference=last_name(record["donor"]["config"])
-        if record["donor"]["why"] == "base_model"
+        engine="float32, one rounding" if merge.engine == "native" else "in mergekit",
+        versions=merge.versions,
+        lines=summary(record),
+        notes=merge.notes,
+        recipe=merge.recipe.rstrip(),
+        reference=last_name(merge.donor.config)
+        if merge.donor.why == "base_model"
         else "the first model of its slice",
         inputs=[label[name] for name in names],
-        pairs=[pair_label(pair, label) for pair in pairs],
-        roles=_rows(report) if report else {},
+        pairs=[pair_label(pair.models, label) for pair in figures.pairs] if figures else [],
+        roles=_rows(record.roles, figures) if isinstance(record, MergeRecord) and figures else {},
     )
     write_text(folder / "README.md", text)
-    if report and names:
-        _draw(folder / FIGURE, report, label)
+    if isinstance(record, MergeRecord) and figures and names:
+        _draw(folder / FIGURE, record.tensors, figures, label)
 
 
-def labels(names: list[str]) -> dict[str, str]:
-    """A short name for each model reference, still telling them apart."""
-    short = {name: "+".join(last_name(part) for part in name.split("+")) for name in names}
-    twice = {label for label in short.values() if list(short.values()).count(label) > 1}
-    return {name: name if label in twice else label for name, label in short.items()}
-
-
-def _rows(report: Report) -> dict[str, dict[str, Any]]:
-    """The rows of both tables by role."""
-    return {
-        name: {
-            "tensors": report.counts[name],
+def _rows(roles: Mapping[str, MergeTotals], all_: MergeFigures) -> dict[str, dict[str, Any]]:
+    """The rows of both tables by role, with a cell for everything in `all_`."""
+    rows = {}
+    for name, totals in roles.items():
+        figures = totals.figures
+        assert figures is not None
+        rows[name] = {
+            "tensors": totals.tensors,
             "lost": f"{figures.lost_to_storage:.2%}",
-            "inputs": Markdown(
-                "".join(_change_cells(figures, one) for one in report.totals.changes)
-            ),
-            "pairs": _cells(_pair_cells(figures, pair) for pair in report.totals.pairs),
+            "inputs": _cells(_change_cells(figures.changes.get(one)) for one in all_.changes),
+            "pairs": _cells(_pair_cells(_pair(figures, pair.models)) for pair in all_.pairs),
         }
-        for name, figures in report.roles.items()
-    }
+    return rows
 
 
 def _cells(parts: Iterable[str]) -> Markdown:
     return Markdown("".join(parts))
 
 
-def _change_cells(figures: Figures, name: str) -> str:
-    change = figures.changes.get(name)
+def _pair(figures: MergeFigures, models: tuple[str, str]) -> PairFigures | None:
+    return next((pair for pair in figures.pairs if set(pair.models) == set(models)), None)
+
+
+def _change_cells(change: ChangeFigures | None) -> str:
     if change is None:
         return " | |"
     if not change.relative:
@@ -152,33 +157,35 @@ def _change_cells(figures: Figures, name: str) -> str:
     return f" {change.relative:.2%} | {change.retained:.2f} |"
 
 
-def _pair_cells(figures: Figures, names: Pair) -> str:
-    pair = figures.pairs.get(names)
+def _pair_cells(pair: PairFigures | None) -> str:
     if pair is None or not pair.cosine:
         return " | | |"
     overlap = "n/a" if pair.overlap is None else f"{pair.overlap:.3f}"
     return f" {pair.sign_conflict:.1%} | {pair.cosine:.3f} | {overlap} |"
 
 
-def _draw(path: Path, report: Report, label: Mapping[str, str]) -> None:
+def _draw(
+    path: Path, tensors: Mapping[str, TensorMerge], totals: MergeFigures, label: Mapping[str, str]
+) -> None:
     """Left: how much the changes conflict (where no two are compared: how large they are), by layer
     and kind of matrix. Right: how much of each change the result retains, by layer. Slices with
     fewer inputs have no conflicts, so a layer may be missing from a line."""
     matrices = [
-        (output, report.tensors[name])
-        for name, output in report.outputs.items()
-        if output.layer is not None and len(output.shape) > 1
+        (tensor.role, tensor.layer, tensor.figures)
+        for tensor in tensors.values()
+        if tensor.layer is not None and len(tensor.shape) > 1 and tensor.figures is not None
     ]
-    conflicts = bool(report.totals.pairs)
+    conflicts = bool(totals.pairs)
+    roles = dict.fromkeys(role for role, *_ in matrices)
     with figure(path, 2) as (left, right):
-        for name, style in zip(dict.fromkeys(role(o) for o, _ in matrices), styles(), strict=False):
+        for name, style in zip(roles, styles(), strict=False):
             points = []
-            for output, figures in matrices:
-                values = [pair.sign_conflict for pair in figures.pairs.values()]
+            for role, layer, figures in matrices:
+                values = [pair.sign_conflict for pair in figures.pairs]
                 if not conflicts:
                     values = [change.relative for change in figures.changes.values()]
-                if role(output) == name and values:
-                    points.append((output.layer, 100 * sum(values) / len(values)))
+                if role == name and values:
+                    points.append((layer, 100 * sum(values) / len(values)))
             if points:
                 left.plot(*zip(*points, strict=True), label=name, **style)
         left.set_xlabel("layer")
@@ -187,14 +194,14 @@ def _draw(path: Path, report: Report, label: Mapping[str, str]) -> None:
             left.set_ylim(0, 100)
         left.set_title("Sign conflicts between the changes" if conflicts else "Size of the change")
         legend(left)
-        for name, style in zip(report.totals.changes, styles(), strict=False):
+        for name, style in zip(totals.changes, styles(), strict=False):
             by_layer: dict[int, list[float]] = {}
-            for output, figures in matrices:
-                if name in figures.changes and output.layer is not None:
-                    by_layer.setdefault(output.layer, []).append(figures.changes[name].retained)
-            lines = [(layer, sum(all_) / len(all_)) for layer, all_ in sorted(by_layer.items())]
-            if lines:
-                right.plot(*zip(*lines, strict=True), label=label[name], **style)
+            for _, layer, figures in matrices:
+                if name in figures.changes:
+                    by_layer.setdefault(layer, []).append(figures.changes[name].retained)
+            means = [(layer, sum(all_) / len(all_)) for layer, all_ in sorted(by_layer.items())]
+            if means:
+                right.plot(*zip(*means, strict=True), label=label[name], **style)
         right.set_xlabel("layer")
         right.set_ylabel("retained of the change")
         right.set_title("What the result retains of each change")
@@ -203,7 +210,3 @@ def _draw(path: Path, report: Report, label: Mapping[str, str]) -> None:
         legend(right)
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def pair_label(names: Pair, label: Mapping[str, str]) -> str:
-    return f"{label[names[0]]} and {label[names[1]]}"

@@ -19,7 +19,6 @@ and pairs only.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -31,11 +30,17 @@ from torch import Tensor
 from regraft.merge.match import StoredTensor
 from regraft.merge.plan import Output, dtype_name
 from regraft.merge.stream import Tally
+from regraft.record import (
+    ChangeFigures,
+    MergeFigures,
+    MergeTotals,
+    PairFigures,
+    TensorMerge,
+    TensorSource,
+)
 
 _MAX_COMPARED = 8  # inputs that are compared pair by pair
 _DIRECTIONS = 8
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,42 +60,6 @@ class TensorSums:
     gram: list[list[float]] = field(default_factory=list)
     signs: list[list[int]] = field(default_factory=list)
     overlaps: list[float | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangeFigures:
-    """One input's change: its size relative to the reference, and how much of it is retained."""
-
-    relative: float
-    retained: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairFigures:
-    """Two inputs' changes. overlap: None where the sampled rows are too few for it."""
-
-    cosine: float
-    sign_conflict: float
-    overlap: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The figures of one or several tensors. change_norm, lost_to_storage: of the merged change."""
-
-    change_norm: float
-    lost_to_storage: float
-    changes: dict[str, ChangeFigures]
-    pairs: dict[Pair, PairFigures]
-
-    def to_json(self) -> dict[str, Any]:
-        """For the record: pairs as a list, since JSON's keys are single names."""
-        return {
-            "change_norm": self.change_norm,
-            "lost_to_storage": self.lost_to_storage,
-            "changes": {name: vars(change) for name, change in self.changes.items()},
-            "pairs": [{"models": list(names), **vars(pair)} for names, pair in self.pairs.items()],
-        }
 
 
 def measure(output: Output, tally: Tally) -> TensorSums:
@@ -139,11 +108,12 @@ def _overlap(one: Tensor | None, other: Tensor | None) -> float | None:
     return float((one @ other.T).square().sum()) / len(one)
 
 
-def combine(tensors: Iterable[TensorSums]) -> Figures:
+def combine(tensors: Iterable[TensorSums]) -> MergeFigures:
     """The figures of some tensors taken together."""
     change = loss = 0.0
     changes: dict[str, list[float]] = {}  # <d, d>, <d, m>, ||reference||^2
-    pairs: dict[Pair, list[float]] = {}  # <d, e>, <d, d>, <e, e>, opposite, both, overlap, tensors
+    # <d, e>, <d, d>, <e, e>, opposite, both, overlap, tensors
+    pairs: dict[tuple[str, str], list[float]] = {}
     for sums in tensors:
         change += sums.squared_change
         loss += sums.squared_loss
@@ -157,65 +127,58 @@ def combine(tensors: Iterable[TensorSums]) -> Figures:
             numbers = [gram[i][j], gram[i][i], gram[j][j], *sums.signs[k]]
             measured = [0.0, 0.0] if overlap is None else [overlap, 1.0]
             _add(pairs, (names[i], names[j]), [*numbers, *measured])
-    return Figures(
+    return MergeFigures(
         change_norm=math.sqrt(change),
         lost_to_storage=math.sqrt(loss / change) if change else 0.0,
         changes={
             name: ChangeFigures(relative=math.sqrt(_over(dd, ww)), retained=_over(dm, dd))
             for name, (dd, dm, ww) in changes.items()
         },
-        pairs={
-            names: PairFigures(
+        pairs=[
+            PairFigures(
+                models=names,
                 cosine=_over(de, math.sqrt(dd * ee)),
                 sign_conflict=_over(opposite, both),
                 overlap=overlap / count if count else None,
             )
             for names, (de, dd, ee, opposite, both, overlap, count) in pairs.items()
-        },
+        ],
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Report:
-    """The figures of all tensors, by role and by tensor; `outputs`: what the tensors are."""
+    """The record's figures: of all tensors, by role and by tensor."""
 
-    outputs: dict[str, Output]
-    totals: Figures
-    roles: dict[str, Figures]
-    tensors: dict[str, Figures]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many tensors each role has."""
-        return Counter(role(output) for output in self.outputs.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """The record's `totals`, `roles` and `tensors`."""
-        counts = self.counts
-        return {
-            "totals": {"tensors": len(self.tensors), **self.totals.to_json()},
-            "roles": {
-                name: {"tensors": counts[name], **figures.to_json()}
-                for name, figures in self.roles.items()
-            },
-            "tensors": {
-                name: {**_provenance(self.outputs[name]), **figures.to_json()}
-                for name, figures in self.tensors.items()
-            },
-        }
+    totals: MergeTotals
+    roles: dict[str, MergeTotals]
+    tensors: dict[str, TensorMerge]
 
 
 def report(outputs: Iterable[Output], sums: Mapping[str, TensorSums]) -> Report:
     """The figures of the merged tensors from the sums of each."""
-    named = {output.name: output for output in outputs}
     roles: dict[str, list[TensorSums]] = {}
-    for name, output in named.items():
-        roles.setdefault(role(output), []).append(sums[name])
+    tensors: dict[str, TensorMerge] = {}
+    for output in outputs:
+        own = sums[output.name]
+        roles.setdefault(role(output), []).append(own)
+        tensors[output.name] = TensorMerge(
+            role=role(output),
+            layer=output.layer,
+            shape=list(output.shape),
+            dtype=dtype_name(output.dtype),
+            base=None if output.base is None else _source(output.base),
+            inputs=[_source(stored) for stored in output.inputs],
+            parameters=output.params,
+            figures=combine([own]),
+        )
     return Report(
-        outputs=named,
-        totals=combine(sums[name] for name in named),
-        roles={name: combine(members) for name, members in roles.items()},
-        tensors={name: combine([sums[name]]) for name in named},
+        totals=MergeTotals(tensors=len(tensors), figures=combine(sums[name] for name in tensors)),
+        roles={
+            name: MergeTotals(tensors=len(members), figures=combine(members))
+            for name, members in roles.items()
+        },
+        tensors=tensors,
     )
 
 
@@ -224,19 +187,8 @@ def role(output: Output) -> str:
     return output.leaf if output.kind == "projection" else output.kind
 
 
-def _provenance(output: Output) -> dict[str, Any]:
-    def named(source: StoredTensor | None) -> dict[str, str] | None:
-        return None if source is None else {"model": str(source[0]), "tensor": source[1]}
-
-    return {
-        "role": role(output),
-        "layer": output.layer,
-        "shape": list(output.shape),
-        "dtype": dtype_name(output.dtype),
-        "base": named(output.base),
-        "inputs": [named(source) for source in output.inputs],
-        "parameters": output.params,
-    }
+def _source(stored: StoredTensor) -> TensorSource:
+    return TensorSource(model=str(stored[0]), tensor=stored[1])
 
 
 def _add(sums: dict[Any, list[float]], key: Any, numbers: list[float]) -> None:

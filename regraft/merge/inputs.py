@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from regraft.errors import CheckpointError, InputError
 from regraft.merge.config_check import check_config
 from regraft.merge.recipe import Recipe
 from regraft.merge.references import ModelRef
-from regraft.record import to_json
+from regraft.record import MergedAdapter, MergeInput, RelationRecord
 from regraft.rope import ContextSpec
 
 
@@ -40,11 +39,11 @@ class Input:
         if len(self.names) < len(self.role_of):
             self.names = {name: name for name in self.role_of}
         self.changes: dict[str, fitting.Change] = {}
-        self.lineage: dict[str, Any] | None = None
+        self.lineage: RelationRecord | None = None
         if adapter is not None:
             self.changes = fitting.match_changes(adapter, checkpoint, self.role_of, 1.0)
             relation, _ = fitting.check_kinship(adapter, checkpoint, self.role_of, False)
-            self.lineage = to_json(relation) if relation else None
+            self.lineage = relation
         self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
 
     def __str__(self) -> str:
@@ -116,21 +115,20 @@ class Input:
         """Give what `hold` loaded back."""
         self._held.pop(name, None)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MergeInput:
         """What the output's record says of this input."""
-        found: dict[str, Any] = {
-            "name": self.ref.model,
-            "revision": self.checkpoint.revision,
-            "fingerprint": self.checkpoint.fingerprint(),
-            "context": [context.to_json() for context in self.contexts],
-        }
+        adapter = None
         if self.adapter is not None:
-            found["adapter"] = {
-                "name": self.adapter.name,
-                "sha256": digests(self.adapter.folder),
-                "lineage": self.lineage,
-            }
-        return found
+            adapter = MergedAdapter(
+                name=self.adapter.name, sha256=digests(self.adapter.folder), lineage=self.lineage
+            )
+        return MergeInput(
+            name=self.ref.model,
+            revision=self.checkpoint.revision,
+            fingerprint=self.checkpoint.fingerprint(),
+            context=[context.to_record() for context in self.contexts],
+            adapter=adapter,
+        )
 
 
 class Inputs:

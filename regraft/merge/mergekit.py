@@ -34,6 +34,7 @@ from regraft.merge.match import match_tensors
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import BRIDGED
 from regraft.merge.tokenizer_files import check_alignable, compare_vocabularies, embedding_rows
+from regraft.record import TensorMerge
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
@@ -113,7 +114,7 @@ class Made:
     writer: CheckpointWriter
     config: dict[str, Any]
     files: donors.Files
-    tensors: dict[str, dict[str, Any]]
+    tensors: dict[str, TensorMerge]
 
 
 def run(
@@ -148,15 +149,15 @@ def run(
                 _check_finite(made, name)
                 writer.copy(name, made)
         tensors = {
-            name: {
-                "role": role_of[name].kind,
-                "layer": role_of[name].layer,
-                "shape": list(info.shape),
-                "dtype": str(info.dtype).removeprefix("torch."),
-            }
+            name: TensorMerge(
+                role=role_of[name].kind,
+                layer=role_of[name].layer,
+                shape=list(info.shape),
+                dtype=str(info.dtype).removeprefix("torch."),
+            )
             for name, info in made.tensors.items()
         }
-        dtypes = {str(t["dtype"]) for t in tensors.values() if t["role"] == "projection"}
+        dtypes = {t.dtype for t in tensors.values() if t.role == "projection"}
         layers = 1 + max((r.layer for r in role_of.values() if r.layer is not None), default=-1)
         embedding = next(n for n, role in role_of.items() if role.kind == "embedding")
         config = output_config(

@@ -23,6 +23,7 @@ from regraft.errors import CheckpointError
 from regraft.merge.donor import config_bytes
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.recipe import Recipe
+from regraft.record import MergeDonor
 
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
@@ -43,12 +44,15 @@ class Files:
     others: list[str]
     template: str | None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "tokenizer": self.donor.name,
-            "files": self.tokenizer + self.others,
-            "chat_template": "given" if self.template else "of the tokenizer",
-        }
+    def record(self, config: Input, why: str) -> MergeDonor:
+        """What the output's record says of the donors."""
+        return MergeDonor(
+            config=str(config),
+            why=why,
+            tokenizer=self.donor.name,
+            files=self.tokenizer + self.others,
+            chat_template="given" if self.template else "of the tokenizer",
+        )
 
 
 def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:

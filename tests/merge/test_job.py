@@ -23,6 +23,7 @@ from regraft.adapters.apply.apply import apply
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError
 from regraft.merge.job import merge, summary
+from regraft.record import MergeRecord, read_record
 
 CONFIG = {**models.LLAMA, "num_hidden_layers": 4}
 EPS = 2**-24  # half an ulp of float32, relative
@@ -342,8 +343,8 @@ def test_context_values_change_the_donors(tmp_path: Path) -> None:
     record = merge(
         write(tmp_path, {**LONG_TIES, "context": "theta=8e6,length=4k"}), tmp_path / "out"
     )
-    assert record["context"]["output"]["max_position_embeddings"] == 4096
-    assert record["context"]["output"]["rope_parameters"]["rope_theta"] == 8e6
+    assert record.context.output.max_position_embeddings == 4096
+    assert record.context.output.rope_parameters["rope_theta"] == 8e6
     message = complaint(tmp_path / "..", {**LONG_TIES, "context": {"from": "nobody"}})
     assert "'nobody' is not an input of this recipe" in message
 
@@ -353,7 +354,7 @@ def test_donor_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
         "merge_method": "linear", "models": of("b", "long", "a", weight=1), "context": "long",
     })  # fmt: skip
     record = merge(recipe, tmp_path / "out", dry_run=True)
-    assert record["donor"]["config"] == record["donor"]["tokenizer"] == "b"
+    assert record.donor.config == record.donor.tokenizer == "b"
     code = (
         "import sys; from regraft.merge.recipe import Recipe\n"
         "print(*(ref for ref, _ in Recipe.read(sys.argv[1]).references()))"
@@ -381,13 +382,13 @@ def test_share_lost_to_storage_is_reported(tmp_path: Path) -> None:
               "models": of("a16", weight=0.1), "out_dtype": "bfloat16"}  # fmt: skip
     record = merge(write(tmp_path, recipe), tmp_path / "out")
     got, base, a = (models.load(Path(n)) for n in (str(tmp_path / "out"), "base16", "a16"))
-    for key, fact in record["tensors"].items():
+    for key, fact in record.tensors.items():
         exact = base[key].float() + 0.1 * (a[key].float() - base[key].float())
         change = float((exact - base[key].float()).norm())
-        assert fact["change_norm"] == pytest.approx(change, rel=1e-3)
+        assert fact.figures.change_norm == pytest.approx(change, rel=1e-3)
         lost = float((exact - got[key].float()).norm()) / change
-        assert fact["lost_to_storage"] == pytest.approx(lost, rel=1e-2)
-    assert 0.05 < record["totals"]["lost_to_storage"] < 1.0
+        assert fact.figures.lost_to_storage == pytest.approx(lost, rel=1e-2)
+    assert 0.05 < record.totals.figures.lost_to_storage < 1.0
 
 
 def test_mixed_dtypes_need_a_word_and_then_merge(tmp_path: Path) -> None:
@@ -519,20 +520,20 @@ def test_conflict_report_matches_the_tensors(tmp_path: Path) -> None:
     record = merge(write(tmp_path, recipe), tmp_path / "out")
     key = "model.layers.1.mlp.up_proj.weight"
     base, a, b = (models.load(Path(name))[key].double() for name in ("base", "a", "b"))
-    fact = record["tensors"][key]
-    (pair,) = fact["pairs"]
-    assert pair["models"] == ["a", "b"]
+    fact = record.tensors[key].figures
+    (pair,) = fact.pairs
+    assert pair.models == ("a", "b")
     cosine = float(((a - base) * (b - base)).sum() / (a - base).norm() / (b - base).norm())
     apart = float((((a - base) * (b - base)) < 0).double().mean())
-    assert fact["changes"]["a"]["relative"] == pytest.approx(float((a - base).norm() / base.norm()))
-    assert pair["cosine"] == pytest.approx(cosine, abs=1e-6)
-    assert pair["sign_conflict"] == pytest.approx(apart, abs=1e-6)
-    assert fact["changes"]["a"]["retained"] == pytest.approx(0.5, abs=0.02)
-    assert 0 < pair["overlap"] < 0.5
-    assert set(record["roles"]) >= {"q_proj", "down_proj", "norm", "embedding", "head"}
+    assert fact.changes["a"].relative == pytest.approx(float((a - base).norm() / base.norm()))
+    assert pair.cosine == pytest.approx(cosine, abs=1e-6)
+    assert pair.sign_conflict == pytest.approx(apart, abs=1e-6)
+    assert fact.changes["a"].retained == pytest.approx(0.5, abs=0.02)
+    assert 0 < pair.overlap < 0.5
+    assert set(record.roles) >= {"q_proj", "down_proj", "norm", "embedding", "head"}
     assert (tmp_path / "out" / "merge.png").stat().st_size > 10_000
     assert "What became of each change" in (tmp_path / "out" / "README.md").read_text()
-    assert json.loads((tmp_path / "out" / "regraft.json").read_text()) == record
+    assert read_record(tmp_path / "out" / "regraft.json", MergeRecord, "mend") == record
 
 
 def test_slices_may_have_different_numbers_of_inputs(tmp_path: Path) -> None:
@@ -551,13 +552,13 @@ def test_slices_may_have_different_numbers_of_inputs(tmp_path: Path) -> None:
         "parameters": {"weight": 1.0, "density": 0.5},
     }
     record = merge(write(tmp_path, recipe), tmp_path / "out")
-    tensors = {name: fact for name, fact in record["tensors"].items() if "up_proj" in name}
-    assert [list(fact["changes"]) for fact in tensors.values()] == [
+    tensors = {name: fact for name, fact in record.tensors.items() if "up_proj" in name}
+    assert [list(fact.figures.changes) for fact in tensors.values()] == [
         ["a", "b"], ["c"], [], ["b", "a"],
     ]  # fmt: skip
-    (pair,) = record["totals"]["pairs"]  # one pair, in whatever order a slice lists it
-    assert pair["models"] == ["a", "b"]
-    assert set(record["totals"]["changes"]) == {"a", "b", "c"}
+    (pair,) = record.totals.figures.pairs  # one pair, in whatever order a slice lists it
+    assert pair.models == ("a", "b")
+    assert set(record.totals.figures.changes) == {"a", "b", "c"}
     assert (tmp_path / "out" / "merge.png").is_file()
     assert "a and b" in dict(summary(record))
 
@@ -572,7 +573,7 @@ def test_a_merge_without_a_base_does_not_speak_of_changes(tmp_path: Path) -> Non
 def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:
     record = merge(write(tmp_path, LONG_TIES), tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
-    plan = record["plan"]
+    plan = record.plan
     assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "time"} <= set(plan)
     assert "base_model" in plan["config"]
     assert "density (0.6, 0.6, 1)" in plan["parameters"]
@@ -604,8 +605,9 @@ def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) ->
     recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"},
               {"model": "long"}], "context": {"from": "long", "length": "4k"}}  # fmt: skip
     record = merge(write(tmp_path, recipe), tmp_path / "out")
-    assert record["engine"] == "mergekit"
-    assert "ram" in record["engine_why"]
+    assert record.engine == "mergekit"
+    assert "ram" in record.engine_why
+    assert read_record(tmp_path / "out" / "regraft.json", MergeRecord, "mend") == record
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["rope_theta"], config["max_position_embeddings"]) == (160000.0, 4096)
     assert models.load(tmp_path / "out").keys() == models.load(Path("base")).keys()

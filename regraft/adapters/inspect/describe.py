@@ -26,7 +26,7 @@ from regraft.checkpoint.roles import roles, unknown
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.effective_rank import effective_rank_of_factors
-from regraft.record import GraftRecord, read_record, to_json
+from regraft.record import GraftRecord, MergeRecord, read_record, to_json
 from regraft.rope import ContextSpec, inverse_frequencies
 from regraft.units import format_tokens
 
@@ -160,12 +160,13 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
             names = {"adapter": graft.adapter.name, "checkpoint": graft.checkpoint.name}
             lines = [*names.items(), *graft_summary(graft)]
         elif kind == "merge":
-            names = {"method": record["method"], "inputs": [i["name"] for i in record["inputs"]]}
-            output = ContextSpec.from_json(record["context"]["output"])
+            merge = read_record(path, MergeRecord, "copy the model again or delete the file")
+            names = {"method": merge.method, "inputs": [one.name for one in merge.inputs]}
+            output = ContextSpec.from_record(merge.context.output)
             lines = [
-                ("method", f"{record['method']} ({record['engine']})"),
+                ("method", f"{merge.method} ({merge.engine})"),
                 *(("of", name) for name in names["inputs"]),
-                ("context", f"{output.describe()} ({record['context']['policy']})"),
+                ("context", f"{output.describe()} ({merge.context.policy})"),
             ]
         else:
             return {}

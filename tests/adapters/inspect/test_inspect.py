@@ -26,6 +26,7 @@ from regraft.cli import app
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.effective_rank import LEADING, effective_rank, effective_rank_of_factors
 from regraft.lowrank.svd import truncated_svd
+from regraft.merge.job import merge
 
 NAMES = ("base", "extended", "derivative", "lora", "other", "graft")
 
@@ -149,19 +150,15 @@ def test_a_graft_says_what_it_was_made_from(folders: dict[str, Path]) -> None:
 
 
 def test_a_merge_says_its_method_and_inputs(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = save(tmp_path / "merge", LLAMA, weights(LLAMA))
-    context = inspect(str(folders["base"]))["context"]
-    (folder / RECORD).write_text(
-        json.dumps(
-            {
-                "kind": "merge", "method": "ties", "engine": "native",
-                "inputs": [{"name": "org/one"}, {"name": "org/two"}],
-                "context": {"output": context, "policy": "all inputs agree"},
-            }
-        )
-    )  # fmt: skip
-    found = inspect(str(folder))
-    assert (found["kind"], found["made"]["inputs"]) == ("merge", ["org/one", "org/two"])
+    base = folders["base"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"merge_method: ties\nbase_model: {base}\nparameters: {{weight: 1}}\n"
+        f"models: [{{model: {base}}}]\n"
+    )
+    merge(recipe, tmp_path / "merged")
+    found = inspect(str(tmp_path / "merged"))
+    assert (found["kind"], found["made"]["inputs"]) == ("merge", [str(base)])
     assert "ties (native)" in shown(found)
 
 

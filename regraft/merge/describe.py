@@ -1,0 +1,159 @@
+"""A merge in lines that a person reads: what it will do (`--dry-run`) and what it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from regraft.markdown import last_name
+from regraft.merge.conflicts import role
+from regraft.merge.inputs import Inputs
+from regraft.merge.methods.blocks import BLOCK
+from regraft.merge.plan import Output, Plan
+from regraft.merge.stream import threads
+from regraft.record import AdapterRecord, MergeFigures, MergeRecord
+from regraft.rope import ContextSpec
+from regraft.units import format_bytes
+
+_BYTES_PER_SECOND = 0.5e9  # read on two cores, measured with benchmarks/merge.py
+
+
+def plan_lines(
+    record: MergeRecord, inputs: Inputs, plan: Plan | None, device: torch.device
+) -> dict[str, str]:
+    """What a merge will do: label -> text. plan: None for a merge in mergekit."""
+    donor = record.donor
+    lines = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
+    lines |= {
+        "method": record.method,
+        "engine": _engine(record),
+        "context": _context(record),
+        "config": f"of {donor.config} ({donor.why})",
+        "tokenizer": f"from {donor.tokenizer}",
+    }
+    if plan is None:
+        return lines
+    by_role: dict[str, list[Output]] = {}
+    for output in plan.outputs:
+        by_role.setdefault(role(output), []).append(output)
+    common = _parameters(plan.outputs)
+    alike = all(_parameters(outputs) == common for outputs in by_role.values())
+    if alike and common:
+        lines["parameters"] = common
+    for name, outputs in by_role.items():
+        shapes = " or ".join(str(list(shape)) for shape in sorted({o.shape for o in outputs})[:2])
+        own = "" if alike else _parameters(outputs)
+        lines[name] = f"{len(outputs)} x {shapes}{', ' if own else ''}{own}"
+    return lines | {
+        "reads": format_bytes(plan.read_bytes),
+        "writes": format_bytes(plan.write_bytes),
+        "peak memory": f"about {format_bytes(peak_memory(plan, device))}",
+        "time": f"about {max(1, round(plan.read_bytes / _BYTES_PER_SECOND))} s on two cores",
+    }
+
+
+def _parameters(outputs: Sequence[Output]) -> str:
+    """The parameters of some tensors, from least to most where they differ."""
+    names = outputs[0].params
+    return ", ".join(f"{name} {_range([out.params[name] for out in outputs])}" for name in names)
+
+
+def _range(values: list[Any]) -> str:
+    if isinstance(values[0], list):
+        each = [_range(list(column)) for column in zip(*values, strict=False)]
+        return each[0] if len(set(each)) == 1 else f"({', '.join(each)})"
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    if len(set(shown)) == 1:
+        return shown[0]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) < len(values):
+        return " or ".join(dict.fromkeys(shown))
+    return f"{min(numbers):.4g} to {max(numbers):.4g}"
+
+
+def peak_memory(plan: Plan, device: torch.device) -> int:
+    """Bytes, an estimate: torch itself, blocks in flight, or one whole tensor."""
+    inputs = max(len(out.tensors) for out in plan.outputs)
+    largest = max(math.prod(out.shape) for out in plan.outputs)
+    if not plan.method.blockwise:
+        return (600 << 20) + 4 * largest * (2 * inputs + 3)
+    return (600 << 20) + threads(plan.method, device) * ((2 * inputs + 6) * BLOCK * 4)
+
+
+def summary(record: MergeRecord | AdapterRecord) -> list[tuple[str, str]]:
+    """The lines shown after a merge: (label, text)."""
+    if isinstance(record, AdapterRecord):
+        return _adapter_summary(record)
+    donor, totals = record.donor, record.totals
+    assert totals is not None
+    lines = [
+        ("method", f"{record.method}, {len(record.inputs)} models"),
+        ("engine", _engine(record)),
+        ("context", _context(record)),
+        ("config", f"of {donor.config} ({donor.why})"),
+        ("tokenizer", f"from {donor.tokenizer}"),
+        ("tensors", str(totals.tensors)),
+    ]
+    if totals.figures is not None:
+        lines += _figures(totals.figures, based=donor.why == "base_model")
+    return lines
+
+
+def _figures(figures: MergeFigures, *, based: bool) -> list[tuple[str, str]]:
+    """The lines on the inputs' changes. based: measured from base_model, and not from the first
+    model of a slice."""
+    lost = f"{figures.lost_to_storage:.2%} of the merged change, by rounding once"
+    lines = [("lost to storage", lost)]
+    short = labels(list(figures.changes))
+    for name, change in figures.changes.items():
+        size, retained = f"{change.relative:.2%} of the weights", f"{change.retained:.0%}"
+        if based:
+            lines.append((f"change of {short[name]}", f"{size}, {retained} in the result"))
+        else:
+            text = f"{size} away from the first model, the result is {retained} of the way there"
+            lines.append((short[name], text))
+    for pair in figures.pairs:
+        text = (
+            f"cosine {pair.cosine:.3f}, {pair.sign_conflict:.1%} of shared entries move in "
+            "opposite directions"
+        )
+        lines.append((pair_label(pair.models, short), text))
+    return lines
+
+
+def labels(names: list[str]) -> dict[str, str]:
+    """A short name for each model reference, still telling them apart."""
+    short = {name: "+".join(last_name(part) for part in name.split("+")) for name in names}
+    twice = {label for label in short.values() if list(short.values()).count(label) > 1}
+    return {name: name if label in twice else label for name, label in short.items()}
+
+
+def pair_label(names: tuple[str, str], label: Mapping[str, str]) -> str:
+    return f"{label[names[0]]} and {label[names[1]]}"
+
+
+def _engine(record: MergeRecord) -> str:
+    why = record.engine_why
+    return f"mergekit, since {why}" if why else "native, float32, one rounding"
+
+
+def _context(record: MergeRecord) -> str:
+    return f"{ContextSpec.from_record(record.context.output).describe()} ({record.context.policy})"
+
+
+def _adapter_summary(record: AdapterRecord) -> list[tuple[str, str]]:
+    assert record.totals is not None
+    assert record.merge is not None
+    before = ContextSpec.from_record(record.context.base)
+    after = ContextSpec.from_record(record.context.extended)
+    how = "in factors, exactly" if record.merge.exact else "densely, then extracted again"
+    totals = record.totals
+    return [
+        ("method", f"{record.merge.method}, {len(record.merge.inputs)} adapters, {how}"),
+        ("context", f"{before.describe()}  ->  {after.describe()}"),
+        ("modules", f"{totals.modules} of rank up to {totals.rank_max}"),
+        ("error", f"{totals.error:.2e} of the merged change, rounding of the factors included"),
+    ]
