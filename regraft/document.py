@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from regraft.errors import InputError
+from regraft.input_files import read_bytes
 
 Where = tuple[str | int, ...]
 """Keys and indices from the top of the file to a value."""
@@ -54,7 +55,7 @@ class Document:
         try:
             if Path(path).stat().st_size > _MAX_BYTES:
                 raise InputError(f"{path} is larger than a recipe can be (1 MB); is it a model?")
-            data = Path(path).read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from None
         try:

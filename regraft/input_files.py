@@ -12,7 +12,8 @@ import os
 import re
 import stat
 import sys
-from io import FileIO
+from collections.abc import Iterator
+from io import BufferedReader, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def read_text(path: str | Path, error: type[InputError] = InputError) -> str:
         return read_bytes(path, error).decode("utf-8")
     except UnicodeDecodeError as cause:
         raise error(f"{path} is not UTF-8 text (byte {cause.start}); convert it first.") from None
+
+
+def read_lines(path: str | Path, error: type[InputError] = InputError) -> Iterator[str]:
+    """The lines of a file in UTF-8, one at a time, line ends kept. Raises `error`."""
+    with TextIOWrapper(BufferedReader(open_file(path, error)), encoding="utf-8") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError:
+            raise error(f"{path} is not UTF-8 text; convert it first.") from None
+        except OSError as cause:
+            raise unreadable(path, cause, error) from cause
 
 
 def read_json(

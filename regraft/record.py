@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from regraft.errors import CheckpointError, writing
+from regraft.input_files import read_bytes
 from regraft.write import json_text
 
 SCHEMA_VERSION = 1
@@ -438,11 +439,9 @@ def read_record(path: Path, kind: type[Record], mend: str) -> Record:
     from pydantic import ValidationError
     from pydantic_core import from_json
 
+    data = read_bytes(path, CheckpointError)
     try:
-        data = path.read_bytes()
         value = from_json(data, allow_inf_nan=False)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); {mend}.") from error
     if not isinstance(value, dict):

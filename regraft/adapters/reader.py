@@ -6,19 +6,20 @@ cannot apply exactly it refuses by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
+from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.roles import Role
+from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
+from regraft.input_files import parse_json, read_json_object
 from regraft.record import AdapterRecord, read_record
 from regraft.rope import ContextSpec
 
@@ -27,6 +28,7 @@ _MEND = (
     "nobody knows)"
 )
 
+_COPY = "copy the adapter again"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _KEY = re.compile(
     r"(?P<module>.+)\.lora_(?P<emb>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?"
@@ -81,7 +83,7 @@ class Adapter:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self.config = _read_object(folder / CONFIG)
+        self.config = read_json_object(folder / CONFIG, CheckpointError, remedy=_COPY)
         self.record = None
         if (folder / RECORD).is_file():
             self.record = read_record(folder / RECORD, AdapterRecord, _MEND)
@@ -90,16 +92,16 @@ class Adapter:
             key: _compiled(self.config.get(key) or {}, folder / CONFIG, key)
             for key in ("rank_pattern", "alpha_pattern")
         }
-        self._weights = _open(folder / WEIGHTS)
+        self._weights = TensorFile(folder / WEIGHTS, _COPY)
         self.modules: dict[str, LoraModule] = {}
         self.replaced: dict[str, str] = {}
         self.ignored: list[str] = []
         self._sort_keys()
-        self._differences = None
+        self._differences: TensorFile | None = None
         self.differences: list[str] = []
         if (folder / DIFFERENCES).is_file():
-            self._differences = _open(folder / DIFFERENCES)
-            self.differences = sorted(self._differences.keys())
+            self._differences = TensorFile(folder / DIFFERENCES, _COPY)
+            self.differences = sorted(self._differences.tensors)
         elif self.record is not None and self.record.differences:
             raise CheckpointError(
                 f"{name} lacks {DIFFERENCES}, which its {RECORD} lists; copy the whole folder."
@@ -145,8 +147,8 @@ class Adapter:
     def shape(self, tensor: str) -> tuple[int, int]:
         """Shape of the weight that the module changes."""
         module = self.modules[tensor]
-        rows = self._weights.get_slice(module.key_b).get_shape()[0]
-        columns = self._weights.get_slice(module.key_a).get_shape()[1]
+        rows = self._weights.shape(module.key_b)[0]
+        columns = self._weights.shape(module.key_a)[1]
         return (columns, rows) if module.transposed else (rows, columns)
 
     def ignore_fan_in_fan_out(self, tensor: str) -> None:
@@ -157,16 +159,14 @@ class Adapter:
 
     def rank(self, tensor: str) -> int:
         """Columns of B."""
-        return int(self._weights.get_slice(self.modules[tensor].key_b).get_shape()[1])
+        return int(self._weights.shape(self.modules[tensor].key_b)[1])
 
     def factors(self, tensor: str) -> tuple[Tensor, Tensor]:
         """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A."""
         module = self.modules[tensor]
-        # a mapping of their own, or the pages of all factors read so far would stay in memory
-        with _open(self.folder / WEIGHTS) as file:
-            b = file.get_tensor(module.key_b).float()
-            a = file.get_tensor(module.key_a).float()
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        b = self._weights.tensor(module.key_b).float()
+        a = self._weights.tensor(module.key_a).float()
+        if not (is_finite(a) and is_finite(b)):
             raise CheckpointError(
                 f"{self.name} has NaN or infinite numbers in the factors of '{module.name}'; "
                 "make the adapter again."
@@ -177,15 +177,15 @@ class Adapter:
 
     def replacement(self, tensor: str) -> Tensor:
         """The full copy that `modules_to_save` puts in place of the tensor."""
-        return self._finite(tensor, self._weights.get_tensor(self.replaced[tensor]))
+        return self._finite(tensor, self._weights.tensor(self.replaced[tensor]))
 
     def difference(self, tensor: str) -> Tensor:
         """The dense difference of a tensor in layout `exact`."""
         assert self._differences is not None
-        return self._finite(tensor, self._differences.get_tensor(tensor))
+        return self._finite(tensor, self._differences.tensor(tensor))
 
     def _finite(self, tensor: str, values: Tensor) -> Tensor:
-        if not torch.isfinite(values).all():
+        if not is_finite(values):
             raise CheckpointError(
                 f"{self.name} has NaN or infinite numbers for '{tensor}'; make the adapter again."
             )
@@ -193,32 +193,41 @@ class Adapter:
 
     def difference_shape(self, tensor: str) -> tuple[int, ...]:
         assert self._differences is not None
-        return tuple(self._differences.get_slice(tensor).get_shape())
+        return self._differences.shape(tensor)
 
     def replacement_shape(self, tensor: str) -> tuple[int, ...]:
-        return tuple(self._weights.get_slice(self.replaced[tensor]).get_shape())
+        return self._weights.shape(self.replaced[tensor])
 
     def lineage(self) -> dict[str, Tensor] | None:
         """Sampled weights of the base by tensor name, if the adapter carries them."""
         path = self.folder / LINEAGE
         if not path.is_file():
             return None
-        with _open(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        with TensorFile(path, _COPY) as file:
+            samples = {key: file.tensor(key) for key in file.tensors}
+        if any(values.ndim != 1 or not values.is_floating_point() for values in samples.values()):
+            raise CheckpointError(f"{path} holds no lists of weights; copy the adapter again.")
+        return samples
 
     def roles(self) -> dict[str, Role] | None:
         """What each tensor of the base is, if the adapter says so: saves building the model."""
         path = self.folder / LINEAGE
         if not path.is_file():
             return None
-        with _open(path) as file:
-            text = (file.metadata() or {}).get("roles")
-        return {name: Role(**role) for name, role in json.loads(text).items()} if text else None
+        with TensorFile(path, _COPY) as file:
+            text = file.metadata.get("roles")
+        if not text:
+            return None
+        stored = parse_json(text, f"The roles in {path}", CheckpointError, remedy=_COPY)
+        try:
+            return {name: Role(**role) for name, role in stored.items()}
+        except (AttributeError, TypeError):
+            raise CheckpointError(f"The roles in {path} are of no model; {_COPY}.") from None
 
     def _sort_keys(self) -> None:
         sides: dict[str, dict[str, str]] = {}
         embeddings: set[str] = set()
-        for key in self._weights.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+        for key in self._weights.tensors:
             plain = key.removeprefix(PREFIX)
             match = _KEY.fullmatch(plain)
             if match:
@@ -240,7 +249,7 @@ class Adapter:
                     f"{self.name} has only lora_{next(iter(keys))} for '{module}'; the file is "
                     "incomplete, make the adapter again."
                 )
-            shapes = [self._weights.get_slice(keys[side]).get_shape() for side in "AB"]
+            shapes = [self._weights.shape(keys[side]) for side in "AB"]
             if any(len(shape) != 2 for shape in shapes):
                 raise InputError(
                     f"'{module}' of {self.name} has factors of shape {shapes[0]} and {shapes[1]}, "
@@ -307,31 +316,6 @@ def _compiled(patterns: Any, path: Path, key: str) -> list[tuple[re.Pattern[str]
             f"{path}: {key} does not map regular expressions to numbers ({error}); copy the "
             "adapter again."
         ) from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the adapter again.") from (
-            error
-        )
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy the adapter again.")
-    return value
-
-
-def _open(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); copy the adapter again."
-        ) from error
 
 
 def _download(source: str) -> Path:

@@ -44,7 +44,7 @@ class TensorInfo:
 
 
 def parse_header(
-    shard: str, head: bytes, size: int, *, where: str
+    shard: str, head: bytes, size: int, *, where: str, remedy: str = "download it again"
 ) -> tuple[list[TensorInfo], dict[str, str]]:
     """The tensors of a shard by offset and its `__metadata__`, every number checked.
 
@@ -53,18 +53,16 @@ def parse_header(
     path = f"{where}/{shard}"
 
     def bad(what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{path} is not a valid safetensors file: {what}; download it again."
-        )
+        return CheckpointError(f"{path} is not a valid safetensors file: {what}; {remedy}.")
 
     def truncated(promised: int) -> CheckpointError:
         return CheckpointError(
             f"{path} is truncated: its header promises {promised} bytes and {size} are there; "
-            "download it again."
+            f"{remedy}."
         )
 
     if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes); download it again.")
+        raise CheckpointError(f"{path} is empty (0 bytes); {remedy}.")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`.")
     length = int.from_bytes(head[:8], "little")
@@ -73,7 +71,7 @@ def parse_header(
     if 8 + length > size:
         raise truncated(8 + length)
     header = parse_json(
-        head[8 : 8 + length], f"The header of {path}", CheckpointError, remedy="download it again"
+        head[8 : 8 + length], f"The header of {path}", CheckpointError, remedy=remedy
     )
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object")

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
-from io import FileIO
 from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 
 from regraft import progress
@@ -31,8 +28,8 @@ from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_jso
 from regraft.checkpoint.find import check_index, find, shards_of
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, parse_header
+from regraft.checkpoint.tensor_file import FileReader
 from regraft.errors import CheckpointError
-from regraft.input_files import open_file, unreadable
 
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK = 16, 64
 _BLOCK = 1 << 22  # elements read at a time, where a tensor is read in parts
@@ -64,7 +61,7 @@ class Checkpoint:
         self.shards: dict[str, list[str]] = {}
         self.metadata: dict[str, str] = {}
         self._files = files
-        self._open_files: dict[str, tuple[FileIO, Path]] = {}
+        self._readers: dict[str, FileReader] = {}
         self._opening = Lock()
         self._fingerprints: dict[bool, str] = {}
         self._tied: bool | None = None
@@ -111,9 +108,9 @@ class Checkpoint:
     def close(self) -> None:
         """Close the files; one that is read again is opened again."""
         with self._opening:
-            for file, _ in self._open_files.values():
-                file.close()
-            self._open_files.clear()
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
 
     @property
     def total_bytes(self) -> int:
@@ -147,39 +144,14 @@ class Checkpoint:
         return self._read(info, start, min(stop, prod(info.shape)))
 
     def _read(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) by pread: a file that another process truncates meanwhile is an
-        error here, where the pages of a memory map would end the process."""
-        size = info.dtype.itemsize
-        if stop <= start:
-            return torch.empty(0, dtype=info.dtype)
-        # large arrays of numpy get huge pages, which are faulted in three times as fast
-        data = np.empty((stop - start) * size, np.uint8)
-        self._fill(info, data.data, start * size)
-        return torch.from_numpy(data).view(info.dtype)
+        return self._reader(info.shard).elements(info, start, stop)
 
-    def _fill(self, info: TensorInfo, buffer: memoryview, start: int) -> None:
-        """Fill the buffer with the tensor's bytes from `start` on."""
-        fd, path = self._descriptor(info.shard)
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(fd, [buffer[done:]], info.offset + start + done)
-            except OSError as error:
-                raise unreadable(path, error, CheckpointError) from error
-            if count == 0:
-                raise CheckpointError(
-                    f"{path} became shorter while it was read; let nothing else write to it."
-                )
-            done += count
-
-    def _descriptor(self, shard: str) -> tuple[int, Path]:
-        """The open file of a shard and its path."""
+    def _reader(self, shard: str) -> FileReader:
+        """The open file of a shard."""
         with self._opening:
-            if shard not in self._open_files:
-                path = self.shard_path(shard)
-                self._open_files[shard] = open_file(path, CheckpointError), path
-            file, path = self._open_files[shard]
-        return file.fileno(), path
+            if shard not in self._readers:
+                self._readers[shard] = FileReader(self.shard_path(shard))
+            return self._readers[shard]
 
     def is_finite(self, name: str) -> bool:
         """Whether the tensor holds no NaN or infinity; read block by block."""
@@ -234,10 +206,11 @@ class Checkpoint:
         info = self._info(name)
         if info.nbytes == 0:
             return
+        reader = self._reader(info.shard)
         buffer = memoryview(bytearray(min(size, info.nbytes)))
         for start in range(0, info.nbytes, len(buffer)):
             part = buffer[: info.nbytes - start]
-            self._fill(info, part, start)
+            reader.fill(part, info.offset + start)
             yield part
 
     def file(self, name: str) -> Path | None:

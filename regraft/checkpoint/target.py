@@ -121,9 +121,9 @@ def _check_parent(target: Path) -> None:
 
 
 def _real_paths(path: Path) -> Iterator[Path]:
-    yield path.resolve()
+    yield Path(os.path.realpath(path))  # a loop of links is no error here
     if path.is_dir():
         for parent, subfolders, names in os.walk(path):
             for name in (*subfolders, *names):
                 if (Path(parent) / name).is_symlink():
-                    yield (Path(parent) / name).resolve()
+                    yield Path(os.path.realpath(Path(parent) / name))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import xxhash
 
 from regraft.errors import InputError
+from regraft.input_files import open_file, parse_json, read_lines, read_text
 
 Kind = Literal["text", "jsonl", "parquet", "hub", "synthetic"]
 _ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
@@ -52,7 +53,7 @@ def digest(source: Text) -> str:
     else:
         for path in files(source):
             seen.update(f"{path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 while block := file.read(1 << 22):
                     seen.update(block)
     return seen.hexdigest()
@@ -109,31 +110,19 @@ def input_paths(source: Text) -> list[Path]:
 
 def _text(source: Text) -> Iterator[str]:
     for path in files(source):
-        try:
-            content = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8 text (byte {error.start}); convert it first."
-            ) from None
+        content = read_text(path)
         yield from content.split(source.separator) if source.separator else [content]
 
 
 def _jsonl(source: Text) -> Iterator[str]:
     for path in files(source):
-        with path.open(encoding="utf-8") as file:
-            try:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _field(line, source, f"{path}, line {number}")
-            except UnicodeDecodeError:
-                raise InputError(f"{path} is not UTF-8 text; convert it first.") from None
+        for number, line in enumerate(read_lines(path), 1):
+            if line.strip():
+                yield _field(line, source, f"{path}, line {number}")
 
 
 def _field(line: str, source: Text, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); correct or remove it.") from None
+    row = parse_json(line, where, remedy="correct or remove it")
     text = row.get(source.field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         known = f"; it has {', '.join(sorted(row))}" if isinstance(row, dict) else ""

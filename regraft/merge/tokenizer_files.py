@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -20,6 +19,7 @@ from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError
+from regraft.input_files import parse_json, read_json_object, read_text
 from regraft.merge.donor import config_bytes
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.recipe import Recipe
@@ -180,7 +180,7 @@ def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files:
     writer.add_file(_TEMPLATE, files.template.encode())
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        kept = json.loads(settings.read_text(encoding="utf-8"))
+        kept = read_json_object(settings, CheckpointError)
         kept.pop("chat_template", None)
         writer.add_file(settings.name, config_bytes(kept))
 
@@ -193,8 +193,8 @@ def _vocabulary(path: Path, data: bytes) -> dict[str, int] | str:
     """Token -> number, or the file's hash where it is not JSON."""
     if path.suffix != ".json":
         return hashlib.sha256(data).hexdigest()
+    content = parse_json(data, str(path), CheckpointError)
     try:
-        content = json.loads(data)
         listed = content["model"]["vocab"]
         vocabulary = (
             dict(listed) if isinstance(listed, dict) else {t[0]: i for i, t in enumerate(listed)}
@@ -202,7 +202,7 @@ def _vocabulary(path: Path, data: bytes) -> dict[str, int] | str:
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
         if not all(type(number) is int for number in (*vocabulary.values(), *added.values())):
             raise TypeError("a token's number is no integer")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no tokenizer of the tokenizers library ({type(error).__name__}); download "
             "the model again."
@@ -237,11 +237,12 @@ def _template(recipe: Recipe, inputs: Inputs) -> str | None:
 def _own_template(one: Input) -> str | None:
     path = one.checkpoint.file(_TEMPLATE)
     if path is not None:
-        return path.read_text(encoding="utf-8").strip()
+        return read_text(path, CheckpointError).strip()
     path = one.checkpoint.file("tokenizer_config.json")
     if path is None:
         return None
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    template = read_json_object(path, CheckpointError).get("chat_template")
+    if isinstance(template, list):  # of {"name": .., "template": ..}
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
     return template.strip() if isinstance(template, str) else None

@@ -161,9 +161,15 @@ def test_replacements_and_differences_with_nan_are_refused_when_used(extracted, 
         (lambda f: (f / "adapter_config.json").write_text("{"), "is not valid JSON"),
         (lambda f: (f / "adapter_config.json").write_bytes(b"\xff\xfe"), "is not valid JSON"),
         (lambda f: (f / "adapter_config.json").write_text("[]"), "is not a JSON object"),
-        (lambda f: _truncate(f / "adapter_model.safetensors"), "truncated or not a safetensors"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "truncated or not a"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99), "truncated or not a"),
+        (
+            lambda f: _truncate(f / "adapter_model.safetensors"),
+            "safetensors is truncated",
+        ),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is empty"),
+        (
+            lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99),
+            "not a valid",
+        ),
     ],
 )
 def test_broken_folders_are_named(change, said, tmp_path):

@@ -6,7 +6,6 @@ checkpoint 1024 weights of each tensor (its fingerprint).
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -14,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import PORTABLE_CAP, vllm_rank
-from regraft.checkpoint.header import DTYPES
 from regraft.checkpoint.pretrained import meta_model
 from regraft.checkpoint.roles import roles, unknown
 from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
+from regraft.input_files import read_json_object
 from regraft.lowrank.effective_rank import effective_rank_of_factors
 from regraft.record import GraftRecord, MergeRecord, read_record, to_json
 from regraft.rope import ContextSpec, inverse_frequencies
@@ -137,12 +136,8 @@ def _tokenizer_length(checkpoint: Checkpoint) -> int | None:
     path = checkpoint.file("tokenizer_config.json")
     if path is None:
         return None
-    try:
-        length = json.loads(path.read_text(encoding="utf-8")).get("model_max_length")
-    except (ValueError, AttributeError):
-        raise CheckpointError(
-            f"{path} is not a JSON object; copy the tokenizer again or delete the file."
-        ) from None
+    remedy = "copy the tokenizer again or delete the file"
+    length = read_json_object(path, CheckpointError, remedy=remedy).get("model_max_length")
     return int(length) if isinstance(length, (int, float)) and 0 < length < 2**40 else None
 
 
@@ -151,8 +146,9 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.file(RECORD)
     if path is None:
         return {}
+    remedy = "copy the model again or delete the file"
+    record = read_json_object(path, CheckpointError, remedy=remedy)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         kind = record["kind"]
         names: dict[str, Any]
         if kind == "graft":
@@ -284,9 +280,9 @@ def spread(key: str, values: Iterable[float]) -> dict[str, float]:
 
 
 def _stored_dtypes(path: Path) -> dict[str, int]:
-    with safe_open(str(path), framework="pt") as file:
-        codes = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
-    return dict(Counter(_dtype_name(DTYPES[code]) for code in codes).most_common())
+    with TensorFile(path) as file:
+        names = [_dtype_name(info.dtype) for info in file.tensors.values()]
+    return dict(Counter(names).most_common())
 
 
 def _readers(adapter: Adapter, rank: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 from regraft.errors import InputError
 from regraft.evaluate.answers.model import LanguageModel
 from regraft.evaluate.report.transfer import interval, ratio
+from regraft.input_files import read_text
 
 PREFIX = "lm-eval:"
 
@@ -106,10 +107,8 @@ def _own(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        task = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError:
+        task = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError, ValueError):
         raise InputError(f"{path} is not plain YAML; give a task of lm-eval's.") from None
     if not isinstance(task, dict) or "task" not in task:
         raise InputError(f"{path} is no task of lm-eval's: it lacks 'task'.")

@@ -7,7 +7,6 @@ before. No plain reader answers such questions, so these tasks have no oracle. A
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from regraft.errors import InputError
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.tasks import text_scores as metrics
+from regraft.input_files import parse_json, read_lines
 
 _WORD = re.compile(r"\s*\S+|\s+$")
 
@@ -94,24 +94,16 @@ def files(suite: str, place: str) -> list[Path]:
 def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """The file's objects. Raises InputError naming the line that is no object with these fields."""
     found = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                entry = json.loads(line)
-                json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair is no text
-                lacking = [name for name in needed if name not in entry]
-                if not isinstance(entry, dict) or lacking:
-                    raise InputError(
-                        f"{path} line {number} lacks {', '.join(lacking) or 'fields'}, so it is "
-                        f"not of --suite {suite}'s layout."
-                    )
-                found.append(entry)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(
-            f"{path} is not JSON line by line; give --suite {suite} its own."
-        ) from None
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        remedy = f"give --suite {suite} its own files"
+        entry = parse_json(line, f"{path} line {number}", remedy=remedy)
+        lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
+        if not isinstance(entry, dict) or lacking:
+            raise InputError(
+                f"{path} line {number} lacks {', '.join(lacking) or 'fields'}, so it is not of "
+                f"--suite {suite}'s layout."
+            )
+        found.append(entry)
     return found

@@ -20,6 +20,7 @@ import numpy as np
 from regraft.errors import InputError
 from regraft.evaluate.prompts import grammar
 from regraft.evaluate.prompts.length import UsedUp
+from regraft.input_files import read_text
 
 _GRAM = 16  # tokens
 _SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
@@ -118,7 +119,7 @@ def open_corpus(name: str) -> Corpus:
     files = [path] if path.is_file() else _texts(path)
     if not files:
         raise InputError(f"--haystack {name} holds no {', '.join(_SUFFIXES)} file; give text.")
-    return Fixed(path.name, [piece for file in files for piece in split(_read(file))])
+    return Fixed(path.name, [piece for file in files for piece in split(read_text(file))])
 
 
 def split(text: str) -> list[str]:
@@ -156,7 +157,7 @@ def _standard_library() -> Fixed:
     lines = [
         line
         for file in sorted(folder.glob("*.py"))
-        for line in _read(file).splitlines(keepends=True)
+        for line in read_text(file).splitlines(keepends=True)
     ]
     return Fixed("code", lines, ending="\n")
 
@@ -165,12 +166,3 @@ def _texts(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in _SUFFIXES
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="strict")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; convert it first.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
+from regraft.input_files import read_json
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,9 @@ def _words(text: str) -> set[str]:
 
 def read_quiz(path: str | Path) -> Quiz:
     """Read a SQuAD or HotpotQA JSON file. Raises InputError naming what is wrong with it."""
+    data = read_json(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
         quiz = _squad(data["data"]) if isinstance(data, dict) else _hotpot(data)
-        for text in (*quiz.documents, *(question.text for question in quiz.questions)):
-            text.encode()  # half a surrogate pair is no text
-    except OSError as error:
-        raise InputError(f"--qa {path} cannot be read: {error.strerror}.") from None
-    except UnicodeError:
-        raise InputError(f"--qa {path} holds text that is not Unicode; repair the file.") from None
-    except RecursionError:
-        raise InputError(f"--qa {path} is nested too deeply to be a question file.") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
             f"--qa {path} is neither SQuAD's nor HotpotQA's JSON ({error!r}); see the docs of "

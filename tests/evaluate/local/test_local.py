@@ -237,7 +237,7 @@ def test_rouge_is_asked_for_before_anything_is_read(
         ("loogle", "shortdep_cloze.jsonl", '{"input": "x"}', "neither of LooGLE's layouts"),
         ("loogle", "shortdep_cloze.jsonl", '{"input": "x", "qa_pairs": "[]"}', "no question"),
         ("loogle", "other.jsonl", "{}", "these are named"),
-        ("bamboo", "altqa_4k.jsonl", "no json", "not JSON line by line"),
+        ("bamboo", "altqa_4k.jsonl", "no json", "is not valid JSON"),
         ("bamboo", "altqa_4k.jsonl", "[1]", "lacks content"),
         ("bamboo", "showssort_4k.jsonl", '{"content": [1], "answer": [0]}', "layout"),
         ("bamboo", "none.txt", "", "holds no .jsonl file"),

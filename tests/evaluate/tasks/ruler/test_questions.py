@@ -170,13 +170,14 @@ def test_broken_question_files_are_explained(tmp_path: Path) -> None:
     assert (len(first.supporting), len(first.context)) == (2, 3)
     assert second.answers == ("yes",)
     unanswered = json.dumps([{**entry, "answer": None}])
-    for broken in ("[1]", "{", '{"data": [{}]}', unanswered):
+    for broken in ("[1]", '{"data": [{}]}', unanswered):
         path.write_text(broken)
         with pytest.raises(InputError, match=r"--qa.*neither"):
             read_quiz(path)
     for broken, message in (
-        ("[" * 100_000, "nested too deeply"),
-        (json.dumps([{**entry, "question": "\ud800?"}]), "not Unicode"),
+        ("{", "hotpot.json is not valid JSON"),
+        ("[" * 100_000, "nested too deep"),
+        (json.dumps([{**entry, "question": "\ud800?"}]), "half of a surrogate pair"),
         ('{"data": []}', "no question that has an answer"),
         ("[]", "no question that has an answer"),
     ):
