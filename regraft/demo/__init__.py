@@ -39,7 +39,7 @@ def run(
     """Play the story into the folder `out`; the result, which is also `out`/result.json.
 
     `out` gets every checkpoint (float32, 1.2 MB each), the adapters, README.md and demo.png. Takes
-    about a minute and a half of two cores. `plan` has other hyperparameters than the demo's.
+    about three minutes of two cores. `plan` has other hyperparameters than the demo's.
     The same seed gives the same numbers on one machine and library version; the times taken are in
     the result under 'seconds', and not in the file.
 
