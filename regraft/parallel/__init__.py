@@ -18,10 +18,10 @@ There is no global state, no context manager and no patch: what attention must k
 the batch, as the keyword argument `context_parallel` that `cut` puts beside the tokens. Documents
 are cut from each other only where `documents` says so; positions may jump (PoSE) and never do.
 
-Inside: `layout` (which token lies where), `kernels`, `cuda` and `choice` (attention with its
-log-sum-exp, and which), `blocks` (a kernel over spans), `gather`, `ring` and `ulysses` (the three
-exchanges), `algorithm` (which), `shards` (cut and join), `mesh` (processes), `attention` (what
-transformers calls).
+Files, each importing only from those before it: `layout` (which token lies where), `kernels/`
+(attention with its log-sum-exp, one file a device; `spans` runs a kernel over spans, `choose` picks
+one), `exchange/` (`gather`, `ring` and `ulysses`; `choose` picks one), `mesh` (processes), `shards`
+(cut and join), `attention` (what transformers calls).
 """
 
 from regraft.parallel.attention import NAME, attach

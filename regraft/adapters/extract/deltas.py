@@ -18,7 +18,7 @@ from regraft.adapters.extract.select import Module, shared_shape
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import fast_bfloat16, workers
 from regraft.errors import CheckpointError, InputError
-from regraft.lowrank.rank import Noise, rounding_noise
+from regraft.lowrank.noise import Noise, rounding_noise
 
 _BLOCK = 1 << 18  # elements of a block: 1 MB in float32, it stays in cache between operations
 _FLOAT32_PRODUCTS = (1e-50, 1e70)  # ||x||^2 ||y||^2 where <x, y> neither vanishes nor overflows

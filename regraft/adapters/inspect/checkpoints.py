@@ -17,7 +17,7 @@ from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
-from regraft.lowrank.rank import noise_floor
+from regraft.lowrank.noise import noise_floor
 from regraft.lowrank.svd import truncated_svd
 from regraft.record import to_json
 
