@@ -24,7 +24,7 @@ from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
-from regraft.lowrank.svd import rounding_error
+from regraft.lowrank.low_rank import rounding_error
 from regraft.record import AdapterRecord, AdapterTotals, ModuleRecord, write_record
 from regraft.write import write_json
 

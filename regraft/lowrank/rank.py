@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.noise import Floor, Noise, noise_floor
-from regraft.lowrank.svd import LowRank, truncated_svd
+from regraft.lowrank.svd import truncated_svd
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from low_rank import SPECTRA, check_decomposition, matrix, ratio_to_optimum
 
-from regraft.lowrank import certificate, svd
+from regraft.lowrank import certificate, subspace
 from regraft.lowrank.svd import truncated_svd
 
 _NESTED = "REGRAFT_NESTED" in os.environ  # run by the last test, for another instruction set
@@ -29,7 +29,7 @@ def restore_threads():
 @pytest.mark.parametrize("threads", [1] if _NESTED else [1, 2, 4])
 @pytest.mark.parametrize("half", [True, False])
 def test_certificate_is_never_below_the_true_ratio(half, threads, monkeypatch, restore_threads):
-    monkeypatch.setattr(svd, "fast_bfloat16", lambda device: half)
+    monkeypatch.setattr(subspace, "fast_bfloat16", lambda device: half)
     torch.set_num_threads(threads)
     chosen = list(SPECTRA.items())[:: 1 if threads == 1 and not _NESTED else 3]
     for number, (name, spectrum) in enumerate(chosen):
@@ -93,23 +93,20 @@ def test_a_matrix_that_is_not_finite_is_refused_with_a_sentence(bad, size):
         truncated_svd(delta, 4)
 
 
-def test_coarse_products_are_measured_and_allowed_for(monkeypatch):
-    """A processor that multiplies float32 with 11 bits (TF32) gets a certificate that says so."""
-    product = svd._SubspaceIteration._product
-
-    def coarse(self, matrix, block):
-        result = product(self, matrix, block)
-        return result if self.in_float64 else result.bfloat16().float()
-
-    monkeypatch.setattr(svd._SubspaceIteration, "_product", coarse)
-    monkeypatch.setattr(svd._SubspaceIteration, "_continue_in_float64", lambda self: None)
-    monkeypatch.setattr(svd, "_MAX_ROUNDS", 3)
-    measured = []
+def test_coarse_products_widen_the_certificate(monkeypatch):
+    """A processor that multiplies float32 with 8 bits gets a certificate that says so."""
+    delta = matrix(SPECTRA["power law 0.5"](320), 400, 320)
+    fine = truncated_svd(delta, 16, tolerance=0.1)
+    product = subspace.SubspaceIteration._product
     monkeypatch.setattr(
-        svd, "product_rounding", lambda *a: measured.append(certificate.product_rounding(*a)) or 0.0
+        subspace.SubspaceIteration,
+        "_product",
+        lambda self, matrix, block: product(self, matrix, block).bfloat16().float(),
     )
-    truncated_svd(matrix(SPECTRA["power law 0.5"](320), 400, 320), 16)
-    assert min(measured) > 2.0**-13  # float32 would have 2^-22
+    coarse = truncated_svd(delta, 16, tolerance=0.1)
+    assert coarse.method == "subspace"
+    assert fine.bounds.resolution < 2.0**-18 < 2.0**-11 < coarse.bounds.resolution
+    assert ratio_to_optimum(delta, coarse) <= coarse.certificate()
 
 
 def test_product_rounding_measures_what_was_added():

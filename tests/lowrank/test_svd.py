@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from low_rank import SPECTRA, check_decomposition, matrix
 
-from regraft.lowrank import svd as lowrank
-from regraft.lowrank.svd import rounding_error, truncated_svd
+from regraft.lowrank import subspace
+from regraft.lowrank.low_rank import rounding_error
+from regraft.lowrank.svd import truncated_svd
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_error_is_certified_and_within_a_thousandth_of_the_optimum(name, shape):
 
 @pytest.mark.parametrize("half", [True, False])
 def test_the_bfloat16_path_keeps_the_promise_on_every_chip(half, monkeypatch):
-    monkeypatch.setattr(lowrank, "fast_bfloat16", lambda device: half)
+    monkeypatch.setattr(subspace, "fast_bfloat16", lambda device: half)
     for name in ("power law 0.5", "steep", "repeated"):
         delta = matrix(SPECTRA[name](320), 400, 320, seed=3)
         result = truncated_svd(delta, 16, half=delta.bfloat16() if half else None)
@@ -185,7 +186,7 @@ def test_rounding_error_equals_the_dense_one(m, n, r, dtype):
 @pytest.mark.parametrize("size", [400, 700])
 def test_bounds_hold_before_the_iteration_has_converged(size, monkeypatch):
     """A block that has seen little of the matrix: a certificate that forgets the outside lies."""
-    monkeypatch.setattr(lowrank, "_POWER_STEPS", 0)
+    monkeypatch.setattr(subspace, "_POWER_STEPS", 0)
     delta = torch.randn(size, size, generator=torch.Generator().manual_seed(2))
     exact = torch.linalg.svdvals(delta.double())[:16].square()
     for tolerance in (0.001, 0.01, 0.1):

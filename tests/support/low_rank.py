@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from regraft.lowrank.svd import LowRank
+from regraft.lowrank.low_rank import LowRank
 
 SPECTRA = {
     "power law 0.5": lambda k: torch.arange(1, k + 1).double() ** -0.5,

@@ -22,8 +22,8 @@ from regraft.checkpoint.layout import Planned, write_safetensors
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
+from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.rank import break_even, decompose, share_budget, uniform_rank
-from regraft.lowrank.svd import LowRank
 from regraft.record import derive_seed
 
 
