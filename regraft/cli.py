@@ -195,6 +195,10 @@ def apply(
             "theta=283461213,length=256k. \\[default: adapter, if CHECKPOINT has its base's]"
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16, float16 or float32. \\[default: as CHECKPOINT stores it]"),
+    ] = None,
     max_shard_size: ShardSize = None,
     verify: Verify = False,
     force: Force = False,
@@ -222,8 +226,8 @@ def apply(
     shell.run(
         lambda: regraft.apply_lora(
             adapter, checkpoint, out, scale=scale, context=context, max_shard_size=max_shard_size,
-            verify=verify, device=device, force=force, overwrite=overwrite, resume=resume,
-            dry_run=dry_run,
+            dtype=dtype, verify=verify, device=device, force=force, overwrite=overwrite,
+            resume=resume, dry_run=dry_run,
         ),
         show,
         Options(as_json, quiet, debug, threads),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -234,11 +235,17 @@ class GraftContext:
 
 @dataclass(frozen=True, kw_only=True)
 class GraftShare:
-    """The change of some tensors together. lost_to_storage: ||lost|| / ||change||, Frobenius."""
+    """The change D of some tensors together, in Frobenius norms.
+
+    lost_to_storage: ||E|| / ||D|| for the error E of rounding to the stored dtype; retained:
+    <D, D - E> / ||D||^2, what reaches the file along the change's own direction. The rest of E is
+    noise like that of any model in that dtype.
+    """
 
     tensors: int
     change_norm: float
     lost_to_storage: float
+    retained: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +277,7 @@ class GraftRecord:
     roles: dict[str, GraftShare] = field(default_factory=dict)
     tensors: dict[str, TensorGraft] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    untied_head: str | None = None  # a head of its own that a tied checkpoint gets
     plan: dict[str, Any] | None = None
     kind: Literal["graft"] = "graft"
     schema_version: int = SCHEMA_VERSION
@@ -454,14 +462,24 @@ def read_record(path: Path, kind: type[Record], mend: str) -> Record:
     try:
         return cast(Record, _reader(cast(Any, kind)).validate_json(data, strict=True))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    key = ".".join(map(str, first["loc"]))
+        problems = error.errors(include_url=False)
+    first = problems[0]
+    key = _key(first["loc"])
     if first["type"] == "missing":
         raise CheckpointError(f"{path} lacks the key '{key}'; {mend}.")
-    message = first["msg"].removeprefix("Input should be ")
+    same = [p for p in problems if _key(p["loc"]) == key]  # the alternatives of a union
+    expected = " or ".join(p["msg"].removeprefix("Input should be ") for p in same)
     got = repr(first["input"])
     got = got if len(got) <= 60 else f"{got[:57]}..."
-    raise CheckpointError(f"{path}: '{key}' should be {message}, not {got}; {mend}.")
+    raise CheckpointError(f"{path}: '{key}' should be {expected}, not {got}; {mend}.")
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """a.b.0 of pydantic's location, without the name of a union's alternative at its end."""
+    parts = [str(part) for part in location]
+    if len(parts) > 1 and re.fullmatch(r"(str|int|bool|float|list\[\w+\])", parts[-1]):
+        parts.pop()
+    return ".".join(parts)
 
 
 @lru_cache

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from regraft.adapters.config import contradictions, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.finite import is_finite
+from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
-from regraft.input_files import parse_json, read_json_object
+from regraft.input_files import parse_json
 from regraft.record import AdapterRecord, read_record
 from regraft.rope import ContextSpec
 
@@ -33,38 +34,20 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _KEY = re.compile(
     r"(?P<module>.+)\.lora_(?P<emb>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?"
 )
-# PEFT switches that change what B A means, and the value at which they do nothing.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (False, None),
-    "trainable_token_indices": (None, [], {}),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "velora_config": (None,),
-    "monteclora_config": (None,),
-}
-# Ways to begin training after which the base is W - s B0 A0, so B A is no change of W.
-_SHIFTS_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class LoraModule:
     """One module of an adapter: where its factors lie and how they are scaled.
 
-    `transposed`: the weight is stored (in, out), so its change is (B A)' = A' B'.
+    embedding: whether PEFT stores it as that of an embedding, with the change transposed.
     """
 
     name: str
     key_a: str
     key_b: str
     scaling: float
-    transposed: bool
+    embedding: bool
 
     @property
     def weight(self) -> str:
@@ -83,15 +66,12 @@ class Adapter:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self.config = read_json_object(folder / CONFIG, CheckpointError, remedy=_COPY)
+        self.config = read_config(folder / CONFIG, name)
         self.record = None
         if (folder / RECORD).is_file():
             self.record = read_record(folder / RECORD, AdapterRecord, _MEND)
-        _refuse_unknown(self.config, name)
-        self._patterns = {
-            key: _compiled(self.config.get(key) or {}, folder / CONFIG, key)
-            for key in ("rank_pattern", "alpha_pattern")
-        }
+        self._ranks = read_pattern(self.config.rank_pattern, folder / CONFIG, "rank_pattern")
+        self._alphas = read_pattern(self.config.alpha_pattern, folder / CONFIG, "alpha_pattern")
         self._weights = TensorFile(folder / WEIGHTS, _COPY)
         self.modules: dict[str, LoraModule] = {}
         self.replaced: dict[str, str] = {}
@@ -102,6 +82,8 @@ class Adapter:
         if (folder / DIFFERENCES).is_file():
             self._differences = TensorFile(folder / DIFFERENCES, _COPY)
             self.differences = sorted(self._differences.tensors)
+            for key in self.differences:
+                self._refuse_integers(self._differences, key)
         elif self.record is not None and self.record.differences:
             raise CheckpointError(
                 f"{name} lacks {DIFFERENCES}, which its {RECORD} lists; copy the whole folder."
@@ -137,6 +119,12 @@ class Adapter:
         return cls(folder, str(source))
 
     @property
+    def warnings(self) -> list[str]:
+        """What is to be said of the adapter before it is used: contradictions in its config."""
+        modules = (module.name for module in self.modules.values())
+        return [f"{self.name}: {text}." for text in contradictions(self.config, modules)]
+
+    @property
     def context(self) -> tuple[ContextSpec, ContextSpec] | None:
         """(base's context, extended's context) if the adapter carries them."""
         if self.record is None:
@@ -144,25 +132,26 @@ class Adapter:
         both = self.record.context
         return ContextSpec.from_record(both.base), ContextSpec.from_record(both.extended)
 
-    def shape(self, tensor: str) -> tuple[int, int]:
-        """Shape of the weight that the module changes."""
+    def shape(self, tensor: str, *, linear: bool = False) -> tuple[int, int]:
+        """Shape of the weight that the module changes. linear: see `factors`."""
         module = self.modules[tensor]
         rows = self._weights.shape(module.key_b)[0]
         columns = self._weights.shape(module.key_a)[1]
-        return (columns, rows) if module.transposed else (rows, columns)
+        return (columns, rows) if self._transposed(module, linear) else (rows, columns)
 
-    def ignore_fan_in_fan_out(self, tensor: str) -> None:
-        """To be called where the module is an nn.Linear: PEFT ignores the switch there."""
-        if self.modules[tensor].key_a.endswith("lora_embedding_A"):
-            return
-        self.modules[tensor] = replace(self.modules[tensor], transposed=False)
+    def _transposed(self, module: LoraModule, linear: bool) -> bool:
+        """Whether the weight is stored (in, out), so that its change is (B A)' = A' B'."""
+        return module.embedding or (bool(self.config.fan_in_fan_out) and not linear)
 
     def rank(self, tensor: str) -> int:
         """Columns of B."""
         return int(self._weights.shape(self.modules[tensor].key_b)[1])
 
-    def factors(self, tensor: str) -> tuple[Tensor, Tensor]:
-        """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A."""
+    def factors(self, tensor: str, *, linear: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A.
+
+        linear: the module is known to be an nn.Linear, where PEFT ignores fan_in_fan_out.
+        """
         module = self.modules[tensor]
         b = self._weights.tensor(module.key_b).float()
         a = self._weights.tensor(module.key_a).float()
@@ -171,7 +160,7 @@ class Adapter:
                 f"{self.name} has NaN or infinite numbers in the factors of '{module.name}'; "
                 "make the adapter again."
             )
-        if module.transposed:
+        if self._transposed(module, linear):
             b, a = a.T, b.T
         return (b * module.scaling).contiguous(), a.contiguous()
 
@@ -228,6 +217,7 @@ class Adapter:
         sides: dict[str, dict[str, str]] = {}
         embeddings: set[str] = set()
         for key in self._weights.tensors:
+            self._refuse_integers(self._weights, key)
             plain = key.removeprefix(PREFIX)
             match = _KEY.fullmatch(plain)
             if match:
@@ -256,66 +246,29 @@ class Adapter:
                     "and regraft changes matrices; merge it with PEFT instead."
                 )
             rank, columns = shapes[0][0], shapes[1][1]
-            promised = self._pattern("rank_pattern", module, self.config.get("r", 8))
+            promised = self._ranks.get(module, self.config.r)
             if rank != columns or rank != promised or rank < 1:
                 raise CheckpointError(
                     f"'{module}' of {self.name} has factors of rank {rank} and {columns}, and "
                     f"{CONFIG} says {promised}; the config belongs to another adapter."
                 )
-            transposed = module in embeddings or bool(self.config.get("fan_in_fan_out"))
             self.modules[f"{module}.weight"] = LoraModule(
-                module, keys["A"], keys["B"], self._scaling(module, int(rank)), transposed
+                module, keys["A"], keys["B"], self._scaling(module, int(rank)), module in embeddings
             )
         if not self.modules and not self.replaced:
             raise CheckpointError(f"{self.name} holds no LoRA factors; give another adapter.")
 
-    def _scaling(self, module: str, rank: int) -> float:
-        alpha = self._pattern("alpha_pattern", module, self.config.get("lora_alpha", 8))
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    def _refuse_integers(self, file: TensorFile, key: str) -> None:
+        dtype = file.tensors[key].dtype
+        if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"{CONFIG} of {self.name} gives '{module}' the lora_alpha {alpha!r}, which is no "
-                "number; copy the adapter again."
+                f"{self.name} stores '{key}' as {dtype}, which is no floating-point type; make the "
+                "adapter again."
             )
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def _pattern(self, pattern: str, module: str, default: Any) -> Any:
-        """PEFT's rule: the first key that matches at the end of the module's name, as a regex."""
-        for key, value in self._patterns[pattern]:
-            if key.match(module):
-                return value
-        return default
-
-
-def _refuse_unknown(config: dict[str, Any], name: str) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise InputError(
-            f"{name} is a {kind or 'nameless'} adapter and regraft applies LoRA; convert it with "
-            "peft.tuners.lora.conversion.convert_to_lora."
-        )
-    for key, harmless in _REFUSED.items():
-        if config.get(key) not in harmless and key in config:
-            raise InputError(
-                f"{name} uses {key}={config[key]!r}, which changes more than W + s B A; merge it "
-                "with PEFT instead."
-            )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_SHIFTS_BASE):
-        raise InputError(
-            f"{name} was trained with init_lora_weights={start!r}, which took its first factors "
-            "out of the base; save it with PEFT's path_initial_model_for_weight_conversion."
-        )
-
-
-def _compiled(patterns: Any, path: Path, key: str) -> list[tuple[re.Pattern[str], Any]]:
-    """Compiled once: the hundreds of names of a large model overflow the cache of `re`."""
-    try:
-        return [(re.compile(rf"(.*\.)?({name})$"), value) for name, value in patterns.items()]
-    except (AttributeError, re.error) as error:
-        raise CheckpointError(
-            f"{path}: {key} does not map regular expressions to numbers ({error}); copy the "
-            "adapter again."
-        ) from None
+    def _scaling(self, module: str, rank: int) -> float:
+        alpha = self._alphas.get(module, self.config.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
 
 
 def _download(source: str) -> Path:

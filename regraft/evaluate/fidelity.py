@@ -17,6 +17,7 @@ from typing import Any
 
 from regraft import progress
 from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.check import check_graft
 from regraft.adapters.folder import digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
@@ -132,7 +133,8 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
                     f"{lora.name} was taken from {recorded.name}, which is not the donor "
                     f"{source.place}: its fidelity is to another model."
                 )
-    apply(lora.name, base.place, None, context="checkpoint", dry_run=True)
+    with Checkpoint.open(base.place) as checkpoint:
+        check_graft(lora, checkpoint, context="checkpoint").raise_refusals()
 
 
 def _ranks(lora: Adapter) -> list[int]:

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regraft.adapters.apply import match as fitting
+from regraft import progress
+from regraft.adapters.apply.check import merged_context, relate_to_base
+from regraft.adapters.apply.match import Change, match_changes
 from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.finite import is_finite
@@ -38,12 +40,19 @@ class Input:
         self.names = {home(name, role): name for name, role in self.role_of.items()}
         if len(self.names) < len(self.role_of):
             self.names = {name: name for name in self.role_of}
-        self.changes: dict[str, fitting.Change] = {}
+        self.changes: dict[str, Change] = {}
         self.lineage: RelationRecord | None = None
         if adapter is not None:
-            self.changes = fitting.match_changes(adapter, checkpoint, self.role_of, 1.0)
-            relation, _ = fitting.check_kinship(adapter, checkpoint, self.role_of, False)
-            self.lineage = relation
+            match = match_changes(adapter, checkpoint, self.role_of, 1.0)
+            if match.untied_head is not None:
+                raise InputError(
+                    f"{adapter.name} replaces one of embedding and head, which {checkpoint.name} "
+                    "ties; write the model with `regraft apply` first, which unties them."
+                )
+            for text in match.warnings:
+                progress.warn(text)
+            self.changes = match.changes
+            self.lineage = relate_to_base(adapter, checkpoint, self.role_of)
         self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
 
     def __str__(self) -> str:
@@ -65,9 +74,8 @@ class Input:
         if self.adapter is None or self.adapter.context is None:
             return (own,)
         before, after = self.adapter.context
-        if own in (before, after):
-            return (after,)
-        return (own,) if before == after else (own, after)
+        merged = merged_context(own, before, after)
+        return (merged,) if merged is not None else (own, after)
 
     def hold(self, name: str) -> None:
         """Load what `rows` needs of the adapter for one tensor, until `release`."""
@@ -75,7 +83,7 @@ class Input:
         if change is None or self.adapter is None or name in self._held:
             return
         if change.kind == "factors":
-            self._held[name] = (change.kind, *self.adapter.factors(change.key))
+            self._held[name] = (change.kind, *change.factors(self.adapter))
         elif change.kind == "difference":
             self._held[name] = (change.kind, None, self.adapter.difference(change.key))
         else:

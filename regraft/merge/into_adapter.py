@@ -208,7 +208,7 @@ def _added(output: Output, scale: float) -> Merged:
     left, right = [], []
     for (one, name), weight in zip(output.inputs, weights, strict=True):
         if name in one.changes and one.adapter is not None:
-            b, a = one.adapter.factors(one.changes[name].key)
+            b, a = one.changes[name].factors(one.adapter)
             left.append(b.double() * (weight * scale))
             right.append(a.double())
     q, r = torch.linalg.qr(torch.cat(left, 1))

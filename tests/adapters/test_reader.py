@@ -115,11 +115,11 @@ A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
         ({}, {A_KEY: torch.ones(4, 3, 3, 3), B_KEY: torch.ones(8, 4, 1, 1)}, "changes matrices"),
         ({}, {A_KEY: torch.ones(4)}, "changes matrices"),
         ({}, {f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(64)}, "a part of LoRA"),
-        ({"lora_alpha": "much"}, {}, "lora_alpha 'much', which is no number"),
-        ({"lora_alpha": None}, {}, "lora_alpha None, which is no number"),
-        ({"lora_alpha": math.inf}, {}, "lora_alpha inf, which is no number"),
-        ({"rank_pattern": {"(": 4}}, {}, "rank_pattern does not map regular expressions"),
-        ({"alpha_pattern": ["q_proj"]}, {}, "alpha_pattern does not map regular expressions"),
+        ({"lora_alpha": "much"}, {}, "'lora_alpha' should be a valid number, not 'much'"),
+        ({"lora_alpha": None}, {}, "'lora_alpha' should be a valid number, not None"),
+        ({"lora_alpha": math.inf}, {}, "not valid JSON"),
+        ({"rank_pattern": {"(": 4}}, {}, "rank_pattern holds .* no regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, {}, "'alpha_pattern' should be an object"),
     ],
 )
 def test_broken_adapters_are_named(config, tensors, said, tmp_path):

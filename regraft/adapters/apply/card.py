@@ -33,13 +33,15 @@ tags: [regraft, long-context]
 
 ## What changed
 
-"lost" is the part of the change that rounding to the stored dtype took, relative to the change.
+Rounding to the stored dtype leaves an error in every tensor. "retained" is how much of the change
+reaches the file along the change's own direction; "error" is the norm of the rounding error
+relative to the change, spread over all directions as in any model of this dtype.
 
-| tensors | how many | norm of the change | lost |
-|---|---|---|---|
+| tensors | how many | norm of the change | retained | error |
+|---|---|---|---|---|
 {% for role, row in roles.items() %}
 | {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
-{{- " %.2f%%" % (100 * row.lost_to_storage) }} |
+{{- " %.2f%% | %.2f%%" % (100 * row.retained, 100 * row.lost_to_storage) }} |
 {% endfor %}
 {% if distances %}
 

@@ -11,54 +11,47 @@ from torch import Tensor
 
 from regraft import progress
 from regraft.adapters import lineage
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.check import check_graft
 from regraft.adapters.inspect.describe import context_of, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import InputError
 from regraft.record import to_json
-from regraft.rope import ContextSpec
 
 _TOP = 8  # singular vectors whose span two adapters are compared by
 Fact = dict[str, Any]
 
 
 def relate_adapter(lora: Adapter, target: Checkpoint) -> dict[str, Any]:
-    """What `regraft apply` would make of the two: asked of it, so that the answer is its own."""
-    record: dict[str, Any] | None = None
-    refusals: list[str] = []
-    fits = True
-    for options in ({}, {"force": True}, {"force": True, "context": "checkpoint"}):
-        try:
-            record = to_json(apply(lora.name, target.name, None, dry_run=True, **options))
-            break
-        except CheckpointError as error:
-            refusals, fits = [str(error)], False
-            break
-        except InputError as error:
-            if str(error) not in refusals:
-                refusals.append(str(error))
+    """What `regraft apply` would make of the two."""
+    verdict, refusals, fits = None, [], True
+    try:
+        verdict = check_graft(lora, target)
+        refusals = [str(refusal.error) for refusal in verdict.refusals]
+    except InputError as error:
+        refusals, fits = [str(error)], False
     both = lora.context
-    decided = record is not None and record["arguments"]["context"] is None
-    output = ContextSpec.from_json(record["context"]["output"]) if record and decided else None
+    output = verdict.context if verdict else None
     return {
         "kind": "checkpoint and adapter",
         "adapter": lora.name,
         "checkpoint": target.name,
         "fits": fits,
         "modules": len(lora.modules),
-        "changed_tensors": record["plan"]["changed"] if record else None,
+        "changed_tensors": len(verdict.match.changes) if verdict else None,
         "tensors": len(target.tensors),
-        "relation": record["lineage"] if record else None,
-        "base": record["base"] if record else None,
+        "relation": to_json(verdict.relation) if verdict else None,
+        "base": to_json(verdict.base) if verdict else None,
+        "already_present": verdict.already_present if verdict else None,
         "context": {
             "checkpoint": context_of(target)[1],
             "adapter_base": both[0].describe() if both else None,
             "adapter_extended": both[1].describe() if both else None,
             "output": output.describe() if output else None,
-            "policy": record["context"]["policy"] if record and decided else None,
+            "policy": verdict.policy if verdict else None,
         },
         "refused": refusals,
+        "warnings": verdict.warnings if verdict else lora.warnings,
     }
 
 
@@ -102,7 +95,7 @@ def _adapter_brief(adapter: Adapter) -> Fact:
     both = adapter.context
     return {
         "name": adapter.name,
-        "base": adapter.config.get("base_model_name_or_path"),
+        "base": adapter.config.base_model_name_or_path,
         "modules": len(adapter.modules),
         "context": f"{both[0].describe()} -> {both[1].describe()}" if both else None,
     }
@@ -121,7 +114,7 @@ def _same_base(first: Adapter, second: Adapter) -> Fact:
             "same": relation.verdict == "same", "how": "sampled weights",
             "verdict": relation.verdict, "distance": far.distance if far else None,
         }  # fmt: skip
-    names = [a.config.get("base_model_name_or_path") for a in (first, second)]
+    names = [a.config.base_model_name_or_path for a in (first, second)]
     return {"same": names[0] == names[1] if all(names) else None, "how": "name"}
 
 

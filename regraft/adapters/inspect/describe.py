@@ -194,8 +194,8 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
     return {
         "kind": "adapter",
         "name": adapter.name,
-        "base": adapter.config.get("base_model_name_or_path"),
-        "base_revision": adapter.config.get("revision"),
+        "base": adapter.config.base_model_name_or_path,
+        "base_revision": adapter.config.revision,
         "base_fingerprint": record.base.fingerprint if record else None,
         "extended": record.extended.name if record else None,
         "method": merge.method if merge else None,
@@ -204,10 +204,10 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "rule": extraction.rule if extraction else None,
         "rank_min": min(ranks, default=0),
         "rank_max": max(ranks, default=0),
-        "lora_alpha": adapter.config.get("lora_alpha"),
+        "lora_alpha": adapter.config.lora_alpha,
         "scaling_min": scalings[0] if scalings else None,
         "scaling_max": scalings[-1] if scalings else None,
-        "rslora": bool(adapter.config.get("use_rslora")),
+        "rslora": bool(adapter.config.use_rslora),
         "parameters": sum(fact["parameters"] for fact in modules.values()),
         "bytes": sum(
             (adapter.folder / name).stat().st_size
@@ -229,6 +229,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "carries_lineage": (adapter.folder / LINEAGE).is_file(),
         "totals": to_json(record.totals) if record else None,
         "not_captured": to_json(extraction.not_captured) if extraction else None,
+        "warnings": adapter.warnings,
         "readers": _readers(adapter, max(ranks, default=0)),
         "modules": modules,
     }
@@ -287,7 +288,7 @@ def _stored_dtypes(path: Path) -> dict[str, int]:
 
 def _readers(adapter: Adapter, rank: int) -> dict[str, str]:
     """Who loads the adapter as it stands, and who does not, with the reason."""
-    patterns = [k for k in ("rank_pattern", "alpha_pattern") if adapter.config.get(k)]
+    patterns = [k for k in ("rank_pattern", "alpha_pattern") if getattr(adapter.config, k)]
     needed = vllm_rank(rank)
     if adapter.replaced:
         vllm = f"no: {len(adapter.replaced)} whole tensors (modules_to_save)"

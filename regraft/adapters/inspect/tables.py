@@ -236,6 +236,7 @@ def _fit(found: Mapping[str, Any]) -> list[Table | str]:
         lines.append(("context after apply", "undecided"))
     lines.append(("regraft apply", "would go through" if not found["refused"] else "would refuse:"))
     lines += [("", sentence) for sentence in found["refused"]]
+    lines += [("warning", sentence) for sentence in found["warnings"]]
     return [_pairs("An adapter and a checkpoint", lines)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from regraft import markdown
 from regraft.evaluate.report.figures import draw
 from regraft.evaluate.report.page import write_page
-from regraft.evaluate.report.tables import Cells, lead, notes, tables, title
+from regraft.evaluate.report.tables import lead, notes, tables, title
 from regraft.write import write_text
 
 _CARD = """\
@@ -48,14 +48,3 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
     )  # fmt: skip
     write_text(folder / "README.md", text)
     write_page(folder / "index.html", result)
-
-
-def _markdown(cells: Cells) -> str:
-    rule = ["---", *["--:"] * (len(cells[0]) - 1)]
-    rows = [cells[0], rule, *cells[1:]]
-    return "\n".join(f"| {' | '.join(map(_inert, row))} |" for row in rows)
-
-
-def _inert(text: str) -> str:
-    """A name or path that is neither HTML nor a cell's border in Markdown."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -223,7 +223,7 @@ def test_the_sum_is_rounded_once_and_the_loss_told(dtype, family, adapter, tmp_p
 
 
 def test_a_matrix_longer_than_a_block_is_the_same(family, tmp_path, monkeypatch):
-    from regraft.adapters.apply import apply as module
+    from regraft.adapters.apply import stream as module
 
     wanted = made_by_peft(tmp_path / "a", family[0], target_modules="all-linear")
     monkeypatch.setattr(module, "_BLOCK", 64 * 7)
@@ -484,17 +484,17 @@ def test_resume_after_kills_gives_the_same_bytes(family, adapter, tmp_path, chil
 
 
 def test_resume_does_not_repeat_what_is_done(family, adapter, tmp_path, monkeypatch):
-    from regraft.adapters.apply import apply as module
+    from regraft.adapters.apply import stream as module
 
     done: list[str] = []
     changed = module._changed
 
-    def counted(lora: Any, target: Any, change: Any, *arguments: Any) -> Any:
+    def counted(lora: Any, target: Any, output: Any, *arguments: Any) -> Any:
         if len(done) == 9:
             done.append("interrupted")
             raise KeyboardInterrupt
-        done.append(change.tensor)
-        return changed(lora, target, change, *arguments)
+        done.append(output.name)
+        return changed(lora, target, output, *arguments)
 
     monkeypatch.setattr(module, "_changed", counted)
     with pytest.raises(KeyboardInterrupt):

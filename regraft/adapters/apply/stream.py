@@ -1,0 +1,207 @@
+"""Writes a grafted checkpoint tensor by tensor: W + s B A in float32 row blocks, rounded once.
+
+Tensors that the adapter does not touch are copied as bytes, the others are worked on in blocks, so
+that memory depends on neither the model nor its largest tensor. What rounding to the output's dtype
+takes of the change is measured while it happens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from regraft import progress
+from regraft.adapters.apply.match import Change, Match
+from regraft.adapters.reader import Adapter
+from regraft.checkpoint.header import TensorInfo
+from regraft.checkpoint.layout import Planned
+from regraft.checkpoint.sink import CheckpointWriter
+from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.staging import Staging
+from regraft.device import each
+from regraft.errors import CheckpointError
+
+_BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write: made of `source` (of an untied head, the embedding), stored as `dtype`."""
+
+    name: str
+    source: TensorInfo
+    dtype: torch.dtype
+    change: Change | None
+
+    @property
+    def planned(self) -> Planned:
+        return Planned(self.name, self.source.shape, self.dtype)
+
+
+@dataclass
+class TensorSums:
+    """Of one changed tensor, with D the change in float32 and E what rounding W + D to the output's
+    dtype takes away: ||D||^2, ||E||^2, and ||D - E||^2, which is what reaches the file."""
+
+    change: float = 0.0
+    loss: float = 0.0
+    stored: float = 0.0
+
+    @property
+    def along(self) -> float:
+        """<D, D - E>: how much of the change reaches the file along its own direction."""
+        return (self.change + self.stored - self.loss) / 2
+
+
+def output_tensors(
+    target: Checkpoint, match: Match, dtype: torch.dtype | None
+) -> list[OutputTensor]:
+    """Every tensor of the output in the target's order; dtype: of all floating-point tensors, None
+    for the target's own."""
+    infos = dict(target.tensors)
+    if match.untied_head is not None and match.untied_head not in infos:
+        assert match.embedding is not None, "an untied head was the embedding"
+        infos[match.untied_head] = target.tensors[match.embedding]
+    return [
+        OutputTensor(
+            name,
+            info,
+            dtype if dtype is not None and info.dtype.is_floating_point else info.dtype,
+            match.changes.get(name),
+        )
+        for name, info in infos.items()
+    ]
+
+
+def write_tensors(
+    lora: Adapter,
+    target: Checkpoint,
+    outputs: list[OutputTensor],
+    scale: float,
+    writer: CheckpointWriter,
+    staging: Staging,
+    device: torch.device,
+) -> dict[str, TensorSums]:
+    """Write every tensor; the sums of the changed ones by name."""
+    results: dict[str, TensorSums] = {}
+    total = sum(output.source.nbytes for output in outputs)
+    with progress.bar("Grafting", total, unit="bytes") as bar:
+
+        def make(output: OutputTensor) -> None:
+            name, source = output.name, output.source.name
+            done = staging.done(f"graft:{name}")
+            if output.change is None:
+                if not writer.finished(name):
+                    if not target.is_finite(source):
+                        raise CheckpointError(
+                            f"Tensor '{source}' of {target.name} holds NaN or infinite numbers; "
+                            "give a sound checkpoint."
+                        )
+                    if output.dtype == output.source.dtype:
+                        writer.copy(name, target, source)
+                    else:
+                        writer.write(name, _converted(target, output))
+            elif done is not None and writer.finished(name):
+                results[name] = TensorSums(**done)
+            else:
+                sums = TensorSums()
+                blocks = _changed(lora, target, output, output.change, scale, device, sums)
+                writer.write(name, blocks)
+                _refuse_overflow(target, output, sums)
+                results[name] = sums
+                staging.record(f"graft:{name}", **asdict(sums))
+            bar.advance(output.source.nbytes)
+
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        each(outputs, make, threads, size=lambda output: output.source.nbytes)
+    return {output.name: results[output.name] for output in outputs if output.name in results}
+
+
+def _refuse_overflow(target: Checkpoint, output: OutputTensor, sums: TensorSums) -> None:
+    if not (math.isfinite(sums.change) and math.isfinite(sums.loss)):
+        raise CheckpointError(
+            f"Tensor '{output.name}' of {target.name} holds NaN or infinite numbers, or the "
+            f"changed one does not fit {output.dtype}; give a sound checkpoint or a smaller "
+            "--scale."
+        )
+
+
+def _converted(target: Checkpoint, output: OutputTensor) -> Iterator[Tensor]:
+    """The tensor in row blocks of another dtype."""
+    for block in _row_blocks(target, output.source):
+        stored = block.to(output.dtype)
+        if not torch.isfinite(stored).all():
+            raise CheckpointError(
+                f"Tensor '{output.name}' of {target.name} does not fit {output.dtype}; choose "
+                "another --dtype."
+            )
+        yield stored if output.source.shape else stored.reshape(())
+
+
+def _row_blocks(target: Checkpoint, info: TensorInfo) -> Iterator[Tensor]:
+    """The tensor's rows, some at a time; a scalar is one row."""
+    if not info.shape:
+        yield target.tensor(info.name).reshape(1)
+        return
+    step = max(1, _BLOCK // max(1, math.prod(info.shape[1:])))
+    for start in range(0, info.shape[0], step):
+        yield target.rows(info.name, start, min(start + step, info.shape[0]))
+
+
+def _changed(
+    lora: Adapter,
+    target: Checkpoint,
+    output: OutputTensor,
+    change: Change,
+    scale: float,
+    device: torch.device,
+    sums: TensorSums,
+) -> Iterator[Tensor]:
+    """The new tensor in row blocks of the output's dtype; fills `sums` on the way."""
+    source_dtype = output.source.dtype
+    if change.kind == "factors":
+        b, a = (part.to(device) for part in change.factors(lora))
+        b = b * scale
+        gram = (b.T @ b).double() * (a @ a.T).double()
+        sums.change = max(float(gram.sum()), 0.0)
+    elif change.kind == "difference":
+        dense = lora.difference(change.key)
+    else:
+        dense = lora.replacement(change.key)
+    exact = torch.float64 if source_dtype == torch.float64 else torch.float32
+    start = 0
+    for block in _row_blocks(target, output.source):
+        rows = max(0, min(change.rows - start, block.shape[0]))
+        if rows == 0:
+            yield block.to(output.dtype)
+            start += block.shape[0]
+            continue
+        old = block[:rows].to(device=device, dtype=exact)
+        if change.kind == "factors":
+            new = torch.addmm(old, b[start : start + rows].to(exact), a.to(exact))
+        else:
+            part = dense.reshape(-1) if dense.dim() == 0 else dense
+            part = part[start : start + rows].to(device=device, dtype=exact)
+            new = part if change.kind == "replacement" else old.add(part, alpha=scale)
+            sums.change += _squared_norm(new - old)
+        stored = new.to(output.dtype)
+        if stored is new:  # nothing is rounded, but NaN and infinity must not pass
+            sums.loss += 0.0 * float(torch.linalg.vector_norm(new))
+            sums.stored += _squared_norm(new - old)
+        else:
+            wide = stored.to(exact)
+            sums.stored += _squared_norm(wide - old)
+            sums.loss += _squared_norm(new.sub_(wide))
+        stored = stored.cpu()
+        if rows < block.shape[0]:
+            stored = torch.cat([stored, block[rows:].to(output.dtype)])
+        yield stored if output.source.shape else stored.reshape(())
+        start += block.shape[0]
+
+
+def _squared_norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2

@@ -1,0 +1,197 @@
+"""adapter_config.json: read with strict types, and what PEFT makes of its names.
+
+A value of another type is refused, because PEFT and others would take the string "false" for true
+and `true` for 1. What the config says of the stored modules and the file does not hold, or the
+other way round, is a contradiction that `contradictions` puts into words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import CheckpointError, InputError
+from regraft.record import read_record
+
+# PEFT switches that change what B A means, and the values at which they do nothing.
+_INACTIVE: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "trainable_token_indices": (None, [], {}),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
+# Ways to begin training after which the base is W - s B0 A0, so B A is no change of W.
+_SHIFTS_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The settings of a LoRA that decide what its factors change; PEFT's names and defaults."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: int = 8
+    lora_alpha: float = 8
+    use_rslora: bool | None = False
+    fan_in_fan_out: bool | None = False
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool | None = False
+    init_lora_weights: bool | str | None = True
+    # Switches of which only the inactive value is read, see `_INACTIVE`.
+    use_dora: Any = None
+    bias: Any = None
+    lora_bias: Any = None
+    layer_replication: Any = None
+    target_parameters: Any = None
+    alora_invocation_tokens: Any = None
+    use_qalora: Any = None
+    trainable_token_indices: Any = None
+    use_bdlora: Any = None
+    arrow_config: Any = None
+    kasa_config: Any = None
+    velora_config: Any = None
+    monteclora_config: Any = None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """rank_pattern or alpha_pattern: the first key that matches the end of a name decides.
+
+    Compiled once: the hundreds of names of a large model overflow the cache of `re`.
+    """
+
+    entries: list[tuple[re.Pattern[str], float]] = field(default_factory=list)
+
+    def get(self, module: str, default: float) -> float:
+        for expression, value in self.entries:
+            if expression.match(module):
+                return value
+        return default
+
+
+def read_config(path: Path, name: str) -> AdapterConfig:
+    """The config of the adapter called `name`.
+
+    Raises CheckpointError for what is no config, InputError for adapters that change more than
+    W + s B A.
+    """
+    config = read_record(path, AdapterConfig, "copy the adapter again")
+    if config.peft_type != "LORA":
+        raise InputError(
+            f"{name} is a {config.peft_type or 'nameless'} adapter and regraft applies LoRA; "
+            "convert it with peft.tuners.lora.conversion.convert_to_lora."
+        )
+    for key, inactive in _INACTIVE.items():
+        if (value := getattr(config, key)) is not None and value not in inactive:
+            raise InputError(
+                f"{name} uses {key}={value!r}, which changes more than W + s B A; merge it with "
+                "PEFT instead."
+            )
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.lower().startswith(_SHIFTS_BASE):
+        raise InputError(
+            f"{name} was trained with init_lora_weights={start!r}, which took its first factors "
+            "out of the base; save it with PEFT's path_initial_model_for_weight_conversion."
+        )
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(expression := getattr(config, key), str):
+            _compile(expression, path, key)
+    return config
+
+
+def read_pattern(values: dict[str, Any] | None, path: Path, key: str) -> Pattern:
+    """Raises CheckpointError for a key that is no regular expression."""
+    return Pattern(
+        [
+            (_compile(rf"(.*\.)?({name})$", path, key), value)
+            for name, value in (values or {}).items()
+        ]
+    )
+
+
+def _compile(expression: str, path: Path, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: {key} holds '{expression[:60]}', which is no regular expression ({error}); "
+            "copy the adapter again."
+        ) from None
+
+
+def contradictions(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
+    """What is to be said of modules that are stored and that PEFT would not load: they are not
+    among the targets, are excluded, or are in layers that are not to change."""
+    untargeted = [module for module in modules if not is_target(config, module)]
+    if config.ensure_weight_tying:  # the tied twin of a target has factors and is no target
+        untargeted = [module for module in untargeted if re.search(r"\.\d+\.", module)]
+    if not untargeted:
+        return []
+    settings = [
+        key
+        for key in ("target_modules", "exclude_modules", "layers_to_transform")
+        if getattr(config, key) not in (None, [])
+    ]
+    return [
+        f"it holds factors of {len(untargeted)} modules, '{untargeted[0]}' first, that its "
+        f"{', '.join(settings)} leave out: PEFT ignores them, regraft applies them"
+    ]
+
+
+def is_target(config: AdapterConfig, module: str) -> bool:
+    """Whether PEFT gives the module of this name factors (its `check_target_module_exists`, which
+    takes two seconds to import)."""
+    if _named(config.exclude_modules, module):
+        return False
+    targets = config.target_modules
+    if targets is None:
+        return True  # PEFT has a list for each architecture
+    if isinstance(targets, str):
+        return targets.lower() == "all-linear" or re.fullmatch(targets, module) is not None
+    if module in targets:
+        return True
+    if not _named(targets, module):
+        return False
+    layers = config.layers_to_transform
+    if layers is None or layers == []:
+        return True
+    return _layer(config, module) in ([layers] if isinstance(layers, int) else layers)
+
+
+def _named(names: str | list[str] | None, module: str) -> bool:
+    """A string is a regular expression, a list holds names or their ends."""
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names or [])
+
+
+def _layer(config: AdapterConfig, module: str) -> int | None:
+    """The number of the module's layer as PEFT finds it."""
+    patterns = config.layers_pattern or []
+    expressions = [
+        rf"(?:^|.*?\.){pattern}\.(\d+)\."
+        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+    ]
+    for expression in expressions or [r".*?\.[^.]*\.(\d+)\."]:
+        if match := re.match(expression, module):
+            return int(match[1])
+    return None

@@ -1,0 +1,133 @@
+"""adapter_config.json: wrong types are refused, contradictions are put into words."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from peft_folders import Q, adapter
+
+from regraft.adapters.apply.apply import apply
+from regraft.adapters.config import AdapterConfig, is_target
+from regraft.adapters.inspect.inspect import inspect
+from regraft.adapters.reader import Adapter
+from regraft.errors import CheckpointError, InputError
+
+A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_rslora": "false"},
+        {"use_rslora": 0},
+        {"fan_in_fan_out": "yes"},
+        {"lora_alpha": True},
+        {"lora_alpha": "8"},
+        {"r": 4.5},
+        {"r": True},
+        {"rank_pattern": {"q_proj": "4"}},
+        {"alpha_pattern": {"q_proj": False}},
+        {"alpha_pattern": [["q_proj", 8]]},
+        {"target_modules": {"q_proj": 1}},
+        {"target_modules": [1]},
+        {"layers_to_transform": "0"},
+        {"modules_to_save": "lm_head"},
+        {"peft_type": ["LORA"]},
+        {"base_model_name_or_path": 3},
+        {"init_lora_weights": 1},
+        {"ensure_weight_tying": "no"},
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(config: dict[str, Any], tmp_path: Path) -> None:
+    (key,) = config
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: '{key}.*' should be") as no:
+        Adapter.open(adapter(tmp_path / "a", config))
+    assert "\n" not in str(no.value)
+
+
+def test_switches_given_as_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="uses use_dora='false'"):
+        Adapter.open(adapter(tmp_path / "a", {"use_dora": "false"}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool])
+def test_factors_of_whole_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", tensors={B_KEY: torch.ones(64, 4).to(dtype)})
+    with pytest.raises(CheckpointError, match="no floating-point type"):
+        Adapter.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ({"target_modules": ["v_proj"]}, "target_modules"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, "target_modules, layers_to"),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "exclude_modules"),
+        ({"target_modules": r".*layers\.1\..*q_proj"}, "target_modules"),
+    ],
+)
+def test_factors_that_the_config_leaves_out_are_said(
+    config: dict[str, Any], settings: str, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "a", config)
+    base = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
+    with pytest.warns(UserWarning, match=rf"factors of 1 modules, '{Q}'.*{settings}.*leave out"):
+        apply(folder, base, tmp_path / "out", dry_run=True)
+    assert any(settings in text for text in inspect(str(folder))["warnings"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"target_modules": None},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.q_proj"},
+        {"target_modules": [Q]},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"layers_to_transform": []},
+    ],
+)
+def test_a_config_that_names_what_is_stored_is_silent(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    assert Adapter.open(adapter(tmp_path / "a", config)).warnings == []
+
+
+def test_targets_are_pefts() -> None:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = [
+        f"model.layers.{layer}.{block}"
+        for layer in (0, 1, 11)
+        for block in ("self_attn.q_proj", "mlp.up_proj", "mlp.experts.1.up_proj")
+    ]
+    settings = itertools.product(
+        [["q_proj"], ["mlp.up_proj", "layers.1.self_attn.q_proj"], r".*1\..*_proj", [names[0]]],
+        [None, ["up_proj"], r".*\.11\..*"],
+        [None, 1, [0, 11], []],
+        [None, "layers", ["h", "layers"], []],
+    )
+    for targets, excluded, layers, pattern in settings:
+        if isinstance(targets, str) and (layers is not None or pattern is not None):
+            continue  # PEFT refuses the pair
+        if pattern and layers is None:
+            continue  # and this one
+        own = AdapterConfig(
+            target_modules=targets, exclude_modules=excluded, layers_to_transform=layers,
+            layers_pattern=pattern,
+        )  # fmt: skip
+        theirs = LoraConfig(
+            target_modules=targets, exclude_modules=excluded, layers_to_transform=layers,
+            layers_pattern=pattern,
+        )  # fmt: skip
+        for name in names:
+            expected = bool(check_target_module_exists(theirs, name))
+            assert is_target(own, name) == expected, (own, name)
