@@ -142,8 +142,7 @@ class Bench:
         old = models.contents(self.target) if fault.overwrite else None
         done = self._run(line, fault)
         problems = [*self._wrong_exit(fault, done), *self._wrong_target(fault, old)]
-        visible = self.contents(fault.command, self.target) if self.target.is_dir() else None
-        if visible != self.whole[fault.command]:
+        if not (self.target.is_dir() and self._same(fault.command)):
             again = [*line, "--resume"] if fault.command != "demo" else line
             resumed = self.children.run(*again)
             if resumed["code"]:
@@ -253,7 +252,7 @@ class Bench:
         return files == self.whole[command]
 
     def _different(self, command: str) -> list[str]:
-        problems = []
+        problems: list[str] = []
         if not self._same(command):
             files, whole = self.contents(command, self.target), self.whole[command]
             names = {name for name in files.keys() | whole.keys()

@@ -4,6 +4,7 @@ what the disk refuses names the file."""
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -211,6 +212,27 @@ def test_a_library_that_cannot_write_names_the_file(library: str, tmp_path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_temporary_folder_that_cannot_be_removed_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    removed: list[str] = []
+
+    def failing(path: str, *arguments: object, **named: object) -> None:
+        if "regraft-" in str(path) and "staging" not in str(path):
+            removed.append(str(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rmdir(path, *arguments, **named)  # type: ignore[arg-type]
+
+    rmdir = os.rmdir
+    recipe = tmp_path / "recipe.yaml"
+    text = TRAINING.format(source="synthetic: notes, documents: 9", cache=tmp_path / "cache")
+    recipe.write_text(text)
+    monkeypatch.setattr(os, "rmdir", failing)
+    train(recipe, tmp_path / "out", device="cpu")
+    gc.collect()
+    assert any("regraft-toy-" in path for path in removed)
 
 
 def fail_while_staged(out: Path, action) -> None:

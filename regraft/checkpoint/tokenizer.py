@@ -39,7 +39,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.name} has no tokenizer; put its files (tokenizer.json, "
             "tokenizer_config.json) beside the model."
         )
-    folder = tempfile.TemporaryDirectory(prefix="regraft-tokenizer-")
+    folder = tempfile.TemporaryDirectory(prefix="regraft-tokenizer-", ignore_cleanup_errors=True)
     try:
         _link(paths, checkpoint.config, Path(folder.name))
         _check_core(paths)

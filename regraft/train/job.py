@@ -72,7 +72,11 @@ def train(
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
     with ExitStack() as stack, progress.without_others(), mesh.guard():
-        toys = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="regraft-toy-")))
+        toys = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="regraft-toy-", ignore_cleanup_errors=True)
+            )
+        )
         source = model_source(read, toys)
         base = stack.enter_context(Checkpoint.open(source))
         run = prepare_run(read, mesh, source, base)

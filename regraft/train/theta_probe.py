@@ -126,7 +126,7 @@ def _try(
     value["watch"] = {**value["watch"], "every": steps, "length": target, "stop": False}
     value["save_every"] = 10**9
     value.pop("track", None)
-    with tempfile.TemporaryDirectory(prefix="regraft-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="regraft-probe-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")
         record = train(path, Path(folder) / "out", device=device)
