@@ -17,6 +17,7 @@ from regraft.adapters.config import contradictions, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.header import FLOAT_DTYPES
+from regraft.checkpoint.links import refuse_links_out
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
@@ -116,6 +117,7 @@ class Adapter:
                 f"{'' if pickled else WEIGHTS}; load it with PEFT and save it again to get "
                 f"{WEIGHTS}."
             )
+        refuse_links_out(folder, (CONFIG, WEIGHTS, RECORD, LINEAGE, DIFFERENCES))
         return cls(folder, str(source))
 
     @property

@@ -6,7 +6,9 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from regraft import progress
 from regraft.checkpoint.header import local_head
+from regraft.checkpoint.links import leads_out, refuse_links_out
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 
@@ -23,6 +25,8 @@ _WEIGHT_SUFFIXES = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5",
     ".msgpack",
 )  # fmt: skip
+# What could be run where a copy of the model is opened.
+_CODE_SUFFIXES = (".py", ".pyc", ".so", ".dll", ".sh", ".pkl", ".pickle")
 
 
 class Files(Protocol):
@@ -50,6 +54,7 @@ class Folder:
         self.root = root
         self.where = str(root)
         self.remedy = "finish the download"
+        self._warned: set[str] = set()
 
     def names(self) -> list[str]:
         found = []
@@ -57,17 +62,25 @@ class Folder:
             subfolders[:] = [
                 s for s in subfolders if not s.startswith(".") and s not in _OTHER_FORMATS
             ]
-            found += [(Path(folder) / n).relative_to(self.root).as_posix() for n in names]
+            for name in names:
+                path = Path(folder) / name
+                relative = path.relative_to(self.root).as_posix()
+                if not leads_out(self.root, path):
+                    found.append(relative)
+                elif relative not in self._warned:
+                    self._warned.add(relative)
+                    progress.warn(f"{path} is a link to a file outside the model and is left out.")
         return found
 
     def has(self, name: str) -> bool:
         return (self.root / name).is_file()
 
     def path(self, name: str) -> Path:
+        refuse_links_out(self.root, (name,))
         return self.root / name
 
     def heads(self, shards: list[str]) -> list[tuple[bytes, int]]:
-        return [local_head(self.root / shard) for shard in shards]
+        return [local_head(self.path(shard)) for shard in shards]
 
     def fetch(self, names: list[str]) -> None:
         pass
@@ -102,7 +115,7 @@ def is_other(name: str) -> bool:
     return not (
         name == "config.json"
         or base.lower().startswith("readme")
-        or base.endswith(_WEIGHT_SUFFIXES)
+        or base.endswith((*_WEIGHT_SUFFIXES, *_CODE_SUFFIXES))
         or any(part.startswith(".") for part in (*folders, base))
         or not _OTHER_FORMATS.isdisjoint(folders)
         or PurePosixPath(name).parts[0] in _HISTORY

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regraft import progress
-from regraft.checkpoint.files import Folder
+from regraft.checkpoint.files import Folder, is_inside
 from regraft.checkpoint.header import MAX_HEADER, local_head
 from regraft.errors import CheckpointError
 
@@ -32,7 +32,8 @@ class Hub:
         try:
             info = HfApi().model_info(repo, revision=revision, timeout=20)
             self.revision: str | None = info.sha
-            self._names = [sibling.rfilename for sibling in info.siblings or []]
+            listed = [sibling.rfilename for sibling in info.siblings or []]
+            self._names = [name for name in listed if is_inside(name)]
             if "config.json" in self._names:
                 # By its branch, not its commit: so the cache learns where the branch points, and
                 # the model opens offline by the same name.

@@ -223,9 +223,9 @@ class Checkpoint:
     def other_files(self) -> list[str]:
         """Sorted relative names of what a copy of the model needs beside weights and config.json.
 
-        That is the tokenizer, chat template, generation config, licence and custom code; not
-        README, hidden files, weights in other formats and their folders, or records and figures
-        of how this one came about.
+        That is the tokenizer, chat template, generation config and licence; not code, README,
+        hidden files, weights in other formats and their folders, or records and figures of how
+        this one came about.
         """
         return sorted(name for name in self._files.names() if is_other(name))
 

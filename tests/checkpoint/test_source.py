@@ -205,10 +205,11 @@ def test_shards_without_an_index_are_all_read_and_consolidated_ones_ignored(tmp_
 
 def test_other_files_are_what_a_copy_needs(tmp_path: Path) -> None:
     model(tmp_path, two_shards())
-    needed = ["LICENSE", "chat_template.jinja", "code/modeling.py", "tokenizer.json"]
+    needed = ["LICENSE", "chat_template.jinja", "code/notes.txt", "tokenizer.json"]
     rest = [
         "README.md", ".gitattributes", ".cache/x", "original/params.json", "onnx/config.json",
         "pytorch_model.bin", "training_args.bin", "model.gguf", "pytorch_model.bin.index.json",
+        "modeling.py", "code/x.py", "lib.so", "data.pkl", "run.sh",
         "train.json", "curves.png", "tensorboard/events", "runs/1/events", "regraft.json",
     ]  # fmt: skip
     for name in needed + rest:

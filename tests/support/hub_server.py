@@ -21,15 +21,22 @@ COMMIT = "c0ffee" + "0" * 34
 
 class HubServer:
     """repos: 'org/name' -> folder. gated: names that answer 403 as a gated repository does;
-    down: names that answer 503 to everything (more can be added at any time).
+    down: names that answer 503 to everything (more can be added at any time). hostile: name ->
+    content of files that every repository lists besides its own, whatever the name.
 
     log: every request as (method, path, Range header or None).
     """
 
     def __init__(
-        self, repos: dict[str, Path], *, gated: tuple[str, ...] = (), down: tuple[str, ...] = ()
+        self,
+        repos: dict[str, Path],
+        *,
+        gated: tuple[str, ...] = (),
+        down: tuple[str, ...] = (),
+        hostile: dict[str, bytes] | None = None,
     ) -> None:
         self.repos, self.gated, self.down = repos, gated, [*down]
+        self.hostile = hostile or {}
         self.log: list[tuple[str, str, str | None]] = []
         hub = self
 
@@ -107,8 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         if any(name in path for name in hub.down):
             return self._send(503, b"down", body)
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path)
         resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        match = api or resolve
+        match = tree or api or resolve
         if match is None or match[1] not in hub.repos:
             return self._fail("RepoNotFound", 401, body)
         if match[1] in hub.gated and resolve:
@@ -116,10 +124,20 @@ class _Handler(BaseHTTPRequestHandler):
         if (match[2] or "main") not in ("main", COMMIT):
             return self._fail("RevisionNotFound", 404, body)
         folder = hub.repos[match[1]]
-        if api:
+        if tree or api:
             names = sorted(
                 p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
             )
+            names += hub.hostile
+            if tree:
+                sizes = {name: len(hub.hostile.get(name, b"")) for name in names}
+                sizes |= {n: (folder / n).stat().st_size for n in names if n not in hub.hostile}
+                entries = [
+                    {"type": "file", "path": name, "size": size, "oid": "0" * 40}
+                    for name, size in sizes.items()
+                ]
+                data = json.dumps(entries).encode()
+                return self._send(200, data, body, kind="application/json")
             info = {
                 "id": match[1],
                 "sha": COMMIT,
@@ -129,9 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, json.dumps(info).encode(), body, kind="application/json")
         assert resolve is not None
         file = folder / resolve[3]
-        if not file.is_file():
+        if resolve[3] in hub.hostile:
+            data = hub.hostile[resolve[3]]
+        elif file.is_file():
+            data = file.read_bytes()
+        else:
             return self._fail("EntryNotFound", 404, body)
-        data = file.read_bytes()
         headers = {
             "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
             "X-Repo-Commit": COMMIT,

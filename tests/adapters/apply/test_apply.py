@@ -387,9 +387,14 @@ def test_added_tokens_and_files_of_the_target_are_kept(whole_adapter, tmp_path):
         "tokenizer_config.json": b"{}",
         "chat_template.jinja": "{{ 'ü' }}".encode(),
         "LICENSE": b"mine",
-        "sub/code.py": b"pass",
+        "sub/notes.txt": b"pass",
     }
-    left = {"README.md": b"old", "adapter_config.json": b"{}", "regraft.json": b"{}"}
+    left = {
+        "README.md": b"old",
+        "sub/code.py": b"pass",
+        "adapter_config.json": b"{}",
+        "regraft.json": b"{}",
+    }
     for name, data in (files | left).items():
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(data)
