@@ -38,10 +38,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     train."""
     from regraft.adapters.apply import card as graft_card
     from regraft.adapters.extract import card
-    from regraft.train.output import log as metrics
+    from regraft.train.output import curves
 
     monkeypatch.setattr(
-        metrics, "draw", lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+        curves, "draw_curves", lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
     )
     monkeypatch.setattr(card, "_draw", lambda path, modules: None)
     monkeypatch.setattr(graft_card, "_draw", lambda path, tensors: None)

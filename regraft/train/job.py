@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from regraft.errors import InputError
 from regraft.job import Job
 from regraft.record import versions
 from regraft.train.loop import Loop
-from regraft.train.output import log
+from regraft.train.output import curves, log
 from regraft.train.output.card import write_card
 from regraft.train.output.export import export_adapter, export_model
 from regraft.train.output.summary import summary
+from regraft.train.output.trackers import keep_offline
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recovery import add_noise, begin_recovery
 from regraft.train.setup import (
@@ -33,7 +35,7 @@ from regraft.train.setup import (
     model_source,
     prepare_run,
 )
-from regraft.train.state import Place
+from regraft.train.state import RunState
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
 from regraft.write import write_json, write_text
@@ -99,7 +101,7 @@ def train(
         box: list[Any] = [None]
         if staging is not None:
             box[0] = json.loads((folder / RECORD).read_text())
-            log.keep_offline(folder / STATES, folder, target)
+            keep_offline(folder / STATES, folder, target)
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
         mesh.wait()
@@ -135,7 +137,7 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
             export_model(folder, learner, base, last, body, mesh)
     if staging is not None:
         with progress.stage("Drawing the curves"):
-            log.draw(folder)
+            curves.draw_curves(folder)
         record = _record(run, loop, state, folder)
         write_json(folder / RECORD, record)
         write_card(folder, record, summary(record))
@@ -143,10 +145,10 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
         staging.record("exported")
 
 
-def _record(run: Run, loop: Loop, state: Place, folder: Path) -> dict[str, Any]:
+def _record(run: Run, loop: Loop, state: RunState, folder: Path) -> dict[str, Any]:
     """train.json: what was trained from what, how it went, and with which versions."""
     body = run.recipe.body
-    steps, validations = log.read(folder / log.METRICS), log.read(folder / log.WATCH)
+    steps, validations = log.read(folder / log.METRICS), log.read(folder / log.VALIDATIONS)
     return {
         "schema_version": 1,
         "kind": "training",
@@ -162,14 +164,14 @@ def _record(run: Run, loop: Loop, state: Place, folder: Path) -> dict[str, Any]:
             "stages": [spec.to_json() for spec in loop.contexts],
         },
         "text": run.corpus.digests,
-        "steps": state.learned,
+        "steps": state.learned_steps,
         "stage_steps": [
             sum(line["stage"] == i + 1 for line in steps)
-            - sum(lost["steps"] for lost in state.abandoned if lost["stage"] == i + 1)
+            - sum(lost.steps for lost in state.abandoned if lost.stage == i + 1)
             for i in range(len(body.stages))
         ],
         "tokens": state.learned_tokens,
-        "abandoned": state.abandoned,
+        "abandoned": [asdict(attempt) for attempt in state.abandoned],
         "stopped": {str(stage + 1): reason for stage, reason in state.stopped.items()},
         "loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]} if steps else None,
         "drift": state.drifts,

@@ -24,12 +24,12 @@ from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train import state
 from regraft.train.corpus import Corpus, StageRows
-from regraft.train.estimate.throughput import Speed, peak_memory
-from regraft.train.output.log import METRICS, WATCH, Board, Log
+from regraft.train.estimate.throughput import Throughput, peak_memory
+from regraft.train.output.log import RunLog
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Stage
 from regraft.train.recovery import Recovery
-from regraft.train.state import Place
+from regraft.train.state import AbandonedAttempt, RunState
 from regraft.train.step import optimizers as optim
 from regraft.train.step.learner import Learner, arithmetic
 from regraft.train.step.rotary import check_rotary, fix_rotary, wavelengths
@@ -37,12 +37,15 @@ from regraft.train.validation import Validation, reason_to_stop
 from regraft.units import format_bytes, format_tokens
 
 FIRST = "first"
-"""Folder among the states, of the state at the beginning of a stage that may begin again."""
+"""Folder in `states` for the state at the start of a stage that may be started again."""
 
 
 class Loop:
-    """A run in `folder`. contexts: the RoPE of each stage, and those to try next where `watch` ends
-    it. saved: called after each state, with the steps finished."""
+    """The stages of a run, trained in `folder`.
+
+    contexts: for each stage the RoPE of every attempt, in order. states: folder of the training
+    states. tokenizer: for validation. on_save: called with the step after each state is written.
+    """
 
     def __init__(
         self,
@@ -53,190 +56,191 @@ class Loop:
         folder: Path,
         states: Path,
         tokenizer: Any,
-        saved: Callable[[int], None] = lambda step: None,
+        on_save: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.recipe, self.learner, self.corpus = recipe, learner, corpus
         self.mesh: Mesh = corpus.mesh
-        self._contexts, self.folder, self.states = contexts, folder, states
-        self.tokenizer, self.saved = tokenizer, saved
-        self.place = Place()
+        self._attempts, self.folder, self.states = contexts, folder, states
+        self.tokenizer, self._on_save = tokenizer, on_save
+        self.state = RunState()
         self.optimizers = optim.make(learner.trained(), recipe.body.optimizer)
         self.recovery: Recovery | None = None
-        self.speed = Speed(learner, recipe.body, self.mesh)
+        self.throughput = Throughput(learner, recipe.body, self.mesh)
         self.processes = self.mesh.describe()
+        self._log: RunLog | None = None
 
     @property
     def contexts(self) -> list[ContextSpec]:
-        """The RoPE each stage has, or had in the end."""
-        given_up = [given_up["stage"] - 1 for given_up in self.place.abandoned]
-        return [tried[given_up.count(i)] for i, tried in enumerate(self._contexts)]
+        """The RoPE of each stage: of its last attempt."""
+        abandoned = [attempt.stage - 1 for attempt in self.state.abandoned]
+        return [attempts[abandoned.count(i)] for i, attempts in enumerate(self._attempts)]
 
-    def run(self) -> Place:
+    def run(self) -> RunState:
         """Train what is left, from the newest state in `states` where there is one."""
-        found = state.latest(self.states)
-        if found is not None:
-            self.place, digests = state.load(found, self.learner, self.optimizers, self.mesh)
+        newest = state.latest(self.states)
+        if newest is not None:
+            self.state, digests = state.load(newest, self.learner, self.optimizers, self.mesh)
             self.corpus.check_same(digests)
-            progress.note(f"Going on after step {self.place.step}.")
+            progress.note(f"Continuing after step {self.state.step}.")
+        if self.mesh.rank == 0:
+            self._log = RunLog(
+                self.folder, self.states, self.recipe.body,
+                steps=self.state.step, validations=self.state.validation_lines,
+            )  # fmt: skip
         stages = self.recipe.body.stages
-        work = [self.recipe.steps(stage) * self._work(stage) for stage in stages]
-        self.metrics, self.watched, self.board = self._logs()
+        flops = [self.recipe.steps(stage) * self._step_flops(stage) for stage in stages]
         try:
-            with progress.bar("training", total=sum(work)) as bar:
-                bar.skip(sum(work[: self.place.stage]))
-                if self.place.stage < len(stages):
-                    bar.skip(self.place.stage_step * self._work(stages[self.place.stage]))
-                while self.place.stage < len(stages):
-                    if self._stage(bar):
+            with progress.bar("training", total=sum(flops)) as bar:
+                bar.skip(sum(flops[: self.state.stage]))
+                if self.state.stage < len(stages):
+                    bar.skip(self.state.stage_step * self._step_flops(stages[self.state.stage]))
+                while self.state.stage < len(stages):
+                    if not self._train_stage(bar):
                         continue
-                    done = self.place.recovered
-                    self.place.stage = len(stages) if done else self.place.stage + 1
-                    self.place.stage_step, self.place.counts, self.place.looks = 0, {}, []
+                    done = self.state.recovered
+                    self.state.stage = len(stages) if done else self.state.stage + 1
+                    self.state.stage_step, self.state.counts, self.state.validations = 0, {}, []
             self._save(self.states)
         finally:
-            for log in (self.metrics, self.watched, self.board):
-                if log is not None:
-                    log.close()
-        return self.place
+            if self._log is not None:
+                self._log.close()
+        return self.state
 
-    def _logs(self) -> tuple[Log | None, Log | None, Board | None]:
-        if self.mesh.rank:
-            return None, None, None
-        step, body = self.place.step, self.recipe.body
-        watched = Log(self.folder / WATCH, self.place.looked) if body.watch else None
-        board = Board(self.folder / "tensorboard", self.states, step, body)
-        return Log(self.folder / METRICS, step), watched, board
+    def _step_flops(self, stage: Stage) -> float:
+        """FLOPs of one step of the stage, by which the remaining time is estimated."""
+        return stage.batch * self.throughput.document_flops(self.recipe.window(stage))
 
-    def _work(self, stage: Stage) -> float:
-        """What a step of the stage costs, in floating-point operations, for the time left."""
-        return stage.batch * self.speed.of(self.recipe.window(stage))
+    def _train_stage(self, bar: progress.Bar) -> bool:
+        """Train the rest of the present stage. False where it has to start again with its next
+        theta."""
+        run, body = self.state, self.recipe.body
+        stage, number = body.stages[run.stage], run.stage + 1
+        self._set_context(stage)
+        rows = self.corpus.stage(run.stage)
+        dtype = arithmetic(body, self.mesh.device)
+        self.processes = self.mesh.describe(self.learner.model, rows.window, dtype)
+        progress.note(f"stage {number}: {self.processes}")
+        if stage.fallback and run.stage_step == 0 and run.attempt == 0:
+            self._save(self.states / FIRST)
+        if run.counts:
+            rows.mixture.counts = dict(run.counts)
+        validation = None
+        if body.watch is not None:
+            validation = Validation(self.corpus, body.watch, stage.length, self.tokenizer)
+            if run.stage_step == 0:
+                self._validate(validation)
+        steps = self.recipe.steps(stage)
+        if self.recovery is not None and run.step == 0 and self._is_recovered(self.recovery, True):
+            return True
+        while run.stage_step < steps:
+            self._step(rows, steps, bar)
+            last = run.stage_step == steps
+            if validation and (last or run.stage_step % validation.settings.every == 0):
+                self._validate(validation)
+                if reason := self._reason_to_stop(validation):
+                    if run.attempt < len(stage.fallback):
+                        self._start_again(reason, bar)
+                        return False
+                    run.stopped[run.stage] = reason
+                    progress.warn(f"Stage {number} ends at step {run.step}: {reason}")
+                    bar.skip((steps - run.stage_step) * self._step_flops(stage))
+                    return True
+            if self.recovery is not None and self._is_recovered(self.recovery, last):
+                return True
+            if run.step % body.save_every == 0:
+                self._save(self.states)
+        return True
 
-    def _stage(self, bar: progress.Bar) -> bool:
-        """Train what is left of a stage; whether it is to be started again with the next theta."""
-        place, body = self.place, self.recipe.body
-        stage, spec = body.stages[place.stage], self.contexts[place.stage]
+    def _set_context(self, stage: Stage) -> None:
+        """Put the stage's frequencies into the model, and verify that it uses them."""
+        spec = self.contexts[self.state.stage]
         # A recovery serves the whole context; a shorter stage of a fine-tune uses the frequencies
         # that `longrope` has for its own length.
         length = stage.length
-        if body.method == "recover":
+        if self.recipe.body.method == "recover":
             length = max(length, spec.max_position_embeddings)
         rotary = fix_rotary(self.learner.model, spec, length)
-        check_rotary(self._probe, self.learner.layers[0], rotary, self.mesh.device)
-        for line in wavelengths(rotary) if place.stage_step == 0 else ():
-            progress.note(f"stage {place.stage + 1}: {line}")
-        rows = self.corpus.stage(place.stage)
-        dtype = arithmetic(body, self.mesh.device)
-        self.processes = self.mesh.describe(self.learner.model, rows.window, dtype)
-        progress.note(f"stage {place.stage + 1}: {self.processes}")
-        if stage.fallback and place.stage_step == 0 and place.attempt == 0:
-            self._save(self.states / FIRST)
-        if place.counts:
-            rows.mixture.counts = dict(place.counts)
-        watcher = None
-        if body.watch is not None:
-            watcher = Validation(self.corpus, body.watch, stage.length, self.tokenizer)
-            if place.stage_step == 0:
-                self._look(watcher)
-        steps = self.recipe.steps(stage)
-        if self.recovery is not None and place.step == 0 and self._recovered(self.recovery, True):
-            return False
-        while place.stage_step < steps:
-            self._step(rows, steps, bar)
-            last = place.stage_step == steps
-            if watcher is not None and (last or place.stage_step % watcher.settings.every == 0):
-                self._look(watcher)
-                if reason := self._reason_to_stop(watcher):
-                    if place.attempt < len(stage.fallback):
-                        self._begin_again(reason, bar)
-                        return True
-                    place.stopped[place.stage] = reason
-                    progress.warn(f"Stage {place.stage + 1} ends at step {place.step}: {reason}")
-                    bar.skip((steps - place.stage_step) * self._work(stage))
-                    return False
-            if self.recovery is not None and self._recovered(self.recovery, last):
-                return False
-            if place.step % body.save_every == 0:
-                self._save(self.states)
-        return False
+        check_rotary(self._forward, self.learner.layers[0], rotary, self.mesh.device)
+        for line in wavelengths(rotary) if self.state.stage_step == 0 else ():
+            progress.note(f"stage {self.state.stage + 1}: {line}")
 
-    def _begin_again(self, reason: str, bar: progress.Bar) -> None:
-        """Put the stage's first state back, its theta being the next one."""
-        before, stage = self.place, self.recipe.body.stages[self.place.stage]
+    def _start_again(self, reason: str, bar: progress.Bar) -> None:
+        """Restore the first state of the stage; its theta is then the next one."""
+        before, stage = self.state, self.recipe.body.stages[self.state.stage]
         theta = self.contexts[before.stage].theta
         first = state.latest(self.states / FIRST)
         assert first is not None
-        self.place, _ = state.load(first, self.learner, self.optimizers, self.mesh)
-        self.place.step, self.place.tokens = before.step, before.tokens
-        self.place.looked = before.looked
-        lost = {
-            "stage": before.stage + 1,
-            "theta": theta,
-            "steps": before.stage_step,
-            "tokens": before.stage_step * stage.batch * self.recipe.window(stage),
-            "reason": reason,
-        }
-        self.place.abandoned = [*before.abandoned, lost]
-        bar.skip(-before.stage_step * self._work(stage))
+        self.state, _ = state.load(first, self.learner, self.optimizers, self.mesh)
+        self.state.step, self.state.tokens = before.step, before.tokens
+        self.state.validation_lines = before.validation_lines
+        tokens = before.stage_step * stage.batch * self.recipe.window(stage)
+        abandoned = AbandonedAttempt(before.stage + 1, theta, before.stage_step, tokens, reason)
+        self.state.abandoned = [*before.abandoned, abandoned]
+        bar.skip(-before.stage_step * self._step_flops(stage))
         progress.warn(
-            f"Stage {before.stage + 1} is begun again at theta "
+            f"Stage {before.stage + 1} starts again at theta "
             f"{self.contexts[before.stage].theta:g} instead of {theta:g}: {reason}"
         )
         self._save(self.states)
 
     def _step(self, rows: StageRows, steps: int, bar: progress.Bar) -> None:
-        place, body = self.place, self.recipe.body
+        """One optimizer step on the next rows. Raises RegraftError where it is not finite."""
+        run, body = self.state, self.recipe.body
         stage = rows.stage
         began = time.perf_counter()
-        # a stage begun again sees what it would have seen first
-        mine = rows.next(place.learned)
-        loss, valid, flops = self._backward(mine, place.step)
-        parameters = list(self.learner.trained().values())
-        norm = self._clip(parameters, body.optimizer.clip)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            advice = (
-                "lower the rate or lengthen the warm-up; --resume goes on from the last saved step."
-                if place.step
-                else "nothing was learned yet, so look at the model's weights."
-            )
-            raise RegraftError(
-                f"The {what} became {loss if what == 'loss' else norm} at step {place.step + 1} "
-                f"(stage {place.stage + 1}, {format_tokens(stage.length)}): {advice}"
-            )
-        rate = stage.rate * optim.factor(stage.schedule or body.schedule, place.stage_step, steps)
+        # By learned steps: a stage that starts again gets the rows it got at first.
+        loss, valid, flops = self._backward(rows.next(run.learned_steps), run.step)
+        norm = self._clip(list(self.learner.trained().values()), body.optimizer.clip)
+        self._check_finite(loss, norm, stage)
+        rate = stage.rate * optim.factor(stage.schedule or body.schedule, run.stage_step, steps)
         optim.set_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        place.step += 1
-        place.stage_step += 1
-        place.counts = dict(rows.mixture.counts)
-        done = stage.batch * rows.window
-        place.tokens += done
+        tokens = stage.batch * rows.window
+        run.step += 1
+        run.stage_step += 1
+        run.counts = dict(rows.mixture.counts)
+        run.tokens += tokens
         seconds = time.perf_counter() - began
-        mfu, memory = self.speed.mfu(flops, seconds), peak_memory(self.mesh.device)
+        mfu, memory = self.throughput.mfu(flops, seconds), peak_memory(self.mesh.device)
         bar.advance(
-            self._work(stage),
-            f"{format_tokens(stage.length)} step {place.step}: loss {loss:.3f}, "
-            f"{done / seconds:,.0f} tokens/s, "
+            self._step_flops(stage),
+            f"{format_tokens(stage.length)} step {run.step}: loss {loss:.3f}, "
+            f"{tokens / seconds:,.0f} tokens/s, "
             + ("" if mfu is None else f"MFU {mfu:.0%}, ")
             + format_bytes(memory),
         )
-        if self.metrics is not None and self.board is not None:
+        if self._log is not None:
             figures = {
-                "loss": loss, "rate": rate, "gradient": norm, "tokens_per_second": done / seconds,
+                "loss": loss, "rate": rate, "gradient": norm, "tokens_per_second": tokens / seconds,
                 "memory": memory, **({} if mfu is None else {"mfu": mfu}),
             }  # fmt: skip
-            self.metrics.add(
-                step=place.step, stage=place.stage + 1, attempt=place.attempt + 1,
-                length=stage.length, theta=self.contexts[place.stage].theta, tokens=place.tokens,
-                valid=valid, seconds=seconds, left=bar.left, **figures,
+            self._log.add_step(
+                run.step, figures, stage=run.stage + 1, attempt=run.attempt + 1,
+                length=stage.length, theta=self.contexts[run.stage].theta, tokens=run.tokens,
+                valid=valid, seconds=seconds, left=bar.left,
             )  # fmt: skip
-            self.board.add(place.step, **figures)
+
+    def _check_finite(self, loss: float, norm: float, stage: Stage) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
+        advice = (
+            "lower the rate or lengthen the warm-up; --resume continues from the last saved step."
+            if self.state.step
+            else "nothing was learned yet, so look at the model's weights."
+        )
+        raise RegraftError(
+            f"The {what} became {value} at step {self.state.step + 1} "
+            f"(stage {self.state.stage + 1}, {format_tokens(stage.length)}): {advice}"
+        )
 
     def _backward(self, rows: list[Row], step: int) -> tuple[float, int, float]:
-        """Gradients of the mean NLL over all valid tokens of all processes; (it, their number, the
-        floating-point operations of all processes)."""
+        """Compute gradients of the mean NLL over the valid tokens of all processes.
+
+        Returns (that mean, the number of valid tokens, the FLOPs of all processes).
+        """
         mesh, body = self.mesh, self.recipe.body
         size = body.memory.rows
         parts = [
@@ -244,7 +248,7 @@ class Loop:
         ]
         count = sum(int((part["labels"] >= 0).sum()) for part in parts)
         # rows are the same on the ranks of one sequence, which share their work
-        shared = self.speed.flops(rows) / (mesh.context * mesh.ulysses)
+        shared = self.throughput.flops(rows) / (mesh.context * mesh.ulysses)
         valid_all, flops = mesh.sum_numbers([count, shared])
         valid = int(valid_all)
         if valid == 0:
@@ -265,40 +269,42 @@ class Loop:
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return float(whole)
 
-    def _look(self, watcher: Validation) -> None:
-        looked: dict[str, Any] = {
-            "step": self.place.step,
-            "stage": self.place.stage + 1,
-            "attempt": self.place.attempt + 1,
-            "length": watcher.length,
+    def _validate(self, validation: Validation) -> None:
+        result: dict[str, Any] = {
+            "step": self.state.step,
+            "stage": self.state.stage + 1,
+            "attempt": self.state.attempt + 1,
+            "length": validation.length,
+            **validation.run(self.learner),
         }
-        looked |= watcher.run(self.learner)
-        self.place.looks.append(looked)
-        self.place.looked += 1
-        if self.watched is not None and self.board is not None:
-            self.watched.add(**looked)
-            self.board.add(self.place.step, **{f"nll/{k}": v for k, v in looked["nll"].items()})
-        far = list(looked["nll"].items())[-1]
-        needle = looked.get("needle")
-        told = "" if needle is None else f", needles found {needle['found']:.0%}"
-        progress.note(f"step {self.place.step}: NLL at {far[0]} {far[1]:.3f}{told}")
+        self.state.validations.append(result)
+        self.state.validation_lines += 1
+        if self._log is not None:
+            self._log.add_validation(result)
+        bucket, nll = list(result["nll"].items())[-1]
+        needle = result.get("needle")
+        found = "" if needle is None else f", needles found {needle['found']:.0%}"
+        progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{found}")
 
-    def _recovered(self, recovery: Recovery, last: bool) -> bool:
-        """Whether short text reads as before again, at steps where that is looked at."""
+    def _is_recovered(self, recovery: Recovery, last: bool) -> bool:
+        """Measure the drift where it is due, and say whether it is small enough."""
         settings = self.recipe.body.recover
-        if recovery.teacher is None or not (last or self.place.step % settings.every == 0):
+        if recovery.teacher is None or not (last or self.state.step % settings.every == 0):
             return False
         drift = recovery.drift(self.learner)
-        progress.note(f"step {self.place.step}: drift on short text {drift:+.4f} nats")
-        self.place.drifts.append({"step": self.place.step, "drift": drift})
-        self.place.recovered = settings.drift is not None and drift <= settings.drift
-        return self.place.recovered
+        progress.note(f"step {self.state.step}: drift on short text {drift:+.4f} nats")
+        self.state.drifts.append({"step": self.state.step, "drift": drift})
+        self.state.recovered = settings.drift is not None and drift <= settings.drift
+        return self.state.recovered
 
-    def _reason_to_stop(self, watcher: Validation) -> str | None:
-        settings = watcher.settings
-        return reason_to_stop(self.place.looks, settings.tolerance) if settings.stop else None
+    def _reason_to_stop(self, validation: Validation) -> str | None:
+        settings = validation.settings
+        if not settings.stop:
+            return None
+        return reason_to_stop(self.state.validations, settings.tolerance)
 
-    def _probe(self, ids: Tensor, positions: Tensor) -> None:
+    def _forward(self, ids: Tensor, positions: Tensor) -> None:
+        """One forward pass at these ids and positions, [1, 8] each, repeated for every process."""
         mesh = self.mesh
         length = 8 * mesh.context * mesh.ulysses * 2
         batch = {
@@ -310,6 +316,6 @@ class Loop:
 
     def _save(self, folder: Path) -> None:
         state.save(
-            folder, self.place, self.corpus.digests, self.learner, self.optimizers, self.mesh
+            folder, self.state, self.corpus.digests, self.learner, self.optimizers, self.mesh
         )
-        self.saved(self.place.step)
+        self._on_save(self.state.step)

@@ -22,7 +22,7 @@ from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
 from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
 from regraft.train.output.export import DTYPES
-from regraft.train.output.log import check_tracker
+from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Parallel, ToyModel, trains_everything
 from regraft.train.recovery import check_recovery

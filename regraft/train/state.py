@@ -27,10 +27,27 @@ from regraft.parallel import Mesh
 from regraft.train.step.learner import Learner
 
 
+@dataclass(frozen=True)
+class AbandonedAttempt:
+    """An attempt at a stage (from 1) that validation stopped, and that was repeated with the next
+    theta. steps, tokens: what was trained in it and then discarded."""
+
+    stage: int
+    theta: float
+    steps: int
+    tokens: int
+    reason: str
+
+
 @dataclass
-class Place:
-    """Where a run is. step: finished steps of all; stage: from 0; stage_step: finished in it;
-    abandoned: stages begun again with another theta; looked: lines of watch.jsonl."""
+class RunState:
+    """Where a run is, beside its weights.
+
+    step: optimizer steps taken, abandoned attempts included. stage: from 0. stage_step: steps taken
+    in it. counts: rows taken of each source in the stage. stopped: why a stage ended early, by
+    stage. validations: results in the present stage; validation_lines: lines of watch.jsonl.
+    drifts: of a recovery, {"step", "drift"}; recovered: whether it reached its goal.
+    """
 
     step: int = 0
     stage: int = 0
@@ -38,42 +55,50 @@ class Place:
     tokens: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)
-    abandoned: list[dict[str, Any]] = field(default_factory=list)
-    looked: int = 0
-    looks: list[dict[str, Any]] = field(default_factory=list)
+    abandoned: list[AbandonedAttempt] = field(default_factory=list)
+    validation_lines: int = 0
+    validations: list[dict[str, Any]] = field(default_factory=list)
     drifts: list[dict[str, Any]] = field(default_factory=list)
     recovered: bool = False
 
     @property
     def attempt(self) -> int:
-        """Which theta of the stage it is, from 0: all before were given up."""
-        return sum(given_up["stage"] == self.stage + 1 for given_up in self.abandoned)
+        """Number of the present attempt at the stage, from 0."""
+        return sum(attempt.stage == self.stage + 1 for attempt in self.abandoned)
 
     @property
-    def learned(self) -> int:
-        """Steps that the model owes itself to: all but those that were given up."""
-        return self.step - sum(given_up["steps"] for given_up in self.abandoned)
+    def learned_steps(self) -> int:
+        """Optimizer steps that led to the current weights (abandoned attempts excluded)."""
+        return self.step - sum(attempt.steps for attempt in self.abandoned)
 
     @property
     def learned_tokens(self) -> int:
-        return self.tokens - sum(given_up["tokens"] for given_up in self.abandoned)
+        """Tokens of `learned_steps`."""
+        return self.tokens - sum(attempt.tokens for attempt in self.abandoned)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunState:
+        """The inverse of `dataclasses.asdict` through JSON, whose keys are strings."""
+        stopped = {int(stage): reason for stage, reason in values["stopped"].items()}
+        abandoned = [AbandonedAttempt(**attempt) for attempt in values["abandoned"]]
+        return cls(**{**values, "stopped": stopped, "abandoned": abandoned})
 
 
 def save(
     folder: Path,
-    place: Place,
+    run_state: RunState,
     digests: Mapping[str, str],
     learner: Learner,
     optimizers: list[torch.optim.Optimizer],
     mesh: Mesh,
 ) -> Path:
     """Write the state into `folder`; the older ones go when it is whole. Collective."""
-    name = f"state-{place.step:08d}"
+    name = f"state-{run_state.step:08d}"
     staging, final = folder / f".{name}", folder / name
     # asked in one process: what another node sees of a shared disk may be a minute old
     if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
         return final  # by a run that was killed after it; the same, since steps repeat exactly
-    loop = {"place": asdict(place), "digests": dict(digests), "random": _random_states()}
+    loop = {"run": asdict(run_state), "digests": dict(digests), "random": _random_states()}
     text = json.dumps(loop, indent=1) + "\n"
     try:
         if mesh.rank == 0:
@@ -121,7 +146,7 @@ def latest(folder: Path) -> Path | None:
 
 def load(
     state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
-) -> tuple[Place, dict[str, str]]:
+) -> tuple[RunState, dict[str, str]]:
     """Restore a state; (where the run is, digests of its text). Collective.
 
     Nothing in the files is run. Raises InputError where they are not as `save` wrote them.
@@ -142,7 +167,7 @@ _DAMAGED = (ValueError, KeyError, TypeError, EOFError, RecursionError, Attribute
 
 def _load(
     state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
-) -> tuple[Place, dict[str, str]]:
+) -> tuple[RunState, dict[str, str]]:
     loop = json.loads((state / "loop.json").read_text(encoding="utf-8"))
     if mesh.size == 1:
         # to the CPU: on a GPU Adam's step counter would be read back twice a parameter
@@ -169,11 +194,10 @@ def _load(
             optim_state_dict=sharded["optimizers"],
             options=StateDictOptions(strict=False, ignore_frozen_params=True),
         )
-        if loop["place"]["step"] == 0:
+        if loop["run"]["step"] == 0:
             _forget(optimizers)
     _set_random_states(loop["random"])
-    stopped = {int(stage): reason for stage, reason in loop["place"]["stopped"].items()}
-    return Place(**{**loop["place"], "stopped": stopped}), loop["digests"]
+    return RunState.from_json(loop["run"]), loop["digests"]
 
 
 _TORN = ("PytorchStreamWriter", "inline_container", "file write failed")

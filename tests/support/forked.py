@@ -146,7 +146,7 @@ def _serve() -> None:
     from regraft.adapters.apply import card as graft_card
     from regraft.adapters.extract import card as extraction_card
     from regraft.demo import lessons
-    from regraft.train.output import log as metrics
+    from regraft.train.output import curves
 
     short = lessons.Plan(
         base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
@@ -156,7 +156,7 @@ def _serve() -> None:
     del matplotlib, peft, torch, transformers
     for card in (extraction_card, graft_card):  # the figures take longer than all the rest
         card._draw = lambda path, _: path.write_bytes(b"drawn")
-    metrics.draw = lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+    curves.draw_curves = lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
     with tempfile.TemporaryDirectory() as folder:
         out, err, count = (Path(folder) / name for name in ("out", "err", "count"))
         for line in sys.stdin:

@@ -88,10 +88,10 @@ def _serve() -> None:
     import torch.distributed.fsdp
     import transformers.models.llama.modeling_llama
 
-    from regraft.train.output import log as metrics
+    from regraft.train.output import curves
 
     del peft, torch, transformers
-    metrics.draw = lambda folder: (folder / metrics.CURVES).write_bytes(b"drawn")
+    curves.draw_curves = lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             print(json.dumps(_on_ranks(json.loads(line), Path(folder))), flush=True)

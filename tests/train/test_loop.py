@@ -24,6 +24,7 @@ from regraft.errors import InputError, RegraftError
 from regraft.rope import scaling_law
 from regraft.train.job import train
 from regraft.train.output import log as metrics
+from regraft.train.output import trackers
 from regraft.train.recipe.schema import Optimizer, Schedule
 from regraft.train.step.optimizers import factor, make
 from regraft.train.validation import reason_to_stop
@@ -535,11 +536,11 @@ def test_time_left_is_reckoned_from_what_was_really_done(monkeypatch):
 
 def test_attention_counts_within_documents():
     from regraft.data.batch import Row
-    from regraft.train.estimate.throughput import sizes
+    from regraft.train.estimate.throughput import document_lengths
 
     ids = torch.zeros(6, dtype=torch.long)
     row = Row(ids, ids, ids, torch.tensor([0, 0, 0, 1, 1, 2]))
-    assert sizes(row).tolist() == [3, 2, 1]
+    assert document_lengths(row).tolist() == [3, 2, 1]
 
 
 class Service:
@@ -583,9 +584,9 @@ def test_a_run_to_be_sent_later_is_kept(tmp_path):
     kept.mkdir(parents=True)
     (kept / "run.wandb").write_text("figures")
     (tmp_path / "staging").mkdir()
-    metrics.keep_offline(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
+    trackers.keep_offline(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
     assert (tmp_path / "staging/wandb/offline-run-7/run.wandb").read_text() == "figures"
-    metrics.keep_offline(tmp_path / "none", tmp_path / "staging", tmp_path / "out")
+    trackers.keep_offline(tmp_path / "none", tmp_path / "staging", tmp_path / "out")
 
 
 def test_tensorboard_reads_what_was_trained(home, tmp_path):
@@ -609,7 +610,7 @@ def test_a_service_that_refuses_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     body: Any = types.SimpleNamespace(track="wandb", model_dump=dict)
     with pytest.raises(InputError, match=r"\(No API key configured\.\); `wandb login`"):
-        metrics.Board(tmp_path / "tensorboard", tmp_path / "states", 0, body)
+        trackers.Trackers(tmp_path / "tensorboard", tmp_path / "states", 0, body)
 
 
 def test_a_service_that_is_not_installed_is_refused(home, tmp_path, monkeypatch):

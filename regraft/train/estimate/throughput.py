@@ -1,4 +1,4 @@
-"""How fast a run is: floating-point operations of a step, and the share of the chip's rate (MFU).
+"""Throughput of a run: FLOPs of a step, and the share of the chip's rate that it reaches (MFU).
 
 Recomputed layers are not counted (PaLM, arXiv 2204.02311, appendix B), attention only within
 documents. Where the chip's rate is neither known nor stated there is no MFU.
@@ -18,8 +18,8 @@ from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.learner import Learner
 
 
-class Speed:
-    """Of one model on one mesh."""
+class Throughput:
+    """FLOPs and MFU of one model on one mesh. `peak`: FLOP/s of a device, None where unknown."""
 
     def __init__(self, learner: Learner, body: Body, mesh: Mesh) -> None:
         parameters = sum(parameter.numel() for parameter in learner.parameters())
@@ -27,25 +27,25 @@ class Speed:
         config = learner.model.config.get_text_config().to_dict()
         self.shape = Shape.of(config, parameters, trained)
         self.full, self.devices = trains_everything(body), mesh.size
-        # of experts only some work, which the count of parameters does not tell
+        # Only some experts work on a token, which the number of parameters does not show.
         experts = any("num_experts" in key or "num_local_experts" in key for key in config)
         self.peak = None if experts else body.parallel.peak or known_peak(mesh.device)
 
     def flops(self, rows: Sequence[Row]) -> float:
-        """Of training on these rows."""
-        return sum(self.of(int(n)) for row in rows for n in sizes(row))
+        """FLOPs of one forward and backward pass over `rows`."""
+        return sum(self.document_flops(int(n)) for row in rows for n in document_lengths(row))
 
-    def of(self, tokens: int) -> float:
-        """Of training on one document."""
+    def document_flops(self, tokens: int) -> float:
+        """FLOPs of one forward and backward pass over a document of `tokens`."""
         return step_flops(self.shape, tokens, full=self.full, checkpoint=False)
 
     def mfu(self, flops: float, seconds: float) -> float | None:
-        """Share of what all devices could have done; None where nobody knows."""
+        """Share of the FLOPs that all devices can do in `seconds`; None where that is unknown."""
         return flops / seconds / (self.peak * self.devices) if self.peak else None
 
 
-def sizes(row: Row) -> torch.Tensor:
-    """Tokens of each document of a row."""
+def document_lengths(row: Row) -> torch.Tensor:
+    """Number of tokens of each document of a row."""
     return torch.unique_consecutive(row.documents, return_counts=True)[1]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft.markdown import hub_id, last_name, render
 from regraft.rope import ContextSpec
-from regraft.train.output.log import CURVES
+from regraft.train.output.curves import CURVES
 from regraft.units import format_tokens
 from regraft.write import write_text
 
