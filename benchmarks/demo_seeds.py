@@ -59,7 +59,9 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         folder = arguments.out / f"demo-seed-{seed}"
-        results.append(demo.run(folder, seed=seed, overwrite=True, plan=_plan(arguments.quick)))
+        results.append(
+            demo.run_demo(folder, seed=seed, overwrite=True, plan=_plan(arguments.quick))
+        )
         print(f"seed {seed}: {results[-1]['seconds']}", flush=True)
 
     held = True
@@ -70,7 +72,7 @@ def main() -> None:
         held = held and good
         cells = " | ".join(f"{value:.2f}" for value in values)
         lines.append(f"| {label} | {cells} | {sense} {bound:.2f} | {'yes' if good else 'NO'} |")
-    from llama8b import environment, record  # not before demo.run has seen to torch's threads
+    from llama8b import environment, record  # not before run_demo has seen to torch's threads
 
     text = "\n".join(
         [

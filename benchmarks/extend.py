@@ -22,13 +22,13 @@ import torch
 import transformers
 from llama8b import add_quick, record
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.checkpoint.source import Checkpoint
 from regraft.data.toy_language import Mix, training_row
 from regraft.demo import lessons, with_context
 from regraft.demo.exam import examine
 from regraft.rope import ContextSpec, scaling_law
-from regraft.train.job import train
+from regraft.train.job import train_model
 
 HEAD = """
 model: {base}
@@ -114,7 +114,7 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
     documents = (10, 80) if quick else (500, 5200)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    train(
+    train_model(
         lessons.write(folder / "base.yaml", lessons.base(plan, seed)), folder / "base", device="cpu"
     )
     with Checkpoint.open(folder / "base") as base:
@@ -137,10 +137,10 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
             recipe = re.sub(r"steps: \d+", "steps: 1", recipe)
         path.write_text(head + recipe)
         began = time.perf_counter()
-        train(path, out, device="cpu", overwrite=True)
+        train_model(path, out, device="cpu", overwrite=True)
         seconds = time.perf_counter() - began
         if (out / "adapter_config.json").is_file():
-            apply(str(out), str(folder / "base"), folder / f"graft-{number}", overwrite=True)
+            apply_lora(str(out), str(folder / "base"), folder / f"graft-{number}", overwrite=True)
             out = folder / f"graft-{number}"
         places[way] = out, seconds
         print(f"seed {seed}, {way}: {seconds:.0f} s", flush=True)

@@ -23,7 +23,7 @@ import torch
 from llama8b import add_quick, environment, record
 from safetensors.torch import save_file
 
-from regraft.merge.job import merge
+from regraft.merge.job import merge_models
 
 CONFIG = (
     '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, '
@@ -55,7 +55,7 @@ def main() -> None:
     recipe = out / "recipe.yaml"
     recipe.write_text(RECIPE.format(out))
     whole = out / "whole"
-    merge(recipe, whole, dry_run=True)  # imports what the forks need, and starts no thread
+    merge_models(recipe, whole, dry_run=True)  # imports what the forks need, and starts no thread
     span = _run(recipe, whole, None)
     print(f"an undisturbed run takes {span:.2f} s", flush=True)
     dice = random.Random(arguments.seed)
@@ -94,7 +94,7 @@ def _run(recipe: Path, target: Path, limit: float | None) -> float:
     child = os.fork()
     if child == 0:
         try:
-            merge(recipe, target, resume=True)
+            merge_models(recipe, target, resume=True)
             os._exit(0)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

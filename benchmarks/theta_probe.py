@@ -20,8 +20,8 @@ import torch
 from llama8b import add_quick, record
 
 from regraft.demo import lessons
-from regraft.train.job import train
-from regraft.train.theta_probe import probe
+from regraft.train.job import train_model
+from regraft.train.theta_probe import probe_theta
 
 RECIPE = """
 model: {base}
@@ -63,7 +63,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plan = lessons.Plan(base_steps=(1, 1), base_rows=4) if quick else lessons.Plan()
     path = lessons.write(folder / "base.yaml", lessons.base(plan, arguments.seed))
-    train(path, folder / "base", device="cpu", overwrite=True)
+    train_model(path, folder / "base", device="cpu", overwrite=True)
 
     def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:
         path = folder / f"{name}.yaml"
@@ -76,14 +76,14 @@ def main() -> None:
         path.write_text(text)
         return path
 
-    found = probe(recipe("probe", 0), plan.trained, 512, plan.theta, steps=1 if quick else 20,
+    found = probe_theta(recipe("probe", 0), plan.trained, 512, plan.theta, steps=1 if quick else 20,
                   device="cpu")  # fmt: skip
     after = {}
     for trial in (found["trials"][0], found["trials"][-1]):
         path = recipe(
             "after", 1, f", theta: {trial['theta']}", f"rope: {{family: {trial['family']}}}"
         )
-        trained = train(path, folder / "after", device="cpu", overwrite=True)
+        trained = train_model(path, folder / "after", device="cpu", overwrite=True)
         after[trial["name"]] = trained["watch"]["last"]["needle"]
     lines = [
         "# regraft theta --probe on the demo's base, 64 to 512 tokens",

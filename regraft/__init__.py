@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from regraft.adapters.apply.apply import apply as apply_lora
+    from regraft.adapters.apply.apply import apply_lora
     from regraft.adapters.extract.extract import extract_lora
-    from regraft.adapters.inspect.inspect import inspect as inspect_model
+    from regraft.adapters.inspect.inspect import inspect_model
     from regraft.adapters.reader import Adapter
     from regraft.checkpoint.source import Checkpoint
-    from regraft.demo import run as run_demo
+    from regraft.demo import run_demo
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
-    from regraft.evaluate.job import evaluate as evaluate_models
-    from regraft.merge.job import merge as merge_models
+    from regraft.evaluate.job import evaluate_models
+    from regraft.merge.job import merge_models
     from regraft.rope import ContextSpec
     from regraft.theta import theta_for
-    from regraft.train.estimate.plan import plan as plan_training
-    from regraft.train.job import train as train_model
-    from regraft.train.theta_probe import probe as probe_theta
+    from regraft.train.estimate.plan import plan_training
+    from regraft.train.job import train_model
+    from regraft.train.theta_probe import probe_theta
 
 _MODULES = {
     "Adapter": "regraft.adapters.reader:Adapter",
@@ -42,16 +42,16 @@ _MODULES = {
     "LineageError": "regraft.errors:LineageError",
     "OutputError": "regraft.errors:OutputError",
     "RegraftError": "regraft.errors:RegraftError",
-    "apply_lora": "regraft.adapters.apply.apply:apply",
-    "evaluate_models": "regraft.evaluate.job:evaluate",
+    "apply_lora": "regraft.adapters.apply.apply:apply_lora",
+    "evaluate_models": "regraft.evaluate.job:evaluate_models",
     "extract_lora": "regraft.adapters.extract.extract:extract_lora",
-    "inspect_model": "regraft.adapters.inspect.inspect:inspect",
-    "merge_models": "regraft.merge.job:merge",
-    "plan_training": "regraft.train.estimate.plan:plan",
-    "probe_theta": "regraft.train.theta_probe:probe",
-    "run_demo": "regraft.demo:run",
+    "inspect_model": "regraft.adapters.inspect.inspect:inspect_model",
+    "merge_models": "regraft.merge.job:merge_models",
+    "plan_training": "regraft.train.estimate.plan:plan_training",
+    "probe_theta": "regraft.train.theta_probe:probe_theta",
+    "run_demo": "regraft.demo:run_demo",
     "theta_for": "regraft.theta:theta_for",
-    "train_model": "regraft.train.job:train",
+    "train_model": "regraft.train.job:train_model",
 }
 
 __all__ = [

@@ -89,4 +89,5 @@ def test_a_function_is_documented_and_typed(function):
     assert len(target.__doc__) > 60
     assert "return" in target.__annotations__
     module, name = target.__module__, target.__name__
+    assert name == function
     assert getattr(import_module(module), name) is target

@@ -50,9 +50,9 @@ def test_full_precision_inside_and_what_was_before_after(reduced):
     ("module", "function", "first_step", "arguments"),
     [
         ("regraft.adapters.extract.extract", "extract_lora", "parse_rule", ("a", "b", "c")),
-        ("regraft.adapters.apply.apply", "apply", "pick_device", ("a", "b", "c")),
-        ("regraft.adapters.inspect.inspect", "inspect", "pick_device", ("a", "b")),
-        ("regraft.merge.job", "merge", "pick_device", ("a", "b")),
+        ("regraft.adapters.apply.apply", "apply_lora", "pick_device", ("a", "b", "c")),
+        ("regraft.adapters.inspect.inspect", "inspect_model", "pick_device", ("a", "b")),
+        ("regraft.merge.job", "merge_models", "pick_device", ("a", "b")),
     ],
 )
 def test_commands_compute_in_full_precision(

@@ -18,14 +18,14 @@ from evaluated import toy
 from safetensors.torch import save_file
 
 from regraft import progress
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.data.sources import Text, documents
 from regraft.errors import InputError, OutputError
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 from regraft.job import Job, job_hash
-from regraft.merge.job import merge
-from regraft.train.job import train
+from regraft.merge.job import merge_models
+from regraft.train.job import train_model
 from regraft.write import library_writing, write_json
 
 TRAINING = """
@@ -69,7 +69,7 @@ def test_training_text_is_an_input(source: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     source = source.format(out=out, above=out.parent)
     recipe.write_text(TRAINING.format(source=source, cache=tmp_path / "cache"))
-    refused(out, train, recipe, out, device="cpu")
+    refused(out, train_model, recipe, out, device="cpu")
 
 
 def test_recipe_cache_model_and_teacher_are_inputs_of_training(tmp_path: Path) -> None:
@@ -77,29 +77,29 @@ def test_recipe_cache_model_and_teacher_are_inputs_of_training(tmp_path: Path) -
     recipe, source = tmp_path / "recipe.yaml", "synthetic: notes"
     recipe.write_text(TRAINING.format(source=source, cache=out / "cache"))
     (out / "cache").mkdir()
-    refused(out, train, recipe, out, device="cpu")
+    refused(out, train_model, recipe, out, device="cpu")
     (out / "cache").rmdir()
     inside = out / "recipe.yaml"
     inside.write_text(TRAINING.format(source=source, cache=tmp_path / "cache"))
-    refused(models.earlier_output(out), train, inside, out, device="cpu")
+    refused(models.earlier_output(out), train_model, inside, out, device="cpu")
     inside.unlink()
     teacher = toy(out / "teacher")
     text = TRAINING.format(source=source, cache=tmp_path / "cache")
     recipe.write_text(f"{text}method: recover\nrecover: {{teacher: {teacher}}}\n")
-    refused(models.earlier_output(out), train, recipe, out, device="cpu")
+    refused(models.earlier_output(out), train_model, recipe, out, device="cpu")
 
 
 def test_training_beside_its_text_is_allowed(tmp_path: Path) -> None:
     texts = written_output(tmp_path / "texts")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(TRAINING.format(source=f"jsonl: {texts}/*.jsonl", cache=tmp_path / "cache"))
-    assert train(recipe, texts / "out", device="cpu", dry_run=True)["plan"]
+    assert train_model(recipe, texts / "out", device="cpu", dry_run=True)["plan"]
 
 
 def test_an_evaluated_model_is_an_input(model: Path) -> None:
-    refused(model, evaluate, [f"m={model}"], model / "out", suite="toy", lengths="128")
+    refused(model, evaluate_models, [f"m={model}"], model / "out", suite="toy", lengths="128")
     models.earlier_output(model.parent)
-    refused(model, evaluate, [f"m={model}"], model.parent, suite="toy", lengths="128")
+    refused(model, evaluate_models, [f"m={model}"], model.parent, suite="toy", lengths="128")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_haystacks_questions_and_suites_are_inputs_of_an_evaluation(
     filled = {key: text.format(out=out, above=out.parent) for key, text in options.items()}
     for name in {"qa", "adapters"} & filled.keys():
         filled[name] = (filled[name],)  # type: ignore[assignment]
-    refused(out, evaluate, [str(model)], out, lengths="128", items=1, dry_run=True, **filled)
+    refused(out, evaluate_models, [str(model)], out, lengths="128", items=1, dry_run=True, **filled)
 
 
 def test_models_of_a_merge_and_its_recipe_are_inputs(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_models_of_a_merge_and_its_recipe_are_inputs(tmp_path: Path) -> None:
     recipe = tmp_path / "out" / "recipe.yaml"
     recipe.write_text(f"merge_method: linear\nmodels: [{{model: {base}}}, {{model: {extended}}}]\n")
     out = models.earlier_output(tmp_path / "out")
-    refused(out, merge, recipe, out)
+    refused(out, merge_models, recipe, out)
     recipe = recipe.rename(tmp_path / "recipe.yaml")
-    refused(models.earlier_output(out), merge, recipe, out)
+    refused(models.earlier_output(out), merge_models, recipe, out)
 
 
 def test_a_job_is_told_apart_by_what_changes_its_output(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_follows_the_main_bar_is_shown_too(
         "Writing the adapter", "Writing the card", "Checking with PEFT", "Publishing a",
     ]  # fmt: skip
     shown.clear()
-    apply(tmp_path / "a", derivative, tmp_path / "b", verify=True)
+    apply_lora(tmp_path / "a", derivative, tmp_path / "b", verify=True)
     assert shown[-5:] == [
         "Grafting", "Writing the card", "Syncing to disk", "Verifying", "Publishing b",
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_what_follows_the_main_bar_is_shown_too(
     recipe = tmp_path / "recipe.yaml"
     text = TRAINING.format(source="synthetic: notes", cache=tmp_path / "cache")
     recipe.write_text(text.replace("synthetic: notes", "synthetic: notes, documents: 9"))
-    train(recipe, tmp_path / "c", device="cpu")
+    train_model(recipe, tmp_path / "c", device="cpu")
     assert shown[-3:] == ["Exporting the model", "Drawing the curves", "Publishing c"]
 
 
@@ -230,7 +230,7 @@ def test_a_temporary_folder_that_cannot_be_removed_stops_nothing(
     text = TRAINING.format(source="synthetic: notes, documents: 9", cache=tmp_path / "cache")
     recipe.write_text(text)
     monkeypatch.setattr(os, "rmdir", failing)
-    train(recipe, tmp_path / "out", device="cpu")
+    train_model(recipe, tmp_path / "out", device="cpu")
     gc.collect()
     assert any("regraft-toy-" in path for path in removed)
 

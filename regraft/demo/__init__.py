@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _THREADS = 2
 
 
-def run(
+def run_demo(
     out: str | Path, *, seed: int = 2, overwrite: bool = False, plan: Plan | None = None
 ) -> dict[str, Any]:
     """Play the story into the folder `out`; the result, which is also `out`/result.json.
@@ -80,14 +80,14 @@ def render(result: dict[str, Any]) -> Table:
 
 
 def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
-    from regraft.adapters.apply.apply import apply
+    from regraft.adapters.apply.apply import apply_lora
     from regraft.adapters.extract.extract import extract_lora
     from regraft.demo import lessons
     from regraft.demo.exam import examine
     from regraft.demo.page import write_page
     from regraft.record import versions
     from regraft.rope import ContextSpec, scaling_law
-    from regraft.train.job import train
+    from regraft.train.job import train_model
 
     theta = float(round(scaling_law(plan.theta, plan.trained, plan.target)))
     recipes = {
@@ -104,7 +104,7 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
             progress.note(f"{name}: regraft train recipes/{name}.yaml -o {name}")
             path = lessons.write(Path("recipes") / f"{name}.yaml", recipe)
             with progress.hushed():
-                train(path, folders[name], device="cpu")
+                train_model(path, folders[name], device="cpu")
         context = ContextSpec.from_config(json.loads(Path("extended/config.json").read_text()))
         with_context(folders["derivative"], context, folders[names[2]])
         for rank in plan.ranks:
@@ -113,7 +113,7 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
             folders[name] = Path(f"graft-rank-{rank}")
             with progress.hushed():
                 record = extract_lora("base", "extended", adapter, rank=rank)
-                apply(adapter, "derivative", folders[name])
+                apply_lora(adapter, "derivative", folders[name])
             assert record.totals is not None
             errors[name] = record.totals.error
         with progress.bar("exam", total=len(folders), unit="models") as bar:

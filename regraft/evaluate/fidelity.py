@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.apply.check import check_graft
 from regraft.adapters.folder import digests
 from regraft.adapters.reader import Adapter
@@ -90,7 +90,7 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
     folder, adapter, place = spool / "adapted", source.adapter, source.place
 
     def make() -> None:
-        apply(adapter, place, folder, context="checkpoint", overwrite=True, resume=True)
+        apply_lora(adapter, place, folder, context="checkpoint", overwrite=True, resume=True)
 
     try:
         from_first(mesh, make)

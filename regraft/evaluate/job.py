@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DRIFT = 8192  # positions at least
 
 
-def evaluate(
+def evaluate_models(
     models: Sequence[str],
     out: str | Path,
     *,

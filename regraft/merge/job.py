@@ -1,7 +1,7 @@
 """recipe -> checkpoint: every tensor streamed through its method, the context put in the config.
 
-    from regraft.merge.job import merge
-    record = merge("recipe.yaml", "merged")
+    from regraft.merge.job import merge_models
+    record = merge_models("recipe.yaml", "merged")
 
 All checks come first (`plan`), then tensors are made one at a time in row blocks (`stream`) and
 written through a staging folder, so memory depends on neither the models nor their largest tensor
@@ -47,13 +47,13 @@ from regraft.record import (
 from regraft.rope import ContextSpec
 from regraft.units import parse_bytes
 
-__all__ = ["merge", "schema", "summary"]
+__all__ = ["merge_models", "schema", "summary"]
 
 ENGINES = ("auto", "native", "mergekit")
 
 
 @full_precision()
-def merge(
+def merge_models(
     recipe: str | Path,
     out: str | Path,
     *,

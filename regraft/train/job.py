@@ -43,7 +43,7 @@ from regraft.write import write_json, write_text
 RECORD, STATES = "train.json", "states"
 
 
-def train(
+def train_model(
     recipe: str | Path,
     out: str | Path | None,
     *,

@@ -19,7 +19,7 @@ from regraft import progress
 from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
 from regraft.theta import trained_rope
-from regraft.train.job import train
+from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
 from regraft.units import format_tokens, parse_tokens
 
@@ -27,7 +27,7 @@ TIE = 0.02
 """Nats of score that a probe of this length cannot tell apart."""
 
 
-def probe(
+def probe_theta(
     recipe: str | Path,
     trained: str | int,
     target: str | int,
@@ -129,7 +129,7 @@ def _try(
     with tempfile.TemporaryDirectory(prefix="regraft-probe-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")
-        record = train(path, Path(folder) / "out", device=device)
+        record = train_model(path, Path(folder) / "out", device=device)
     first, last = record["watch"]["first"], record["watch"]["last"]
     return {
         "zero_shot": first["needle"]["nll"],

@@ -11,9 +11,9 @@ import pytest
 import torch
 from peft_folders import Q, adapter
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.config import AdapterConfig, is_target
-from regraft.adapters.inspect.inspect import inspect
+from regraft.adapters.inspect.inspect import inspect_model
 from regraft.adapters.reader import Adapter
 from regraft.errors import CheckpointError, InputError
 
@@ -77,8 +77,8 @@ def test_factors_that_the_config_leaves_out_are_said(
     folder = adapter(tmp_path / "a", config)
     base = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
     with pytest.warns(UserWarning, match=rf"factors of 1 modules, '{Q}'.*{settings}.*leave out"):
-        apply(folder, base, tmp_path / "out", dry_run=True)
-    assert any(settings in text for text in inspect(str(folder))["warnings"])
+        apply_lora(folder, base, tmp_path / "out", dry_run=True)
+    assert any(settings in text for text in inspect_model(str(folder))["warnings"])
 
 
 @pytest.mark.parametrize(

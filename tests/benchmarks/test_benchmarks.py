@@ -35,7 +35,7 @@ def toys(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("toys") / "demo-out"
     plan = Plan(base_steps=(2, 1), base_rows=4, derivative_steps=1, extension=((1, 128, 2),),
                 target=128, lengths=(64, 128), questions=8, prose_rows=2)  # fmt: skip
-    demo.run(out, seed=5, plan=plan)
+    demo.run_demo(out, seed=5, plan=plan)
     return out
 
 

@@ -9,7 +9,7 @@ import pytest
 from models import LLAMA, family, save, weights
 from peft_folders import adapter
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError
@@ -50,7 +50,7 @@ def test_what_a_link_names_is_not_copied(tmp_path: Path, undrawn: None) -> None:
     (base / "licence.txt").write_text("free")
     (base / "LICENCE").symlink_to("licence.txt")  # within the folder
     with pytest.warns(UserWarning, match=r"chat_template.jinja is a link to a file outside"):
-        apply(adapter(tmp_path / "a"), base, tmp_path / "out", force=True)
+        apply_lora(adapter(tmp_path / "a"), base, tmp_path / "out", force=True)
     written = {path.name: path for path in (tmp_path / "out").rglob("*")}
     assert not {"chat_template.jinja", "id_rsa", "dangling.txt", "modeling_evil.py"} & {*written}
     assert written["LICENCE"].read_text() == "free"

@@ -135,7 +135,7 @@ def played(tmp_path_factory):
         extension=((2, 128, 2), (1, 256, 1)), target=256, lengths=(64, 256),
         ranks=(2, 4), questions=8, prose_rows=2,
     )  # fmt: skip
-    return out, demo.run(out, seed=5, plan=plan), plan
+    return out, demo.run_demo(out, seed=5, plan=plan), plan
 
 
 def test_the_story_leaves_checkpoints_adapters_page_and_result(played):
@@ -178,7 +178,7 @@ def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_th
 
 def test_the_same_seed_gives_the_same_files(played, tmp_path):
     out, _, plan = played
-    demo.run(tmp_path / "again", seed=5, plan=plan)
+    demo.run_demo(tmp_path / "again", seed=5, plan=plan)
     for name in ("result.json", "graft-rank-4/model.safetensors", "demo.png", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
@@ -197,5 +197,5 @@ def test_the_screen_shows_every_model_and_what_is_unusual(played):
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="not empty"):
-        demo.run(tmp_path)
+        demo.run_demo(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep"

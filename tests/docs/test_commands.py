@@ -130,7 +130,7 @@ def test_scripts_and_targets_exist(command):
 def workplace(tmp_path_factory) -> Path:
     """demo-out of a demo of a few steps, the examples on toys, and texts for them."""
     folder = tmp_path_factory.mktemp("docs")
-    demo.run(folder / "demo-out", seed=5, plan=PLAN)
+    demo.run_demo(folder / "demo-out", seed=5, plan=PLAN)
     (folder / "examples").mkdir()
     for page in EXAMPLES:
         (folder / "examples" / page.name).write_text(toy_recipe(page.read_text()))

@@ -19,7 +19,7 @@ from regraft.errors import CheckpointError, InputError, RegraftError
 from regraft.evaluate.answers import drift
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.cost import plan, seconds, tokens
-from regraft.evaluate.job import _texts, evaluate
+from regraft.evaluate.job import _texts, evaluate_models
 from regraft.evaluate.prepare import Settings, prepare
 from regraft.evaluate.prompts import template
 from regraft.evaluate.prompts.haystack import Grammar
@@ -107,7 +107,7 @@ def test_a_perplexity_that_no_float_holds_is_none_and_the_report_is_made(tmp_pat
     save(tmp_path / "m", CONFIG, held)
     text_tokenizer().save_pretrained(tmp_path / "m")
     out = tmp_path / "out"
-    evaluate([str(tmp_path / "m")], out, suite="perplexity", lengths="256", texts=1)
+    evaluate_models([str(tmp_path / "m")], out, suite="perplexity", lengths="256", texts=1)
 
     def refuse(name: str) -> float:
         raise AssertionError(name)
@@ -205,7 +205,7 @@ def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     place = str(speaker(tmp_path / "m"))
     with pytest.raises(InputError, match="need two tokens"):
-        evaluate([place], tmp_path / "out", suite="perplexity", lengths="1")
+        evaluate_models([place], tmp_path / "out", suite="perplexity", lengths="1")
     with pytest.warns(UserWarning, match="2 needle items stand at the first 2 of 5 depths"):
         prepare([place], Settings(("needle",), (512,), items=2), matrix=False)
 

@@ -18,7 +18,7 @@ from regraft.adapters.extract import card
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError, LineageError
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.report import figures, page
 from regraft.evaluate.report.record import kept
 from regraft.evaluate.suites import TASKS
@@ -59,7 +59,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(family: dict[str, Path], out: Path, *ranks: int, **more: Any) -> dict[str, Any]:
     adapters = tuple(str(family[f"rank {rank}"]) for rank in ranks)
     models = more.pop("models", [f"donor={family['donor']}"])
-    return evaluate(models, out, adapters=adapters, **{**QUICK, **more})
+    return evaluate_models(models, out, adapters=adapters, **{**QUICK, **more})
 
 
 def test_fidelity_is_the_share_of_the_donors_gain() -> None:
@@ -177,7 +177,7 @@ def test_what_cannot_be_compared_is_refused_before_any_model_is_loaded(
 
     def said(models: list[str], adapter: Path, **more: Any) -> str:
         with pytest.raises(InputError) as caught:
-            evaluate(models, tmp_path / "out", adapters=(str(adapter),), **{**QUICK, **more})
+            evaluate_models(models, tmp_path / "out", adapters=(str(adapter),), **{**QUICK, **more})
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
         return str(caught.value)
@@ -187,11 +187,11 @@ def test_what_cannot_be_compared_is_refused_before_any_model_is_loaded(
     assert "/no/such/base, is not to be found: give base=MODEL" in said([donor], moved)
     assert "does not say what its base is" in said([donor], bare)
     with pytest.raises(LineageError, match="no relative"):
-        evaluate([donor, f"base={other}"], tmp_path / "out", adapters=(str(bare),), **QUICK)
+        evaluate_models([donor, f"base={other}"], tmp_path / "out", adapters=(str(bare),), **QUICK)
     assert "has no adapter_config.json" in said([donor], family["base"])
     roles = [f"recipient={other}", donor, f"graft={other}", base]
     with pytest.raises(InputError, match="not base without --adapter"):
-        evaluate(roles, tmp_path / "out", matrix=True, **QUICK)
+        evaluate_models(roles, tmp_path / "out", matrix=True, **QUICK)
 
 
 def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
@@ -205,7 +205,7 @@ def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
     again = tmp_path / "again"
     shutil.copytree(family["rank 2"], again)
     adapters = (str(budget), str(family["rank 2"]), str(again))
-    plan = evaluate(
+    plan = evaluate_models(
         [f"donor={family['donor']}"], tmp_path / "out", adapters=adapters, dry_run=True, **QUICK
     )["plan"]
     models = plan["models"]
@@ -215,7 +215,7 @@ def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
 def test_an_adapter_from_training_is_measured_like_an_extracted_one(
     family: dict[str, Path], tmp_path: Path
 ) -> None:
-    from regraft.train.job import train
+    from regraft.train.job import train_model
 
     (tmp_path / "recipe.yaml").write_text(f"""
 model: {family["base"]}
@@ -226,9 +226,9 @@ data:
   cache: {tmp_path / "cache"}
   sources: [{{name: notes, synthetic: notes, words: 64, documents: 4}}]
 """)
-    train(tmp_path / "recipe.yaml", tmp_path / "adapter", device="cpu")
+    train_model(tmp_path / "recipe.yaml", tmp_path / "adapter", device="cpu")
     with pytest.warns(UserWarning, match="its fidelity is to another model"):
-        result = evaluate(
+        result = evaluate_models(
             [f"donor={family['donor']}"], tmp_path / "out", adapters=(str(tmp_path / "adapter"),),
             **{**QUICK, "lengths": "64"},
         )  # fmt: skip

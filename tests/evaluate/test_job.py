@@ -22,7 +22,7 @@ from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers import drift, perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
 from regraft.evaluate.answers.scoring import answer, batches
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.report.record import ratios, summarise
@@ -271,7 +271,9 @@ def test_matrix_shows_every_model_the_same_prompts(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = evaluate(named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK)
+    result = evaluate_models(
+        named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK
+    )
     models = ["recipient", "theta only", "donor", "graft"]
     assert list(result["models"]) == list(result["cells"]) == models
     assert result == json.loads((out / "result.json").read_text())
@@ -332,7 +334,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     from regraft.evaluate.answers import scoring
 
     run: dict[str, Any] = {"matrix": True, "suite": MATRIX, "lengths": "64,128", **QUICK}
-    evaluate(named(folders), tmp_path / "whole", **run)
+    evaluate_models(named(folders), tmp_path / "whole", **run)
     calls = 0
     real = scoring.answer
 
@@ -345,11 +347,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
 
     monkeypatch.setattr(scoring, "answer", dying)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(named(folders), tmp_path / "part", **run)
+        evaluate_models(named(folders), tmp_path / "part", **run)
     assert not (tmp_path / "part").exists()
     with pytest.raises(InputError, match="--resume"):
-        evaluate(named(folders), tmp_path / "part", **run)
-    evaluate(named(folders), tmp_path / "part", resume=True, **run)
+        evaluate_models(named(folders), tmp_path / "part", **run)
+    evaluate_models(named(folders), tmp_path / "part", resume=True, **run)
     assert calls == 7 + 10  # 16 cells, six of them done before the kill
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
@@ -359,7 +361,7 @@ def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path) -> None:
     config = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
-    result = evaluate(
+    result = evaluate_models(
         [str(folder)], tmp_path / "out", suite="needle,niah_single_1", lengths="256,512", items=5,
         depths=5, decoys=1, sigmoid=True,
     )  # fmt: skip
@@ -409,7 +411,7 @@ def test_bad_input_is_one_sentence_before_any_model_is_loaded(
     }  # fmt: skip
     models = [text.format_map(folders) for text in arguments.pop("models")]
     with pytest.raises(InputError, match=message) as caught:
-        evaluate(models, tmp_path / "out", **arguments)
+        evaluate_models(models, tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -420,19 +422,19 @@ def test_models_with_other_tokens_are_not_compared(
     config = {**LLAMA, "vocab_size": 600}
     other = save(tmp_path / "other", config, weights(config))
     with pytest.raises(CheckpointError, match="tokenizer"):
-        evaluate([str(other)], tmp_path / "out", **QUICK)
+        evaluate_models([str(other)], tmp_path / "out", **QUICK)
     text_tokenizer().save_pretrained(other)
     with pytest.raises(InputError, match="different tokenizers"):
-        evaluate([*named(folders), str(other)], tmp_path / "out", suite="toy", **QUICK)
+        evaluate_models([*named(folders), str(other)], tmp_path / "out", suite="toy", **QUICK)
     with pytest.raises(CheckpointError, match="none"):
-        evaluate([str(tmp_path / "none")], tmp_path / "out", **QUICK)
+        evaluate_models([str(tmp_path / "none")], tmp_path / "out", **QUICK)
 
 
 def test_a_length_beyond_the_context_is_run_with_a_warning(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.warns(UserWarning, match="made for 256 tokens and is examined at up to 512"):
-        evaluate(
+        evaluate_models(
             [str(folders["recipient"])], tmp_path / "out", suite="notes", lengths="512", **QUICK
         )
 
@@ -474,7 +476,7 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     }  # fmt: skip
     (tmp_path / "lanterns.yaml").write_text(json.dumps(task))
     suite = f"lm-eval:{tmp_path / 'lanterns.yaml'}"
-    result = evaluate(named(folders), tmp_path / "out", matrix=True, suite=suite, limit=6)
+    result = evaluate_models(named(folders), tmp_path / "out", matrix=True, suite=suite, limit=6)
     scores = result["published"]["scores"]
     assert list(scores) == ["recipient", "theta only", "donor", "graft"]
     # alike prompts, so one choice for all of them: it is right in every second of the six
@@ -483,7 +485,7 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     kept = result["published"]["retention"]["graft"]["lanterns"]
     assert kept is None or kept["value"] == 1
     with pytest.raises(InputError, match="knows no task"):
-        evaluate(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
+        evaluate_models(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from regraft.checkpoint import roles
 from regraft.errors import InputError
-from regraft.merge.job import merge
+from regraft.merge.job import merge_models
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_config_that_contradicts_the_tensors_is_refused(
     models_ = [{"model": str(folder), "parameters": {"weight": 1}}]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models_}))
     with pytest.raises(InputError) as caught:
-        merge(recipe, tmp_path / "out", dry_run=True)
+        merge_models(recipe, tmp_path / "out", dry_run=True)
     assert expected in str(caught.value) or "tensors; correct the config" in str(caught.value)
     assert "line 3" in str(caught.value)
 
@@ -47,5 +47,5 @@ def test_an_output_folder_inside_an_input_is_refused(tmp_path: Path) -> None:
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {folder}}}]\n")
     for out in (folder / "merged", folder, tmp_path):
         with pytest.raises(InputError):
-            merge(recipe, out, overwrite=True)
+            merge_models(recipe, out, overwrite=True)
     assert (folder / "model.safetensors").is_file()

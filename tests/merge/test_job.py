@@ -19,10 +19,10 @@ import yaml
 from safetensors.torch import save_file
 
 from regraft import progress
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError
-from regraft.merge.job import merge, summary
+from regraft.merge.job import merge_models, summary
 from regraft.record import MergeRecord, read_record
 
 CONFIG = {**models.LLAMA, "num_hidden_layers": 4}
@@ -117,13 +117,13 @@ def write(folder: Path, recipe: dict[str, Any] | str) -> Path:
 
 
 def run(folder: Path, recipe: dict[str, Any] | str, **options: Any) -> dict[str, torch.Tensor]:
-    merge(write(folder, recipe), folder / "out", **options)
+    merge_models(write(folder, recipe), folder / "out", **options)
     return models.load(folder / "out")
 
 
 def complaint(folder: Path, recipe: dict[str, Any] | str, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
-        merge(write(folder, recipe), folder / "out", **options)
+        merge_models(write(folder, recipe), folder / "out", **options)
     assert caught.value.exit_code == 2
     assert not (folder / "out").exists()
     message = str(caught.value)
@@ -340,7 +340,7 @@ def test_unequal_rope_without_a_context_is_refused(tmp_path: Path) -> None:
 
 
 def test_context_values_change_the_donors(tmp_path: Path) -> None:
-    record = merge(
+    record = merge_models(
         write(tmp_path, {**LONG_TIES, "context": "theta=8e6,length=4k"}), tmp_path / "out"
     )
     assert record.context.output.max_position_embeddings == 4096
@@ -353,7 +353,7 @@ def test_donor_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
     recipe = write(tmp_path, {
         "merge_method": "linear", "models": of("b", "long", "a", weight=1), "context": "long",
     })  # fmt: skip
-    record = merge(recipe, tmp_path / "out", dry_run=True)
+    record = merge_models(recipe, tmp_path / "out", dry_run=True)
     assert record.donor.config == record.donor.tokenizer == "b"
     code = (
         "import sys; from regraft.merge.recipe import Recipe\n"
@@ -380,7 +380,7 @@ def test_arithmetic_is_float32_and_rounds_once(tmp_path: Path) -> None:
 def test_share_lost_to_storage_is_reported(tmp_path: Path) -> None:
     recipe = {"merge_method": "task_arithmetic", "base_model": "base16",
               "models": of("a16", weight=0.1), "out_dtype": "bfloat16"}  # fmt: skip
-    record = merge(write(tmp_path, recipe), tmp_path / "out")
+    record = merge_models(write(tmp_path, recipe), tmp_path / "out")
     got, base, a = (models.load(Path(n)) for n in (str(tmp_path / "out"), "base16", "a16"))
     for key, fact in record.tensors.items():
         exact = base[key].float() + 0.1 * (a[key].float() - base[key].float())
@@ -412,7 +412,7 @@ def test_scale_is_a_factor_on_the_whole_change(tmp_path: Path) -> None:
 
 def test_adapters_merge_like_the_models_they_make(tmp_path: Path) -> None:
     for adapter, name in (("lora", "m1"), ("lora2", "m2")):
-        apply(adapter, "base", tmp_path / name, context="checkpoint")
+        apply_lora(adapter, "base", tmp_path / name, context="checkpoint")
     both = {"merge_method": "ties", "base_model": "base", "context": {"from": "base"}}
     weights = {"weight": 0.5, "density": 0.7}
     got = run(tmp_path, {**both, "models": of("lora", "base+lora2", **weights)})
@@ -433,10 +433,10 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
               "models": of("lora", weight=0.7) + of("base+lora2", weight=0.3),
               "context": {"from": "lora"}}  # fmt: skip
     got = run(tmp_path, recipe)
-    record = merge(write(tmp_path, recipe), tmp_path / "adapter", as_adapter=True)
+    record = merge_models(write(tmp_path, recipe), tmp_path / "adapter", as_adapter=True)
     assert record.totals.error < 1e-6
     assert record.totals.rank_max <= 10
-    apply(tmp_path / "adapter", "base", tmp_path / "applied")
+    apply_lora(tmp_path / "adapter", "base", tmp_path / "applied")
     applied, base = models.load(tmp_path / "applied"), models.load(Path("base"))
     for key, value in got.items():
         change = float((value - base[key]).norm())
@@ -445,7 +445,7 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
         tmp_path / "out" / "config.json"
     ).read_text()
     ties = {**recipe, "merge_method": "ties", "parameters": {"density": 0.5}}
-    record = merge(write(tmp_path, ties), tmp_path / "ties", as_adapter=True)
+    record = merge_models(write(tmp_path, ties), tmp_path / "ties", as_adapter=True)
     assert 0.05 < record.totals.error < 0.6
     assert summary(record)
 
@@ -465,7 +465,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
         for count in (1, 3):
             torch.set_num_threads(count)
             out = tmp_path / str(count)
-            merge(write(tmp_path, LONG_TIES), out)
+            merge_models(write(tmp_path, LONG_TIES), out)
             digests.append({p.name: p.read_bytes() for p in sorted(out.iterdir())})
     finally:
         torch.set_num_threads(before)
@@ -490,7 +490,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     from regraft.merge import job as execute
 
     recipe = write(tmp_path, LONG_TIES)
-    merge(recipe, tmp_path / "whole")
+    merge_models(recipe, tmp_path / "whole")
     calls = 0
     measure = execute.conflicts.measure
 
@@ -503,12 +503,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 
     monkeypatch.setattr(execute.conflicts, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        merge(recipe, tmp_path / "out")
+        merge_models(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="unfinished"):
-        merge(recipe, tmp_path / "out")
+        merge_models(recipe, tmp_path / "out")
     calls = 15
-    merge(recipe, tmp_path / "out", resume=True)
+    merge_models(recipe, tmp_path / "out", resume=True)
     assert calls < 15 + 39
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
@@ -517,7 +517,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 def test_conflict_report_matches_the_tensors(tmp_path: Path) -> None:
     recipe = {"merge_method": "task_arithmetic", "base_model": "base",
               "models": of("a", weight=0.5) + of("b", weight=0.25)}  # fmt: skip
-    record = merge(write(tmp_path, recipe), tmp_path / "out")
+    record = merge_models(write(tmp_path, recipe), tmp_path / "out")
     key = "model.layers.1.mlp.up_proj.weight"
     base, a, b = (models.load(Path(name))[key].double() for name in ("base", "a", "b"))
     fact = record.tensors[key].figures
@@ -551,7 +551,7 @@ def test_slices_may_have_different_numbers_of_inputs(tmp_path: Path) -> None:
         ],
         "parameters": {"weight": 1.0, "density": 0.5},
     }
-    record = merge(write(tmp_path, recipe), tmp_path / "out")
+    record = merge_models(write(tmp_path, recipe), tmp_path / "out")
     tensors = {name: fact for name, fact in record.tensors.items() if "up_proj" in name}
     assert [list(fact.figures.changes) for fact in tensors.values()] == [
         ["a", "b"], ["c"], [], ["b", "a"],
@@ -565,13 +565,13 @@ def test_slices_may_have_different_numbers_of_inputs(tmp_path: Path) -> None:
 
 def test_a_merge_without_a_base_does_not_speak_of_changes(tmp_path: Path) -> None:
     recipe = {"merge_method": "linear", "models": of("a", weight=0.75) + of("base", weight=0.25)}
-    lines = dict(summary(merge(write(tmp_path, recipe), tmp_path / "out")))
+    lines = dict(summary(merge_models(write(tmp_path, recipe), tmp_path / "out")))
     assert not any(label.startswith("change of") for label in lines)
     assert "the result is 25% of the way there" in lines["base"]
 
 
 def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:
-    record = merge(write(tmp_path, LONG_TIES), tmp_path / "out", dry_run=True)
+    record = merge_models(write(tmp_path, LONG_TIES), tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
     plan = record.plan
     assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "time"} <= set(plan)
@@ -604,7 +604,7 @@ def test_templates_and_tokenizers(tmp_path: Path) -> None:
 def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) -> None:
     recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"},
               {"model": "long"}], "context": {"from": "long", "length": "4k"}}  # fmt: skip
-    record = merge(write(tmp_path, recipe), tmp_path / "out")
+    record = merge_models(write(tmp_path, recipe), tmp_path / "out")
     assert record.engine == "mergekit"
     assert "ram" in record.engine_why
     assert read_record(tmp_path / "out" / "regraft.json", MergeRecord, "mend") == record
@@ -669,7 +669,7 @@ def test_unlike_vocabularies_of_one_size_are_named(tmp_path: Path) -> None:
     give_tokenizer(tmp_path / "other", words)
     recipe = {"merge_method": "linear", "models": of("a_words", str(tmp_path / "other"), weight=1)}
     with pytest.warns(UserWarning, match="'w3' has number 3 in a_words and 4 in"):
-        merge(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
+        merge_models(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
 
 
 # Bad input: one sentence, exit 2, nothing written.
@@ -732,7 +732,7 @@ def test_a_folder_that_holds_the_recipe_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     recipe = write(tmp_path / "mine", LONG_TIES)
     with pytest.raises(InputError, match="overlaps the input"):
-        merge(recipe, recipe.parent, overwrite=True)
+        merge_models(recipe, recipe.parent, overwrite=True)
     assert recipe.is_file()
 
 

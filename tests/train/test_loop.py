@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from regraft import cli, progress
 from regraft.errors import InputError, RegraftError
 from regraft.rope import scaling_law
-from regraft.train.job import train
+from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.output import trackers
 from regraft.train.recipe.schema import Optimizer, Schedule
@@ -87,7 +87,7 @@ def whole(tmp_path_factory, home) -> Path:
     """A run that nothing disturbed."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
-    train(written(folder, home), folder / "out", device="cpu")
+    train_model(written(folder, home), folder / "out", device="cpu")
     return folder / "out"
 
 
@@ -191,20 +191,20 @@ def test_text_that_changed_under_a_resume_is_refused(home, tmp_path):
     shutil.copy(home / "short.jsonl", own)
     recipe = written(tmp_path, own, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
     with pytest.raises(RegraftError, match=r"became .* at step \d"):
-        train(recipe, tmp_path / "out", device="cpu")
+        train_model(recipe, tmp_path / "out", device="cpu")
     text = (own / "short.jsonl").read_text()
     (own / "short.jsonl").write_text(text.replace("the", "that"))
     with pytest.raises(InputError, match="'short' has changed since the run was interrupted"):
-        train(recipe, tmp_path / "out", device="cpu", resume=True)
+        train_model(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
 def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path, undrawn):
     recipe = written(tmp_path, home, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
     with pytest.raises(RegraftError, match="lower the rate"):
-        train(recipe, tmp_path / "out", device="cpu")
+        train_model(recipe, tmp_path / "out", device="cpu")
     written(tmp_path, home)
     with pytest.raises(InputError, match="had other inputs or arguments"):
-        train(recipe, tmp_path / "out", device="cpu", resume=True)
+        train_model(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
 LORA = RECIPE.replace(
@@ -214,9 +214,9 @@ LORA = RECIPE.replace(
 
 def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path, undrawn):
     adapter, graft, model = tmp_path / "adapter", tmp_path / "graft", tmp_path / "model"
-    train(written(tmp_path, home, LORA, whole), adapter, device="cpu")
+    train_model(written(tmp_path, home, LORA, whole), adapter, device="cpu")
     folded = LORA + "export: {{kind: model}}\n"
-    train(written(tmp_path, home, folded, whole), model, device="cpu")
+    train_model(written(tmp_path, home, folded, whole), model, device="cpu")
     line = ["apply", adapter, whole, "-o", graft, "--json"]
     done = CliRunner().invoke(cli.app, [str(part) for part in line])
     assert done.exit_code == 0, done.output
@@ -239,7 +239,7 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path,
         tmp_path, home,
         RECIPE + "positions: {{kind: multi_chunk, window: 64, least: 8, unskipped: 0}}\n",
     )  # fmt: skip
-    record = train(recipe, tmp_path / "out", device="cpu")
+    record = train_model(recipe, tmp_path / "out", device="cpu")
     assert record["context"]["stages"][-1]["max_position_embeddings"] == 256
     assert record["tokens"] == 5 * 4 * 64 + 5 * 2 * 64
 
@@ -249,7 +249,7 @@ def test_numbers_too_large_for_the_exported_type_are_refused(home, tmp_path):
     text = text.replace("steps: 2, batch: 2", "steps: 1, batch: 2")
     recipe = written(tmp_path, home, text + "export: {{dtype: float16}}\n")
     with pytest.raises(RegraftError, match="too large for float16"):
-        train(recipe, tmp_path / "out", device="cpu")
+        train_model(recipe, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -259,8 +259,8 @@ def test_padding_is_a_token_of_the_model(whole, home, tmp_path, undrawn):
     config = json.loads((model / "tokenizer_config.json").read_text())
     config["pad_token"] = "<added>"
     (model / "tokenizer_config.json").write_text(json.dumps(config))
-    train(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
-    train(written(tmp_path / "b", home, LORA, whole), tmp_path / "b" / "out", device="cpu")
+    train_model(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
+    train_model(written(tmp_path / "b", home, LORA, whole), tmp_path / "b" / "out", device="cpu")
     assert losses(tmp_path / "out") == losses(tmp_path / "b" / "out")
 
 
@@ -273,20 +273,20 @@ def test_weights_that_are_no_numbers_are_not_trained(whole, home, tmp_path):
     state["model.norm.weight"][0] = math.nan
     save_file(state, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(RegraftError, match=r"'model.norm.weight' of .* holds NaN"):
-        train(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
+        train_model(written(tmp_path, home, LORA, model), tmp_path / "out", device="cpu")
 
 
 def test_a_stage_that_ends_within_its_warm_up_is_told(home, tmp_path):
     text = RECIPE.replace("rate: 1e-3", "rate: 1e-3, schedule: {{warmup: 5}}")
     with pytest.warns(UserWarning, match="Stage 2 warms up for 5 steps and has 5"):
-        train(written(tmp_path, home, text), tmp_path / "out", device="cpu", dry_run=True)
+        train_model(written(tmp_path, home, text), tmp_path / "out", device="cpu", dry_run=True)
 
 
 def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path, undrawn):
     found = []
     for dtype in ("float32", "bfloat16"):
         recipe = written(tmp_path / dtype, home, LORA + f"dtype: {dtype}\n", whole)
-        train(recipe, tmp_path / dtype / "out", device="cpu")
+        train_model(recipe, tmp_path / dtype / "out", device="cpu")
         found.append(
             [line["loss"] for line in metrics.read(tmp_path / dtype / "out/metrics.jsonl")]
         )
@@ -310,7 +310,7 @@ def test_what_cannot_work_is_said_before_it_starts(old, new, words, dry_run, hom
     assert old in RECIPE
     recipe = written(tmp_path, home, RECIPE.replace(old, new))
     with pytest.raises(InputError) as caught:
-        train(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
+        train_model(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -348,13 +348,13 @@ def test_the_dry_run_makes_the_checks_of_validation_and_recovery(
         text = text.replace("mix: {{long: 2, short: 1}}", "mix: {{short: 1}}")
     recipe = written(tmp_path, home, text + "\n", whole)
     with pytest.raises(InputError, match=words):
-        train(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
+        train_model(recipe, tmp_path / "out", device="cpu", dry_run=dry_run)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_states_theta_memory_time_and_disk(home, tmp_path):
     recipe = written(tmp_path, home, RECIPE.replace("rope: {{law: scaling}}", ""))
-    plan = train(recipe, tmp_path / "out", device="cpu", dry_run=True)["plan"]
+    plan = train_model(recipe, tmp_path / "out", device="cpu", dry_run=True)["plan"]
     assert "by the scaling law, the default" in plan["theta of stage 2"]
     assert "theta of stage 1" not in plan
     assert re.search(r"fits, \d+ MB each; .* a step, .* in all", plan["cost of stage 2"])
@@ -364,7 +364,7 @@ def test_a_dry_run_states_theta_memory_time_and_disk(home, tmp_path):
 def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(whole, home, tmp_path, undrawn):
     """The model has 256 tokens; the only stage has 64."""
     text = LORA.replace(LORA[LORA.index("  - {{length: 256") : LORA.index("data:")], "")
-    record = train(written(tmp_path, home, text, whole), tmp_path / "adapter", device="cpu")
+    record = train_model(written(tmp_path, home, text, whole), tmp_path / "adapter", device="cpu")
     before = json.loads((whole / "config.json").read_text())
     assert record["context"]["stages"] == [record["context"]["base"]]
     written_record = json.loads((tmp_path / "adapter" / "regraft.json").read_text())
@@ -372,7 +372,7 @@ def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(whole, home, 
     assert context["extended"] == context["base"]
     assert context["extended"]["max_position_embeddings"] == 256
     model = written(tmp_path, home, text + "export: {{kind: model}}\n", whole)
-    train(model, tmp_path / "model", device="cpu")
+    train_model(model, tmp_path / "model", device="cpu")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for key in ("max_position_embeddings", "rope_theta"):
         assert config[key] == before[key]
@@ -466,7 +466,7 @@ SWINGING = (
 def test_a_stage_that_is_stopped_begins_again_with_the_next_theta(home, tmp_path, children):
     plain = written(tmp_path / "alone", home, SWINGING.replace("{theta}", "theta: 300"))
     with pytest.warns(UserWarning, match="Stage 1 ends at step"):
-        alone = train(plain, tmp_path / "alone" / "out", device="cpu")
+        alone = train_model(plain, tmp_path / "alone" / "out", device="cpu")
     recipe = written(tmp_path, home, SWINGING.replace("{theta}", "theta: 100, fallback: [300]"))
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
     counted = children.run(*line[:3], tmp_path / "counted", *line[4:])
@@ -510,7 +510,7 @@ def test_speed_is_told_and_mfu_only_against_a_known_rate(whole, home, tmp_path):
     assert line["left"] == 0
     assert line["memory"] > 0
     text = RECIPE.replace("mix: {{short: 1}}", "mix: {{long: 1}}") + "parallel: {{peak: 1e9}}\n"
-    train(written(tmp_path, home, text.replace("steps: 5", "steps: 1")), tmp_path / "out",
+    train_model(written(tmp_path, home, text.replace("steps: 5", "steps: 1")), tmp_path / "out",
           device="cpu")  # fmt: skip
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     count = sum(
@@ -565,7 +565,7 @@ def test_services_are_told_where_they_are_asked_for_or_installed(home, tmp_path,
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     text = RECIPE.replace("steps: 5", "steps: 2") + "track: wandb\n"
-    train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
+    train_model(written(tmp_path, home, text), tmp_path / "out", device="cpu")
     (_, _, started), *rest = run.said
     assert started["config"]["stages"][1]["length"] == 256
     logged = [(named["step"], given[0]["loss"]) for _, given, named in rest
@@ -592,7 +592,7 @@ def test_a_run_to_be_sent_later_is_kept(tmp_path):
 def test_tensorboard_reads_what_was_trained(home, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     text = RECIPE.replace("steps: 5", "steps: 2")
-    train(written(tmp_path, home, text), tmp_path / "out", device="cpu")
+    train_model(written(tmp_path, home, text), tmp_path / "out", device="cpu")
     events = accumulator.EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
     told = [(event.step, event.value) for event in events.Scalars("loss")]
     lines = metrics.read(tmp_path / "out/metrics.jsonl")
@@ -619,5 +619,7 @@ def test_a_service_that_is_not_installed_is_refused(home, tmp_path, monkeypatch)
         "importlib.util.find_spec", lambda name: None if name == "wandb" else found(name)
     )
     with pytest.raises(InputError, match="wandb is not installed here"):
-        train(written(tmp_path, home, RECIPE + "track: wandb\n"), tmp_path / "out", device="cpu")
+        train_model(
+            written(tmp_path, home, RECIPE + "track: wandb\n"), tmp_path / "out", device="cpu"
+        )
     assert not (tmp_path / "out").exists()

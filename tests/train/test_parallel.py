@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from train_ranks import Ranks
 
 from regraft.checkpoint.source import Checkpoint
-from regraft.train.job import train
+from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Toy
@@ -69,7 +69,7 @@ def alone(request, home) -> tuple[str, Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out = home / request.param / "out"
-    train(written(home / request.param, home / "cache", request.param), out, device="cpu")
+    train_model(written(home / request.param, home / "cache", request.param), out, device="cpu")
     torch.set_num_threads(threads)
     return request.param, out
 

@@ -9,7 +9,7 @@ import models
 import pytest
 
 from regraft.errors import InputError
-from regraft.train.job import train
+from regraft.train.job import train_model
 
 RECIPE = """
 model: {model}
@@ -39,7 +39,7 @@ def home(tmp_path_factory) -> Path:
     text = text.replace("method: recover\nrecover: {teacher: x}\n", "method: full\n")
     text = text.replace("length: 128", "length: 64").replace("rate: 2e-3", "rate: 5e-3")
     (folder / "first.yaml").write_text(text)
-    train(folder / "first.yaml", folder / "derivative", device="cpu")
+    train_model(folder / "first.yaml", folder / "derivative", device="cpu")
     state = load_file(folder / "derivative" / "model.safetensors")
     hurt = models.changed(state, rank=2, size=1.5, seed=1)
     config = json.loads((folder / "derivative" / "config.json").read_text())
@@ -63,7 +63,7 @@ def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
         text = text.replace(old, new)
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(text)
-    return train(out / "recipe.yaml", out / "out", device="cpu")
+    return train_model(out / "recipe.yaml", out / "out", device="cpu")
 
 
 @pytest.mark.parametrize("more", [", drift: 0.3", ", drift: 0.3, distill: 1.0"])

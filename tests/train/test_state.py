@@ -13,7 +13,7 @@ import torch
 
 from regraft.errors import InputError, RegraftError
 from regraft.train import state
-from regraft.train.job import train
+from regraft.train.job import train_model
 from regraft.train.sharded_state import load_sharded, save_sharded
 
 RECIPE = """
@@ -40,7 +40,7 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("CACHE", str(tmp_path / "cache")))
     with pytest.raises(RegraftError, match="lower the rate"):
-        train(recipe, tmp_path / "out", device="cpu")
+        train_model(recipe, tmp_path / "out", device="cpu")
     saved = state.latest(tmp_path / ".out.regraft-staging" / "states")
     assert saved is not None
     assert sorted(path.name for path in saved.iterdir()) == ["loop.json", "model.pt"]
@@ -49,7 +49,7 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
 
 def refused(recipe: Path) -> str:
     with pytest.raises(InputError, match=r"training state .* is damaged or was not written") as no:
-        train(recipe, recipe.parent / "out", device="cpu", resume=True)
+        train_model(recipe, recipe.parent / "out", device="cpu", resume=True)
     return str(no.value)
 
 

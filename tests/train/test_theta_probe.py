@@ -59,11 +59,11 @@ def test_a_trial_keeps_the_schedule_of_the_last_stage(tmp_path, monkeypatch):
         look = {"nll": {"0-16": 1.0}, "needle": {"nll": 1.0, "found": 0.0}}
         return {"watch": {"first": look, "last": look}, "loss": {"last": 1.0}}
 
-    monkeypatch.setattr(probe, "train", train)
+    monkeypatch.setattr(probe, "train_model", train)
     recipe = tmp_path / "r.yaml"
     text = RECIPE.replace("rate: 1e-3", "rate: 1e-3, schedule: {{warmup: 1}}")
     recipe.write_text(text.format(cache=tmp_path / "cache", watch=WATCH))
-    probe.probe(recipe, 64, 256, 70.0, steps=2)
+    probe.probe_theta(recipe, 64, 256, 70.0, steps=2)
     assert seen == [1] * 6
 
 
@@ -71,4 +71,4 @@ def test_a_recipe_without_a_needle_is_refused(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(RECIPE.format(cache=tmp_path / "cache", watch="watch: {rows: 2}"))
     with pytest.raises(InputError, match="needs the recipe's needle"):
-        probe.probe(recipe, 64, 256, 70.0)
+        probe.probe_theta(recipe, 64, 256, 70.0)

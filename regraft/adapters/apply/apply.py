@@ -45,7 +45,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @full_precision()
-def apply(
+def apply_lora(
     adapter: str | Path,
     checkpoint: str | Path,
     out: str | Path | None,

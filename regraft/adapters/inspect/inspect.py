@@ -1,7 +1,7 @@
 """`regraft inspect`: what a folder is, or how two are related, as a dict and as tables.
 
-from regraft.adapters.inspect import inspect, tables
-result = inspect("base", "extended")
+from regraft.adapters.inspect.inspect import inspect_model, tables
+result = inspect_model("base", "extended")
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import full_precision, pick_device
 
-__all__ = ["inspect", "tables"]
+__all__ = ["inspect_model", "tables"]
 
 
 @full_precision()
-def inspect(path: str, other: str | None = None, *, device: str = "auto") -> dict[str, Any]:
+def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> dict[str, Any]:
     """What the model or adapter at `path` is; with `other`, how the two are related.
 
     `kind` of the result: 'checkpoint', 'adapter', 'graft' or 'merge' (a checkpoint that says what

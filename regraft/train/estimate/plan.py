@@ -41,7 +41,7 @@ class StageEstimate:
         return _duration(self.step_seconds)
 
 
-def plan(
+def plan_training(
     recipe: str | Path, *, gpus: str | None = None, host_memory: str | None = None
 ) -> dict[str, Any]:
     """Memory, time and links of every stage on the devices described, or on this machine.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
@@ -106,7 +106,7 @@ def test_adapters_made_by_peft_are_merged_as_peft_merges_them(config, family, tm
     wanted = made_by_peft(tmp_path / "a", family[0], **config)
     before = models.load(family[0])
     assert any(not torch.equal(before[name], wanted[name]) for name in before)
-    apply(tmp_path / "a", family[0], tmp_path / "out")
+    apply_lora(tmp_path / "a", family[0], tmp_path / "out")
     found = models.load(tmp_path / "out")
     assert found.keys() == before.keys()
     same(found, wanted)
@@ -117,7 +117,7 @@ def test_a_switch_that_peft_ignores_on_linear_layers_is_ignored(family, tmp_path
     wanted = made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     path = tmp_path / "a/adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": True}))
-    apply(tmp_path / "a", family[0], tmp_path / "out")
+    apply_lora(tmp_path / "a", family[0], tmp_path / "out")
     same(models.load(tmp_path / "out"), wanted)
 
 
@@ -136,7 +136,7 @@ def test_conv1d_weights_stored_in_by_out_are_merged_as_peft_merges_them(tmp_path
     wanted = made_by_peft(
         tmp_path / "a", base, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True
     )
-    apply(tmp_path / "a", base, tmp_path / "out", context="checkpoint")
+    apply_lora(tmp_path / "a", base, tmp_path / "out", context="checkpoint")
     same(models.load(tmp_path / "out"), wanted)
 
 
@@ -148,7 +148,7 @@ def test_a_tied_embedding_moves_its_head_too(stored, tmp_path):
     if stored:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         models.save(base, models.TIED, weights)
-    apply(tmp_path / "a", base, tmp_path / "out")
+    apply_lora(tmp_path / "a", base, tmp_path / "out")
     found = models.load(tmp_path / "out")
     assert ("lm_head.weight" in found) == stored
     same(found, wanted)
@@ -162,13 +162,13 @@ def test_a_change_of_the_head_does_not_fit_a_tied_model(family, tmp_path):
     for extra in ({}, {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}):
         target = models.save(tmp_path / "tied", models.TIED, weights | extra)
         with pytest.raises(CheckpointError, match="it is tied to the embedding there"):
-            apply(tmp_path / "a", target, tmp_path / "out", force=True)
+            apply_lora(tmp_path / "a", target, tmp_path / "out", force=True)
 
 
 @pytest.mark.parametrize("scale", [0.5, -1.0, 0.0])
 def test_scale_scales_the_change(scale, whole_adapter, tmp_path):
     base, extended, lora = whole_adapter
-    apply(lora, base, tmp_path / "out", scale=scale)
+    apply_lora(lora, base, tmp_path / "out", scale=scale)
     before, after, found = models.load(base), models.load(extended), models.load(tmp_path / "out")
     same(found, {name: w + scale * (after[name] - w) for name, w in before.items()}, 2e-6)
 
@@ -176,12 +176,12 @@ def test_scale_scales_the_change(scale, whole_adapter, tmp_path):
 def test_a_replacement_cannot_be_scaled(family, tmp_path):
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.raises(InputError, match=r"--scale 0\.5 cannot scale"):
-        apply(tmp_path / "a", family[0], tmp_path / "out", scale=0.5)
+        apply_lora(tmp_path / "a", family[0], tmp_path / "out", scale=0.5)
 
 
 def test_a_negative_scale_takes_a_change_back(whole_adapter, tmp_path):
     base, extended, lora = whole_adapter
-    apply(lora, extended, tmp_path / "out", scale=-1.0, context="theta=10000,length=256")
+    apply_lora(lora, extended, tmp_path / "out", scale=-1.0, context="theta=10000,length=256")
     same(models.load(tmp_path / "out"), models.load(base), 2e-6)
     assert config_of(tmp_path / "out")["max_position_embeddings"] == 256
 
@@ -192,7 +192,7 @@ def test_a_negative_scale_takes_a_change_back(whole_adapter, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_sum_is_rounded_once_and_the_loss_told(dtype, family, adapter, tmp_path):
     target = models.save(tmp_path / "t", models.LLAMA, models.load(family[2]), dtype=dtype)
-    record = apply(adapter, target, tmp_path / "out")
+    record = apply_lora(adapter, target, tmp_path / "out")
     before, found = models.load(target), models.load(tmp_path / "out")
     base, extended = models.load(family[0]), models.load(family[1])
     lost = total = 0.0
@@ -227,7 +227,7 @@ def test_a_matrix_longer_than_a_block_is_the_same(family, tmp_path, monkeypatch)
 
     wanted = made_by_peft(tmp_path / "a", family[0], target_modules="all-linear")
     monkeypatch.setattr(module, "_BLOCK", 64 * 7)
-    apply(tmp_path / "a", family[0], tmp_path / "out")
+    apply_lora(tmp_path / "a", family[0], tmp_path / "out")
     same(models.load(tmp_path / "out"), wanted)
 
 
@@ -239,7 +239,7 @@ def test_the_config_says_the_context_in_both_spellings_and_transformers_reads_it
 ):
     from transformers import AutoModelForCausalLM
 
-    record = apply(adapter, family[2], tmp_path / "out")
+    record = apply_lora(adapter, family[2], tmp_path / "out")
     assert record.context.policy == "adapter"
     config = config_of(tmp_path / "out")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 160000.0
@@ -265,7 +265,7 @@ def test_the_config_says_the_context_in_both_spellings_and_transformers_reads_it
     ],
 )
 def test_context_is_whose_the_user_says(context, theta, length, family, adapter, tmp_path):
-    spec = apply(adapter, family[2], tmp_path / "out", context=context, dry_run=True).context
+    spec = apply_lora(adapter, family[2], tmp_path / "out", context=context, dry_run=True).context
     assert spec.output.rope_parameters["rope_theta"] == theta
     assert spec.output.max_position_embeddings == length
 
@@ -275,16 +275,16 @@ def test_unequal_rope_without_a_policy_is_refused(family, adapter, tmp_path):
         tmp_path / "t", {**models.LLAMA, "rope_theta": 77777.0}, models.load(family[2])
     )
     with pytest.raises(LineageError, match="say which to use") as refused:
-        apply(adapter, other, tmp_path / "out")
+        apply_lora(adapter, other, tmp_path / "out")
     assert "theta 77777" in str(refused.value)
-    apply(adapter, other, tmp_path / "out", context="adapter")
+    apply_lora(adapter, other, tmp_path / "out", context="adapter")
     assert config_of(tmp_path / "out")["rope_theta"] == 160000.0
 
 
 @pytest.mark.parametrize("context", ["nobody", "theta=x", "theta=0", "size=3", "theta=1e4,theta=2"])
 def test_impossible_contexts_are_refused(context, family, adapter, tmp_path):
     with pytest.raises(InputError) as refused:
-        apply(adapter, family[2], tmp_path / "out", context=context)
+        apply_lora(adapter, family[2], tmp_path / "out", context=context)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -292,10 +292,10 @@ def test_impossible_contexts_are_refused(context, family, adapter, tmp_path):
 def test_a_plain_adapter_keeps_the_targets_context_and_says_so(family, tmp_path):
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="carries no context"):
-        record = apply(tmp_path / "a", family[0], tmp_path / "out")
+        record = apply_lora(tmp_path / "a", family[0], tmp_path / "out")
     assert record.context.policy == "checkpoint"
     with pytest.raises(InputError, match="carries no context"):
-        apply(tmp_path / "a", family[0], tmp_path / "x", context="adapter")
+        apply_lora(tmp_path / "a", family[0], tmp_path / "x", context="adapter")
 
 
 def test_a_context_that_the_target_cannot_hold_is_refused_before_the_work(
@@ -305,7 +305,7 @@ def test_a_context_that_the_target_cannot_hold_is_refused_before_the_work(
         ContextSpec, "write_into", lambda *_: (_ for _ in ()).throw(InputError("cannot"))
     )
     with pytest.raises(InputError, match="cannot"):
-        apply(adapter, family[2], tmp_path / "out")
+        apply_lora(adapter, family[2], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,19 +315,21 @@ def test_a_context_that_the_target_cannot_hold_is_refused_before_the_work(
 def test_strangers_are_refused_with_figures_unless_forced(family, adapter, tmp_path):
     stranger = models.save(tmp_path / "s", models.LLAMA, models.weights(models.LLAMA, seed=9))
     with pytest.raises(LineageError, match=r"no relative of .*projection 14\d\.\d% away"):
-        apply(adapter, stranger, tmp_path / "out")
-    assert apply(adapter, stranger, tmp_path / "out", force=True).lineage.verdict == ("stranger")
+        apply_lora(adapter, stranger, tmp_path / "out")
+    assert apply_lora(adapter, stranger, tmp_path / "out", force=True).lineage.verdict == (
+        "stranger"
+    )
 
 
 def test_a_target_that_has_the_change_is_refused(family, adapter, tmp_path):
     with pytest.raises(LineageError, match=r"already has (99|100|101)% of the change"):
-        apply(adapter, family[1], tmp_path / "x")
-    apply(adapter, family[2], tmp_path / "once")
+        apply_lora(adapter, family[1], tmp_path / "x")
+    apply_lora(adapter, family[2], tmp_path / "once")
     with pytest.raises(LineageError, match=r"already has 100% of the change"):
-        apply(adapter, tmp_path / "once", tmp_path / "twice")
-    record = apply(adapter, tmp_path / "once", tmp_path / "twice", force=True)
+        apply_lora(adapter, tmp_path / "once", tmp_path / "twice")
+    record = apply_lora(adapter, tmp_path / "once", tmp_path / "twice", force=True)
     assert record.already_present == pytest.approx(1, abs=0.02)
-    fresh = apply(adapter, family[2], tmp_path / "x", dry_run=True)
+    fresh = apply_lora(adapter, family[2], tmp_path / "x", dry_run=True)
     assert fresh.already_present == pytest.approx(0, abs=0.05)
 
 
@@ -336,17 +338,17 @@ def test_a_target_trained_alike_in_the_old_context_is_a_warning(family, adapter,
     alike = {name: w + 2 * (extended[name] - w) for name, w in base.items()}
     target = models.save(tmp_path / "alike", models.LLAMA, alike)
     with pytest.warns(UserWarning, match="already has 200% of the change"):
-        record = apply(adapter, target, tmp_path / "out")
+        record = apply_lora(adapter, target, tmp_path / "out")
     assert record.already_present == pytest.approx(2, abs=0.02)
 
 
 def test_the_base_that_a_plain_adapter_names_is_measured(family, tmp_path):
     made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
-    record = apply(tmp_path / "a", family[2], tmp_path / "out")
+    record = apply_lora(tmp_path / "a", family[2], tmp_path / "out")
     assert record.lineage.verdict == "relative"
     assert record.base.name == str(family[0])
     with pytest.raises(LineageError, match="already has"):
-        apply(tmp_path / "a", tmp_path / "out", tmp_path / "twice")
+        apply_lora(tmp_path / "a", tmp_path / "out", tmp_path / "twice")
 
 
 def test_a_base_that_is_not_at_hand_is_a_warning(family, tmp_path):
@@ -357,17 +359,17 @@ def test_a_base_that_is_not_at_hand_is_a_warning(family, tmp_path):
             json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": named})
         )
         with pytest.warns(UserWarning, match="cannot be checked"):
-            record = apply(tmp_path / "a", family[2], tmp_path / "out", overwrite=True)
+            record = apply_lora(tmp_path / "a", family[2], tmp_path / "out", overwrite=True)
         assert record.lineage is None
 
 
 def test_names_without_the_models_prefix_are_relatives_all_the_same(family, adapter, tmp_path):
     bare = {name.removeprefix("model."): w for name, w in models.load(family[2]).items()}
     target = models.save(tmp_path / "bare", models.LLAMA, bare)
-    record = apply(adapter, target, tmp_path / "out")
+    record = apply_lora(adapter, target, tmp_path / "out")
     assert record.lineage.verdict == "relative"
     assert record.already_present == pytest.approx(0, abs=0.05)
-    apply(adapter, family[2], tmp_path / "usual")
+    apply_lora(adapter, family[2], tmp_path / "usual")
     found, usual = models.load(tmp_path / "out"), models.load(tmp_path / "usual")
     assert found.keys() == bare.keys()
     assert all(torch.equal(found[n.removeprefix("model.")], w) for n, w in usual.items())
@@ -398,7 +400,7 @@ def test_added_tokens_and_files_of_the_target_are_kept(whole_adapter, tmp_path):
     for name, data in (files | left).items():
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(data)
-    apply(lora, target, tmp_path / "out")
+    apply_lora(lora, target, tmp_path / "out")
     found, wanted = models.load(tmp_path / "out"), models.load(extended)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         torch.testing.assert_close(found[name][:80], wanted[name], atol=2e-6, rtol=0)
@@ -413,16 +415,16 @@ def test_added_tokens_and_files_of_the_target_are_kept(whole_adapter, tmp_path):
 
 def test_inputs_are_not_touched(family, adapter, tmp_path):
     before = models.contents(family[2]), models.contents(adapter)
-    apply(adapter, family[2], tmp_path / "out", verify=True)
+    apply_lora(adapter, family[2], tmp_path / "out", verify=True)
     assert (models.contents(family[2]), models.contents(adapter)) == before
 
 
 def test_shards_are_the_targets_or_of_the_size_asked_for(adapter, tmp_path, family):
     state = models.load(family[2])
     target = models.save(tmp_path / "t", models.LLAMA, state, shards=3)
-    apply(adapter, target, tmp_path / "like")
-    apply(adapter, target, tmp_path / "cut", max_shard_size="60kB", verify=True)
-    apply(adapter, target, tmp_path / "one", max_shard_size="1GB")
+    apply_lora(adapter, target, tmp_path / "like")
+    apply_lora(adapter, target, tmp_path / "cut", max_shard_size="60kB", verify=True)
+    apply_lora(adapter, target, tmp_path / "one", max_shard_size="1GB")
     like, cut, one = (models.load(tmp_path / name) for name in ("like", "cut", "one"))
     assert sorted(p.name for p in (tmp_path / "like").glob("*.safetensors")) == sorted(
         p.name for p in target.glob("*.safetensors")
@@ -435,7 +437,7 @@ def test_shards_are_the_targets_or_of_the_size_asked_for(adapter, tmp_path, fami
 
 
 def test_the_output_is_a_checkpoint_of_its_own(family, adapter, tmp_path):
-    apply(adapter, family[2], tmp_path / "out")
+    apply_lora(adapter, family[2], tmp_path / "out")
     with Checkpoint.open(tmp_path / "out") as out, Checkpoint.open(family[2]) as target:
         assert list(out.tensors) == list(target.tensors)
         assert out.metadata == target.metadata
@@ -447,7 +449,7 @@ def test_the_output_is_a_checkpoint_of_its_own(family, adapter, tmp_path):
 def test_the_same_input_gives_the_same_bytes(family, adapter, tmp_path, monkeypatch):
     monkeypatch.undo()  # with the figure
     for out in ("one", "two"):
-        apply(adapter, family[2], tmp_path / out)
+        apply_lora(adapter, family[2], tmp_path / out)
     one = models.contents(tmp_path / "one")
     assert one == models.contents(tmp_path / "two")
     assert {"graft.png", "README.md", "regraft.json", "config.json"} <= one.keys()
@@ -457,17 +459,17 @@ def test_a_dry_run_says_no_where_the_real_run_would(family, adapter, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
-        apply(adapter, family[2], tmp_path / "taken", dry_run=True)
+        apply_lora(adapter, family[2], tmp_path / "taken", dry_run=True)
     with pytest.raises(InputError, match="is not one that regraft wrote"):
-        apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)
+        apply_lora(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True)
     models.earlier_output(tmp_path / "taken")
     with pytest.raises(InputError, match="overlaps the input"):
-        apply(adapter, family[2], Path(family[2]) / "out", dry_run=True)
-    assert apply(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True).plan
+        apply_lora(adapter, family[2], Path(family[2]) / "out", dry_run=True)
+    assert apply_lora(adapter, family[2], tmp_path / "taken", dry_run=True, overwrite=True).plan
 
 
 def test_a_dry_run_writes_nothing(family, adapter, tmp_path):
-    plan = apply(adapter, family[2], tmp_path / "out", dry_run=True).plan
+    plan = apply_lora(adapter, family[2], tmp_path / "out", dry_run=True).plan
     assert plan["changed"] == 14
     assert list(tmp_path.iterdir()) == []
 
@@ -503,12 +505,12 @@ def test_resume_does_not_repeat_what_is_done(family, adapter, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "_changed", counted)
     with pytest.raises(KeyboardInterrupt):
-        apply(adapter, family[2], tmp_path / "out")
-    record = apply(adapter, family[2], tmp_path / "out", resume=True)
+        apply_lora(adapter, family[2], tmp_path / "out")
+    record = apply_lora(adapter, family[2], tmp_path / "out", resume=True)
     done.remove("interrupted")
     assert len(done) == len(set(done)) == 14
     monkeypatch.undo()
-    assert record.totals == apply(adapter, family[2], tmp_path / "whole").totals
+    assert record.totals == apply_lora(adapter, family[2], tmp_path / "whole").totals
 
 
 def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children):
@@ -546,7 +548,7 @@ def test_nan_in_a_tensor_that_changes_is_named(value, family, adapter, tmp_path)
     state[Q][3, 3] = value
     target = models.save(tmp_path / "bad", models.LLAMA, state)
     with pytest.raises(CheckpointError, match=f"'{Q}' of .*bad holds NaN") as refused:
-        apply(adapter, target, tmp_path / "out")
+        apply_lora(adapter, target, tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -558,11 +560,11 @@ def test_nan_in_a_tensor_that_is_only_copied_is_named_and_nothing_stays(family, 
     state[name][3, 3] = math.nan
     target = models.save(tmp_path / "bad", models.LLAMA, state)
     with pytest.raises(CheckpointError, match=f"'{name}' of .*bad holds NaN"):
-        apply(adapter, target, tmp_path / "out")
+        apply_lora(adapter, target, tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))  # no staging that would bar the corrected run
     state[name][3, 3] = before
     models.save(target, models.LLAMA, state)
-    apply(adapter, target, tmp_path / "out")
+    apply_lora(adapter, target, tmp_path / "out")
 
 
 def test_nan_that_no_sample_saw_is_named(tmp_path):
@@ -577,13 +579,13 @@ def test_nan_that_no_sample_saw_is_named(tmp_path):
     state[name].view(-1)[at] = math.nan
     models.save(derivative, config, state)
     with pytest.raises(CheckpointError, match=f"'{name}' of .* holds NaN"):
-        apply(tmp_path / "a", derivative, tmp_path / "out")
+        apply_lora(tmp_path / "a", derivative, tmp_path / "out")
 
 
 def test_a_change_that_the_dtype_cannot_hold_is_refused(family, adapter, tmp_path):
     target = models.save(tmp_path / "t", models.LLAMA, models.load(family[2]), dtype=torch.float16)
     with pytest.raises(CheckpointError, match=r"does not fit torch\.float16"):
-        apply(adapter, target, tmp_path / "out", scale=1e9, force=True)
+        apply_lora(adapter, target, tmp_path / "out", scale=1e9, force=True)
 
 
 @pytest.mark.parametrize(
@@ -602,7 +604,7 @@ def test_another_architecture_is_refused_by_name(config, state, said, adapter, t
     target = models.save(tmp_path / "t", config, {})
     save_file({k: v.contiguous() for k, v in weights.items()}, target / "model.safetensors")
     with pytest.raises(CheckpointError, match=said) as refused:
-        apply(adapter, target, tmp_path / "out", force=True)
+        apply_lora(adapter, target, tmp_path / "out", force=True)
     assert "\n" not in str(refused.value)
 
 
@@ -617,28 +619,28 @@ def test_another_architecture_is_refused_by_name(config, state, said, adapter, t
 )
 def test_arguments_are_checked_before_any_work(arguments, said, family, adapter, tmp_path):
     with pytest.raises(InputError, match=re.escape(said)):
-        apply(adapter, family[2], tmp_path / "out", **arguments)
+        apply_lora(adapter, family[2], tmp_path / "out", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_adapter_and_checkpoint_swapped_are_told_apart(family, adapter, tmp_path):
     with pytest.raises(CheckpointError, match="is a model"):
-        apply(family[2], adapter, tmp_path / "out")
+        apply_lora(family[2], adapter, tmp_path / "out")
     with pytest.raises(CheckpointError):
-        apply(adapter, adapter, tmp_path / "out")
+        apply_lora(adapter, adapter, tmp_path / "out")
 
 
 def test_an_output_inside_an_input_is_refused(family, adapter, tmp_path):
     for out in (family[2], family[2] / "x", adapter, adapter / "x"):
         with pytest.raises(InputError, match="overlaps the input"):
-            apply(adapter, family[2], out, overwrite=True)
+            apply_lora(adapter, family[2], out, overwrite=True)
 
 
 def test_the_record_names_every_file_that_decided(whole_adapter, tmp_path):
     import hashlib
 
     base, _, lora = whole_adapter
-    record = apply(lora, base, tmp_path / "out")
+    record = apply_lora(lora, base, tmp_path / "out")
     assert record.adapter.sha256.keys() == {
         "adapter_config.json", "adapter_model.safetensors", "regraft-differences.safetensors",
     }  # fmt: skip

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 
-from regraft.adapters.apply.apply import apply, summary
+from regraft.adapters.apply.apply import apply_lora, summary
 from regraft.adapters.apply.check import check_graft, merged_context
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
@@ -51,7 +51,7 @@ def test_a_short_fine_tune_never_shortens_the_context(
     short = trained_short(adapter, tmp_path / "short")
     for target, length in ((family[2], 256), (family[0], 256)):
         with pytest.warns(UserWarning, match="--context adapter shortens it"):
-            record = apply(short, target, tmp_path / "x", dry_run=True)
+            record = apply_lora(short, target, tmp_path / "x", dry_run=True)
         assert record.context.output.max_position_embeddings == length
         assert record.context.policy == "checkpoint"
     longer = models.save(
@@ -59,11 +59,11 @@ def test_a_short_fine_tune_never_shortens_the_context(
         models.load(family[2]),
     )  # fmt: skip
     with pytest.warns(UserWarning, match="keeps its context of 512"):
-        record = apply(short, longer, tmp_path / "x", dry_run=True)
+        record = apply_lora(short, longer, tmp_path / "x", dry_run=True)
     assert record.context.output.max_position_embeddings == 512
-    asked = apply(short, family[2], tmp_path / "x", context="adapter", dry_run=True)
+    asked = apply_lora(short, family[2], tmp_path / "x", context="adapter", dry_run=True)
     assert asked.context.output.max_position_embeddings == 64
-    theta = apply(short, family[2], tmp_path / "x", context="theta=5e4", dry_run=True)
+    theta = apply_lora(short, family[2], tmp_path / "x", context="theta=5e4", dry_run=True)
     assert theta.context.output.max_position_embeddings == 256
 
 
@@ -73,7 +73,7 @@ def test_a_shorter_context_with_another_rope_is_for_the_user_to_decide(
     rope = {"rope_type": "default", "rope_theta": 9000.0}
     short = trained_short(adapter, tmp_path / "short", rope_parameters=rope)
     with pytest.raises(LineageError, match="say which to use"):
-        apply(short, family[2], tmp_path / "x", dry_run=True)
+        apply_lora(short, family[2], tmp_path / "x", dry_run=True)
 
 
 def spec(length: int, theta: float = 1e4) -> ContextSpec:
@@ -104,14 +104,14 @@ def test_a_scale_far_from_one_is_a_warning(
     scale: float, family: tuple[Path, Path, Path], adapter: Path, tmp_path: Path
 ) -> None:
     with pytest.warns(UserWarning, match=rf"--scale {scale:g} makes the change {scale:g} times"):
-        apply(adapter, family[2], tmp_path / "x", scale=scale, dry_run=True)
+        apply_lora(adapter, family[2], tmp_path / "x", scale=scale, dry_run=True)
 
 
 def test_storage_is_measured_along_the_change(
     family: tuple[Path, Path, Path], adapter: Path, tmp_path: Path
 ) -> None:
     """Against float64: what of a small change reaches the file along its own direction."""
-    record = apply(adapter, family[2], tmp_path / "out", scale=0.02)
+    record = apply_lora(adapter, family[2], tmp_path / "out", scale=0.02)
     assert record.totals is not None
     lora, before, after = (
         Adapter.open(adapter),
@@ -137,7 +137,7 @@ def test_storage_is_measured_along_the_change(
 def test_float32_output_loses_nothing(
     family: tuple[Path, Path, Path], adapter: Path, tmp_path: Path
 ) -> None:
-    record = apply(adapter, family[2], tmp_path / "out", scale=0.02, dtype="float32")
+    record = apply_lora(adapter, family[2], tmp_path / "out", scale=0.02, dtype="float32")
     assert record.totals is not None
     assert record.totals.lost_to_storage < 1e-3
     state, old = models.load(tmp_path / "out"), models.load(family[2])
@@ -147,11 +147,11 @@ def test_float32_output_loses_nothing(
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "float32"
     assert "dtype" not in config or "torch_dtype" not in config
-    plan = apply(adapter, family[2], tmp_path / "x", dtype="float32", dry_run=True).plan
+    plan = apply_lora(adapter, family[2], tmp_path / "x", dtype="float32", dry_run=True).plan
     assert plan is not None
     assert plan["write_bytes"] == 2 * plan["read_bytes"]
     with pytest.raises(InputError, match="--dtype 'int8' is not one of"):
-        apply(adapter, family[2], tmp_path / "x", dtype="int8")
+        apply_lora(adapter, family[2], tmp_path / "x", dtype="int8")
 
 
 def test_all_refusals_are_in_the_verdict(

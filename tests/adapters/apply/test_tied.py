@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.apply.check import check_graft
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.job import merge
+from regraft.merge.job import merge_models
 
 pytestmark = [
     pytest.mark.usefixtures("undrawn"),
@@ -84,7 +84,7 @@ def test_the_graft_computes_what_peft_does_unmerged(
         state = models.load(base)
         state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
         target = models.save(tmp_path / "twice", models.TIED, state)
-    record = apply(folder, target, tmp_path / "out")
+    record = apply_lora(folder, target, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is tied
     assert (record.untied_head is None) == tied
     torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=1e-4, rtol=1e-4)
@@ -93,14 +93,14 @@ def test_the_graft_computes_what_peft_does_unmerged(
 def test_a_lora_on_a_tied_embedding_changes_both_and_says_so(base: Path, tmp_path: Path) -> None:
     folder, unmerged = trained(base, tmp_path / "a", target_modules=["embed_tokens"])
     with pytest.warns(UserWarning, match="which is its output head too"):
-        apply(folder, base, tmp_path / "out")
+        apply_lora(folder, base, tmp_path / "out")
     assert (logits(tmp_path / "out") - unmerged).abs().max() > 1e-3
 
 
 def test_the_untied_head_survives_shards_and_a_resumed_run(base: Path, tmp_path: Path) -> None:
     folder, expected = trained(base, tmp_path / "a", **REPLACED)
     sharded = models.save(tmp_path / "sharded", models.TIED, models.load(base), shards=3)
-    apply(folder, sharded, tmp_path / "out", verify=True)
+    apply_lora(folder, sharded, tmp_path / "out", verify=True)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert "lm_head.weight" in index["weight_map"]
     torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=1e-4, rtol=1e-4)
@@ -115,7 +115,7 @@ def test_a_head_that_differs_from_its_tied_twin_in_the_adapter_is_refused(
     tensors["base_model.model.lm_head.lora_A.weight"] += 1
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="tied to the embedding there"):
-        apply(folder, base, tmp_path / "out")
+        apply_lora(folder, base, tmp_path / "out")
 
 
 def test_a_merge_refuses_what_would_untie(base: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_merge_refuses_what_would_untie(base: Path, tmp_path: Path) -> None:
         f"models: [{{model: {base}+{folder}, parameters: {{weight: 1}}}}]\n"
     )
     with pytest.raises(InputError, match="unties them"):
-        merge(recipe, tmp_path / "out")
+        merge_models(recipe, tmp_path / "out")
 
 
 def test_a_check_changes_nothing_of_the_adapter(base: Path, tmp_path: Path) -> None:

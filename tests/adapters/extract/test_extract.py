@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regraft.adapters import writer
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract import evidence
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
@@ -161,7 +161,7 @@ def test_exact_at_full_rank_carries_the_whole_difference(config, tmp_path):
     assert record.totals.share_of_all_change_not_captured < 1e-9
     kinds = {name.rpartition(".")[2] for name in record.differences}
     assert kinds == ({"weight", "bias"} if config is models.QWEN2 else {"weight"})
-    apply(tmp_path / "a", base, tmp_path / "out", context="adapter")
+    apply_lora(tmp_path / "a", base, tmp_path / "out", context="adapter")
     rebuilt = models.load(tmp_path / "out")
     assert rebuilt.keys() == extended.keys()
     for name, tensor in rebuilt.items():

@@ -18,13 +18,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from regraft.adapters.apply.apply import apply
+from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
-from regraft.adapters.inspect.inspect import inspect, tables
+from regraft.adapters.inspect.inspect import inspect_model, tables
 from regraft.adapters.reader import CONFIG, RECORD, WEIGHTS
 from regraft.cli import app
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.job import merge
+from regraft.merge.job import merge_models
 
 NAMES = ("base", "extended", "derivative", "lora", "other", "graft")
 
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base, extended, derivative = family(root, dtype=torch.bfloat16, shards=2)
     extract_lora(base, extended, root / "lora", rank=4, verify=False)
     extract_lora(base, derivative, root / "other", rank=6, layout="compact", verify=False)
-    apply(root / "lora", derivative, root / "graft")
+    apply_lora(root / "lora", derivative, root / "graft")
     return {name: root / name for name in NAMES}
 
 
@@ -60,7 +60,7 @@ def direct_effective_rank(matrix: torch.Tensor) -> float:
 
 
 def test_a_checkpoint_is_described_by_its_headers_and_config(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["base"]))
+    found = inspect_model(str(folders["base"]))
     state = load(folders["base"])
     assert found["kind"] == "checkpoint"
     assert found["architecture"] == "LlamaForCausalLM"
@@ -85,9 +85,9 @@ def test_a_checkpoint_is_described_by_its_headers_and_config(folders: dict[str, 
 def test_a_tied_head_that_is_stored_counts_once(tmp_path: Path) -> None:
     config = {**LLAMA, "tie_word_embeddings": True}
     state = weights(config)
-    once = inspect(str(save(tmp_path / "once", config, state)))
+    once = inspect_model(str(save(tmp_path / "once", config, state)))
     state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
-    twice = inspect(str(save(tmp_path / "twice", config, state)))
+    twice = inspect_model(str(save(tmp_path / "twice", config, state)))
     assert once["tied"]
     assert twice["tied"]
     assert once["parameters"] == twice["parameters"]
@@ -97,7 +97,7 @@ def test_strange_tensors_and_a_short_tokenizer_are_named(tmp_path: Path) -> None
     state = weights(LLAMA) | {"model.layers.0.self_attn.rank.weight": torch.ones(3)}
     folder = save(tmp_path / "model", {**LLAMA, **LONG}, state)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 256}')
-    found = inspect(str(folder))
+    found = inspect_model(str(folder))
     assert found["unknown_tensors"] == ["model.layers.0.self_attn.rank.weight"]
     assert found["parameters"] == sum(t.numel() for t in state.values()) - 3
     assert found["tokenizer_max_length"] == 256
@@ -109,7 +109,7 @@ def test_strange_tensors_and_a_short_tokenizer_are_named(tmp_path: Path) -> None
 def test_a_tokenizer_without_a_limit_says_nothing(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", LLAMA, weights(LLAMA))
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
-    assert inspect(str(folder))["tokenizer_max_length"] is None
+    assert inspect_model(str(folder))["tokenizer_max_length"] is None
 
 
 def test_a_model_without_rope_is_no_error(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_model_without_rope_is_no_error(tmp_path: Path) -> None:
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32, "n_layer": 1,
         "n_head": 2, "n_positions": 64, "vocab_size": 50,
     }  # fmt: skip
-    found = inspect(str(save(tmp_path / "gpt2", config, weights(config))))
+    found = inspect_model(str(save(tmp_path / "gpt2", config, weights(config))))
     assert (found["context"], found["context_text"]) == (None, "no RoPE in the config")
     assert (found["layers"], found["hidden_size"], found["kv_heads"]) == (1, 32, 2)
     assert "no RoPE" in shown(found)
@@ -125,21 +125,21 @@ def test_a_model_without_rope_is_no_error(tmp_path: Path) -> None:
 
 def test_a_config_at_odds_with_itself_is_shown_not_raised(tmp_path: Path) -> None:
     config = {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
-    found = inspect(str(save(tmp_path / "model", config, weights(LLAMA))))
+    found = inspect_model(str(save(tmp_path / "model", config, weights(LLAMA))))
     assert found["context"] is None
     assert "contradicts itself" in shown(found)
 
 
 def test_markup_in_a_name_is_only_text(tmp_path: Path) -> None:
     folder = save(tmp_path / "[bold]m[/bold]", LLAMA, weights(LLAMA))
-    assert "[bold]m[/bold]" in shown(inspect(str(folder)), 200)
+    assert "[bold]m[/bold]" in shown(inspect_model(str(folder)), 200)
 
 
 # What regraft made
 
 
 def test_a_graft_says_what_it_was_made_from(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["graft"]))
+    found = inspect_model(str(folders["graft"]))
     assert found["kind"] == "graft"
     assert found["made"]["adapter"] == str(folders["lora"])
     assert found["made"]["checkpoint"] == str(folders["derivative"])
@@ -154,8 +154,8 @@ def test_a_merge_says_its_method_and_inputs(folders: dict[str, Path], tmp_path: 
         f"merge_method: ties\nbase_model: {base}\nparameters: {{weight: 1}}\n"
         f"models: [{{model: {base}}}]\n"
     )
-    merge(recipe, tmp_path / "merged")
-    found = inspect(str(tmp_path / "merged"))
+    merge_models(recipe, tmp_path / "merged")
+    found = inspect_model(str(tmp_path / "merged"))
     assert (found["kind"], found["made"]["inputs"]) == ("merge", [str(base)])
     assert "ties (native)" in shown(found)
 
@@ -164,15 +164,15 @@ def test_a_broken_record_is_named(folders: dict[str, Path], tmp_path: Path) -> N
     folder = save(tmp_path / "model", LLAMA, weights(LLAMA))
     (folder / RECORD).write_text('{"kind": "graft"}')
     with pytest.raises(CheckpointError, match=r"regraft\.json lacks the key 'adapter'"):
-        inspect(str(folder))
+        inspect_model(str(folder))
 
 
 def test_a_folder_that_is_nothing_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a model .* nor an adapter") as caught:
-        inspect(str(tmp_path))
+        inspect_model(str(tmp_path))
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="does not exist"):
-        inspect(str(tmp_path / "no" / "such" / "folder"))
+        inspect_model(str(tmp_path / "no" / "such" / "folder"))
 
 
 # One adapter
@@ -194,7 +194,7 @@ def dense(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_adapter_is_measured_as_its_dense_change_would_be(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["lora"]))
+    found = inspect_model(str(folders["lora"]))
     changes = dense(folders["lora"])
     total = math.sqrt(sum(float(d.square().sum()) for d in changes.values()))
     assert found["kind"] == "adapter"
@@ -223,7 +223,7 @@ def test_an_adapter_that_was_merged_says_of_what(folders: dict[str, Path], tmp_p
     record["totals"]["error"] = 0.125
     del record["extraction"]
     (folder / RECORD).write_text(json.dumps(record))
-    text = shown(inspect(str(folder)))
+    text = shown(inspect_model(str(folder)))
     assert "by ties from one" in text
     assert "0.1250 of the merged change" in text
 
@@ -255,7 +255,7 @@ def foreign(folder: Path, **config: Any) -> Path:
     ],
 )
 def test_who_can_load_an_adapter(tmp_path: Path, config: dict[str, Any], said: str) -> None:
-    found = inspect(str(foreign(tmp_path / "lora", **config)))
+    found = inspect_model(str(foreign(tmp_path / "lora", **config)))
     assert said in found["readers"]["vLLM"]
     assert found["readers"]["PEFT"] == "yes"
     assert found["totals"] is None
@@ -263,23 +263,23 @@ def test_who_can_load_an_adapter(tmp_path: Path, config: dict[str, Any], said: s
 
 
 def test_scaling_is_peft_s(tmp_path: Path) -> None:
-    found = inspect(str(foreign(tmp_path / "plain")))
+    found = inspect_model(str(foreign(tmp_path / "plain")))
     assert (found["scaling_min"], found["scaling_max"]) == (2.0, 2.0)
-    stabilised = inspect(str(foreign(tmp_path / "rs", use_rslora=True)))
+    stabilised = inspect_model(str(foreign(tmp_path / "rs", use_rslora=True)))
     assert stabilised["scaling_max"] == 4.0
     assert "rsLoRA" in shown(stabilised)
 
 
 def test_an_adapter_regraft_cannot_apply_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="use_dora=True"):
-        inspect(str(foreign(tmp_path / "dora", use_dora=True)))
+        inspect_model(str(foreign(tmp_path / "dora", use_dora=True)))
 
 
 # Two checkpoints
 
 
 def test_the_figures_are_those_of_direct_computation(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["base"]), str(folders["extended"]))
+    found = inspect_model(str(folders["base"]), str(folders["extended"]))
     b = {k: t.double() for k, t in load(folders["base"]).items()}
     e = {k: t.double() for k, t in load(folders["extended"]).items()}
 
@@ -316,15 +316,15 @@ def test_a_change_by_rounding_alone_has_nothing_above_the_noise(tmp_path: Path) 
     state = weights(config)
     one = save(tmp_path / "one", config, state)
     two = save(tmp_path / "two", config, state, dtype=torch.bfloat16)
-    noise = inspect(str(one), str(two))["roles"]["projection"]["above_noise"]
+    noise = inspect_model(str(one), str(two))["roles"]["projection"]["above_noise"]
     real = save(tmp_path / "real", config, changed(state, rank=4, size=0.1, seed=1))
-    signal = inspect(str(one), str(real))["roles"]["projection"]["above_noise"]
+    signal = inspect_model(str(one), str(real))["roles"]["projection"]["above_noise"]
     assert noise < 0.05
     assert signal > 0.99
 
 
 def test_equal_models_are_called_the_same(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["base"]), str(folders["base"]))
+    found = inspect_model(str(folders["base"]), str(folders["base"]))
     assert found["relation"]["verdict"] == "same"
     assert (found["total"]["changed"], found["total"]["cosine"]) == (0, 1.0)
     assert "every one compared" in shown(found)
@@ -338,7 +338,7 @@ def test_strangers_and_added_rows_and_odd_tensors_are_named(
     state["model.extra"] = torch.ones(2)
     state["model.layers.0.mlp.up_proj.weight"] = torch.ones(97, 64)
     other = save(tmp_path / "other", {**LLAMA, "vocab_size": 83}, state)
-    found = inspect(str(folders["base"]), str(other))
+    found = inspect_model(str(folders["base"]), str(other))
     assert found["relation"]["verdict"] == "stranger"
     assert found["only_in_first"] == ["model.norm.weight"]
     assert found["only_in_second"] == ["model.extra"]
@@ -357,8 +357,8 @@ def test_strangers_and_added_rows_and_odd_tensors_are_named(
 
 
 def test_an_adapter_fits_a_relative_in_either_order(folders: dict[str, Path]) -> None:
-    found = inspect(str(folders["derivative"]), str(folders["lora"]))
-    assert found == inspect(str(folders["lora"]), str(folders["derivative"]))
+    found = inspect_model(str(folders["derivative"]), str(folders["lora"]))
+    assert found == inspect_model(str(folders["lora"]), str(folders["derivative"]))
     assert (found["fits"], found["refused"]) == (True, [])
     assert found["relation"]["verdict"] == "relative"
     assert found["relation"]["roles"]["projection"]["distance"] == pytest.approx(0.02, rel=0.1)
@@ -369,18 +369,18 @@ def test_an_adapter_fits_a_relative_in_either_order(folders: dict[str, Path]) ->
 def test_what_apply_would_refuse_is_said_with_its_reason(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    done = inspect(str(folders["lora"]), str(folders["extended"]))
+    done = inspect_model(str(folders["lora"]), str(folders["extended"]))
     assert "change" in done["refused"][0]
     assert done["relation"]["verdict"] == "relative"
     stranger = save(tmp_path / "stranger", {**LLAMA, "rope_theta": 7e4}, weights(LLAMA, seed=5))
-    found = inspect(str(folders["lora"]), str(stranger))
+    found = inspect_model(str(folders["lora"]), str(stranger))
     assert found["fits"]
     assert found["relation"]["verdict"] == "stranger"
     assert found["context"]["output"] is None
     assert "say which to use" in found["refused"][0]
     assert "would refuse" in shown(found)
     wide = {**LLAMA, "hidden_size": 32}
-    misfit = inspect(str(save(tmp_path / "wide", wide, weights(wide))), str(folders["lora"]))
+    misfit = inspect_model(str(save(tmp_path / "wide", wide, weights(wide))), str(folders["lora"]))
     assert not misfit["fits"]
     assert "give a checkpoint of the adapter's architecture" in shown(misfit, 200)
 
@@ -389,7 +389,7 @@ def test_a_pair_below_the_working_folder_is_looked_at_all_the_same(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folders["lora"].parent)
-    result = inspect("lora", "derivative")
+    result = inspect_model("lora", "derivative")
     assert result["refused"] == []
     assert result["relation"]["verdict"] == "relative"
 
@@ -400,7 +400,7 @@ def test_a_pair_below_the_working_folder_is_looked_at_all_the_same(
 def test_two_adapters_are_compared_as_their_dense_changes_would_be(
     folders: dict[str, Path],
 ) -> None:
-    found = inspect(str(folders["lora"]), str(folders["other"]))
+    found = inspect_model(str(folders["lora"]), str(folders["other"]))
     one, other = dense(folders["lora"]), dense(folders["other"])
     assert (found["base"]["same"], found["base"]["how"]) == (True, "fingerprint")
     assert found["context_same"] is False
@@ -420,10 +420,10 @@ def test_two_adapters_are_compared_as_their_dense_changes_would_be(
 
 
 def test_an_adapter_overlaps_itself_wholly(folders: dict[str, Path], tmp_path: Path) -> None:
-    found = inspect(str(folders["lora"]), str(folders["lora"]))
+    found = inspect_model(str(folders["lora"]), str(folders["lora"]))
     assert found["total"]["cosine"] == pytest.approx(1.0)
     assert found["total"]["overlap"] == pytest.approx(1.0)
-    apart = inspect(str(folders["lora"]), str(foreign(tmp_path / "foreign")))
+    apart = inspect_model(str(folders["lora"]), str(foreign(tmp_path / "foreign")))
     assert apart["base"] == {"same": None, "how": "name"}
     assert len(apart["only_in_first"]) == 12
     shown(apart)

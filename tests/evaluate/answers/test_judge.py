@@ -19,7 +19,7 @@ from regraft.cli import app
 from regraft.errors import InputError, RegraftError
 from regraft.evaluate.answers.judge import Judge, examine
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 
 Reply = Callable[[dict[str, Any]], tuple[int, str]]  # (status, text) to a request
 
@@ -309,9 +309,9 @@ def test_a_run_has_the_judges_share_beside_the_score_and_goes_on_where_the_judge
         "items": 6, "twins": False, "judge": endpoint.url, "judge_model": "judge-1",
     }  # fmt: skip
     with pytest.raises(RegraftError, match="--resume"):
-        evaluate([str(folder / "model")], tmp_path / "out", **run)
+        evaluate_models([str(folder / "model")], tmp_path / "out", **run)
     endpoint.reply = one_by_one(*((200, chat(text)) for text in then))
-    result = evaluate([str(folder / "model")], tmp_path / "out", resume=True, **run)
+    result = evaluate_models([str(folder / "model")], tmp_path / "out", resume=True, **run)
     cell = result["cells"]["model"]["qa_hard_1"]["300"]
     assert (cell["judge"], cell["judged"], cell["items"]) == (pytest.approx(2 / 5), 5, 6)
     assert cell["score"] == 0  # the random model's

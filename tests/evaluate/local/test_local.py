@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.errors import InputError
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.prompts.haystack import Grammar
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.suites import choose
@@ -266,7 +266,7 @@ def test_a_run_over_local_files_says_what_was_cut(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
     bamboo(tmp_path / "bamboo")
-    result = evaluate(
+    result = evaluate_models(
         [str(folder)], tmp_path / "out", lengths="256,512", items=5,
         suite=f"bamboo:{tmp_path / 'bamboo' / 'senhallu_4k.jsonl'},entities",
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from evaluated import text_tokenizer, toy
 from models import LLAMA, LONG, save, weights
 
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 
 # What a visitor does; the page's state after each step is left in #seen as JSON.
 VISIT = """
@@ -69,7 +69,7 @@ def test_lines_hide_and_come_back_points_speak_and_samples_open(tmp_path: Path) 
         )
     ]
     out = tmp_path / "out"
-    evaluate(
+    evaluate_models(
         models, out, matrix=True, suite="toy", lengths="64,128", haystack="world", items=4, texts=2
     )
     page = (out / "index.html").read_text()
@@ -94,7 +94,7 @@ def test_cells_of_a_needle_grid_speak(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
     out = tmp_path / "out"
-    evaluate([f"model={folder}"], out, suite="needle", lengths="256,512", items=4, depths=3)
+    evaluate_models([f"model={folder}"], out, suite="needle", lengths="256,512", items=4, depths=3)
     seen = visit(out / "index.html", tmp_path / "profile")
     assert seen["errors"] == []
     _, (marked, said) = seen["said"]

@@ -10,7 +10,7 @@ import pytest
 from evaluated import toy
 from models import LONG
 
-from regraft.evaluate.job import evaluate
+from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.report.figures import draw
 from regraft.evaluate.report.files import write_report
 from regraft.evaluate.report.overlap import covered_by
@@ -60,7 +60,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("summary")
     folder = toy(root / "m", **LONG)
     names = ["plain", "<b>x", "_$a^{$", "[bold]y|"]
-    return evaluate(
+    return evaluate_models(
         [f"{name}={folder}" for name in names], root / "out", suite="toy", lengths="64,128",
         haystack="world", items=3, texts=2,
     )  # fmt: skip

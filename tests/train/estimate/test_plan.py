@@ -152,7 +152,7 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
         "model: {toy: {hidden: 128}}\nstages: [{length: 1k, steps: 10, batch: 4}]\n"
         "data: {sources: [{name: a, synthetic: notes}]}\n"
     )
-    result = plan.plan(recipe)
+    result = plan.plan_training(recipe)
     assert "this CPU" in result["machine"]["name"]
     (stage,) = result["stages"]
     shape = Shape(result["model"]["parameters"], 0, 128, 2, 192, len(WORDS), 64)
@@ -162,7 +162,7 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     assert stage["fits"]
     assert 0.8 * GIB < stage["device_bytes"] < 2e9
     monkeypatch.setattr(machine, "available_memory", lambda: 1e8)
-    assert not plan.plan(recipe)["stages"][0]["fits"]
+    assert not plan.plan_training(recipe)["stages"][0]["fits"]
     shown = dict(plan.lines(result))
     assert "estimates" in shown[""]
     assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
@@ -188,7 +188,7 @@ def test_the_plan_of_a_recovery_counts_every_parameter(tmp_path):
         f"model: {folder}\nmethod: recover\nstages: [{{length: 128, steps: 3}}]\n"
         "data: {sources: [{name: a, text: nowhere}]}\n"
     )
-    model = plan.plan(recipe, gpus="H100")["model"]
+    model = plan.plan_training(recipe, gpus="H100")["model"]
     assert model["trained"] == model["parameters"] > 0
 
 
