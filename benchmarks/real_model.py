@@ -107,7 +107,7 @@ def main() -> None:
         )
         folders[name] = out / f"graft-{rank}"
         regraft.apply_lora(adapter, folders["derivative"], folders[name], overwrite=True)
-        errors[name] = made["totals"]["error"]
+        errors[name] = made.totals.error
     whole, name = out / "adapter-exact", f"graft, rank {options.ranks[-1]}, exact layout"
     regraft.extract_lora(
         folders["base"], folders["extended"], whole, rank=options.ranks[-1], layout="exact",
