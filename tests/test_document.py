@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from regraft.document import Document
 from regraft.errors import InputError
@@ -24,6 +25,22 @@ def test_values_that_no_recipe_needs_are_refused(value: str, words: str) -> None
     with pytest.raises(InputError, match=words) as caught:
         Document("r.yaml", f"a: 1\nb: {value}\n")
     assert str(caught.value).startswith("r.yaml, line 2: ")
+
+
+def test_open_brackets_are_not_scanned_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML looks at every open bracket for every token: 20,000 of them took a second."""
+    tokens = 0
+
+    def counted(self: yaml.SafeLoader) -> None:
+        nonlocal tokens
+        tokens += 1
+        fetch(self)
+
+    fetch = yaml.SafeLoader.fetch_more_tokens
+    monkeypatch.setattr(yaml.SafeLoader, "fetch_more_tokens", counted)
+    with pytest.raises(InputError, match="line 1: more than 64 values are nested"):
+        Document("r.yaml", "[" * 20000 + "]" * 20000)
+    assert tokens < 100
 
 
 def test_large_numbers_that_fit_and_unusual_keys_are_read() -> None:
