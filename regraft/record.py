@@ -24,7 +24,7 @@ from regraft.errors import CheckpointError, writing
 from regraft.input_files import read_bytes
 from regraft.write import json_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # raised whenever a record of an earlier version cannot be read any more
 Layout = Literal["portable", "compact", "exact"]
 Number = int | float
 Plain = str | int | float | bool | None  # an argument of a command
@@ -454,10 +454,12 @@ def read_record(path: Path, kind: type[Record], mend: str) -> Record:
         raise CheckpointError(f"{path} is not valid JSON ({error}); {mend}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; {mend}.")
-    if isinstance(number := value.get("schema_version"), int) and number > SCHEMA_VERSION:
+    number = value.get("schema_version")
+    if isinstance(number, int) and number != SCHEMA_VERSION:
+        newer = number > SCHEMA_VERSION
         raise CheckpointError(
-            f"{path} has schema version {number} and this regraft reads {SCHEMA_VERSION}; update "
-            "regraft."
+            f"{path} has schema version {number} and this regraft reads {SCHEMA_VERSION}; "
+            f"{'update regraft' if newer else 'make the folder again with this regraft'}."
         )
     try:
         return cast(Record, _reader(cast(Any, kind)).validate_json(data, strict=True))

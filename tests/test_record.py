@@ -75,6 +75,7 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         (broken(lambda v: v.update(kind="adapter")), "'kind' should be 'graft', not 'adapter'"),
         (broken(lambda v: v.update(versions=["x"])), "'versions' should be an object"),
         (broken(lambda v: v.update(schema_version=99)), "schema version 99 and this regraft reads"),
+        (broken(lambda v: v.update(schema_version=1)), "make the folder again with this regraft"),
         ([], "is not a JSON object"),
     ],
 )
