@@ -50,12 +50,12 @@ stages:
 """
 SKIPS = """
 method: lora
-lora: {{rank: 16, alpha: 32}}
+lora: {{rank: 16, alpha: 32, norms: true}}
 stages: [{{length: 1k, steps: 160, batch: 32, rate: 5e-4, mix: {{{source}: 1}}}}]
 positions: {{kind: {kind}, window: 64, least: 4, chunks: [2, 3], content: near}}
 """
 FREEZE = "method: full\nfreeze: [embed_tokens, lm_head, model.norm]\n"
-LORA = "method: lora\nlora: {{rank: 16, alpha: 32}}\n"
+LORA = "method: lora\nlora: {{rank: 16, alpha: 32, norms: true}}\n"
 WAYS = {
     "full fine-tune": FREEZE + LONG.format(rate="1e-3"),
     "LoRA 16 and norms": LORA.format() + LONG.format(rate="3e-3"),

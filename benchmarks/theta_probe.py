@@ -26,7 +26,7 @@ from regraft.train.theta_probe import probe_theta
 RECIPE = """
 model: {base}
 method: lora
-lora: {{rank: 16, alpha: 32}}
+lora: {{rank: 16, alpha: 32, norms: true}}
 stages: [{{length: 512, steps: 80, batch: 8, rate: 3e-3, mix: {{long: 1}}{theta}}}]
 {rope}
 data:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from regraft.adapters.config import contradictions, read_config, read_pattern
@@ -144,6 +146,12 @@ class Adapter:
     def _transposed(self, module: LoraModule, linear: bool) -> bool:
         """Whether the weight is stored (in, out), so that its change is (B A)' = A' B'."""
         return module.embedding or (bool(self.config.fan_in_fan_out) and not linear)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored factors, the widest if they differ."""
+        keys = [key for module in self.modules.values() for key in (module.key_a, module.key_b)]
+        return reduce(torch.promote_types, {self._weights.tensors[key].dtype for key in keys})
 
     def rank(self, tensor: str) -> int:
         """Columns of B."""

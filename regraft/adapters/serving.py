@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import shlex
 
+from regraft.record import AdapterRecord
 from regraft.rope import ContextSpec
+from regraft.units import format_tokens
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
 PORTABLE_CAP = VLLM_RANKS[-1]
@@ -15,6 +17,53 @@ PORTABLE_CAP = VLLM_RANKS[-1]
 def vllm_rank(rank: int) -> int | None:
     """The smallest --max-lora-rank that takes an adapter of this rank, None if there is none."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def readers(
+    *,
+    rank: int,
+    uniform: bool,
+    whole_tensors: int = 0,
+    differences: int = 0,
+    length: int | None = None,
+) -> dict[str, str]:
+    """Which programs load an adapter of this layout, and what they leave out.
+
+    rank: the highest as stored; uniform: one rank and alpha for all modules; whole_tensors: in
+    modules_to_save; differences: dense tensors beside the factors; length: the adapter's context,
+    if it is not its base's.
+    """
+    left_out = f", without the {differences} dense differences" if differences else ""
+    peft = f"the factors{left_out}" if differences else "yes"
+    if whole_tensors:
+        vllm = f"no: it refuses whole tensors ({whole_tensors} in modules_to_save)"
+    elif not uniform:
+        vllm = "no: it ignores rank and alpha patterns, so modules get a wrong scale"
+    elif (allowed := vllm_rank(rank)) is None:
+        vllm = f"no: rank {rank} is above its {PORTABLE_CAP}"
+    else:
+        overrides = f" and --hf-overrides for {format_tokens(length)}" if length else ""
+        vllm = f"with --max-lora-rank {allowed}{overrides}{left_out}"
+    if whole_tensors:
+        llamacpp = "no: its converter refuses whole embeddings and heads"
+    elif not uniform:
+        llamacpp = "no: it has one alpha, so modules of a lower rank are too strong"
+    else:
+        llamacpp = f"converted to GGUF{', with the RoPE flags' if length else ''}{left_out}"
+    return {"regraft apply": "yes", "PEFT": peft, "vLLM": vllm, "llama.cpp": llamacpp}
+
+
+def readers_of_record(record: AdapterRecord) -> dict[str, str]:
+    """`readers` of an adapter that regraft writes."""
+    assert record.totals is not None
+    before, after = record.context.base, record.context.extended
+    ranks = {module.rank for module in record.modules.values()}
+    return readers(
+        rank=record.totals.rank_stored or record.totals.rank_max,
+        uniform=record.totals.rank_stored is not None or len(ranks) == 1,
+        differences=len(record.differences),
+        length=after.max_position_embeddings if before != after else None,
+    )
 
 
 def vllm_flags(base: str, context: ContextSpec, rank: int) -> str:

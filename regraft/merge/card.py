@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from regraft.adapters.serving import readers_of_record
 from regraft.drawing import figure, legend, styles
 from regraft.markdown import Markdown, last_name, render
 from regraft.merge.describe import labels, pair_label, summary
@@ -84,6 +85,12 @@ their 8 leading directions are the same (estimated from sampled rows).
 {% endfor %}
 {% if adapter %}
 The RoPE must change with the weights: `regraft apply` does both.
+
+| program | loads it |
+|---|---|
+{% for program, text in readers.items() %}
+{{ [program, text] | row }}
+{% endfor %}
 {% else %}
 The config has the RoPE and the context length in both spellings.
 {% endif %}
@@ -109,6 +116,7 @@ def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRe
         method=merge.method,
         library="peft" if adapter else "transformers",
         adapter=adapter,
+        readers=readers_of_record(record) if isinstance(record, AdapterRecord) else {},
         engine="float32, one rounding" if merge.engine == "native" else "in mergekit",
         versions=merge.versions,
         lines=summary(record),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,12 +92,13 @@ def write(
 ) -> AdapterRecord:
     """Write all files but the card to the staging folder; the record.
 
-    The factors are float32 unless the recipe says out_dtype or dtype.
+    The factors have the inputs' dtype, the widest if they differ, unless the recipe says out_dtype
+    or dtype.
     """
     assert recipe.body.base_model is not None
     base = inputs[recipe.body.base_model]
     changed = [out for out in plan.outputs if any(name in one.changes for one, name in out.inputs)]
-    dtype = getattr(torch, recipe.out_dtype or "float32")
+    dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else _widest_dtype(inputs)
     scale = 1.0 if recipe.body.scale is None else recipe.body.scale
     spool = _Spool(staging)
     with progress.bar("Merging", len(changed)) as bar:
@@ -191,6 +193,12 @@ class _Spool:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
+
+
+def _widest_dtype(inputs: Inputs) -> torch.dtype:
+    """The dtype that holds the factors of all input adapters without rounding."""
+    dtypes = [one.adapter.dtype for one in inputs if one.adapter is not None]
+    return reduce(torch.promote_types, dtypes)
 
 
 def _module(output: Output, base: Input, rank: int) -> AdapterModule:

@@ -131,8 +131,11 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
     state = loop.run()
     last = loop.contexts[-1]
     with progress.stage(f"Exporting the {'adapter' if run.exports_adapter else 'model'}"):
+        adapter = None
         if run.exports_adapter:
-            export_adapter(folder, learner, base, (run.before, last), body, mesh, run.name)
+            adapter = export_adapter(
+                folder, learner, base, (run.before, last), body, mesh, run.name
+            )
         else:
             export_model(folder, learner, base, last, body, mesh)
     if staging is not None:
@@ -140,7 +143,7 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
             curves.draw_curves(folder)
         record = _record(run, loop, state, folder)
         write_json(folder / RECORD, record)
-        write_card(folder, record, summary(record))
+        write_card(folder, record, summary(record), adapter)
         write_text(folder / "recipe.yaml", recipe.document.text)
         staging.record("exported")
 

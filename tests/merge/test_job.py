@@ -16,7 +16,7 @@ import models
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from regraft import progress
 from regraft.adapters.apply.apply import apply_lora
@@ -448,6 +448,29 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
     record = merge_models(write(tmp_path, ties), tmp_path / "ties", as_adapter=True)
     assert 0.05 < record.totals.error < 0.6
     assert summary(record)
+
+
+def test_as_adapter_keeps_the_dtype_of_its_inputs(tmp_path: Path) -> None:
+    for name, source, dtype in (("x", "long", "bfloat16"), ("y", "a", "bfloat16"),
+                                ("z", "a", "float16")):  # fmt: skip
+        extract_lora("base", source, tmp_path / name, rank=2, dtype=dtype, verify=False)
+    x, y, z = (f"base+{tmp_path / name}" for name in "xyz")
+    both = {"merge_method": "task_arithmetic", "base_model": "base", "context": {"from": "base"}}
+    for number, (inputs, given, expected) in enumerate((
+        ((x, y), {}, torch.bfloat16),
+        ((x, z), {}, torch.float32),
+        ((x, y), {"out_dtype": "float16"}, torch.float16),
+    )):  # fmt: skip
+        recipe = {**both, **given, "models": of(*inputs, weight=0.5)}
+        out = tmp_path / str(number)
+        record = merge_models(write(tmp_path, recipe), out, as_adapter=True)
+        state = load_file(out / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in state.values()} == {expected}
+        assert record.totals.bytes == sum(tensor.nbytes for tensor in state.values())
+        card = (out / "README.md").read_text()
+        assert "| vLLM | with --max-lora-rank 8 |" in card
+        # the sum has four directions; two factors, each rounded by half a step
+        assert record.totals.error <= 2 * torch.finfo(expected).eps + 1e-6
 
 
 def test_as_adapter_refuses_models(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from regraft import cli, progress
+from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.peft_check import peft_deltas
+from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError, RegraftError
 from regraft.rope import scaling_law
 from regraft.train.job import train_model
@@ -208,7 +211,7 @@ def test_another_recipe_does_not_go_on_with_a_run(home, tmp_path, undrawn):
 
 
 LORA = RECIPE.replace(
-    "method: full", "method: lora\nlora: {{rank: 4, alpha: 16, rslora: true}}"
+    "method: full", "method: lora\nlora: {{rank: 4, alpha: 16, rslora: true, norms: true}}"
 ).replace("steps: 5", "steps: 2")
 
 
@@ -232,6 +235,37 @@ def test_a_lora_is_grafted_by_apply_with_norms_and_context(whole, home, tmp_path
     assert len(changed) == 19
     told = CliRunner().invoke(cli.app, ["inspect", str(adapter), "--json"])
     assert told.exit_code == 0, told.output
+
+
+def test_the_lora_of_the_default_recipe_loads_whole_in_peft_and_vllm(
+    whole, home, tmp_path, undrawn
+):
+    """No dense differences, one rank and alpha, no modules_to_save; PEFT's sum is apply's."""
+    default = LORA.replace(", norms: true", "")
+    adapter = tmp_path / "adapter"
+    train_model(written(tmp_path, home, default, whole), adapter, device="cpu")
+    assert not (adapter / "regraft-differences.safetensors").exists()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert not any(config[key] for key in ("rank_pattern", "alpha_pattern", "modules_to_save"))
+    apply_lora(adapter, whole, tmp_path / "graft")
+    base, ours = (load_file(at / "model.safetensors") for at in (whole, tmp_path / "graft"))
+    changed = {name for name in base if not torch.equal(base[name], ours[name])}
+    rebuilt = dict(peft_deltas(Checkpoint.open(whole).config, adapter))
+    assert changed == {f"{name}.weight" for name in rebuilt}
+    for name, delta in rebuilt.items():
+        expected = base[f"{name}.weight"] + delta
+        torch.testing.assert_close(ours[f"{name}.weight"], expected, rtol=1e-6, atol=1e-7)
+    card = (adapter / "README.md").read_text()
+    assert "| PEFT | yes |" in card
+    assert "| vLLM | with --max-lora-rank 8 |" in card
+
+
+def test_the_card_says_who_leaves_trained_norms_out(whole, home, tmp_path, undrawn):
+    train_model(written(tmp_path, home, LORA, whole), tmp_path / "out", device="cpu")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| PEFT | the factors, without the 5 dense differences |" in card
+    assert "--max-lora-rank 8, without the 5 dense differences |" in card
+    assert "| regraft apply | yes |" in card
 
 
 def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path, undrawn):

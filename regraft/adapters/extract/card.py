@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from regraft.adapters.serving import llamacpp_flags, vllm_flags
+from regraft.adapters.serving import llamacpp_flags, readers_of_record, vllm_flags
 from regraft.drawing import figure, from_zero, legend, styles
 from regraft.markdown import hub_id, last_name, render
 from regraft.record import AdapterRecord, ModuleRecord, TruncationRecord
@@ -65,6 +65,14 @@ lower bound for any adapter of these ranks.
 Nothing that changed.
 {% endif %}
 
+## Who loads it
+
+| program | |
+|---|---|
+{% for program, text in readers.items() %}
+{{ [program, text] | row }}
+{% endfor %}
+
 ## Serving it without `regraft apply`
 
 The adapter alone does not change a server's RoPE. On the base model:
@@ -102,6 +110,7 @@ def write_adapter_card(folder: Path, record: AdapterRecord, lines: list[tuple[st
             for role, left_out in record.extraction.not_captured.items()
             if left_out.changed
         ],
+        readers=readers_of_record(record),
         vllm=vllm_flags(record.base.name, after, rank),
         llamacpp=llamacpp_flags(after),
     )

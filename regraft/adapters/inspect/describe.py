@@ -17,7 +17,7 @@ import torch
 from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
-from regraft.adapters.serving import PORTABLE_CAP, vllm_rank
+from regraft.adapters.serving import readers
 from regraft.checkpoint.pretrained import meta_model
 from regraft.checkpoint.roles import roles, unknown
 from regraft.checkpoint.source import Checkpoint
@@ -27,7 +27,6 @@ from regraft.input_files import read_json_object
 from regraft.lowrank.effective_rank import effective_rank_of_factors
 from regraft.record import GraftRecord, MergeRecord, read_record, to_json
 from regraft.rope import ContextSpec, inverse_frequencies
-from regraft.units import format_tokens
 
 _ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
@@ -287,23 +286,12 @@ def _stored_dtypes(path: Path) -> dict[str, int]:
 
 
 def _readers(adapter: Adapter, rank: int) -> dict[str, str]:
-    """Who loads the adapter as it stands, and who does not, with the reason."""
-    patterns = [k for k in ("rank_pattern", "alpha_pattern") if getattr(adapter.config, k)]
-    needed = vllm_rank(rank)
-    if adapter.replaced:
-        vllm = f"no: {len(adapter.replaced)} whole tensors (modules_to_save)"
-    elif patterns:
-        vllm = f"no: it ignores {' and '.join(patterns)}"
-    elif needed is None:
-        vllm = f"no: rank {rank} is above its {PORTABLE_CAP}"
-    else:
-        vllm = f"with --max-lora-rank {needed}"
-    peft = "yes"
-    if adapter.differences:
-        peft = f"without {len(adapter.differences)} dense differences, which only regraft applies"
-        vllm += "" if vllm.startswith("no") else ", without the dense differences"
+    """Which programs load the adapter as it stands, and what they leave out."""
     both = adapter.context
-    if both and both[0] != both[1]:
-        length = format_tokens(both[1].max_position_embeddings)
-        vllm += "" if vllm.startswith("no") else f" and --hf-overrides for {length}"
-    return {"regraft": "yes", "PEFT": peft, "vLLM": vllm}
+    return readers(
+        rank=rank,
+        uniform=not (adapter.config.rank_pattern or adapter.config.alpha_pattern),
+        whole_tensors=len(adapter.replaced),
+        differences=len(adapter.differences),
+        length=both[1].max_position_embeddings if both and both[0] != both[1] else None,
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from regraft.adapters.serving import readers_of_record
 from regraft.markdown import hub_id, last_name, render
+from regraft.record import AdapterRecord
 from regraft.rope import ContextSpec
 from regraft.train.output.curves import CURVES
 from regraft.units import format_tokens
@@ -38,6 +40,12 @@ tags: [regraft, long-context]
 It is an adapter for {{ base }} and its relatives, and brings its context along:
 
     regraft apply THIS-FOLDER CHECKPOINT -o OUT
+
+| program | loads it |
+|---|---|
+{% for program, text in readers.items() %}
+{{ [program, text] | row }}
+{% endfor %}
 {% else %}
 config.json states the context in both spellings, `rope_parameters` and `rope_theta`.
 {% endif %}
@@ -47,8 +55,14 @@ Trained by `regraft train recipe.yaml`: that file, `metrics.jsonl` (a line for e
 """
 
 
-def write_card(folder: Path, record: dict[str, Any], lines: list[tuple[str, str]]) -> None:
-    """README.md of a training's folder. lines: (label, text), as shown after the run."""
+def write_card(
+    folder: Path,
+    record: dict[str, Any],
+    lines: list[tuple[str, str]],
+    adapter: AdapterRecord | None,
+) -> None:
+    """README.md of a training's folder. lines: (label, text), as shown after the run. adapter: the
+    record of what was exported, if that is an adapter."""
     recipe, base = record["recipe"], record["base"]
     stages = []
     for i, (stage, context) in enumerate(
@@ -67,7 +81,8 @@ def write_card(folder: Path, record: dict[str, Any], lines: list[tuple[str, str]
         title=f"{last_name(name)}, trained ({recipe['method']})",
         base=name,
         hub_id=hub_id(name, base["revision"]),
-        adapter=record["export"] == "adapter",
+        adapter=adapter is not None,
+        readers=readers_of_record(adapter) if adapter is not None else {},
         lines=lines,
         stages=stages,
         curves=CURVES,

@@ -69,14 +69,15 @@ def export_adapter(
     body: Body,
     mesh: Mesh,
     source: str,
-) -> None:
+) -> AdapterRecord | None:
     """PEFT's two files, regraft.json, the lineage sketch, and the norms as dense differences.
 
-    The scale alpha / r (or alpha / sqrt(r)) is folded into B. Collective.
+    The scale alpha / r (or alpha / sqrt(r)) is folded into B. Its record on the first process.
+    Collective.
     """
     trained = {name: _full(value) for name, value in learner.trained().items()}
     if mesh.rank:
-        return
+        return None
     dtype = DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
     lora = body.lora
     alpha = lora.alpha or 2 * lora.rank
@@ -134,6 +135,7 @@ def export_adapter(
         versions=versions(),
     )
     write_adapter_record(folder, record)
+    return record
 
 
 def _factor_pairs(trained: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tensor, Tensor]]:

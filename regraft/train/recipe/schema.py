@@ -81,7 +81,9 @@ class Lora(Block):
         default="all-linear", description="all-linear, attention, mlp, or leaf names by commas"
     )
     norms: bool = Field(
-        default=True, description="train the norms too; exported as dense differences"
+        default=False,
+        description="train the norms too; exported as dense differences, which `regraft apply` "
+        "adds and PEFT, vLLM and llama.cpp leave out",
     )
 
 

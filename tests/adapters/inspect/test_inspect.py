@@ -250,8 +250,11 @@ def foreign(folder: Path, **config: Any) -> Path:
     ("config", "said"),
     [
         ({}, "with --max-lora-rank 8"),
-        ({"rank_pattern": {"layers.1.self_attn.q_proj": 2}}, "no: it ignores rank_pattern"),
-        ({"modules_to_save": ["norm"]}, "no: 1 whole tensors"),
+        (
+            {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
+            "no: it ignores rank and alpha",
+        ),
+        ({"modules_to_save": ["norm"]}, "no: it refuses whole tensors (1 in modules_to_save)"),
     ],
 )
 def test_who_can_load_an_adapter(tmp_path: Path, config: dict[str, Any], said: str) -> None:
