@@ -8,13 +8,13 @@ wording of the prompts is ours.
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.local.cases import Case, entries, files, task
 from regraft.evaluate.tasks import Task
+from regraft.evaluate.tasks.text_scores import parse_literal
 
 # scorer, tokens of an answer as in the paper's own runs, instruction
 _QUESTION = "Read the text below and answer the question that follows it.\n\n"
@@ -61,9 +61,9 @@ def _cases(path: Path, entry: dict[str, Any]) -> list[Case]:
             pairs = [(entry["question"], entry["answer"])]
         else:
             listed = entry["qa_pairs"]
-            listed = ast.literal_eval(listed) if isinstance(listed, str) else listed
+            listed = parse_literal(listed) if isinstance(listed, str) else listed
             pairs = [(pair["Q"], pair["A"]) for pair in listed]
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has neither of LooGLE's layouts ({error!r}): input with qa_pairs, or context "
             "with question and answer."

@@ -11,6 +11,7 @@ full stop) and `verdict` (yes, or else no), over all items also as precision and
 from __future__ import annotations
 
 import ast
+import json
 import re
 import string
 import unicodedata
@@ -151,7 +152,22 @@ def _scorer(kinds: list[str], *, stem: bool) -> Any:
 def _dictionary(text: str) -> dict[str, Any]:
     found = _BRACES.search(text)
     try:
-        value = ast.literal_eval(found.group()) if found else {}
-    except (ValueError, SyntaxError):
+        value = parse_literal(found.group()) if found else {}
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def parse_literal(text: str) -> Any:
+    """The value of a Python literal, whose strings can all be written in UTF-8. Raises ValueError
+    for everything else."""
+    try:
+        value = ast.literal_eval(text)
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character") from None
+    except (RecursionError, MemoryError):
+        raise ValueError("it is nested too deep") from None
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return value

@@ -190,6 +190,8 @@ def test_metrics_are_those_of_the_papers() -> None:
     masks = str({"<mask-0>": "Tank", "<mask-1>": "Andy"})
     assert score("{'<mask-0>': 'Tank', '<mask-1>': 'andy'}", [masks], "cloze") == 0.5
     assert score("{'<mask-0>': open('x')}", [masks], "cloze") == 0
+    for deep in ("{" + "-" * 100_000 + "1}", "{1" + "+1" * 100_000 + "}", "{[]: 1}"):
+        assert score(deep, [masks], "cloze") == 0
     assert score("1912.\nOr so", ["1912"], "same") == 1
     assert score("In 1912", ["1912"], "same") == 0
     assert score("No.", ["no"], "verdict") == score("Yes, it is", ["yes"], "verdict") == 1
@@ -241,6 +243,20 @@ def test_rouge_is_asked_for_before_anything_is_read(
         ("bamboo", "altqa_4k.jsonl", "[1]", "lacks content"),
         ("bamboo", "showssort_4k.jsonl", '{"content": [1], "answer": [0]}', "layout"),
         ("bamboo", "none.txt", "", "holds no .jsonl file"),
+        ("bamboo", "altqa_4k.jsonl", r'{"content": "\ud800", "answer": "x"}', "surrogate"),
+        ("loogle", "shortdep_qa.jsonl", '{"context": ' + "[" * 100_000, "is not valid JSON"),
+        (
+            "loogle",
+            "shortdep_cloze.jsonl",
+            json.dumps({"input": "x", "qa_pairs": "-" * 100_000 + "1"}),
+            "nested too deep",
+        ),
+        (
+            "loogle",
+            "shortdep_cloze.jsonl",
+            json.dumps({"input": "x", "qa_pairs": "[{'Q': '\\ud800', 'A': 'y'}]"}),
+            "surrogate",
+        ),
     ],
 )
 def test_files_of_another_layout_are_refused_in_one_sentence(
