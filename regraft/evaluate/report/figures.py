@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regraft import drawing
-from regraft.evaluate.report.overlap import covered_by
+from regraft.evaluate.report.overlap import Point, covered_by
 from regraft.units import format_tokens
 
 
@@ -35,6 +36,15 @@ def drawable(fidelity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def line_styles(lines: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
+    """matplotlib's arguments for each line; one that later lines cover is solid and wider."""
+    styles = []
+    for style, count in zip(drawing.styles(), covered_by(lines), strict=False):
+        style |= {"linewidth": 1.5 + 2.5 * count, "markersize": 4 + 3 * count}
+        styles.append(style | ({"linestyle": "-"} if count else {}))
+    return styles
+
+
 def _fidelity(path: Path, fidelity: dict[str, Any]) -> None:
     """Share of the donor's gain that an adapter keeps, by its rank, a line for each length."""
     adapters, ratios = fidelity["adapters"], drawable(fidelity)
@@ -43,8 +53,12 @@ def _fidelity(path: Path, fidelity: dict[str, Any]) -> None:
         every = drawn if isinstance(drawn, list) else [drawn]
         for axes, task in zip(every, shown, strict=True):
             marks = sorted({facts["rank"] for facts in adapters.values()})
-            for style, (length, found) in zip(drawing.styles(), ratios[task].items(), strict=False):
-                points = [(adapters[name]["rank"], r) for name, r in found.items() if r]
+            by_length = {
+                length: [(adapters[name]["rank"], r) for name, r in found.items() if r]
+                for length, found in ratios[task].items()
+            }
+            lines = [[(rank, r["value"]) for rank, r in points] for points in by_length.values()]
+            for style, (length, points) in zip(line_styles(lines), by_length.items(), strict=True):
                 if not points:
                     continue
                 ranks = [rank for rank, _ in points]
@@ -79,14 +93,8 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
                         for n, cell in result["cells"][model][task].items()
                     }
                 by_model[model] = points
-            covers = covered_by(
-                [[(n, p[0]) for n, p in each.items()] for each in by_model.values()]
-            )
-            for style, (model, points), count in zip(
-                drawing.styles(), by_model.items(), covers, strict=False
-            ):
-                style |= {"linewidth": 1.5 + 2.5 * count, "markersize": 4 + 3 * count}
-                style |= {"linestyle": "-"} if count else {}
+            lines = [[(n, p[0]) for n, p in each.items()] for each in by_model.values()]
+            for style, (model, points) in zip(line_styles(lines), by_model.items(), strict=True):
                 marks = sorted(points)
                 middle, low, high = zip(*(points[n] for n in marks), strict=True)
                 axes.plot(marks, middle, label=_label(model), **style)

@@ -11,8 +11,9 @@ _CEILING = 0.9  # a model that answers so much leaves others little to gain
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """One to four sentences, the most important first."""
+    """One sentence or more, the most important first."""
     lines = _graft(result) if result["matrix"] and result["overall"] else _models(result)
+    lines += _fidelity_not_available(result) + _judge_not_available(result)
     items = result["settings"]["items"]
     if result["cells"] and items < _FEW_ITEMS:
         lines.append(
@@ -72,6 +73,49 @@ def _graft(result: dict[str, Any]) -> list[str]:
     return [
         f"{line} the donor's {donor:.0%} and the recipient's {recipient:.0%} differ by no more "
         "than noise. Next: more --items."
+    ]
+
+
+def _fidelity_not_available(result: dict[str, Any]) -> list[str]:
+    """Why extraction fidelity is n/a at the greatest length, and what to do; nothing if it is
+    available there for any adapter."""
+    fidelity = result.get("fidelity", {"ratios": {}})
+    if not fidelity["ratios"]:
+        return []
+    task = "all" if "all" in fidelity["ratios"] else next(iter(fidelity["ratios"]))
+    far, by_adapter = list(fidelity["ratios"][task].items())[-1]
+    if any(by_adapter.values()):
+        return []
+    tasks = result["overall_tasks"] if task == "all" else [task]
+
+    def score(model: str) -> float:
+        return sum(result["cells"][model][name][far]["score"] for name in tasks) / len(tasks)
+
+    base, donor = score(fidelity["base"]), score("donor")
+    line = f"Extraction fidelity at {_tokens(far)} is n/a:"
+    scores = f"the donor answers {donor:.0%} and {fidelity['base']} {base:.0%}"
+    if base >= _CEILING:
+        return [f"{line} {scores}, so little is left to gain. Next: longer --lengths."]
+    if donor <= base:
+        return [f"{line} {scores}, so the donor gained nothing. Next: longer --lengths."]
+    return [f"{line} {scores}, which differ by no more than noise. Next: more --items."]
+
+
+def _judge_not_available(result: dict[str, Any]) -> list[str]:
+    """In which cells the judge's share is n/a, why, and what to do."""
+    cells = [
+        f"{model} in {task} at {_tokens(length)}"
+        for model, tasks in result["cells"].items()
+        for task, by_length in tasks.items()
+        for length, cell in by_length.items()
+        if "judge" in cell and cell["judge"] is None
+    ]
+    if not cells:
+        return []
+    more = f" and {len(cells) - 1} more cells" if len(cells) > 1 else ""
+    return [
+        f"The judge's share is n/a for {cells[0]}{more}: the judge answered neither yes nor no to "
+        "any item. Next: another --judge-model."
     ]
 
 

@@ -13,6 +13,7 @@ from evaluated import text_tokenizer, toy
 from models import LLAMA, LONG, save, weights
 
 from regraft.evaluate.job import evaluate_models
+from regraft.evaluate.report.page import write_page
 
 # What a visitor does; the page's state after each step is left in #seen as JSON.
 VISIT = """
@@ -37,6 +38,11 @@ seen.said = marks.filter(Boolean).map(mark => {
 for (const summary of document.querySelectorAll("summary")) summary.click();
 seen.prompts = [...document.querySelectorAll("details[open] pre")].map(p => p.offsetHeight > 0);
 seen.wider = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+seen.title = document.title;
+// without this script
+seen.elements = [document.scripts.length - 1, document.images.length,
+  document.querySelectorAll("b").length];
+seen.text = (document.querySelector("details[open] pre") || {}).textContent;
 document.getElementById("seen").textContent = JSON.stringify(seen);
 </script>
 """
@@ -100,3 +106,28 @@ def test_cells_of_a_needle_grid_speak(tmp_path: Path) -> None:
     _, (marked, said) = seen["said"]
     assert said == marked
     assert "depth 0%" in said
+
+
+def test_hostile_texts_run_no_script_and_do_not_widen_the_page(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate_models(
+        [f"<b>m={toy(tmp_path / 'm', **LONG)}"], out, suite="toy", lengths="64", haystack="world",
+        items=2, texts=1,
+    )  # fmt: skip
+    result = json.loads((out / "result.json").read_text())
+    hostile = (
+        "</pre></details><script>document.title = 'taken'</script><img src=x onerror=\"document."
+        "title='taken'\">\x00\x1b[31m\u202egnp\ud800{{ 7 * 7 }}" + "W" * 30_000
+    )
+    for sample in result["samples"]:
+        sample |= {"prompt": hostile, "twin": hostile, "references": [hostile[:90]]}
+        sample["answers"]["<b>m"]["said"] = hostile
+    page = tmp_path / "hostile.html"
+    write_page(page, result)
+    seen = visit(page, tmp_path / "profile")
+    assert seen["errors"] == []
+    assert seen["title"] == "What the models can do"
+    assert seen["elements"] == [1, 0, 0]  # of the page's own; nothing came in with a text
+    assert seen["prompts"] == [True] * 2 * len(result["samples"])
+    assert "{{ 7 * 7 }}" in str(seen["text"])
+    assert not seen["wider"]

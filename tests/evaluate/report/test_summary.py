@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from evaluated import toy
+from matplotlib.axes import Axes
 from models import LONG
 
 from regraft.evaluate.job import evaluate_models
@@ -47,12 +48,73 @@ def test_a_plain_sentence_says_what_na_means_and_what_to_do(result: Any, message
     assert re.search(message, " ".join(summary(result)))
 
 
+def with_fidelity(base: float, donor: float, ratio: Any = None) -> Any:
+    cells = {
+        name: {"needle": {"16384": {"score": score}}}
+        for name, score in (("base", base), ("donor", donor))
+    }
+    return {
+        "matrix": False, "settings": {"items": 50}, "overall": {}, "cells": cells,
+        "overall_tasks": ["needle"],
+        "fidelity": {"base": "base", "donor": "donor", "adapters": {"donor, rank 2": {"rank": 2}},
+                     "ratios": {"needle": {"16384": {"donor, rank 2": ratio}}}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (with_fidelity(0.95, 1.0), r"n/a: the donor.* 95%, so little is left.*longer --lengths"),
+        (with_fidelity(0.4, 0.4), r"base 40%, so the donor gained nothing.*longer --lengths"),
+        (with_fidelity(0.4, 0.45), r"fidelity at 16k tokens is n/a: .*noise.*more --items"),
+    ],
+)
+def test_a_sentence_says_why_fidelity_is_not_available(result: Any, message: str) -> None:
+    assert re.search(message, " ".join(summary(result)))
+
+
+def test_no_sentence_explains_fidelity_that_is_available() -> None:
+    assert summary(with_fidelity(0.4, 0.9, RATIO)) == []
+
+
+def test_a_sentence_says_why_the_judges_share_is_not_available() -> None:
+    cells = {"8192": {"judge": None}, "16384": {"judge": 0.5}}
+    result = {
+        "matrix": False, "settings": {"items": 50}, "overall": {},
+        "cells": {"m": {"qa_1": cells, "qa_hard_1": cells}},
+    }  # fmt: skip
+    (line,) = summary(result)
+    assert line.startswith("The judge's share is n/a for m in qa_1 at 8k tokens and 1 more cells:")
+    assert "neither yes nor no" in line
+    assert "--judge-model" in line
+
+
 def test_lines_that_lie_on_each_other_are_counted() -> None:
     path, other = [(0.0, 1.0), (1.0, 2.0), (2.0, 2.0)], [(0.0, 5.0), (1.0, 2.0), (2.0, 2.0)]
     assert covered_by([path, path, path]) == [2, 1, 0]
     assert covered_by([path, other]) == [1, 0]  # the last segment is shared
     assert covered_by([path, [(0.0, 3.0), (1.0, 2.0), (2.0, 9.0)]]) == [0, 0]
     assert covered_by([[(1.0, 1.0)], [(1.0, 1.0)]]) == [1, 0]
+
+
+def test_a_covered_line_of_every_figure_is_wider_and_solid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    real = Axes.plot
+
+    def plot(axes: Axes, *points: Any, **style: Any) -> Any:
+        drawn.append(style)
+        return real(axes, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    adapters = {"donor, rank 2": {"rank": 2}, "donor, rank 4": {"rank": 4}}
+    ratios = {"needle": {length: dict.fromkeys(adapters, RATIO) for length in ("8192", "16384")}}
+    fidelity = {"adapters": adapters, "ratios": ratios}
+    assert draw(tmp_path, {"cells": {}, "tasks": {}, "fidelity": fidelity}) == ["fidelity.png"]
+    below, above = drawn
+    assert below["linewidth"] > above["linewidth"]
+    assert below["linestyle"] == "-" != above["linestyle"]
 
 
 @pytest.fixture(scope="module")
