@@ -1,4 +1,4 @@
-"""Where tensors are worked on: the `--device` and `--threads` of every command."""
+"""Devices, threads and arithmetic precision: the `--device` and `--threads` of every command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Item = TypeVar("Item")
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is CUDA where there is one. Raises InputError where a device is not there."""
+    """The torch device of that name; 'auto' is CUDA if available. Raises InputError for unknown or
+    missing devices."""
     import torch
 
     if name == "auto":
@@ -35,7 +36,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch use `count` threads (None: as it chose). Raises InputError below 1."""
+    """Set torch's number of threads (None: torch's own choice). Raises InputError below 1."""
     import torch
 
     if count is not None:
@@ -80,8 +81,8 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Torch works with one thread inside: small eigenproblems take a twentieth of the time that
-    waking a second thread for each of their hundred steps takes."""
+    """Run torch on one thread inside the block. Small eigenproblems are twenty times faster so:
+    each of their hundred steps would wake a second thread."""
     import torch
 
     threads = torch.get_num_threads()
@@ -117,8 +118,8 @@ def workers() -> Iterator[Callable[[Callable[[int, int], None], int], None]]:
 def each(
     items: Iterable[Item], work: Callable[[Item], None], count: int, size: Callable[[Item], int]
 ) -> None:
-    """`work` on every item, largest first, by `count` threads with one torch thread each. The first
-    error is raised when the items in work are done."""
+    """Call `work` on every item, largest first, in `count` threads with one torch thread each. The
+    first error is raised once the items in progress are done."""
     import torch
 
     ordered = sorted(items, key=lambda item: -size(item))

@@ -1,13 +1,13 @@
-"""What transformers calls as attention: `attn_implementation="regraft"`.
+"""The attention function for transformers: `attn_implementation="regraft"`.
 
-The function has no state. Everything it must know about the whole sequence (the mesh, how the
+The function has no state. Everything that it needs to know of the whole sequence (the mesh, how the
 batch was cut, where documents begin) is a `Shard`, given to the model as the keyword argument
 `context_parallel` and carried by transformers through the `**kwargs` of every layer, recomputation
 under gradient checkpointing included. Positions never come here: they act in the rotary embedding
 alone, so positions that jump (PoSE) do not cut a text into documents, which is what transformers'
 own masks make of them.
 
-What would silently be ignored is refused: a padding mask, dropout, sliding windows, soft caps,
+What this attention would ignore is refused: a padding mask, dropout, sliding windows, soft caps,
 attention sinks, a key-value cache, or a call without `context_parallel`.
 """
 
@@ -57,14 +57,16 @@ def attend_sequence(
         raise InputError(_MASK)
     for name, what in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
-            raise InputError(f"{type(module).__name__} asks for {what}, which '{NAME}' has not.")
+            raise InputError(
+                f"{type(module).__name__} uses {what}, which attention '{NAME}' does not support."
+            )
     if dropout:
         raise InputError(f"Attention '{NAME}' has no dropout: set attention_dropout to 0.")
     if not getattr(module, "is_causal", True):
         raise InputError(f"{type(module).__name__} is not causal, which '{NAME}' always is.")
     if query.shape[2] != key.shape[2]:
         raise InputError(
-            f"Attention '{NAME}' met {key.shape[2]} keys for {query.shape[2]} queries: "
+            f"Attention '{NAME}' was given {key.shape[2]} keys for {query.shape[2]} queries: "
             "it does not work with a key-value cache; generate with another attn_implementation."
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -79,35 +81,37 @@ _MASK = (
 
 
 def refuse_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
-    """The mask builder transformers calls for our name: no mask, and no mask is ignored."""
+    """Mask builder for transformers: no mask. Raises InputError for a mask that hides tokens."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise InputError(_MASK)
 
 
 def attach(model: torch.nn.Module, mesh: Processes | None = None) -> None:
-    """Let a transformers or PEFT model call this attention. The model must then be called with
+    """Make a transformers or PEFT model use this attention. The model must then be called with
     all that `Mesh.cut` returns. Raises InputError where the model cannot use it, or its heads do
     not divide over `mesh`."""
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
     AttentionInterface.register(NAME, attend_sequence)
     AttentionMaskInterface.register(NAME, refuse_mask)
-    found = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
-    if not found or not found[0]._can_set_attn_implementation():
+    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if inner is None or not inner._can_set_attn_implementation():
         raise InputError(
             f"{type(model).__name__} does not choose its attention by name, so it cannot be "
             "trained over a cut sequence."
         )
-    config = found[0].config.get_text_config()
+    config = inner.config.get_text_config()
     for key, what in (
         ("sliding_window", "a sliding window"),
         ("attn_logit_softcapping", "a soft cap"),
     ):
         used = key != "sliding_window" or getattr(config, "use_sliding_window", True)
         if getattr(config, key, None) is not None and used:
-            raise InputError(f"This model's attention has {what}, which '{NAME}' has not.")
+            raise InputError(
+                f"This model's attention has {what}, which attention '{NAME}' does not support."
+            )
     if getattr(config, "attention_dropout", 0.0):
         raise InputError(f"Attention '{NAME}' has no dropout: set attention_dropout to 0.")
     if mesh is not None:
         check_heads(config.num_key_value_heads, mesh.ulysses)
-    found[0].set_attn_implementation(NAME)
+    inner.set_attn_implementation(NAME)

@@ -1,4 +1,4 @@
-"""Which token lies where: the zigzag order of a sequence cut for ring attention, as plain integers.
+"""Which rank holds which tokens: the zigzag order of a cut sequence, as plain integers.
 
 A sequence of S tokens is cut into 2N chunks; rank r of N holds chunks r and 2N-1-r, so that every
 rank has the same number of causally visible pairs ("Striped Attention" 2311.09431 names the
@@ -30,7 +30,8 @@ Starts = tuple[int, ...]
 
 
 def multiple(context: int, ulysses: int) -> int:
-    """A length must be a multiple of this to be cut: N halves per rank, then `ulysses` pieces."""
+    """A sequence can be cut if its length is a multiple of this: two chunks a context rank, each
+    rank's part in `ulysses` pieces."""
     if context == 1:
         return ulysses
     return 2 * context * (ulysses if ulysses % 2 else ulysses // 2)
@@ -48,13 +49,13 @@ def pieces(rank: int, context: int, inner: int, ulysses: int, length: int) -> li
     """The ranges held before the all-to-all: piece `inner` of the shard of ring rank `rank`."""
     size = length // (context * ulysses)
     low, high = inner * size, (inner + 1) * size
-    found, offset = [], 0
+    ranges, offset = [], 0
     for start, stop in chunks(rank, context, length):
         begin, end = max(low - offset, 0), min(high - offset, stop - start)
         if begin < end:
-            found.append((start + begin, start + end))
+            ranges.append((start + begin, start + end))
         offset += stop - start
-    return found
+    return ranges
 
 
 def _documents(starts: Starts, length: int) -> list[tuple[int, int]]:
@@ -105,7 +106,7 @@ def ring_spans(rank: int, source: int, context: int, length: int, starts: Starts
 
 
 def _before(ranges: list[tuple[int, int]], position: int) -> int:
-    """How many of the tokens in `ranges` come before `position`."""
+    """Number of tokens of `ranges` before `position`."""
     return sum(min(max(position - start, 0), stop - start) for start, stop in ranges)
 
 

@@ -1,4 +1,4 @@
-"""Processes in rows: replicate x shard x context x ulysses, the last one nearest together.
+"""The mesh of processes: replicate x shard x context x ulysses, ulysses ranks being neighbours.
 
 `context` ranks share one sequence by exchanging keys and values, `ulysses` ranks share it by
 exchanging heads (inside a node), `shard` and `replicate` ranks see other sequences. Parameters are
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Algorithm = Literal["auto", "gather", "ring"]
 TIMEOUT = 600.0
 PATIENCE = timedelta(days=7)
-"""For work that others wait for, however long it takes: see `Mesh.wait`."""
+"""Timeout of `wait`, for work that the other processes wait for, however long it takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,19 +88,19 @@ class Processes:
         solved = _solve(sizes, world)
         if algorithm not in ("auto", "gather", "ring"):
             raise InputError(f"parallel algorithm '{algorithm}' is not auto, gather or ring.")
-        place = _device(device)
+        own_device = _device_of_rank(device)
         groups: dict[str, dist.ProcessGroup] = {}
         fsdp = None
         if world > 1:
             limit = timedelta(seconds=timeout)
-            _join(place, limit)
+            _join(own_device, limit)
             # Groups inside a DeviceMesh would get torch's own timeout, up to half an hour.
             line = torch.arange(world)
             ranks = line.view(-1, solved["context"], solved["ulysses"])
             groups["context"] = _groups(ranks.movedim(1, -1), limit)
             groups["ulysses"] = _groups(ranks, limit)
             groups["all"] = dist.new_group(timeout=PATIENCE, backend="gloo")
-            fsdp = _fsdp_mesh(place.type, line.view(solved["replicate"], -1), limit)
+            fsdp = _fsdp_mesh(own_device.type, line.view(solved["replicate"], -1), limit)
             # A rank that is refused right after this must not take the store with it while
             # another still makes its groups.
             dist.all_reduce(torch.zeros(1))
@@ -108,9 +108,9 @@ class Processes:
             **solved,
             algorithm=algorithm,
             kernel=kernel,
-            machine=machine or _assumed(place, solved["context"] * solved["ulysses"]),
+            machine=machine or _assumed(own_device, solved["context"] * solved["ulysses"]),
             timeout=timeout,
-            device=place,
+            device=own_device,
             groups=groups,
             fsdp_mesh=fsdp,
         )
@@ -127,12 +127,12 @@ class Processes:
 
     @property
     def data_size(self) -> int:
-        """How many different sequences (batches) are trained on at once."""
+        """Number of different batches that are trained on at a time."""
         return self.replicate * self.shard
 
     @property
     def data_rank(self) -> int:
-        """Which of them is this process's; the ranks of one sequence must load the same batch."""
+        """Index of this process's batch; ranks that share a sequence must load the same one."""
         return self.rank // (self.context * self.ulysses)
 
     @property
@@ -164,14 +164,14 @@ class Processes:
         return self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
     def wait(self) -> None:
-        """Until every process is here, with no limit: while one alone reads text or a model, or
-        writes one. The end of a process is still an error at once. Collective."""
+        """Barrier without a timeout, for when one process alone reads or writes text or a model.
+        The end of a process is still an error at once. Collective."""
         if self.size > 1:
             dist.all_reduce(torch.zeros(1), group=self.groups["all"])
 
     def sum_tokens(self, labels: Tensor) -> int:
-        """How many labels are not -100, over the parts of all processes: what a summed loss must be
-        divided by so that every token weighs the same wherever it lies. At least 1."""
+        """Number of labels that are not -100 over the parts of all processes, at least 1: divide a
+        summed loss by it, so that every token weighs the same on whichever rank it lies."""
         return max(int(self.sum_numbers([int((labels != -100).sum())])[0]), 1)
 
     @contextmanager
@@ -222,7 +222,7 @@ class Processes:
         work = Work(length, self.context, heads, kv_heads, head, dtype.itemsize)
         exchange, reason = pick(work, self.machine)
         if self.algorithm != "auto":
-            exchange, reason = self.algorithm, "as asked"
+            exchange, reason = self.algorithm, "as requested"
         needed = needed_bandwidth(work, self.machine.flops) / 1e9
         return (
             f"{line}; {exchange} ({reason}); hidden above {needed:.2g} GB/s for each rank "
@@ -230,11 +230,11 @@ class Processes:
         )
 
 
-def _join(place: torch.device, timeout: timedelta) -> None:
+def _join(device: torch.device, timeout: timedelta) -> None:
     if dist.is_initialized():
         return
     try:
-        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
     except (dist.DistError, ValueError) as error:
         raise RegraftError(
@@ -244,7 +244,7 @@ def _join(place: torch.device, timeout: timedelta) -> None:
 
 
 def _groups(ranks: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """This process's group among those that the last axis lists; every process makes all."""
+    """This process's group among the rows of `ranks`. Every process creates all groups."""
     mine = None
     for members in ranks.reshape(-1, ranks.shape[-1]).tolist():
         group = dist.new_group(members, timeout=timeout)
@@ -284,26 +284,26 @@ def _solve(sizes: dict[str, int | Literal["auto"]], world: int) -> dict[str, int
     return {name: fixed.get(name, world // product) for name in sizes}
 
 
-def _assumed(place: torch.device, ranks: int) -> Machine:
-    if place.type != "cuda":
+def _assumed(device: torch.device, ranks: int) -> Machine:
+    if device.type != "cuda":
         return CPU
     node = int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
     return GPU_NODE if ranks <= node else GPU_CLUSTER
 
 
-def _device(name: str) -> torch.device:
+def _device_of_rank(name: str) -> torch.device:
     from regraft.device import pick_device
 
-    place = pick_device(name)
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if place.type == "cuda":
-        if place.index >= torch.cuda.device_count():
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
             raise InputError(
                 f"This node has {torch.cuda.device_count()} GPUs, fewer than its processes."
             )
-        torch.cuda.set_device(place)
-    return place
+        torch.cuda.set_device(device)
+    return device
 
 
 _LOST = ("onnection closed", "onnection reset", "onnection refused", "imed out", "imeout",

@@ -1,4 +1,4 @@
-"""A batch cut into every rank's part of the sequence, and put together again."""
+"""Cut a batch into each rank's part of the sequence, and join results of the parts again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KNOWN = ("input_ids", "labels", "position_ids", "documents")
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """What attention must know of the sequence a batch was cut from. Lengths are in tokens."""
+    """The sequence that a batch was cut from, as attention needs it. Lengths are in tokens."""
 
     mesh: Processes
     length: int
@@ -59,7 +59,7 @@ class Shard:
         """Which exchange carries q and k as they are after Ulysses, and why."""
         mesh = self.mesh
         if mesh.algorithm != "auto":
-            return mesh.algorithm, "as asked"
+            return mesh.algorithm, "as requested"
         work = Work(
             self.length, mesh.context, q.shape[1], k.shape[1], q.shape[3], k.element_size(),
             q.shape[0],
@@ -144,7 +144,7 @@ def join(mesh: Processes, local: Tensor, part: Batch) -> Tensor:
 
 
 def _from(mesh: Processes, ring: int, inner: int, local: Tensor) -> Tensor:
-    """The tensor of one rank of the sequence: a broadcast over both dimensions."""
+    """The tensor of one rank of the sequence, by a broadcast over both dimensions."""
     sent = local.detach().clone()
     for name, source in (("ulysses", inner), ("context", ring)):
         group = mesh.group(name)  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, 
     padding = (given,) if length > given else ()
     if documents is None:
         return ((0, *padding),)
-    found = []
+    rows = []
     for row in documents.cpu():
         changes = (row[1:] != row[:-1]).nonzero().flatten() + 1
         starts = (0, *(int(i) for i in changes))
@@ -187,12 +187,12 @@ def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, 
             raise InputError(
                 "A document comes back after another one began: number documents in order."
             )
-        found.append((*starts, *padding))
-    return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
+        rows.append((*starts, *padding))
+    return tuple(rows[:1]) if len(set(rows)) == 1 else tuple(rows)
 
 
 def _agree(mesh: Processes, tokens: dict[str, Tensor], documents: tuple[Starts, ...]) -> None:
-    """All ranks of a sequence hold the same batch, else a sentence instead of a hang."""
+    """Raise InputError where ranks of one sequence hold different batches, which would hang."""
     text = tokens["input_ids"]
     checks = [zlib.crc32(repr((sorted(tokens), documents)).encode())]
     checks += [zlib.crc32(tokens[k].cpu().contiguous().numpy().tobytes()) for k in sorted(tokens)]

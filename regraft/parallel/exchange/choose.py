@@ -25,7 +25,7 @@ HELD = 4 * 2**30
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank computes and receives, per second, in attention."""
+    """Rates of one rank in attention: floating-point operations and bytes received a second."""
 
     flops: float
     bandwidth: float
@@ -65,10 +65,10 @@ def gather_bytes(work: Work) -> int:
 
 
 def pick(work: Work, machine: Machine) -> tuple[Literal["gather", "ring"], str]:
-    """The algorithm and why, as a clause for the log. Equal on all ranks: it looks at nothing that
-    differs between them."""
+    """The algorithm, and why as a clause for the log. The same on all ranks: no argument differs
+    between them."""
     if work.context == 1:
-        return "gather", "nothing has to travel"
+        return "gather", "nothing is exchanged"
     held = gather_bytes(work)
     if held > HELD:
         return "ring", f"a gather would hold {held / 2**30:.1f} GiB of keys and values"

@@ -30,17 +30,17 @@ def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -
             f"choose auto or one of {', '.join(candidates)}."
         )
     reasons = []
-    for wanted in candidates if name == "auto" else [name]:
+    for candidate in candidates if name == "auto" else [name]:
         try:
-            kernel = candidates[wanted]()
+            kernel = candidates[candidate]()
         except (ImportError, RuntimeError, AttributeError, ValueError) as error:
-            reasons.append(f"{wanted} is not installed ({error})")
+            reasons.append(f"{candidate} is not installed ({error})")
             continue
         reason = refusal(kernel, torch.device(device), dtype, head_dim)
         if reason is None:
             return kernel
         kernel.close()
-        reasons.append(f"{wanted} {reason}")
+        reasons.append(f"{candidate} {reason}")
     raise InputError(f"No attention kernel for {device}, {dtype}: {'; '.join(reasons)}.")
 
 
@@ -53,8 +53,8 @@ def _candidates(device: str) -> dict[str, Callable[[], Kernel]]:
     if device == "cuda":
         from regraft.parallel.kernels.cuda import candidates
 
-        found: dict[str, Callable[[], Kernel]] = {kernel.name: kernel for kernel in candidates()}
-        return found | {"reference": Reference}
+        kernels: dict[str, Callable[[], Kernel]] = {kernel.name: kernel for kernel in candidates()}
+        return kernels | {"reference": Reference}
     return {"torch-cpu": CpuFlash, "reference": Reference}
 
 

@@ -11,7 +11,7 @@ from regraft.train.step.learner import Learner, arithmetic, read_once
 
 
 def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
-    """Bring the model onto the mesh's device, in place: all of it, or this process's part.
+    """Move the model to the mesh's device, in place: all of it, or this process's part.
 
     Each decoder layer is gathered for its own forward and backward, the rest (embedding, last
     norm, head) with the root, which is the learner, so that the loss finds the head whole.

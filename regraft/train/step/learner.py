@@ -48,9 +48,9 @@ class Learner(nn.Module):
             if score:
                 return token_scores(hidden, head, labels, self.chunk)
             if teacher is not None:
-                other, wanted = teacher
+                other, teacher_states = teacher
                 theirs = other.model.get_output_embeddings()
-                return kl_sum(hidden, head, wanted, theirs, labels, self.chunk)
+                return kl_sum(hidden, head, teacher_states, theirs, labels, self.chunk)
             return nll_sum(hidden, head, labels, self.chunk)
 
     def hidden(self, part: dict[str, Any]) -> Tensor:
@@ -144,25 +144,25 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
 
 
 def lora_targets(model: Any, targets: str) -> list[str]:
-    """Leaf names of the linear layers a recipe means. InputError for a name there is none of."""
+    """Leaf names of the linear layers that `targets` selects. InputError for unknown ones."""
     leaves: dict[str, str] = {}
     for name, module in model.model.layers[0].named_modules():
         if isinstance(module, nn.Linear):
             leaves[name.rpartition(".")[2]] = name
     if targets == "all-linear":
         return list(leaves)
-    found: list[str] = []
+    names: list[str] = []
     for word in re.split(r"[,\s]+", targets.strip()):
         if word in _GROUPS:
-            found += [leaf for leaf, name in leaves.items() if name.startswith(_GROUPS[word])]
+            names += [leaf for leaf, name in leaves.items() if name.startswith(_GROUPS[word])]
         elif word in leaves:
-            found.append(word)
+            names.append(word)
         else:
             raise InputError(
                 f"lora.targets: the model has no linear layers '{word}'; it has "
                 f"{', '.join(leaves)} (or all-linear, attention, mlp)."
             )
-    return found
+    return names
 
 
 def _add_lora(model: Any, lora: Lora) -> None:
@@ -202,7 +202,7 @@ def _freeze(model: Any, parts: list[str]) -> None:
 
 
 def _refuse(model: Any, name: str) -> None:
-    """What this loop would silently get wrong."""
+    """Raise InputError for architectures that this training would silently get wrong."""
     config = model.config
     inner = getattr(model, "model", None)
     if not all(hasattr(inner, part) for part in ("layers", "rotary_emb", "embed_tokens")):

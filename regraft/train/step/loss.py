@@ -1,4 +1,4 @@
-"""Cross-entropy without the logits: never more than `chunk` tokens of them exist.
+"""Cross-entropy in chunks: logits exist for at most `chunk` tokens at a time.
 
 128k tokens of Llama 3 would be 63 GB of float32 logits. A plain linear head's gradients are made
 along with the loss, a chunk at a time, as in Liger (arXiv 2410.10989), and summed in float32:
@@ -31,13 +31,13 @@ def nll_sum(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
     hidden [..., d], labels [...]; head maps [n, d] to logits [n, vocabulary]. Divide by the number
     of valid labels over all devices and micro-batches, not by this chunk's.
     """
-    flat, wanted = hidden.flatten(0, -2), labels.flatten()
+    flat, targets = hidden.flatten(0, -2), labels.flatten()
     grad = torch.is_grad_enabled()
     if grad and type(head) is nn.Linear and head.bias is None:
-        return _HeadLoss.apply(flat, head.weight, wanted, chunk)
+        return _HeadLoss.apply(flat, head.weight, targets, chunk)
     total = flat.new_zeros((), dtype=_wide(flat.dtype))
     # split, not sliced: each slice's gradient would be as large as all of them
-    for part, label in zip(flat.split(chunk), wanted.split(chunk), strict=True):
+    for part, label in zip(flat.split(chunk), targets.split(chunk), strict=True):
         if grad:
             total = total + checkpoint(_chunk_sum, part, label, head, use_reentrant=False)
         else:
@@ -46,8 +46,8 @@ def nll_sum(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """nll_sum of a linear head: its gradients, but for the factor that comes from above, are there
-    when the loss is."""
+    """nll_sum of a linear head. The forward pass computes the gradients too, up to the factor that
+    backward receives."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
@@ -89,16 +89,16 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def kl_sum(
-    hidden: Tensor, head: Head, wanted: Tensor, wanted_head: Head, labels: Tensor, chunk: int
+    hidden: Tensor, head: Head, teacher: Tensor, teacher_head: Head, labels: Tensor, chunk: int
 ) -> Tensor:
-    """Summed KL(wanted || ours) in nats over tokens that have a label, with gradient in ours.
+    """Summed KL(teacher || model) in nats over tokens that have a label, with gradient in `hidden`.
 
-    hidden, wanted [..., d]: last hidden states, to be read by head and wanted_head.
+    hidden, teacher [..., d]: last hidden states, mapped to logits by head and teacher_head.
     """
-    ours, theirs, valid = hidden.flatten(0, -2), wanted.flatten(0, -2), labels.flatten() != IGNORED
+    ours, theirs, valid = hidden.flatten(0, -2), teacher.flatten(0, -2), labels.flatten() != IGNORED
     total = ours.new_zeros((), dtype=_wide(ours.dtype))
     for parts in zip(*(each.split(chunk) for each in (ours, theirs, valid)), strict=True):
-        total = total + checkpoint(_chunk_kl, *parts, head, wanted_head, use_reentrant=False)
+        total = total + checkpoint(_chunk_kl, *parts, head, teacher_head, use_reentrant=False)
     return total
 
 
@@ -113,9 +113,9 @@ def _chunk_kl(ours: Tensor, theirs: Tensor, valid: Tensor, head: Head, other: He
 @torch.no_grad()
 def token_scores(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """(NLL, 1 where the label is the likeliest token), each [...] like labels; 0 where ignored."""
-    flat, wanted = hidden.flatten(0, -2), labels.flatten()
+    flat, targets = hidden.flatten(0, -2), labels.flatten()
     scores, hits = [], []
-    for part, label in zip(flat.split(chunk), wanted.split(chunk), strict=True):
+    for part, label in zip(flat.split(chunk), targets.split(chunk), strict=True):
         logits = head(part)
         logits = logits.to(_wide(logits.dtype))
         scores.append(F.cross_entropy(logits, label, ignore_index=IGNORED, reduction="none"))

@@ -1,4 +1,4 @@
-"""What a long sequence costs, made smaller: recomputed layers, inputs kept on the host, tiled MLP.
+"""Memory savers for long sequences: recomputed layers, layer inputs on the host, a tiled MLP.
 
 Of each recomputed layer only its input survives the forward pass: 8 KiB a token for Llama-3-8B,
 256 KiB over its layers. With `offload` that waits in pinned host memory, copied on a stream of its
@@ -23,7 +23,7 @@ _PIECE = 1 << 26  # bytes
 def save_memory(
     layers: Iterable[nn.Module], *, recompute: bool, offload: bool, tile: int
 ) -> HostStore | None:
-    """Wrap the decoder layers of a transformers model in place; the store where they offload.
+    """Wrap the decoder layers of a transformers model in place. Returns the store if they offload.
 
     tile: tokens of the MLP at a time, 0 for all at once. Forwards are wrapped, not calls, so that
     hooks on the modules (FSDP's) stay outside.

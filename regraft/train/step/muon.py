@@ -1,9 +1,9 @@
-"""Muon: momentum, made orthogonal, for matrices.
+"""Muon: an optimizer for matrices that orthogonalises the momentum.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). torch's own does
 its Newton-Schulz iteration in bfloat16, whose rounding turns the last digit of a gradient into the
 third of an update: two processes would not train as one does. Here it is in the parameters' type,
-and a matrix that FSDP has cut is put together for it.
+on the whole matrix, which is gathered first where FSDP has sharded it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the orthogonal matrix next to this one: singular values between 0.7 and 1.2."""
+    """Approximately the nearest orthogonal matrix: singular values between 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)

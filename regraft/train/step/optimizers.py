@@ -20,8 +20,7 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
     """One optimizer, or two for muon: matrices of the layers, and the rest by AdamW.
 
     Weight decay is for matrices. Every group's `share` is its rate over the stage's rate.
-    Raises InputError where 8-bit moments are asked for without bitsandbytes and a GPU, or in more
-    processes than one.
+    Raises InputError for 8-bit moments without bitsandbytes and a GPU, or in several processes.
     """
     betas = (settings.betas[0], settings.betas[1])
     matrices = {name for name, value in parameters.items() if value.ndim == 2}
@@ -31,16 +30,16 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         others = {name: value for name, value in parameters.items() if name not in inner}
         share = settings.matrix_rate or 2.4
         muon = Muon([{"params": ours, "share": share}], weight_decay=settings.weight_decay)
-        found: list[torch.optim.Optimizer] = [muon]
+        result: list[torch.optim.Optimizer] = [muon]
     else:
-        found, others = [], dict(parameters)
+        result, others = [], dict(parameters)
     groups = [
         {"params": [v for n, v in others.items() if n in matrices], "share": 1.0},
         {"params": [v for n, v in others.items() if n not in matrices], "share": 1.0}
         | {"weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "betas": betas,
         "eps": settings.eps,
         "weight_decay": settings.weight_decay,
@@ -50,10 +49,10 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         check_optimizer(settings, one.device, sharded=isinstance(one, DTensor))
         from bitsandbytes.optim import AdamW8bit
 
-        found.append(AdamW8bit(groups, **how))
+        result.append(AdamW8bit(groups, **options))
     elif groups:
-        found.append(torch.optim.AdamW(groups, **how))
-    return found
+        result.append(torch.optim.AdamW(groups, **options))
+    return result
 
 
 def check_optimizer(settings: Optimizer, device: torch.device, *, sharded: bool) -> None:
@@ -75,7 +74,7 @@ def check_optimizer(settings: Optimizer, device: torch.device, *, sharded: bool)
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Give every group its share of the rate."""
+    """Set the learning rate of every group to its share of `rate`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]

@@ -1,10 +1,10 @@
-"""RoPE fixed for a stage: angles in float64, cos and sin in float32, and proof that the model
-turns by them.
+"""RoPE fixed for a stage: angles in float64, cos and sin in float32, and a check that the model
+rotates by them.
 
 transformers multiplies positions and frequencies in float32, which is 0.03 rad off at a million
-tokens and 0.13 at four; its families that grow with the text look at whatever positions a device
-happens to hold; and a theta passed the wrong way is ignored without a word. So the model's own
-rotary module is replaced, and asked.
+tokens and 0.13 at four; its dynamic RoPE types depend on the positions that one device holds; and a
+theta passed the wrong way is ignored in silence. So the model's rotary module is replaced, and what
+reaches the layers is checked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fix_rotary(model: Any, spec: ContextSpec, length: int) -> Rotary:
 
 @torch.no_grad()
 def check_rotary(forward: Any, layer: nn.Module, rotary: Rotary, device: torch.device) -> None:
-    """Run a few far positions and compare what `layer` is told with tables made independently.
+    """Run a few far positions and compare what `layer` receives with tables computed independently.
 
     forward: called with (ids, positions), both [1, 8]. layer: the first decoder layer.
     Raises RegraftError where the model rotates by anything else.
@@ -65,8 +65,8 @@ def check_rotary(forward: Any, layer: nn.Module, rotary: Rotary, device: torch.d
         handle.remove()
     from regraft.rope import tables
 
-    wanted = tables(rotary.spec, rotary.head_dim, positions, rotary.length)
-    for got, want in zip(seen[0] if seen else (), wanted, strict=False):
+    expected = tables(rotary.spec, rotary.head_dim, positions, rotary.length)
+    for got, want in zip(seen[0] if seen else (), expected, strict=False):
         shown = got.reshape(-1, got.shape[-1])
         rows = [bool(((want - row).abs().amax(-1) < 2e-6).any()) for row in shown.to(want)]
         if got.dtype.itemsize >= 4 and all(rows):
@@ -74,19 +74,19 @@ def check_rotary(forward: Any, layer: nn.Module, rotary: Rotary, device: torch.d
         seen = []
     if not seen:
         raise RegraftError(
-            f"The model does not rotate by {rotary.spec.describe()}, although it was told to; this "
-            "architecture keeps its frequencies elsewhere, please report it."
+            f"The model does not rotate by {rotary.spec.describe()}, although its config says so; "
+            "this architecture keeps its frequencies elsewhere, please report it."
         )
 
 
 def wavelengths(rotary: Rotary) -> list[str]:
-    """What to print at the start: the slowest turns, in tokens."""
+    """Lines to print at the start: the longest wavelengths, in tokens."""
     longest = 2 * torch.pi / rotary.frequencies[rotary.frequencies > 0]
     covered = int((longest <= rotary.length).sum())
     lines = [
         rotary.spec.describe(),
         f"longest wavelength {int(longest.max()):,} tokens",
-        f"{covered} of {len(longest)} pairs turn fully within {format_tokens(rotary.length)}",
+        f"{covered} of {len(longest)} pairs rotate once within {format_tokens(rotary.length)}",
     ]
     bound = men_bound(rotary.length)
     if rotary.spec.rope_type == "default" and rotary.spec.theta < bound:
