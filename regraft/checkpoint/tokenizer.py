@@ -41,7 +41,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         )
     folder = tempfile.TemporaryDirectory(prefix="regraft-tokenizer-", ignore_cleanup_errors=True)
     try:
-        _link(paths, checkpoint.config, Path(folder.name))
+        link_tokenizer(paths, checkpoint.config, Path(folder.name))
         _check_core(paths)
         others = ", ".join(name for name in sorted(paths) if name != "tokenizer.json")
         with explained(f"The tokenizer of {checkpoint.name} cannot be built from {others or 'it'}",
@@ -70,8 +70,8 @@ def tokenizer_paths(checkpoint: Checkpoint) -> dict[str, Path]:
     return paths
 
 
-def _link(paths: dict[str, Path], config: dict[str, Any], folder: Path) -> None:
-    """Put the files into the folder: settings without what names code or other files."""
+def link_tokenizer(paths: dict[str, Path], config: dict[str, Any], folder: Path) -> None:
+    """Link the files, and write settings and config.json without what names code or other files."""
     for name, path in paths.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +22,29 @@ import torch
 import yaml
 
 from regraft import progress
+from regraft.adapters.folder import CONFIG as ADAPTER_CONFIG
+from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.roles import roles
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.view import link_files, link_model
 from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import tokenizer_files as donors
 from regraft.merge.donor import output_config
-from regraft.merge.inputs import Input, Inputs, is_adapter
+from regraft.merge.inputs import Input, Inputs
 from regraft.merge.match import match_tensors
 from regraft.merge.recipe import Recipe
+from regraft.merge.references import ModelRef, parse_reference
 from regraft.merge.schema import BRIDGED
 from regraft.merge.tokenizer_files import check_alignable, compare_vocabularies, embedding_rows
 from regraft.record import TensorMerge
 from regraft.rope import ContextSpec
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
+_REFERENCES = ("model", "base_model", "source", "tokenizer_source")  # keys that name a model
 _SHOWN = 4  # lines of what mergekit says last
 _STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<all>\d+) ")
 
@@ -169,18 +176,18 @@ def run(
     return Made(writer, config, files, tensors)
 
 
-def translated(recipe: Recipe, donor: Input) -> dict[str, Any]:
-    """The recipe without what is ours, adapters on their base, arithmetic in float32."""
+def translated(recipe: Recipe, donor: Input, views: Views) -> dict[str, Any]:
+    """The recipe without what is ours, every model replaced by its view, arithmetic in float32."""
     body = {key: value for key, value in recipe.document.value.items() if key not in _OURS}
-    base = recipe.body.base_model
 
-    def spelled(value: Any, key: str | None = None) -> Any:
+    def spelled(value: Any, where: Where) -> Any:
+        if where and where[-1] in _REFERENCES and value not in (None, "base", "union"):
+            with suppress(ValueError):  # such as the kind of a token's source
+                return views.reference(parse_reference(value), recipe, where)
         if isinstance(value, dict):
-            return {k: spelled(v, k) for k, v in value.items()}
+            return {key: spelled(item, (*where, key)) for key, item in value.items()}
         if isinstance(value, list):
-            return [spelled(item) for item in value]
-        if key == "model" and isinstance(value, str) and base is not None and is_adapter(value):
-            return f"{base}+{value}"
+            return [spelled(item, (*where, i)) for i, item in enumerate(value)]
         return value
 
     kept = next(
@@ -188,7 +195,41 @@ def translated(recipe: Recipe, donor: Input) -> dict[str, Any]:
         torch.float32,
     )
     out_dtype = recipe.out_dtype or str(kept).removeprefix("torch.")
-    return {**spelled(body), "dtype": "float32", "out_dtype": out_dtype}
+    return {**spelled(body, ()), "dtype": "float32", "out_dtype": out_dtype}
+
+
+class Views:
+    """A folder of links for each model and adapter of a recipe, so that mergekit reads the files
+    that were checked and no others."""
+
+    def __init__(self, inputs: Inputs, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._folders: dict[str, Path] = {}
+        self._references: dict[ModelRef, dict[str, Any]] = {}
+        for one in inputs:
+            model, adapter = one.checkpoint.name, one.adapter
+            if model not in self._folders:
+                self._folders[model] = folder / f"model-{len(self._folders)}"
+                link_model(one.checkpoint, self._folders[model])
+            reference = self._plain(model)
+            if adapter is not None:
+                view = self._folders.get(adapter.name, folder / f"adapter-{len(self._folders)}")
+                if adapter.name not in self._folders:
+                    link_files([adapter.folder / ADAPTER_CONFIG, adapter.folder / WEIGHTS], view)
+                    self._folders[adapter.name] = view
+                reference["lora"] = {"path": str(view)}
+            self._references[one.ref] = reference
+
+    def reference(self, ref: ModelRef, recipe: Recipe, where: Where) -> dict[str, Any]:
+        """The model in mergekit's mapping form. Raises InputError where it is no input."""
+        if ref in self._references:
+            return self._references[ref]
+        if ref.adapter is None and ref.model in self._folders:
+            return self._plain(ref.model)
+        raise recipe.error(where, f"{ref} is none of the models that are merged; name one of them.")
+
+    def _plain(self, model: str) -> dict[str, Any]:
+        return {"model": {"path": str(self._folders[model])}}
 
 
 def _run(
@@ -201,7 +242,8 @@ def _run(
     device: torch.device,
 ) -> None:
     source = spool / "recipe.yaml"
-    source.write_text(yaml.safe_dump(translated(recipe, donor), sort_keys=False), encoding="utf-8")
+    body = translated(recipe, donor, Views(inputs, spool / "views"))
+    source.write_text(yaml.dump(body, Dumper=_Plain, sort_keys=False), encoding="utf-8")
     command = [
         sys.executable, "-m", "mergekit.scripts.run_yaml", str(source), str(out),
         "--no-write-model-card", "--no-copy-tokenizer",
@@ -209,9 +251,7 @@ def _run(
     ]  # fmt: skip
     if device.type == "cuda":
         command += ["--device", str(device)]
-    environment = dict(os.environ)
-    if all(Path(one.ref.path).expanduser().is_dir() for one in inputs):
-        environment["HF_HUB_OFFLINE"] = "1"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with progress.bar("Merging in mergekit:", None) as bar:
         status, said = _follow(command, environment, bar)
     if status != 0 or not (out / "config.json").is_file():
@@ -220,6 +260,13 @@ def _run(
             f"mergekit could not run {recipe.document.name}: {last}; correct the recipe, or leave "
             "it to the native engine."
         )
+
+
+class _Plain(yaml.SafeDumper):
+    """Without aliases, which mean nothing to a reader of the recipe."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _follow(

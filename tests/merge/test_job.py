@@ -638,14 +638,41 @@ def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
-def test_mergekits_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mergekit_reads_what_was_checked_and_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its weights, a model has pickled ones, an adapter, and code; its name has a '+'."""
     shown: list[str] = []
     monkeypatch.setattr(
         progress.Bar, "advance", lambda bar, amount=1, text=None: shown.append(str(text))
     )
-    recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"}]}
-    run(tmp_path, recipe)
+    odd = shutil.copytree("a_words", tmp_path / "odd+model")
+    (odd / "model.safetensors").rename(odd / "weights.safetensors")
+    torch.save({k: v + 1 for k, v in models.load(Path("a")).items()}, odd / "pytorch_model.bin")
+    for path in Path("lora2").iterdir():
+        if path.name.startswith("adapter_"):
+            shutil.copy(path, odd)
+    (odd / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for name, auto in (("config", "AutoConfig"), ("tokenizer_config", "AutoTokenizer")):
+        settings = json.loads((odd / f"{name}.json").read_text())
+        settings["auto_map"] = {auto: "evil.X"}
+        (odd / f"{name}.json").write_text(json.dumps(settings))
+    recipe = {
+        "merge_method": "task_arithmetic", "base_model": "base_words", "tokenizer_source": str(odd),
+        "models": [
+            {"model": str(odd), "parameters": {"weight": 0.25}},
+            {"model": "lora2", "parameters": {"weight": 0.75}},
+        ],
+        "context": {"from": "base"},
+    }  # fmt: skip
+    (tmp_path / "native").mkdir()
+    native = run(tmp_path / "native", recipe)
+    theirs = run(tmp_path, recipe, engine="mergekit")
     assert any("Executing graph, step" in text for text in shown)
+    assert theirs.keys() == native.keys()
+    for name, value in native.items():
+        torch.testing.assert_close(theirs[name], value, atol=8 * EPS, rtol=8 * EPS)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
