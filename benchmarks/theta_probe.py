@@ -11,7 +11,6 @@ loses.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from llama8b import add_quick, record
 
 from regraft.demo import lessons
+from regraft.record import write_record
 from regraft.train.job import train_model
 from regraft.train.theta_probe import probe_theta
 
@@ -79,34 +79,32 @@ def main() -> None:
     found = probe_theta(recipe("probe", 0), plan.trained, 512, plan.theta, steps=1 if quick else 20,
                   device="cpu")  # fmt: skip
     after = {}
-    for trial in (found["trials"][0], found["trials"][-1]):
-        path = recipe(
-            "after", 1, f", theta: {trial['theta']}", f"rope: {{family: {trial['family']}}}"
-        )
+    for trial in (found.trials[0], found.trials[-1]):
+        path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {{family: {trial.family}}}")
         trained = train_model(path, folder / "after", device="cpu", overwrite=True)
-        after[trial["name"]] = trained["watch"]["last"]["needle"]
+        after[trial.name] = trained.watch.last.needle
     lines = [
         "# regraft theta --probe on the demo's base, 64 to 512 tokens",
         "",
         f"{date.today()}, torch {torch.__version__}. 20 steps of LoRA 16 at each theta; chosen: "
-        f"{found['chosen']}, by {found['margin']:.3f} nats. The winner and the last then trained "
+        f"{found.chosen}, by {found.margin:.3f} nats. The winner and the last then trained "
         "for 80 steps from another seed.",
         "",
         "| | theta | needle NLL before | after 20 | found | nearest NLL | after 80: NLL | found |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for trial in found["trials"]:
-        later = after.get(trial["name"])
-        shown = f"{later['nll']:.3f} | {later['found']:.2f} |" if later else " | |"
+    for trial in found.trials:
+        later = after.get(trial.name)
+        shown = f"{later.nll:.3f} | {later.found:.2f} |" if later else " | |"
         lines.append(
-            f"| {trial['name']} | {trial['theta']:.6g} | {trial['zero_shot']:.3f} | "
-            f"{trial['needle_nll']:.3f} | {trial['found']:.2f} | {trial['near_nll']:.3f} | {shown}"
+            f"| {trial.name} | {trial.theta:.6g} | {trial.zero_shot:.3f} | "
+            f"{trial.needle_nll:.3f} | {trial.found:.2f} | {trial.near_nll:.3f} | {shown}"
         )
     table = "\n".join(lines) + "\n"
     record("theta_probe", table, keep=not quick)
-    (folder / "probe.json").write_text(json.dumps(found, indent=1))
-    best, worst = (after[trial["name"]] for trial in (found["trials"][0], found["trials"][-1]))
-    raise SystemExit(0 if quick or best["nll"] < worst["nll"] else 1)
+    write_record(folder / "probe.json", found)
+    best, worst = (after[trial.name] for trial in (found.trials[0], found.trials[-1]))
+    raise SystemExit(0 if quick or best.nll < worst.nll else 1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from regraft.record import AdapterRecord, GraftRecord, MergeRecord
+    from regraft.train.estimate.plan import TrainingPlan
+    from regraft.train.record import TrainingRecord
+    from regraft.train.theta_probe import ThetaProbe
 
 app = typer.Typer(
     name="regraft",
@@ -312,10 +315,10 @@ def train(
     On 8 GPUs: torchrun --nproc-per-node 8 -m regraft train recipe.yaml -o out
     """
 
-    def show(record: dict[str, Any]) -> Iterable[RenderableType]:
+    def show(record: TrainingRecord) -> Iterable[RenderableType]:
         from regraft.train.output.summary import summary
 
-        yield shell.lines(f"Trained {record['export']} in {out}", summary(record))
+        yield shell.lines(f"Trained {record.export} in {out}", summary(record))
 
     shell.run(
         lambda: regraft.train_model(
@@ -449,7 +452,8 @@ def evaluate(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
     gpus: Annotated[
-        str | None, typer.Option(help="Such as 8xH100-80. \\[default: this machine's GPUs]")
+        str | None,
+        typer.Option(help="Such as 8xH100-80. \\[default: this machine's GPUs, else its CPU]"),
     ] = None,
     host_memory: Annotated[
         str | None, typer.Option(help="Memory of all nodes together, such as 1TB.")
@@ -463,7 +467,7 @@ def plan(
     Example: regraft plan examples/train-pose-lora.yaml --gpus H200 --host-memory 128GiB
     """
 
-    def show(result: dict[str, Any]) -> Iterable[RenderableType]:
+    def show(result: TrainingPlan) -> Iterable[RenderableType]:
         from regraft.train.estimate.plan import lines
 
         yield shell.lines(f"Plan of {recipe}", lines(result))
@@ -549,7 +553,7 @@ def theta(
             progress.note(line)
         yield str(report["theta"])
 
-    def show_probe(report: dict[str, Any]) -> Iterable[RenderableType]:
+    def show_probe(report: ThetaProbe) -> Iterable[RenderableType]:
         from regraft.train.theta_probe import table
 
         yield shell.lines(f"Theta for {target}", table(report))

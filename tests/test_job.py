@@ -93,7 +93,7 @@ def test_training_beside_its_text_is_allowed(tmp_path: Path) -> None:
     texts = written_output(tmp_path / "texts")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(TRAINING.format(source=f"jsonl: {texts}/*.jsonl", cache=tmp_path / "cache"))
-    assert train_model(recipe, texts / "out", device="cpu", dry_run=True)["plan"]
+    assert train_model(recipe, texts / "out", device="cpu", dry_run=True).plan
 
 
 def test_an_evaluated_model_is_an_input(model: Path) -> None:

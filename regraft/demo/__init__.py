@@ -97,14 +97,16 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     }
     names = ("base", "derivative", "derivative, theta only", "extended")
     folders = {name: Path(name.replace(", ", "-").replace(" ", "-")) for name in names}
-    errors, exams = {}, {}
+    errors, exams, base_steps = {}, {}, 0
     with contextlib.chdir(folder):  # so that recipes and records say base, not where it lay
         Path("recipes").mkdir()
         for name, recipe in recipes.items():
             progress.note(f"{name}: regraft train recipes/{name}.yaml -o {name}")
             path = lessons.write(Path("recipes") / f"{name}.yaml", recipe)
             with progress.hushed():
-                train_model(path, folders[name], device="cpu")
+                training = train_model(path, folders[name], device="cpu")
+            if name == "base":
+                base_steps = training.steps
         context = ContextSpec.from_config(json.loads(Path("extended/config.json").read_text()))
         with_context(folders["derivative"], context, folders[names[2]])
         for rank in plan.ranks:
@@ -120,14 +122,13 @@ def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
             for name, place in folders.items():
                 exams[name] = {"folder": place.name, **examine(place, plan, seed)}
                 bar.advance(1, name)
-        record = json.loads(Path("base", "train.json").read_text())
     result = {
         "schema_version": 1,
         "kind": "demo",
         "seed": seed,
         "hyperparameters": asdict(plan),
         "theta": {"trained": plan.theta, "target": theta},
-        "base_steps": record["steps"],
+        "base_steps": base_steps,
         "parameters": _parameters(folder / "base"),
         "adapter_error": errors,
         "models": exams,

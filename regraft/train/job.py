@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from regraft.checkpoint.staging import Staging
 from regraft.checkpoint.target import staging_folder
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.record import versions
+from regraft.record import ModelRecord, read_record, versions, write_record
 from regraft.train.loop import Loop
 from regraft.train.output import curves, log
 from regraft.train.output.card import write_card
@@ -26,6 +25,14 @@ from regraft.train.output.export import export_adapter, export_model
 from regraft.train.output.summary import summary
 from regraft.train.output.trackers import keep_offline
 from regraft.train.recipe.recipe import Recipe
+from regraft.train.record import (
+    LossChange,
+    StepRecord,
+    TrainingContext,
+    TrainingRecord,
+    ValidationChange,
+    ValidationRecord,
+)
 from regraft.train.recovery import add_noise, begin_recovery
 from regraft.train.setup import (
     Run,
@@ -38,7 +45,7 @@ from regraft.train.setup import (
 from regraft.train.state import RunState
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
-from regraft.write import write_json, write_text
+from regraft.write import write_text
 
 RECORD, STATES = "train.json", "states"
 
@@ -51,12 +58,12 @@ def train_model(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
-) -> dict[str, Any]:
-    """Train by the recipe into the folder `out`; its record, which is also `out`/train.json.
+) -> TrainingRecord:
+    """Train by the recipe into the folder `out`; returns its record, which is `out`/train.json.
 
-    Until it is done everything lies in a hidden folder beside `out`, metrics.jsonl too. Under
-    torchrun every process calls this alike. dry_run: check everything, return the plan; `out` may
-    be None then.
+    Until the training is done all its files are in a hidden folder beside `out`, metrics.jsonl too.
+    Under torchrun every process makes the same call. dry_run: check everything and return a
+    record with a `plan`; `out` may be None then.
 
     Raises InputError (recipe, model, text, mesh), RegraftError (NaN), OutputError (disk).
     """
@@ -83,7 +90,7 @@ def train_model(
         base = stack.enter_context(Checkpoint.open(source))
         run = prepare_run(read, mesh, source, base)
         if dry_run:
-            return {"kind": "training", "plan": describe_run(run)}
+            return _record(run, RunState(), plan=describe_run(run))
         for i, contexts in enumerate(run.contexts, 1):
             if contexts.theta_note is not None:
                 progress.note(f"stage {i}: {contexts.theta_note}")
@@ -100,14 +107,15 @@ def train_model(
             _work(run, folder, staging)
         box: list[Any] = [None]
         if staging is not None:
-            box[0] = json.loads((folder / RECORD).read_text())
+            box[0] = read_record(folder / RECORD, TrainingRecord, "start again with --overwrite")
             keep_offline(folder / STATES, folder, target)
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
         mesh.wait()
         if mesh.size > 1:
             torch.distributed.broadcast_object_list(box)
-    return dict(box[0])
+    assert isinstance(box[0], TrainingRecord)
+    return box[0]
 
 
 def _work(run: Run, folder: Path, staging: Staging | None) -> None:
@@ -141,44 +149,50 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
     if staging is not None:
         with progress.stage("Drawing the curves"):
             curves.draw_curves(folder)
-        record = _record(run, loop, state, folder)
-        write_json(folder / RECORD, record)
+        record = _record(run, state, loop, log.read_steps(folder), log.read_validations(folder))
+        write_record(folder / RECORD, record)
         write_card(folder, record, summary(record), adapter)
         write_text(folder / "recipe.yaml", recipe.document.text)
         staging.record("exported")
 
 
-def _record(run: Run, loop: Loop, state: RunState, folder: Path) -> dict[str, Any]:
-    """train.json: what was trained from what, how it went, and with which versions."""
-    body = run.recipe.body
-    steps, validations = log.read(folder / log.METRICS), log.read(folder / log.VALIDATIONS)
-    return {
-        "schema_version": 1,
-        "kind": "training",
-        "export": "adapter" if run.exports_adapter else "model",
-        "recipe": body.model_dump(),
-        "base": {
-            "name": run.name,
-            "revision": run.base.revision,
-            "fingerprint": run.base.fingerprint(),
-        },
-        "context": {
-            "base": run.before.to_json(),
-            "stages": [spec.to_json() for spec in loop.contexts],
-        },
-        "text": run.corpus.digests,
-        "steps": state.learned_steps,
-        "stage_steps": [
-            sum(line["stage"] == i + 1 for line in steps)
+def _record(
+    run: Run,
+    state: RunState,
+    loop: Loop | None = None,
+    steps: Sequence[StepRecord] = (),
+    validations: Sequence[ValidationRecord] = (),
+    plan: dict[str, str] | None = None,
+) -> TrainingRecord:
+    """What a run that is now at `state` did. loop: None before it started."""
+    body, base = run.recipe.body, run.base
+    contexts = [stage.first for stage in run.contexts] if loop is None else loop.contexts
+    return TrainingRecord(
+        export="adapter" if run.exports_adapter else "model",
+        recipe=body.model_dump(),
+        base=ModelRecord(
+            name=run.name,
+            revision=base.revision,
+            fingerprint=base.fingerprint(),
+            model_type=base.config.get("model_type"),
+        ),
+        context=TrainingContext(
+            base=run.before.to_record(), stages=[spec.to_record() for spec in contexts]
+        ),
+        text=run.corpus.digests,
+        steps=state.learned_steps,
+        stage_steps=[
+            sum(line.stage == i + 1 for line in steps)
             - sum(lost.steps for lost in state.abandoned if lost.stage == i + 1)
             for i in range(len(body.stages))
         ],
-        "tokens": state.learned_tokens,
-        "abandoned": [asdict(attempt) for attempt in state.abandoned],
-        "stopped": {str(stage + 1): reason for stage, reason in state.stopped.items()},
-        "loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]} if steps else None,
-        "drift": state.drifts,
-        "watch": {"first": validations[0], "last": validations[-1]} if validations else None,
-        "processes": loop.processes,
-        "versions": versions(),
-    }
+        tokens=state.learned_tokens,
+        abandoned=state.abandoned,
+        stopped={str(stage + 1): reason for stage, reason in state.stopped.items()},
+        loss=LossChange(first=steps[0].loss, last=steps[-1].loss) if steps else None,
+        drift=state.drifts,
+        watch=ValidationChange(first=validations[0], last=validations[-1]) if validations else None,
+        processes=run.mesh.describe() if loop is None else loop.processes,
+        versions=versions(),
+        plan=plan,
+    )

@@ -1,9 +1,7 @@
 """The loop: stages of growing context over one model, whichever way it is trained.
 
-One step: rows for every process, their valid tokens counted over all of them, forward and backward
-row by row, one clipped optimizer step. The loss is the sum over all tokens over their global
-number, so that it does not matter how rows lie on devices. Frequencies are fixed at the start of
-a stage, and the model is asked whether it uses them.
+One step: rows for every process, forward and backward (`gradients`), one clipped optimizer step.
+RoPE frequencies are set at the start of a stage, and it is verified that the model uses them.
 """
 
 from __future__ import annotations
@@ -18,18 +16,24 @@ import torch
 from torch import Tensor
 
 from regraft import progress
-from regraft.data.batch import Row, collate
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train import state
 from regraft.train.corpus import Corpus, StageRows
 from regraft.train.estimate.throughput import Throughput, peak_memory
+from regraft.train.gradients import backward
 from regraft.train.output.log import RunLog
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Stage
+from regraft.train.record import (
+    AbandonedAttempt,
+    DriftRecord,
+    StepRecord,
+    ValidationRecord,
+)
 from regraft.train.recovery import Recovery
-from regraft.train.state import AbandonedAttempt, RunState
+from regraft.train.state import RunState
 from regraft.train.step import optimizers as optim
 from regraft.train.step.learner import Learner, arithmetic
 from regraft.train.step.rotary import check_rotary, fix_rotary, wavelengths
@@ -174,7 +178,10 @@ class Loop:
         self.state.step, self.state.tokens = before.step, before.tokens
         self.state.validation_lines = before.validation_lines
         tokens = before.stage_step * stage.batch * self.recipe.window(stage)
-        abandoned = AbandonedAttempt(before.stage + 1, theta, before.stage_step, tokens, reason)
+        abandoned = AbandonedAttempt(
+            stage=before.stage + 1, theta=theta, steps=before.stage_step, tokens=tokens,
+            reason=reason,
+        )  # fmt: skip
         self.state.abandoned = [*before.abandoned, abandoned]
         bar.skip(-before.stage_step * self._step_flops(stage))
         progress.warn(
@@ -189,7 +196,10 @@ class Loop:
         stage = rows.stage
         began = time.perf_counter()
         # By learned steps: a stage that starts again gets the rows it got at first.
-        loss, valid, flops = self._backward(rows.next(run.learned_steps), run.step)
+        loss, valid, flops = backward(
+            self.learner, rows.next(run.learned_steps), body, self.mesh, self.throughput,
+            self.recovery,
+        )  # fmt: skip
         norm = self._clip(list(self.learner.trained().values()), body.optimizer.clip)
         self._check_finite(loss, norm, stage)
         rate = stage.rate * optim.factor(stage.schedule or body.schedule, run.stage_step, steps)
@@ -212,15 +222,13 @@ class Loop:
             + format_bytes(memory),
         )
         if self._log is not None:
-            figures = {
-                "loss": loss, "rate": rate, "gradient": norm, "tokens_per_second": tokens / seconds,
-                "memory": memory, **({} if mfu is None else {"mfu": mfu}),
-            }  # fmt: skip
-            self._log.add_step(
-                run.step, figures, stage=run.stage + 1, attempt=run.attempt + 1,
-                length=stage.length, theta=self.contexts[run.stage].theta, tokens=run.tokens,
-                valid=valid, seconds=seconds, left=bar.left,
+            record = StepRecord(
+                step=run.step, stage=run.stage + 1, attempt=run.attempt + 1, length=stage.length,
+                theta=self.contexts[run.stage].theta, tokens=run.tokens, valid=valid,
+                seconds=seconds, left=bar.left, loss=loss, rate=rate, gradient=norm,
+                tokens_per_second=tokens / seconds, memory=memory, mfu=mfu,
             )  # fmt: skip
+            self._log.add_step(record)
 
     def _check_finite(self, loss: float, norm: float, stage: Stage) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -236,54 +244,24 @@ class Loop:
             f"(stage {self.state.stage + 1}, {format_tokens(stage.length)}): {advice}"
         )
 
-    def _backward(self, rows: list[Row], step: int) -> tuple[float, int, float]:
-        """Compute gradients of the mean NLL over the valid tokens of all processes.
-
-        Returns (that mean, the number of valid tokens, the FLOPs of all processes).
-        """
-        mesh, body = self.mesh, self.recipe.body
-        size = body.memory.rows
-        parts = [
-            mesh.cut(collate(rows[start : start + size])) for start in range(0, len(rows), size)
-        ]
-        count = sum(int((part["labels"] >= 0).sum()) for part in parts)
-        # rows are the same on the ranks of one sequence, which share their work
-        shared = self.throughput.flops(rows) / (mesh.context * mesh.ulysses)
-        valid_all, flops = mesh.sum_numbers([count, shared])
-        valid = int(valid_all)
-        if valid == 0:
-            raise RegraftError(f"Step {step + 1} has no token to learn from; the text is padding.")
-        total = torch.zeros((), dtype=torch.float64, device=mesh.device)
-        for i, part in enumerate(parts):
-            nll = self.learner(part)
-            total += nll.detach().double()
-            if self.recovery is not None and body.recover.distill:
-                short = [row.short for row in rows[i * size : (i + 1) * size]]
-                nll = nll + body.recover.distill * self.recovery.distance(self.learner, part, short)
-            # FSDP averages gradients over its processes; the sum over them is what is wanted
-            (nll * (mesh.size / valid)).backward()
-        return float(mesh.sum(total)) / valid, valid, flops
-
     def _clip(self, parameters: Sequence[Tensor], limit: float | None) -> float:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return float(whole)
 
     def _validate(self, validation: Validation) -> None:
-        result: dict[str, Any] = {
-            "step": self.state.step,
-            "stage": self.state.stage + 1,
-            "attempt": self.state.attempt + 1,
-            "length": validation.length,
-            **validation.run(self.learner),
-        }
+        score = validation.run(self.learner)
+        result = ValidationRecord(
+            step=self.state.step, stage=self.state.stage + 1, attempt=self.state.attempt + 1,
+            length=validation.length, nll=score.nll, needle=score.needle,
+        )  # fmt: skip
         self.state.validations.append(result)
         self.state.validation_lines += 1
         if self._log is not None:
             self._log.add_validation(result)
-        bucket, nll = list(result["nll"].items())[-1]
-        needle = result.get("needle")
-        found = "" if needle is None else f", needles found {needle['found']:.0%}"
+        bucket, nll = list(result.nll.items())[-1]
+        needle = result.needle
+        found = "" if needle is None else f", needles found {needle.found:.0%}"
         progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{found}")
 
     def _is_recovered(self, recovery: Recovery, last: bool) -> bool:
@@ -293,7 +271,7 @@ class Loop:
             return False
         drift = recovery.drift(self.learner)
         progress.note(f"step {self.state.step}: drift on short text {drift:+.4f} nats")
-        self.state.drifts.append({"step": self.state.step, "drift": drift})
+        self.state.drifts.append(DriftRecord(step=self.state.step, drift=drift))
         self.state.recovered = settings.drift is not None and drift <= settings.drift
         return self.state.recovered
 
@@ -301,7 +279,8 @@ class Loop:
         settings = validation.settings
         if not settings.stop:
             return None
-        return reason_to_stop(self.state.validations, settings.tolerance)
+        values = [result.nll for result in self.state.validations]
+        return reason_to_stop(values, settings.tolerance)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
         """One forward pass at these ids and positions, [1, 8] each, repeated for every process."""

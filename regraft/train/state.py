@@ -24,19 +24,13 @@ import torch
 
 from regraft.errors import InputError, OutputError
 from regraft.parallel import Mesh
+from regraft.train.record import (
+    AbandonedAttempt,
+    DriftRecord,
+    ValidationRecord,
+    validation_from_json,
+)
 from regraft.train.step.learner import Learner
-
-
-@dataclass(frozen=True)
-class AbandonedAttempt:
-    """An attempt at a stage (from 1) that validation stopped, and that was repeated with the next
-    theta. steps, tokens: what was trained in it and then discarded."""
-
-    stage: int
-    theta: float
-    steps: int
-    tokens: int
-    reason: str
 
 
 @dataclass
@@ -46,7 +40,7 @@ class RunState:
     step: optimizer steps taken, abandoned attempts included. stage: from 0. stage_step: steps taken
     in it. counts: rows taken of each source in the stage. stopped: why a stage ended early, by
     stage. validations: results in the present stage; validation_lines: lines of watch.jsonl.
-    drifts: of a recovery, {"step", "drift"}; recovered: whether it reached its goal.
+    drifts: of a recovery; recovered: whether it reached its goal.
     """
 
     step: int = 0
@@ -57,8 +51,8 @@ class RunState:
     stopped: dict[int, str] = field(default_factory=dict)
     abandoned: list[AbandonedAttempt] = field(default_factory=list)
     validation_lines: int = 0
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    drifts: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[ValidationRecord] = field(default_factory=list)
+    drifts: list[DriftRecord] = field(default_factory=list)
     recovered: bool = False
 
     @property
@@ -79,9 +73,13 @@ class RunState:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunState:
         """The inverse of `dataclasses.asdict` through JSON, whose keys are strings."""
-        stopped = {int(stage): reason for stage, reason in values["stopped"].items()}
-        abandoned = [AbandonedAttempt(**attempt) for attempt in values["abandoned"]]
-        return cls(**{**values, "stopped": stopped, "abandoned": abandoned})
+        parts = {
+            "stopped": {int(stage): reason for stage, reason in values["stopped"].items()},
+            "abandoned": [AbandonedAttempt(**attempt) for attempt in values["abandoned"]],
+            "validations": [validation_from_json(line) for line in values["validations"]],
+            "drifts": [DriftRecord(**drift) for drift in values["drifts"]],
+        }
+        return cls(**{**values, **parts})
 
 
 def save(

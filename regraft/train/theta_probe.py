@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from regraft import progress
 from regraft.errors import InputError
+from regraft.record import SCHEMA_VERSION
 from regraft.rope import men_bound, scaling_law
 from regraft.theta import trained_rope
 from regraft.train.job import train_model
@@ -25,6 +28,44 @@ from regraft.units import format_tokens, parse_tokens
 
 TIE = 0.02
 """Nats of score that a probe of this length cannot tell apart."""
+
+_STAGE_KEYS = ("batch", "rate", "schedule", "mix")  # of the last stage, which a trial takes over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A short training with one theta; NLL in nats a token. zero_shot: the needle's NLL before
+    it; found: share of needles found. near_nll, far_nll: of the nearest and the farthest positions.
+    score: needle_nll plus what near_nll is above the grid's best."""
+
+    name: str
+    family: str
+    theta: float
+    zero_shot: float
+    needle_nll: float
+    found: float
+    near_nll: float
+    far_nll: float
+    loss: float
+    score: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThetaProbe:
+    """All trials, the best first. trained, target: lengths in tokens. chosen, theta, family: of the
+    best; margin: score of the next minus its own."""
+
+    trained: int
+    target: int
+    base: float
+    steps: int
+    trials: list[Trial]
+    chosen: str
+    theta: float
+    family: str
+    margin: float
+    kind: Literal["theta probe"] = "theta probe"
+    schema_version: int = SCHEMA_VERSION
 
 
 def probe_theta(
@@ -35,15 +76,13 @@ def probe_theta(
     *,
     steps: int = 20,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> ThetaProbe:
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
     trained, base: as for `regraft.theta.theta_for`. The grid: base unchanged, Men's bound, the
     scaling law, their geometric mean, four times the law, and YaRN at the base theta. Method, data,
     needle texts and the last stage's batch, rate and schedule are the recipe's; its stages and RoPE
-    are not. Returns {"trials": [...], "chosen": name, "theta": float, "family": str, "margin":
-    nats to the next best}, trials best first.
-    Raises InputError for a recipe that does not say what a needle looks like.
+    are not. Raises InputError for a recipe that does not say what a needle looks like.
     """
     read = Recipe.read(recipe)
     rope = trained_rope(trained, base)
@@ -56,29 +95,19 @@ def probe_theta(
         raise InputError(
             f"{format_tokens(target)} is no longer context than {format_tokens(length)}."
         )
-    trials: list[dict[str, Any]] = []
+    trials = []
     for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
-        found = _try(read, family, theta, target, steps, device)
-        trials.append({"name": name, "family": family, "theta": theta, **found})
-    nearest = min(trial["near_nll"] for trial in trials)
-    for trial in trials:
-        trial["score"] = trial["needle_nll"] + trial["near_nll"] - nearest
-    trials.sort(key=lambda trial: trial["score"])
-    best = trials[0]
-    return {
-        "schema_version": 1,
-        "kind": "theta probe",
-        "trained": length,
-        "target": target,
-        "base": theta_before,
-        "steps": steps,
-        "trials": trials,
-        "chosen": best["name"],
-        "theta": best["theta"],
-        "family": best["family"],
-        "margin": trials[1]["score"] - best["score"],
-    }
+        trials.append(_try(read, name, family, theta, target, steps, device))
+    nearest = min(trial.near_nll for trial in trials)
+    scored = [replace(trial, score=trial.needle_nll + trial.near_nll - nearest) for trial in trials]
+    scored.sort(key=lambda trial: trial.score)
+    best = scored[0]
+    return ThetaProbe(
+        trained=length, target=target, base=theta_before, steps=steps, trials=scored,
+        chosen=best.name, theta=best.theta, family=best.family,
+        margin=scored[1].score - best.score,
+    )  # fmt: skip
 
 
 def grid(trained: int, target: int, base: float) -> list[tuple[str, str, float]]:
@@ -94,33 +123,32 @@ def grid(trained: int, target: int, base: float) -> list[tuple[str, str, float]]
     ]
 
 
-def table(result: dict[str, Any]) -> list[tuple[str, str]]:
+def table(result: ThetaProbe) -> list[tuple[str, str]]:
     """The lines a person wants to see: (label, text)."""
     lines = [
         (
-            trial["name"],
-            f"theta {trial['theta']:.6g}: needle {trial['zero_shot']:.3f} -> "
-            f"{trial['needle_nll']:.3f} nats ({trial['found']:.0%} found), nearest text "
-            f"{trial['near_nll']:.3f}, score {trial['score']:.3f}",
+            trial.name,
+            f"theta {trial.theta:.6g}: needle {trial.zero_shot:.3f} -> {trial.needle_nll:.3f} nats "
+            f"({trial.found:.0%} found), nearest text {trial.near_nll:.3f}, "
+            f"score {trial.score:.3f}",
         )
-        for trial in result["trials"]
+        for trial in result.trials
     ]
-    best = result["trials"][0]["score"]
-    ties = [t["name"] for t in result["trials"][1:] if t["score"] < best + TIE]
+    best = result.trials[0].score
+    ties = [trial.name for trial in result.trials[1:] if trial.score < best + TIE]
     if ties:
         lines.append(("as good", f"within {TIE} nats: {', '.join(ties)}"))
     return [
         *lines,
-        ("chosen", f"{result['chosen']}, by {result['margin']:.3f} nats after {result['steps']} "
-                   "steps"),
-    ]  # fmt: skip
+        ("chosen", f"{result.chosen}, by {result.margin:.3f} nats after {result.steps} steps"),
+    ]
 
 
 def _try(
-    recipe: Recipe, family: str, theta: float, target: int, steps: int, device: str
-) -> dict[str, float]:
+    recipe: Recipe, name: str, family: str, theta: float, target: int, steps: int, device: str
+) -> Trial:
     value = copy.deepcopy(recipe.document.value)
-    stage = {key: item for key, item in value["stages"][-1].items() if key in _KEPT}
+    stage = {key: item for key, item in value["stages"][-1].items() if key in _STAGE_KEYS}
     value["stages"] = [{**stage, "length": target, "theta": theta, "steps": steps}]
     value["rope"] = {"family": family}
     value["watch"] = {**value["watch"], "every": steps, "length": target, "stop": False}
@@ -130,15 +158,12 @@ def _try(
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")
         record = train_model(path, Path(folder) / "out", device=device)
-    first, last = record["watch"]["first"], record["watch"]["last"]
-    return {
-        "zero_shot": first["needle"]["nll"],
-        "needle_nll": last["needle"]["nll"],
-        "found": last["needle"]["found"],
-        "near_nll": next(iter(last["nll"].values())),
-        "far_nll": list(last["nll"].values())[-1],
-        "loss": record["loss"]["last"],
-    }
-
-
-_KEPT = ("batch", "rate", "schedule", "mix")
+    assert record.watch is not None and record.loss is not None  # noqa: PT018
+    first, last = record.watch.first, record.watch.last
+    assert first.needle is not None and last.needle is not None  # noqa: PT018
+    by_position = list(last.nll.values())
+    return Trial(
+        name=name, family=family, theta=theta, zero_shot=first.needle.nll,
+        needle_nll=last.needle.nll, found=last.needle.found, near_nll=by_position[0],
+        far_nll=by_position[-1], loss=record.loss.last,
+    )  # fmt: skip

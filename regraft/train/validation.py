@@ -23,6 +23,7 @@ from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.train.corpus import Corpus
 from regraft.train.recipe.schema import Needle, Watch
+from regraft.train.record import NeedleScore, ValidationScore
 from regraft.train.step.learner import Learner
 from regraft.units import format_tokens
 
@@ -46,25 +47,24 @@ class Validation:
             self.needles = self._needle_rows(settings.needle, tokenizer)
 
     @torch.no_grad()
-    def run(self, learner: Learner) -> dict[str, Any]:
-        """{"nll": {"0-64": nats, ...}, "needle": {"nll": nats, "found": share}}. Collective."""
+    def run(self, learner: Learner) -> ValidationScore:
+        """Score the fixed rows. Collective."""
         learner.eval()
         nll, _, valid = scores(learner, self.plain, self.corpus.mesh)
-        result: dict[str, Any] = {"nll": {}}
+        by_position: dict[str, float] = {}
         for low, high in pairwise(self.edges):
             count = valid[:, low:high].sum()
             if count:
                 mean = float(nll[:, low:high].sum() / count)
-                result["nll"][f"{low}-{high}"] = round(mean, 6)
+                by_position[f"{low}-{high}"] = round(mean, 6)
+        needle = None
         if self.needles:
             nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
             found = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
-            result["needle"] = {
-                "nll": round(float(nll.sum() / valid.sum()), 6),
-                "found": float(found),
-            }
+            mean = round(float(nll.sum() / valid.sum()), 6)
+            needle = NeedleScore(nll=mean, found=float(found))
         learner.train()
-        return result
+        return ValidationScore(nll=by_position, needle=needle)
 
     def _held_out(self, source: str | None = None) -> list[tuple[str, int]]:
         """(source, document) held out, the longest first: only they reach far positions.
@@ -151,16 +151,16 @@ def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: 
     return rows
 
 
-def reason_to_stop(results: Sequence[Mapping[str, Any]], tolerance: float) -> str | None:
+def reason_to_stop(results: Sequence[Mapping[str, float]], tolerance: float) -> str | None:
     """Why a stage should end: its far positions got worse and stayed so, or swing. None: go on.
 
-    results: of `Validation.run` in this stage, in order. tolerance: nats of NLL in the farthest
-    bucket.
+    results: NLL by position of each validation in this stage, in order. tolerance: nats of NLL
+    in the farthest bucket.
     """
     if len(results) < 3:
         return None
-    far = list(results[0]["nll"])[-1]
-    values = [result["nll"][far] for result in results]
+    far = list(results[0])[-1]
+    values = [result[far] for result in results]
     best = min(values)
     where = f"positions {_span(far)}"
     if all(value > best + tolerance for value in values[-2:]):

@@ -69,10 +69,10 @@ def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
 @pytest.mark.parametrize("more", [", drift: 0.3", ", drift: 0.3, distill: 1.0"])
 def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path, undrawn):
     record = recover(home, tmp_path, more)
-    drifts = [look["drift"] for look in record["drift"]]
+    drifts = [result.drift for result in record.drift]
     assert drifts[-1] <= 0.3 < drifts[0]
-    assert record["steps"] < 60
-    assert record["steps"] % 10 == 0
+    assert record.steps < 60
+    assert record.steps % 10 == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_theta"] == 400.0
     assert config["max_position_embeddings"] == 128
@@ -83,8 +83,8 @@ def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, t
     distilled = recover(
         home, tmp_path / "b", ", drift: null, distill: 2.0", **{"steps: 60": "steps: 4"}
     )
-    assert plain["steps"] == distilled["steps"] == 4
-    assert plain["drift"][-1]["drift"] != distilled["drift"][-1]["drift"]
+    assert plain.steps == distilled.steps == 4
+    assert plain.drift[-1].drift != distilled.drift[-1].drift
 
 
 def test_noise_is_a_share_of_each_matrix(home, tmp_path):

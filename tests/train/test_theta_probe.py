@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
 from regraft.train import theta_probe as probe
 from regraft.train.recipe.recipe import Recipe
+from regraft.train.record import LossChange, NeedleScore, ValidationScore
 
 RECIPE = """
 model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
@@ -56,8 +58,9 @@ def test_a_trial_keeps_the_schedule_of_the_last_stage(tmp_path, monkeypatch):
     def train(path, *_, **__):
         (stage,) = Recipe.read(path).body.stages
         seen.append(stage.schedule.warmup)
-        look = {"nll": {"0-16": 1.0}, "needle": {"nll": 1.0, "found": 0.0}}
-        return {"watch": {"first": look, "last": look}, "loss": {"last": 1.0}}
+        score = ValidationScore(nll={"0-16": 1.0}, needle=NeedleScore(nll=1.0, found=0.0))
+        watch = SimpleNamespace(first=score, last=score)
+        return SimpleNamespace(watch=watch, loss=LossChange(first=1.0, last=1.0))
 
     monkeypatch.setattr(probe, "train_model", train)
     recipe = tmp_path / "r.yaml"

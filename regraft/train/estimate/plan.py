@@ -6,13 +6,14 @@ The dry run of `regraft train` prints the same estimate for the machine that it 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh
+from regraft.record import SCHEMA_VERSION
 from regraft.train.estimate import budget
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine
@@ -41,9 +42,42 @@ class StageEstimate:
         return _duration(self.step_seconds)
 
 
+@dataclass(frozen=True)
+class PlannedMachine:
+    """The devices that a plan is for. assumed_rate: FLOP/s of a device in whole training steps."""
+
+    name: str
+    devices: int
+    usable_bytes: float
+    usable_host_bytes: float
+    assumed_rate: float
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """Number of parameters, and how many of them are trained."""
+
+    parameters: int
+    trained: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What `regraft plan` prints. context_devices: devices that share a row. longest: tokens of the
+    longest row that fits, by what is switched on."""
+
+    machine: PlannedMachine
+    model: PlannedModel
+    context_devices: int
+    stages: list[StageEstimate]
+    longest: dict[str, int]
+    kind: Literal["training plan"] = "training plan"
+    schema_version: int = SCHEMA_VERSION
+
+
 def plan_training(
     recipe: str | Path, *, gpus: str | None = None, host_memory: str | None = None
-) -> dict[str, Any]:
+) -> TrainingPlan:
     """Memory, time and links of every stage on the devices described, or on this machine.
 
     gpus: such as '8xH100-80'; default: this machine's GPUs, or its CPU. host_memory: of all nodes
@@ -59,26 +93,18 @@ def plan_training(
     machine = parse_machine(gpus, host) if gpus else this_machine(host, width=_width(shape))
     switches = switches_of(read.body, machine)
     context = _context(read, machine)
-    return {
-        "schema_version": 1,
-        "kind": "training plan",
-        "machine": {
-            "name": machine.name,
-            "devices": machine.devices,
-            "usable_bytes": machine.memory,
-            "usable_host_bytes": machine.host,
-            "assumed_rate": machine.rate,
-        },
-        "model": {"parameters": shape.parameters, "trained": shape.trained},
-        "context_devices": context,
-        "stages": [
-            asdict(estimate_stage(read, stage, shape, switches, machine, context))
+    return TrainingPlan(
+        machine=PlannedMachine(
+            machine.name, machine.devices, machine.memory, machine.host, machine.rate
+        ),
+        model=PlannedModel(shape.parameters, shape.trained),
+        context_devices=context,
+        stages=[
+            estimate_stage(read, stage, shape, switches, machine, context)
             for stage in read.body.stages
         ],
-        "longest": {
-            name: length for name, _, length in budget.alternatives(shape, switches, machine)
-        },
-    }
+        longest={name: length for name, _, length in budget.alternatives(shape, switches, machine)},
+    )
 
 
 def estimate_run(
@@ -128,19 +154,17 @@ def switches_of(body: Body, machine: Machine) -> Switches:
     )
 
 
-def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(plan: TrainingPlan) -> list[tuple[str, str]]:
     """What a person wants to see: (label, text)."""
-    machine = result["machine"]
+    model = plan.model
     rows = [
-        ("devices", f"{machine['name']}, {format_bytes(machine['usable_bytes'])} usable each"),
-        ("model", f"{_count(result['model']['parameters'])} parameters, "
-                  f"{_count(result['model']['trained'])} trained"),
-    ]  # fmt: skip
-    for i, values in enumerate(result["stages"], 1):
-        stage = StageEstimate(**values)
-        over = f" over {result['context_devices']}" if result["context_devices"] > 1 else ""
+        ("devices", f"{plan.machine.name}, {format_bytes(plan.machine.usable_bytes)} usable each"),
+        ("model", f"{_count(model.parameters)} parameters, {_count(model.trained)} trained"),
+    ]
+    for i, stage in enumerate(plan.stages, 1):
+        over = f" over {plan.context_devices}" if plan.context_devices > 1 else ""
         rows.append((f"stage {i}", f"{format_tokens(stage.length)}{over}: {describe(stage)}"))
-    for name, length in result["longest"].items():
+    for name, length in plan.longest.items():
         rows.append((f"longest, {name}", f"{length:,} tokens" if length else "does not fit"))
     rows.append(("", "Memory and time are estimates; time may be wrong by a factor of two."))
     return rows

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from regraft.adapters.serving import readers_of_record
 from regraft.markdown import hub_id, last_name, render
 from regraft.record import AdapterRecord
 from regraft.rope import ContextSpec
 from regraft.train.output.curves import CURVES
+from regraft.train.record import TrainingRecord
 from regraft.units import format_tokens
 from regraft.write import write_text
 
@@ -57,35 +57,34 @@ Trained by `regraft train recipe.yaml`: that file, `metrics.jsonl` (a line for e
 
 def write_card(
     folder: Path,
-    record: dict[str, Any],
+    record: TrainingRecord,
     lines: list[tuple[str, str]],
     adapter: AdapterRecord | None,
 ) -> None:
     """README.md of a training's folder. lines: (label, text), as shown after the run. adapter: the
     record of what was exported, if that is an adapter."""
-    recipe, base = record["recipe"], record["base"]
+    recipe, name = record.recipe, record.base.name
     stages = []
     for i, (stage, context) in enumerate(
-        zip(recipe["stages"], record["context"]["stages"], strict=True), 1
+        zip(recipe["stages"], record.context.stages, strict=True), 1
     ):
-        spec = ContextSpec.from_json(context)
-        stopped = record["stopped"].get(str(i), "")
+        spec = ContextSpec.from_record(context)
+        stopped = record.stopped.get(str(i), "")
         cells = (
-            i, format_tokens(stage["length"]), f"{spec.theta:.6g}", record["stage_steps"][i - 1],
+            i, format_tokens(stage["length"]), f"{spec.theta:.6g}", record.stage_steps[i - 1],
             stage["batch"], f"{stage['rate']:g}", stopped,
         )  # fmt: skip
         stages.append(cells)
-    name = base["name"]
     text = render(
         _TEMPLATE,
         title=f"{last_name(name)}, trained ({recipe['method']})",
         base=name,
-        hub_id=hub_id(name, base["revision"]),
+        hub_id=hub_id(name, record.base.revision),
         adapter=adapter is not None,
         readers=readers_of_record(adapter) if adapter is not None else {},
         lines=lines,
         stages=stages,
         curves=CURVES,
-        versions=", ".join(f"{key} {value}" for key, value in record["versions"].items()),
+        versions=", ".join(f"{key} {value}" for key, value in record.versions.items()),
     )
     write_text(folder / "README.md", text)

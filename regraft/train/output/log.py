@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from regraft.record import to_json
 from regraft.train.output.trackers import Trackers
 from regraft.train.recipe.schema import Body
+from regraft.train.record import StepRecord, ValidationRecord, validation_from_json
 
 METRICS, VALIDATIONS = "metrics.jsonl", "watch.jsonl"
+_TRACKED = ("loss", "rate", "gradient", "tokens_per_second", "memory", "mfu")
 
 
 class RunLog:
@@ -27,17 +30,16 @@ class RunLog:
         self._validations = JsonLines(folder / VALIDATIONS, validations) if body.watch else None
         self._trackers = Trackers(folder / "tensorboard", states, steps, body)
 
-    def add_step(self, step: int, figures: dict[str, float], **facts: Any) -> None:
-        """figures: what trackers get as well."""
-        self._metrics.add({"step": step, **facts, **figures})
-        self._trackers.add(step, **figures)
+    def add_step(self, record: StepRecord) -> None:
+        line = to_json(record)
+        self._metrics.add(line)
+        self._trackers.add(record.step, **{name: line.get(name) for name in _TRACKED})
 
-    def add_validation(self, result: dict[str, Any]) -> None:
-        """result: of `Validation.run`, with step, stage, attempt and length."""
+    def add_validation(self, record: ValidationRecord) -> None:
         assert self._validations is not None
-        self._validations.add(result)
-        nll = {f"nll/{bucket}": value for bucket, value in result["nll"].items()}
-        self._trackers.add(result["step"], **nll)
+        self._validations.add(to_json(record))
+        nll = {f"nll/{bucket}": value for bucket, value in record.nll.items()}
+        self._trackers.add(record.step, **nll)
 
     def close(self) -> None:
         for part in (self._metrics, self._validations, self._trackers):
@@ -62,6 +64,16 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_steps(folder: Path) -> list[StepRecord]:
+    """The steps that are in a folder's metrics.jsonl."""
+    return [StepRecord(**line) for line in read(folder / METRICS)]
+
+
+def read_validations(folder: Path) -> list[ValidationRecord]:
+    """The validations that are in a folder's watch.jsonl."""
+    return [validation_from_json(line) for line in read(folder / VALIDATIONS)]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

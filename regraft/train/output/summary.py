@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from regraft.rope import ContextSpec
+from regraft.train.record import TrainingRecord
 
 
-def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+def summary(record: TrainingRecord) -> list[tuple[str, str]]:
     """The lines a person wants to see after a training: (label, text)."""
-    stages = [ContextSpec.from_json(item) for item in record["context"]["stages"]]
-    before = ContextSpec.from_json(record["context"]["base"])
+    stages = [ContextSpec.from_record(item) for item in record.context.stages]
+    before = ContextSpec.from_record(record.context.base)
     lines = [
         ("context", f"{before.describe()}  ->  {stages[-1].describe()}"),
-        ("trained", f"{record['steps']:,} steps, {record['tokens']:,} tokens"),
+        ("trained", f"{record.steps:,} steps, {record.tokens:,} tokens"),
     ]
-    if record["loss"]:
-        lines.append(("loss", f"{record['loss']['first']:.3f} -> {record['loss']['last']:.3f}"))
-    if record["watch"]:
-        first, last = record["watch"]["first"], record["watch"]["last"]
-        far = list(last["nll"])[-1]
-        start = f"{first['nll'][far]:.3f} -> " if far in first["nll"] else ""
-        lines.append((f"NLL at {far}", f"{start}{last['nll'][far]:.3f} nats"))
-        if "needle" in last:
-            start = f"{first['needle']['found']:.0%} -> " if "needle" in first else ""
-            lines.append(("needles", f"{start}{last['needle']['found']:.0%} found"))
-    if record["drift"]:
-        first, last = record["drift"][0], record["drift"][-1]
+    if record.loss:
+        lines.append(("loss", f"{record.loss.first:.3f} -> {record.loss.last:.3f}"))
+    if record.watch:
+        first, last = record.watch.first, record.watch.last
+        far = list(last.nll)[-1]
+        start = f"{first.nll[far]:.3f} -> " if far in first.nll else ""
+        lines.append((f"NLL at {far}", f"{start}{last.nll[far]:.3f} nats"))
+        if last.needle:
+            start = f"{first.needle.found:.0%} -> " if first.needle else ""
+            lines.append(("needles", f"{start}{last.needle.found:.0%} found"))
+    if record.drift:
+        start_drift, end_drift = record.drift[0], record.drift[-1]
         lines.append(
-            ("drift", f"{first['drift']:+.4f} -> {last['drift']:+.4f} nats on short text, "
-                      f"after {last['step']} steps")
+            ("drift", f"{start_drift.drift:+.4f} -> {end_drift.drift:+.4f} nats on short text, "
+                      f"after {end_drift.step} steps")
         )  # fmt: skip
     lines += [
         (
             "begun again",
-            f"stage {lost['stage']}, after {lost['steps']} steps at theta {lost['theta']:g}: "
-            f"{lost['reason']}",
+            f"stage {lost.stage}, after {lost.steps} steps at theta {lost.theta:g}: {lost.reason}",
         )
-        for lost in record["abandoned"]
+        for lost in record.abandoned
     ]
-    lines += [("stopped", f"stage {n}: {reason}") for n, reason in record["stopped"].items()]
+    lines += [("stopped", f"stage {n}: {reason}") for n, reason in record.stopped.items()]
     return lines

@@ -153,16 +153,16 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
         "data: {sources: [{name: a, synthetic: notes}]}\n"
     )
     result = plan.plan_training(recipe)
-    assert "this CPU" in result["machine"]["name"]
-    (stage,) = result["stages"]
-    shape = Shape(result["model"]["parameters"], 0, 128, 2, 192, len(WORDS), 64)
+    assert "this CPU" in result.machine.name
+    (stage,) = result.stages
+    shape = Shape(result.model.parameters, 0, 128, 2, 192, len(WORDS), 64)
     flops = 4 * budget.step_flops(shape, 1024, full=True, checkpoint=True)
-    assert stage["step_seconds"] == pytest.approx(flops / result["machine"]["assumed_rate"])
-    assert result["machine"]["assumed_rate"] < 1e9
-    assert stage["fits"]
-    assert 0.8 * GIB < stage["device_bytes"] < 2e9
+    assert stage.step_seconds == pytest.approx(flops / result.machine.assumed_rate)
+    assert result.machine.assumed_rate < 1e9
+    assert stage.fits
+    assert 0.8 * GIB < stage.device_bytes < 2e9
     monkeypatch.setattr(machine, "available_memory", lambda: 1e8)
-    assert not plan.plan_training(recipe)["stages"][0]["fits"]
+    assert not plan.plan_training(recipe).stages[0].fits
     shown = dict(plan.lines(result))
     assert "estimates" in shown[""]
     assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
@@ -188,8 +188,8 @@ def test_the_plan_of_a_recovery_counts_every_parameter(tmp_path):
         f"model: {folder}\nmethod: recover\nstages: [{{length: 128, steps: 3}}]\n"
         "data: {sources: [{name: a, text: nowhere}]}\n"
     )
-    model = plan.plan_training(recipe, gpus="H100")["model"]
-    assert model["trained"] == model["parameters"] > 0
+    model = plan.plan_training(recipe, gpus="H100").model
+    assert model.trained == model.parameters > 0
 
 
 def test_the_command_says_what_fits_and_what_would_help(tmp_path):

@@ -1,0 +1,147 @@
+"""What a training writes as evidence: the lines of its two logs, and train.json.
+
+metrics.jsonl is a `StepRecord` a line, watch.jsonl a `ValidationRecord` a line, train.json a
+`TrainingRecord`. `regraft.record` writes and reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from regraft.record import SCHEMA_VERSION, ContextRecord, ModelRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimizer step.
+
+    stage, attempt: from 1. length: the stage's target, tokens. tokens: trained so far. valid:
+    tokens of the step that have a label. left: estimated seconds until the end, None at the start.
+    loss: mean NLL over the valid tokens, nats. gradient: norm before clipping. memory: peak bytes
+    of a device. mfu: None where the chip's rate is not known.
+    """
+
+    step: int
+    stage: int
+    attempt: int
+    length: int
+    theta: float
+    tokens: int
+    valid: int
+    seconds: float
+    left: float | None
+    loss: float
+    rate: float
+    gradient: float
+    tokens_per_second: float
+    memory: int
+    mfu: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleScore:
+    """nll: nats a token of the answers. found: share of rows whose answer is the most likely."""
+
+    nll: float
+    found: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationScore:
+    """nll: mean NLL of held-out text in nats, by positions such as '0-64'."""
+
+    nll: dict[str, float]
+    needle: NeedleScore | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """The `ValidationScore` after `step` steps, on rows of `length` tokens."""
+
+    step: int
+    stage: int
+    attempt: int
+    length: int
+    nll: dict[str, float]
+    needle: NeedleScore | None = None
+
+
+def validation_from_json(values: Mapping[str, Any]) -> ValidationRecord:
+    """The inverse of `regraft.record.to_json`."""
+    needle = values.get("needle")
+    return ValidationRecord(**{**values, "needle": NeedleScore(**needle) if needle else None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRecord:
+    """NLL of held-out short text minus the teacher's, in nats, after `step` steps."""
+
+    step: int
+    drift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbandonedAttempt:
+    """An attempt at a stage (from 1) that validation stopped, and that was repeated with the next
+    theta. steps, tokens: what was trained in it and then discarded."""
+
+    stage: int
+    theta: float
+    steps: int
+    tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """The context of the model before, and after each stage."""
+
+    base: ContextRecord
+    stages: list[ContextRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossChange:
+    """Training loss of the first and of the last step, in nats a token."""
+
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationChange:
+    """The first and the last validation."""
+
+    first: ValidationRecord
+    last: ValidationRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """train.json: what was trained from what, how it went, and with which versions.
+
+    text: digest of each source's tokens. steps, tokens, stage_steps: without abandoned attempts.
+    stopped: why a stage ended early, by its number from 1. In a dry run nothing is trained yet
+    (`steps` is 0) and `plan` says what would be done.
+    """
+
+    export: Literal["model", "adapter"]
+    recipe: dict[str, Any]
+    base: ModelRecord
+    context: TrainingContext
+    text: dict[str, str]
+    steps: int
+    stage_steps: list[int]
+    tokens: int
+    abandoned: list[AbandonedAttempt]
+    stopped: dict[str, str]
+    loss: LossChange | None
+    drift: list[DriftRecord]
+    watch: ValidationChange | None
+    processes: str
+    versions: dict[str, str]
+    plan: dict[str, str] | None = None
+    kind: Literal["training"] = "training"
+    schema_version: int = SCHEMA_VERSION
