@@ -1,7 +1,7 @@
 """The models of a recipe as streams of float32 rows, adapters applied from their factors.
 
 `base+adapter`, and an adapter alone on the recipe's base, cost no copy of the model: each block of
-rows is W + s B A when it is asked for. One checkpoint named by several inputs is opened once.
+rows is W + s B A when it is read. One checkpoint named by several inputs is opened once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Input:
     def __init__(self, ref: ModelRef, checkpoint: Checkpoint, adapter: Adapter | None) -> None:
         self.ref, self.checkpoint, self.adapter = ref, checkpoint, adapter
         self.role_of: dict[str, Role] = roles(checkpoint.config, checkpoint.tensors)
-        self.names = {home(name, role): name for name, role in self.role_of.items()}
+        self.names = {name_in_transformers(name, role): name for name, role in self.role_of.items()}
         if len(self.names) < len(self.role_of):
             self.names = {name: name for name in self.role_of}
         self.changes: dict[str, Change] = {}
@@ -64,8 +64,8 @@ class Input:
     @cached_property
     def layers(self) -> int:
         """How many layers the checkpoint has."""
-        found = {role.layer for role in self.role_of.values() if role.layer is not None}
-        return 1 + max(found) if found else 0
+        layers = {role.layer for role in self.role_of.values() if role.layer is not None}
+        return 1 + max(layers) if layers else 0
 
     @cached_property
     def contexts(self) -> tuple[ContextSpec, ...]:
@@ -144,22 +144,22 @@ class Inputs:
 
     def __init__(self, recipe: Recipe) -> None:
         self._open: dict[str, Checkpoint] = {}
-        self._found: dict[ModelRef, Input] = {}
+        self._inputs: dict[ModelRef, Input] = {}
         try:
             for ref, where in recipe.references():
-                self._found[ref] = self._input(recipe, ref, where)
+                self._inputs[ref] = self._input(recipe, ref, where)
         except BaseException:
             self.close()
             raise
 
     def __getitem__(self, ref: ModelRef) -> Input:
-        return self._found[ref]
+        return self._inputs[ref]
 
     def __iter__(self) -> Iterator[Input]:
-        return iter(self._found.values())
+        return iter(self._inputs.values())
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._inputs)
 
     def __enter__(self) -> Inputs:
         return self
@@ -173,7 +173,7 @@ class Inputs:
 
     def paths(self) -> list[str]:
         """Every folder that is read."""
-        adapters = [str(found.adapter.folder) for found in self if found.adapter is not None]
+        adapters = [str(one.adapter.folder) for one in self if one.adapter is not None]
         return [*self._open, *adapters]
 
     def _input(self, recipe: Recipe, ref: ModelRef, where: Where) -> Input:
@@ -207,7 +207,7 @@ def is_adapter(name: str) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def home(name: str, role: Role) -> str:
+def name_in_transformers(name: str, role: Role) -> str:
     """The tensor's name in transformers, however the checkpoint spells it."""
     return f"{role.module}.{name.rpartition('.')[2]}"
 

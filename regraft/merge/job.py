@@ -33,6 +33,7 @@ from regraft.merge.plan import Output, Plan, make_plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema
 from regraft.merge.stream import Tally, merged, threads
+from regraft.merge.vocabulary import compare_vocabularies
 from regraft.record import (
     AdapterRecord,
     MergeContext,
@@ -179,7 +180,7 @@ def _check(recipe: Recipe, inputs: Inputs, engine: str, shard_bytes: int | None)
     method = get(recipe.body.merge_method)
     notes += expert_notes(inputs, method)
     vocabulary = None
-    vocabularies = tokenizer_files.compare_vocabularies(inputs)
+    vocabularies = compare_vocabularies(inputs)
     if mergekit.tokenizer_key(recipe) is not None:
         vocabulary = vocabularies.rows
     elif vocabularies.difference is not None:

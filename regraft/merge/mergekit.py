@@ -39,7 +39,7 @@ from regraft.merge.match import match_tensors
 from regraft.merge.recipe import Recipe
 from regraft.merge.references import ModelRef, parse_reference
 from regraft.merge.schema import BRIDGED
-from regraft.merge.tokenizer_files import check_alignable, compare_vocabularies, embedding_rows
+from regraft.merge.vocabulary import check_alignable, compare_vocabularies, embedding_rows
 from regraft.record import TensorMerge
 from regraft.rope import ContextSpec
 
@@ -54,12 +54,12 @@ def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
 
     Raises InputError where the requested engine cannot do it.
     """
-    found = _needed(recipe, inputs)
-    if engine == "native" and found is not None:
-        raise recipe.error(found[1], f"{found[0]}, which needs --engine mergekit or auto.")
-    if engine == "mergekit" and found is None:
-        found = ("it was asked for", ())
-    if found is None:
+    needed = _needed(recipe, inputs)
+    if engine == "native" and needed is not None:
+        raise recipe.error(needed[1], f"{needed[0]}, which needs --engine mergekit or auto.")
+    if engine == "mergekit" and needed is None:
+        needed = ("--engine mergekit says so", ())
+    if needed is None:
         return None
     variant = recipe.body.ties.variant if recipe.body.ties else "mergekit"
     if recipe.body.scale is not None or variant != "mergekit":
@@ -67,9 +67,9 @@ def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
         raise recipe.error((key,), f"'{key}' is not for a merge that runs in mergekit.")
     if importlib.util.find_spec("mergekit") is None:
         raise recipe.error(
-            found[1], f"{found[0]}, and mergekit is not installed; pip install mergekit."
+            needed[1], f"{needed[0]}, and mergekit is not installed; pip install mergekit."
         )
-    return found[0]
+    return needed[0]
 
 
 def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, Where] | None:
@@ -190,11 +190,11 @@ def translated(recipe: Recipe, donor: Input, views: Views) -> dict[str, Any]:
             return [spelled(item, (*where, i)) for i, item in enumerate(value)]
         return value
 
-    kept = next(
+    stored = next(
         (donor.info(n).dtype for n, role in donor.role_of.items() if role.kind == "projection"),
         torch.float32,
     )
-    out_dtype = recipe.out_dtype or str(kept).removeprefix("torch.")
+    out_dtype = recipe.out_dtype or str(stored).removeprefix("torch.")
     return {**spelled(body, ()), "dtype": "float32", "out_dtype": out_dtype}
 
 

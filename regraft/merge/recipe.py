@@ -64,15 +64,15 @@ class Recipe(BaseRecipe[Body]):
 
     def references(self) -> list[tuple[ModelRef, Where]]:
         """Every model, once, in the order of the file, the base first."""
-        found: dict[ModelRef, Where] = {}
+        references: dict[ModelRef, Where] = {}
         if self.body.base_model:
-            found[self.body.base_model] = ("base_model",)
+            references[self.body.base_model] = ("base_model",)
         for part in self.slices:
             for source in part.sources:
-                found.setdefault(source.ref, (*source.where, "model"))
+                references.setdefault(source.ref, (*source.where, "model"))
             if part.base:
-                found.setdefault(part.base, (*part.where, "base_model"))
-        return list(found.items())
+                references.setdefault(part.base, (*part.where, "base_model"))
+        return list(references.items())
 
     def scopes(self) -> Iterator[Scope]:
         """Every place with parameters; what several slices share comes once for each."""

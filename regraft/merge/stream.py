@@ -134,12 +134,12 @@ class _Stream:
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:
-    """Every how many rows one is kept for the conflict report: all of a vector, else 64 to 256
+    """Every how many rows one is sampled for the conflict report: all of a vector, else 64 to 256
     rows, about half a million numbers."""
     if len(shape) < 2:
         return 1
-    wanted = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))
-    return max(1, shape[0] // wanted)
+    count = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))
+    return max(1, shape[0] // count)
 
 
 def _squared(values: Tensor) -> float:

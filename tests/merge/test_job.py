@@ -623,6 +623,32 @@ def test_templates_and_tokenizers(tmp_path: Path) -> None:
     assert "old" not in (out / "tokenizer_config.json").read_text()
 
 
+def test_a_nested_tokenizer_json_gets_a_sentence(tmp_path: Path) -> None:
+    shutil.copytree("a", tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text('{"model": ' + "[" * 5000)
+    recipe = {"merge_method": "passthrough", "models": of(str(tmp_path / "broken"))}
+    assert "tokenizer.json" in complaint(tmp_path, recipe)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "{", "[" * 5000, '{"chat_template": "\\ud800"}', "\xff", '{"chat_template": [1, {}]}'],
+    ids=["list", "cut", "deep", "surrogate", "latin-1", "templates"],
+)
+@pytest.mark.parametrize("template", ["auto", "{{ messages }} and more"])
+def test_broken_tokenizer_configs_get_a_sentence(
+    content: str, template: str, tmp_path: Path
+) -> None:
+    shutil.copytree("a", tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
+    recipe = {"merge_method": "passthrough", "models": of(str(tmp_path / "broken")),
+              "chat_template": template}  # fmt: skip
+    if "templates" in content or "[1, {}]" in content:
+        merge(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
+    else:
+        assert "tokenizer_config.json" in complaint(tmp_path, recipe)
+
+
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
 def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) -> None:
     recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"},
