@@ -220,7 +220,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
             path.write_bytes(data)
         with pytest.raises(InputError, match=words):
             Recipe.read(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder"):
         Recipe.read(tmp_path)
 
 
