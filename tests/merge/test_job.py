@@ -644,7 +644,7 @@ def test_broken_tokenizer_configs_get_a_sentence(
     recipe = {"merge_method": "passthrough", "models": of(str(tmp_path / "broken")),
               "chat_template": template}  # fmt: skip
     if "templates" in content or "[1, {}]" in content:
-        merge(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
+        merge_models(write(tmp_path, recipe), tmp_path / "out", dry_run=True)
     else:
         assert "tokenizer_config.json" in complaint(tmp_path, recipe)
 
