@@ -74,7 +74,7 @@ def test_the_cards_of_extraction_and_graft_escape_names(tmp_path: Path, undrawn:
     hostile = dataclasses.replace(record.base, name=HOSTILE, revision="0")
     record = dataclasses.replace(record, base=hostile)
     write_adapter_card(tmp_path / "a", record, evidence.summary(record))
-    made = graft.apply(tmp_path / "a", derivative, tmp_path / "g")
+    made = graft.apply_lora(tmp_path / "a", derivative, tmp_path / "g")
     checkpoint = dataclasses.replace(made.checkpoint, name=HOSTILE, revision="0")
     made = dataclasses.replace(made, checkpoint=checkpoint)
     write_graft_card(tmp_path / "g", made, graft.summary(made))

@@ -47,7 +47,7 @@ def test_the_first_collective_of_a_step_is_on_the_host(collectives):
     )  # fmt: skip
     trainer = SimpleNamespace(
         mesh=mesh, recipe=SimpleNamespace(body=body), learner=stop, recovery=None,
-        speed=SimpleNamespace(flops=lambda rows: 1.0),
+        throughput=SimpleNamespace(flops=lambda rows: 1.0),
     )  # fmt: skip
     row = SimpleNamespace()
     with pytest.MonkeyPatch.context() as patch:
