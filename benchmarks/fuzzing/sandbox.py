@@ -121,6 +121,10 @@ def _child(argv: Sequence[str], folder: Path, logs: dict[str, Path], allowed: li
         os.dup2(os.open(path, flags), descriptor)
     os.environ.update(HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", HF_HUB_OFFLINE="1")
     os.environ.update(REGRAFT_CACHE=f"{folder}/home/cache", COLUMNS="200")
+    if "torch" in sys.modules:
+        # After a fork torch makes its thread pool anew where it is first used; two threads that do
+        # so at once find none ("Invalid thread pool!", torch 2.13).
+        sys.modules["torch"].set_num_threads(1)
     import tempfile
 
     tempfile.tempdir = None

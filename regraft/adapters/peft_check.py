@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.pretrained import load_peft_adapter, meta_model
+from regraft.checkpoint.config import meta_model
+from regraft.checkpoint.pretrained import load_peft_adapter
 
 
 def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -1,103 +1,25 @@
-"""The gate: every config, model and PEFT adapter that transformers builds is built here.
+"""The gate of models: every model and PEFT adapter that holds weights is built here.
 
 From a `Checkpoint`, and nothing beside it: the weights are the tensors that the checkpoint lists,
 read through it, so no pytorch_model.bin, adapter_config.json or file that config.json names instead
 is ever opened, and no code of a repository is run. Config and tensors are compared before anything
 is built. Whatever transformers raises becomes one sentence that names the file.
-Tokenizers have a gate of their own, `regraft.checkpoint.tokenizer`.
+Configs and tokenizers have gates of their own, `config` and `tokenizer` beside this file.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from regraft.checkpoint.config import explained, load_config, quiet
 from regraft.checkpoint.finite import FLOATS, is_finite
+from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from regraft.checkpoint.source import Checkpoint
-
-# Keys of config.json that make transformers fetch code or kernels, or read other files.
-_NEVER = {"auto_map", "kernel_config", "fusion_config", "transformers_weights", "custom_generate"}
-
-
-def one_line(error: BaseException, length: int = 200) -> str:
-    """'TypeError: what it says', in one line without its last full stop."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {text[:length]}" if text else type(error).__name__
-
-
-@contextmanager
-def explained(subject: str, remedy: str) -> Iterator[None]:
-    """Raise whatever a foreign library raises as CheckpointError '{subject} (...); {remedy}.'"""
-    try:
-        yield
-    except (CheckpointError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # panics of Rust are no Exception
-        raise CheckpointError(f"{subject} ({one_line(error)}); {remedy}.") from error
-
-
-def load_config(raw: Mapping[str, Any], where: str = "") -> Any:
-    """The transformers config of a config.json, without what would run foreign code.
-
-    Raises CheckpointError where transformers does not know the model type or refuses a value.
-    """
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    of = f" of {where}" if where else ""
-    kind = raw.get("model_type")
-    if not kind or not isinstance(kind, str):
-        raise CheckpointError(
-            f"config.json{of} states no model_type; this is no transformers model."
-        )
-    if kind not in CONFIG_MAPPING:
-        remote = " without the checkpoint's own code" if "auto_map" in raw else ""
-        raise CheckpointError(
-            f"transformers {transformers.__version__} does not know model_type {kind!r}"
-            f"{remote}; regraft works with the architectures transformers has built in."
-        )
-    with explained(f"transformers {transformers.__version__} refuses config.json{of}",
-                   "correct the config"), quiet():  # fmt: skip
-        return CONFIG_MAPPING[kind].from_dict(without_code(dict(raw)))
-
-
-def without_code(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config without keys that fetch code, at every level. Which attention kernel the author
-    had installed says nothing about a model, and a name with a slash is downloaded."""
-    return {
-        key: without_code(value) if isinstance(value, dict) else value
-        for key, value in raw.items()
-        if key not in _NEVER and not str(key).endswith("_implementation")
-    }
-
-
-def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
-    """The model of a config.json on the meta device, weights neither made nor initialized."""
-    import transformers
-
-    named = raw.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
-    model_class: Any = None
-    if isinstance(architecture, str) and architecture.isidentifier():
-        model_class = getattr(transformers, architecture, None)
-    of = f" of {where}" if where else ""
-    config = load_config(raw, where)
-    with explained(
-        f"transformers {transformers.__version__} cannot build "
-        f"{architecture or raw['model_type']} from config.json{of}", "correct the config",
-    ), quiet(), torch.device("meta"):  # fmt: skip
-        if not isinstance(model_class, type) or not hasattr(model_class, "base_model_prefix"):
-            # the checkpoint's own class, or none
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return model_class(config)
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -269,19 +191,3 @@ def _stored_dtype(checkpoint: Checkpoint, built: Any) -> torch.dtype:
         if info.dtype in FLOATS:
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars, reports and warnings: what matters is raised or said by us."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from regraft import cache
-from regraft.checkpoint.pretrained import meta_model
+from regraft.checkpoint.config import meta_model
 from regraft.errors import CheckpointError
 
 Kind = Literal["projection", "embedding", "head", "norm", "bias", "other"]

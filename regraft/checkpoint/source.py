@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from regraft import progress
+from regraft.checkpoint.config import is_known, load_config
 from regraft.checkpoint.counts import check_counts
 from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_json
 from regraft.checkpoint.find import check_index, find, shards_of
@@ -247,7 +248,7 @@ class Checkpoint:
         or one with the embedding's very bytes.
         """
         if self._tied is None:
-            self._tied = _ties(self.config) and self._one_matrix()
+            self._tied = _ties(self.config, self.name) and self._one_matrix()
         return self._tied
 
     def _one_matrix(self) -> bool:
@@ -275,18 +276,15 @@ class Checkpoint:
         return self.tensors[name]
 
 
-def _ties(config: dict[str, Any]) -> bool:
+def _ties(config: dict[str, Any], name: str) -> bool:
     """`tie_word_embeddings` of a config, or the model type's default in transformers."""
     text = config.get("text_config")
     for level in (config, text if isinstance(text, dict) else {}):
         if isinstance(level.get("tie_word_embeddings"), bool):
             return bool(level["tie_word_embeddings"])
-    from transformers import CONFIG_MAPPING
-
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    if not is_known(config):
         return False
-    return bool(getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
+    return bool(getattr(load_config(config, name), "tie_word_embeddings", False))
 
 
 def sample_blocks(count: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.checkpoint.pretrained import explained, without_code
+from regraft.checkpoint.config import explained, without_code
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 
@@ -49,7 +49,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder.name, trust_remote_code=False, local_files_only=True
             )
+            # what is wrong with some settings shows only when they are used
             tokenizer.get_vocab()
+            tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
             tokenizer.name_or_path = checkpoint.name
     except BaseException:
         folder.cleanup()

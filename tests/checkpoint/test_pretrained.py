@@ -13,8 +13,9 @@ from evaluated import toy
 from models import LLAMA, save, weights
 
 import regraft
+from regraft.checkpoint.config import load_config, meta_model
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.pretrained import load_config, load_model, meta_model
+from regraft.checkpoint.pretrained import load_model
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.tokenizer import load_tokenizer
 from regraft.errors import CheckpointError
@@ -42,9 +43,12 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_nothing_else_in_the_package_loads_with_transformers() -> None:
     root = Path(regraft.__file__).parent
-    gates = {"checkpoint/pretrained.py", "checkpoint/tokenizer.py"}
+    gates = {f"checkpoint/{name}.py" for name in ("config", "pretrained", "tokenizer")}
     gates |= {"checkpoint/find.py"}  # in a sentence that tells how to convert a model
-    calls = re.compile(r"\.from_pretrained\(|\b(?:AutoModel|AutoConfig|AutoTokenizer)\b")
+    calls = re.compile(
+        r"\.from_pretrained\(|\bTokenizer\.from_|\.from_dict\(|get_class_from_dynamic_module"
+        r"|\b(?:AutoModel|AutoConfig|AutoTokenizer|\w*CONFIG_MAPPING|PeftModel|PeftConfig)\b"
+    )
     users = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
@@ -147,6 +151,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, change: Any, wo
         ("tokenizer.json", '{"a": ' * 5000, "nested too deep"),
         ("tokenizer_config.json", "3", "tokenizer_config.json is not a JSON object"),
         ("tokenizer_config.json", '{"eos_token": [1]}', "cannot be built from"),
+        ("tokenizer_config.json", '{"model_max_length": "many"}', "cannot be built from"),
         ("special_tokens_map.json", '"</s>"', "special_tokens_map.json is not a JSON object"),
         ("special_tokens_map.json", '{"eos_token": {"content": "x", "lstrip": 3}}', "built from"),
     ],
@@ -200,3 +205,17 @@ def test_finite_over_all_dtypes() -> None:
     for value in (float("inf"), -float("inf")):
         assert not is_finite(torch.tensor([1.0, value]))
     assert is_finite(torch.arange(3))
+
+
+def test_a_model_type_whose_default_transformers_cannot_build_is_one_sentence(
+    tmp_path: Path,
+) -> None:
+    """`nougat` in transformers 5.23 needs the configs of its parts."""
+    folder = save(tmp_path / "m", LLAMA, weights(LLAMA))
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "nougat"}))
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(CheckpointError) as caught:
+        _ = checkpoint.tied
+    assert "refuses config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -233,3 +233,17 @@ def test_a_plan_counts_items_tokens_and_time(tmp_path: Path) -> None:
     more = prepare([place, f"b={place}"], settings, matrix=False)
     assert seconds(more, CPU) > 0
     assert plan(more, CPU)["items"] == 80
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = Source("m", str(speaker(tmp_path / "m"))).load(CPU)
+    words = r"m has 600 rows in its embedding, and its tokenizer gives token 600;"
+    with pytest.raises(InputError, match=words):
+        model.score([[0, 5], [0, 600, 5]], [[1], [1]])
+    with pytest.raises(InputError, match=words):
+        model.branches([[0, 5, 600], [0, 5, 7]], [[2], [2]])
+    with pytest.raises(InputError, match=words):
+        model.generate([[0, 5, 600]], 2)
+    with pytest.raises(InputError, match=words):
+        model.rows([[600]])
+    model.rows([[599]])

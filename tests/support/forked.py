@@ -163,6 +163,9 @@ def _serve() -> None:
             count.write_text("0")
             child = os.fork()
             if child == 0:
+                # After a fork torch makes its thread pool anew where it is first used; two threads
+                # that do so at once find none ("Invalid thread pool!", torch 2.13).
+                sys.modules["torch"].set_num_threads(1)
                 job = json.loads(line)
                 for fd, path in ((1, out), (2, err)):
                     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)

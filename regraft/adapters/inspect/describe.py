@@ -18,7 +18,7 @@ from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import readers
-from regraft.checkpoint.pretrained import meta_model
+from regraft.checkpoint.config import meta_model
 from regraft.checkpoint.roles import roles, unknown
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.tensor_file import TensorFile

@@ -78,6 +78,7 @@ class LanguageModel:
         self.name, self.model, self.mesh = name, model, mesh
         self.device = next(model.parameters()).device
         self._inner, self._head = model.base_model, model.get_output_embeddings()
+        self._rows = model.get_input_embeddings().num_embeddings
         config = model.config.get_text_config()
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "logit_scale", None) or 1 / getattr(
@@ -112,7 +113,7 @@ class LanguageModel:
     def rows(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states [B, longest, d] of texts of any length, which are filled up on the right:
         what follows does not change what was before."""
-        ids = _filled(texts)
+        ids = self._filled(texts)
         if not self._cut:
             return self.hidden(ids.to(self.device))
         part = self.mesh.cut({"input_ids": ids})
@@ -127,7 +128,7 @@ class LanguageModel:
         counts = [len(positions) for positions in wanted]
         rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(counts))
         before = torch.tensor([at - 1 for positions in wanted for at in positions])
-        ids = _filled(texts)
+        ids = self._filled(texts)
         labels = ids[rows, before + 1]
         if self._cut:
             nll, hits = self._score_cut(ids, rows, before, labels)
@@ -162,6 +163,7 @@ class LanguageModel:
         shared = min(sum(1 for _ in alike), min(map(min, wanted)) - 1)
         if shared < 1:
             return self.score(texts, wanted)
+        self._check(texts)
         start = torch.tensor([list(texts[0][:shared])], device=self.device)
         cache = self._inner(input_ids=start, use_cache=True).past_key_values
         found = []
@@ -200,6 +202,7 @@ class LanguageModel:
         token ids after each."""
         from transformers.utils import logging
 
+        self._check(prompts)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # that a length is beyond the context was said before
@@ -215,6 +218,23 @@ class LanguageModel:
         # behind it stands what fills the row up to the batch's longest answer
         return [_until(stops, [int(i) for i in row[ids.shape[1] :]]) for row in out]
 
+    def _filled(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids [B, longest], zeros on the right. Raises InputError as `_check` does."""
+        self._check(texts)
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        return ids
+
+    def _check(self, texts: Sequence[Sequence[int]]) -> None:
+        """Raise InputError for a token without a row in the embedding."""
+        highest = max((max(text) for text in texts if text), default=0)
+        if highest >= self._rows:
+            raise InputError(
+                f"{self.name} has {self._rows:,} rows in its embedding, and its tokenizer gives "
+                f"token {highest}; give the model its own tokenizer."
+            )
+
     def _refuse_nan(self, ids: Tensor, logits: Tensor) -> Tensor:
         """A logits processor: argmax of NaN is a token like any other."""
         if logits.isnan().any():
@@ -228,10 +248,3 @@ class LanguageModel:
 def _until(stops: set[int], ids: list[int]) -> list[int]:
     """Up to the first of `stops`, without it."""
     return list(takewhile(lambda token: token not in stops, ids))
-
-
-def _filled(texts: Sequence[Sequence[int]]) -> Tensor:
-    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-    return ids

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regraft.checkpoint.pretrained import empty_model, load_config, load_model, meta_model
+from regraft.checkpoint.config import load_config, meta_model
+from regraft.checkpoint.pretrained import empty_model, load_model
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
