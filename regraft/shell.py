@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from regraft import progress
 from regraft.errors import InputError, OutputError, RegraftError, os_error_sentence
 from regraft.record import to_json
-from regraft.stdout import discard_stdout, flush_stdout, write_stdout
+from regraft.stdout import discard_stdout, flush_stdout, prints_go_to_stderr, write_stdout
 
 if TYPE_CHECKING:
     import typer
@@ -176,7 +176,8 @@ def run(
     try:
         if options.threads is not None:
             use_threads(options.threads)
-        result = work()
+        with prints_go_to_stderr():
+            result = work()
         if int(os.environ.get("RANK", "0")):
             return
         plain = to_json(result)

@@ -1,13 +1,39 @@
-"""Standard output that may be full or closed: an error of one sentence, and a silent exit."""
+"""Standard output, which holds a command's result and nothing else, and may be full or closed."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from regraft.errors import OutputError
+
+
+@contextmanager
+def prints_go_to_stderr() -> Iterator[None]:
+    """Send what libraries print to standard error, also what is printed in C or Rust (tokenizers
+    0.22 prints which keys of a special token it ignores)."""
+    try:
+        result = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        _flush()
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        _flush()
+        os.dup2(result, 1)
+        os.close(result)
+
+
+def _flush() -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
 
 
 def write_stdout(text: str) -> None:

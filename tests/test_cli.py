@@ -352,6 +352,22 @@ def test_ignored_signals_stay_ignored():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_libraries_print_is_no_part_of_a_result(as_json):
+    """Also what they print in C or Rust, past Python's sys.stdout."""
+    code = (
+        "import os; from regraft import shell\n"
+        "def work():\n"
+        "    print('from Python')\n"
+        "    os.write(1, b'from Rust\\n')\n"
+        "    return {'a': 1}\n"
+        f"shell.run(work, lambda result: ['done'], shell.Options(as_json={as_json}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ('{"a": 1}\n' if as_json else "done\n")
+    assert sorted(done.stderr.splitlines()) == ["from Python", "from Rust"]
+
+
 @pytest.mark.parametrize("stdout", ["/dev/full", ""])
 @pytest.mark.parametrize("option", ["--json", "--quiet"])
 def test_a_result_that_cannot_be_printed_is_one_line(stdout, option, family, tmp_path, children):
