@@ -86,15 +86,17 @@ class ContextChange:
 class TruncationRecord:
     """The truncated SVD that a module was extracted by.
 
-    energy: share of ||D||_F^2 in the factors; energy_above_floor: of the part above rounding, None
-    where that part is too small to say. least_possible_error: lower bound on the relative error of
-    any adapter of this rank; error_bound_over_optimum: proven upper bound on the error against the
-    best possible, None where that is at the level of the arithmetic. above_noise: how many singular
-    values stand above `noise_edge`.
+    energy: share of ||D||_F^2 in the factors. signal: share of ||D||_F^2 beyond what rounding the
+    two checkpoints put there; signal_captured: share of that in the factors, without the noise
+    along their directions, None where the signal is too small to say. least_possible_error: lower
+    bound on the relative error of any adapter of this rank; error_bound_over_optimum: proven upper
+    bound on the error against the best possible, None where that is at the level of the arithmetic.
+    above_noise: how many singular values stand above `noise_edge`.
     """
 
     energy: float
-    energy_above_floor: float | None
+    signal: float
+    signal_captured: float | None
     truncation_error: float
     error_bound_over_optimum: float | None
     least_possible_error: float
@@ -122,9 +124,24 @@ class ModuleRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankGain:
+    """What the same extraction would be with no module above `rank`; see `AdapterTotals`."""
+
+    rank: int
+    bytes: int
+    error: float
+    signal_captured: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterTotals:
     """All modules of an adapter. rank_stored: the one rank that all are padded to, if there is
-    one; parameters, bytes: of the factors as stored; error: relative, over all modules."""
+    one; parameters, bytes: of the factors as stored; error: relative, over all modules.
+
+    Of an extraction: energy, signal, signal_captured: see `TruncationRecord`; by_rank: what rank
+    buys, ascending to the adapter's own; suggested_rank: None where there is too little signal to
+    judge by, or every module has a rank of its own.
+    """
 
     modules: int
     rank_min: int
@@ -135,10 +152,13 @@ class AdapterTotals:
     delta_norm: float
     error: float
     energy: float | None = None
-    energy_above_floor: float | None = None
+    signal: float | None = None
+    signal_captured: float | None = None
     error_bound_over_optimum: float | None = None
     modules_without_bound: int | None = None
     share_of_all_change_not_captured: float | None = None
+    by_rank: list[RankGain] = field(default_factory=list)
+    suggested_rank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

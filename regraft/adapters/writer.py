@@ -25,7 +25,7 @@ from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import rounding_error
-from regraft.record import AdapterRecord, AdapterTotals, ModuleRecord, write_record
+from regraft.record import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record
 from regraft.write import write_json
 
 
@@ -111,7 +111,7 @@ def totals_of(
     *,
     uniform_rank: int | None,
     dtype: torch.dtype,
-    **extraction: float | int | None,
+    **extraction: float | int | list[RankGain] | None,
 ) -> AdapterTotals:
     """The totals over all modules; `error` is that of the modules unless it is given."""
     ranks = [module.rank for module in modules.values()]

@@ -47,6 +47,21 @@ def noise_edge(variance: float, m: int, n: int) -> float:
     return math.sqrt(variance * (centre + _TRACY_WIDOM_999 * spread))
 
 
+def denoised_squares(singular: Tensor, floor: Floor, shape: tuple[int, int]) -> Tensor:
+    """Squared singular values (k,) of the change itself, float64; zero at and below the edge.
+
+    Noise of variance v lifts a value t of an (m, n) matrix to s with
+    s^2 = (t^2 + m v) (t^2 + n v) / t^2 (Benaych-Georges and Nadakuditi, arXiv 1103.2221); this is
+    the larger root for t^2. Without it the noise that lies along the leading directions would count
+    as change.
+    """
+    m, n = shape
+    squares = singular.double().square()
+    excess = squares - floor.variance * (m + n)
+    root = (excess.square() - 4 * m * n * floor.variance**2).clamp_min(0).sqrt()
+    return torch.where(singular.double() > floor.edge, (excess + root) / 2, 0.0)
+
+
 def rounding_noise(base: Tensor, extended: Tensor) -> Noise:
     """The two checkpoints' rounding, from the spacing of their numbers in evenly spaced rows.
 

@@ -7,6 +7,7 @@ shared out at the end (`uniform_rank`, `share_budget`).
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import LowRank
-from regraft.lowrank.noise import Floor, Noise, noise_floor
+from regraft.lowrank.noise import Floor, Noise, denoised_squares, noise_floor
 from regraft.lowrank.svd import truncated_svd
 
 
@@ -83,6 +84,7 @@ def decompose(
     noise: Noise,
     *,
     at_most: int | None = None,
+    at_least: int = 0,
     seed: int = 0,
     exact: bool = False,
     half: Tensor | None = None,
@@ -90,7 +92,8 @@ def decompose(
 ) -> tuple[LowRank, Floor]:
     """The certified truncated SVD of `delta` (m, n) at the rank the rule gives it, and its floor.
 
-    `at_most` bounds the rank from outside (the share of a global budget).
+    `at_most` bounds the rank from outside (the share of a global budget); `at_least` directions
+    are computed for a module to which the rule gives fewer, but not none.
     """
     m, n = delta.shape
     limit = min(m, n, rule.cap or m, at_most or m)
@@ -108,11 +111,11 @@ def decompose(
             squared_norm=squared_norm, start=start, certify=False,
         )  # fmt: skip
         floor = noise_floor(svd.S, squared_norm, (m, n), noise)
-        rank = _rank_by_rule(svd, floor, rule, m * n)
+        rank = rank_by_rule(svd, floor, rule, (m, n))
         if rank < guess or guess == limit:
             break
         guess, start = min(2 * guess, limit), svd.Vt.T
-    rank = min(rank, limit)
+    rank = min(max(rank, at_least), limit) if rank else 0
     if svd.method == "lapack" or rank == 0:
         return svd.truncated(rank), floor
     return truncated_svd(
@@ -120,12 +123,14 @@ def decompose(
     ), floor
 
 
-def _rank_by_rule(svd: LowRank, floor: Floor, rule: RankRule, entries: int) -> int:
+def rank_by_rule(svd: LowRank, floor: Floor, rule: RankRule, shape: tuple[int, int]) -> int:
     """The rank by the rule, or the number of values in `svd` if they are too few to tell."""
+    if rule.rank is not None:
+        return svd.rank
     if rule.energy is None:
         return floor.above
-    target = rule.energy * max(svd.squared_norm - entries * floor.variance, 0.0)
-    reached = int((svd.S.square().cumsum(0) < target).sum()) + 1
+    target = rule.energy * max(svd.squared_norm - math.prod(shape) * floor.variance, 0.0)
+    reached = int((denoised_squares(svd.S, floor, shape).cumsum(0) < target).sum()) + 1
     return min(reached, floor.above)
 
 
@@ -142,6 +147,24 @@ def uniform_rank(shapes: Sequence[tuple[int, int]], budget: int, itemsize: int) 
             "that rank 1 takes; give a larger budget or fewer --modules."
         )
     return rank
+
+
+def least_common_rank(losses: Sequence[tuple[Sequence[float], int]], slack: float = 0.0) -> int:
+    """The least rank r for all modules whose loss is at most (1 + slack)^2 times that at their own
+    ranks.
+
+    losses: for each module a sum of squares lost at rank 0, 1, ..., and its own rank. One module
+    that needs a high rank must not make all others as large by zero padding, and a module whose own
+    rank is lower than r has use for r directions: they cost no more bytes than padding.
+    """
+    allowed = (1 + slack) ** 2 * math.fsum(loss[own] for loss, own in losses)
+    highest = max(own for _, own in losses)
+    return next(
+        rank
+        for rank in range(1, highest + 1)
+        if rank == highest
+        or math.fsum(loss[min(rank, len(loss) - 1)] for loss, _ in losses) <= allowed
+    )
 
 
 def share_budget(

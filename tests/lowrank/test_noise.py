@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from regraft.lowrank.noise import Noise, noise_edge, noise_floor, rounding_noise
+from regraft.lowrank.noise import (
+    Floor,
+    Noise,
+    denoised_squares,
+    noise_edge,
+    noise_floor,
+    rounding_noise,
+)
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (120, 480), (480, 120), (40, 900)])
@@ -80,3 +87,26 @@ def test_rounding_noise_is_measured_on_any_device(monkeypatch):
     bincount = torch.bincount
     monkeypatch.setattr(torch, "bincount", lambda x: bincount(x).as_subclass(OnAnotherDevice))
     assert rounding_noise(*moved) == expected
+
+
+@pytest.mark.parametrize("strength", [2.0, 4.0, 10.0])
+def test_the_noise_along_a_direction_is_taken_off_its_singular_value(strength):
+    """Values at `strength` times the threshold (m n)^(1/4) below which noise hides them."""
+    m, n, sigma = 700, 500, 1e-3
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(k, 8, generator=generator))[0] for k in (m, n))
+    value = strength * sigma * (m * n) ** 0.25
+    noise = sigma * torch.randn(m, n, generator=generator)
+    singular = torch.linalg.svdvals((value * left @ right.T + noise).double())
+    floor = Floor(sigma**2, noise_edge(sigma**2, m, n), 8)
+    squares = denoised_squares(singular, floor, (m, n))
+    assert float(singular[:8].square().sum()) > (1 + 1 / strength**2) * 8 * value**2
+    # the mean of 8 squares, each off by some 2 sigma / value
+    assert float(squares[:8].mean()) == pytest.approx(value**2, rel=4 * sigma / value)
+    assert not squares[8:].any()
+
+
+def test_without_noise_the_singular_values_are_the_changes():
+    singular = torch.tensor([3.0, 2.0, 1e-9])
+    squares = denoised_squares(singular, Floor(0.0, 1e-7, 2), (5, 4))
+    assert squares.tolist() == [9.0, 4.0, 0.0]

@@ -17,6 +17,7 @@ from regraft.lowrank.rank import (
     RankRule,
     break_even,
     decompose,
+    least_common_rank,
     parse_rule,
     share_budget,
     uniform_rank,
@@ -223,3 +224,41 @@ def test_impossible_rules_are_refused_in_one_sentence(arguments, said):
     with pytest.raises(InputError, match=said) as refused:
         parse_rule(*arguments, 512)
     assert "\n" not in str(refused.value)
+
+
+def test_one_module_of_high_rank_makes_not_all_as_large():
+    fast, slow = [1.0, 0.1, 0.01, 0.0], [1e-4, 5e-5, 2e-5, 1e-5, 0.0]
+    modules = [(fast, 2)] * 9 + [(slow, 4)]
+    assert least_common_rank(modules) == 2 + 1  # 9 x 0.01 + 0 beyond rank 2 is not reached by 2
+    assert least_common_rank(modules, slack=0.01) == 2
+
+
+def test_a_common_rank_gives_exact_changes_up_only_where_none_has_rank_left():
+    exact = [([9.0, 4.0, 1.0, 0.0], 3), ([2.0, 0.0], 1)]
+    assert least_common_rank(exact) == least_common_rank(exact, slack=0.01) == 3
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.floats(0, 1), min_size=2, max_size=9).map(
+                lambda values: sorted(values, reverse=True)
+            ),
+            st.integers(1, 8),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_no_lower_common_rank_has_as_small_an_error(drawn, slack):
+    modules = [(errors, min(own, len(errors) - 1)) for errors, own in drawn]
+
+    def error(rank: int) -> float:
+        return math.fsum(errors[min(rank, len(errors) - 1)] for errors, _ in modules)
+
+    rank = least_common_rank(modules, slack)
+    allowed = (1 + slack) ** 2 * math.fsum(errors[own] for errors, own in modules)
+    assert error(rank) <= allowed
+    assert rank <= max(own for _, own in modules)
+    assert all(error(lower) > allowed for lower in range(1, rank))

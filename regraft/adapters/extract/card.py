@@ -44,7 +44,7 @@ The weights are half of it: **the RoPE must change with them.** `regraft apply` 
 Frobenius error of the stored adapter against the true difference, 0 is exact. "best" is a proven
 lower bound for any adapter of these ranks.
 
-| module | modules | rank | change / weights | kept above noise | error | best |
+| module | modules | rank | change / weights | captured above rounding | error | best |
 |---|---|---|---|---|---|---|
 {% for row in rows %}
 {{ row.values() | row }}
@@ -134,7 +134,7 @@ def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
     """Means over the modules of one leaf name."""
     ranks = sorted({module.rank for module in members})
     truncations = [_truncation(module) for module in members]
-    above = [t.energy_above_floor for t in truncations if t.energy_above_floor is not None]
+    captured = [t.signal_captured for t in truncations if t.signal_captured is not None]
     error = sum(module.error for module in members) / len(members)
     best = sum(t.least_possible_error for t in truncations) / len(members)
     relative = sum(module.relative_delta or 0.0 for module in members) / len(members)
@@ -143,7 +143,7 @@ def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
         "count": len(members),
         "rank": str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
         "relative": f"{relative:.2%}",
-        "kept": f"{sum(above) / len(above):.1%}" if above else "n/a",
+        "captured": f"{sum(captured) / len(captured):.1%}" if captured else "n/a",
         "error": f"{error:.4f}",
         "best": f"{best:.4f}",
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from regraft.adapters.extract.factorize import Decomposition, RestChange
+from regraft.adapters.extract.rank_gain import LITTLE_SIGNAL, describe, gains, suggested_rank
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.writer import totals_of
 from regraft.lowrank.certificate import ErrorBounds
@@ -28,7 +29,7 @@ def module_record(made: Decomposition, rank: int, squared_rounding: float) -> Mo
     squared = made.delta_norm**2
     dropped = made.squared_residual + float(spectrum[rank:].square().sum())
     captured = float(spectrum[:rank].square().sum())
-    signal = made.squared_signal
+    signal, in_factors = made.squared_signal, made.captured_signal()[rank]
     bounds = ErrorBounds(
         squared_norm=squared,
         values=spectrum,
@@ -48,7 +49,8 @@ def module_record(made: Decomposition, rank: int, squared_rounding: float) -> Mo
         rounding_error=math.sqrt(squared_rounding / squared),
         truncation=TruncationRecord(
             energy=captured / squared,
-            energy_above_floor=min(captured / signal, 1.0) if signal > 0.02 * squared else None,
+            signal=signal / squared,
+            signal_captured=in_factors / signal if signal > LITTLE_SIGNAL * squared else None,
             truncation_error=math.sqrt(dropped / squared),
             error_bound_over_optimum=certificate if math.isfinite(certificate) else None,
             least_possible_error=bounds.least_error(rank) / math.sqrt(squared),
@@ -68,6 +70,8 @@ def totals(
     differences: list[str],
     uniform_rank: int | None,
     dtype: torch.dtype,
+    plan: Plan,
+    roundings: Mapping[str, float],
 ) -> AdapterTotals:
     """Error and energy over all chosen modules, those below the noise floor included."""
     squared = sum(made.delta_norm**2 for made in decompositions.values())
@@ -75,31 +79,48 @@ def totals(
         made.delta_norm**2 for name, made in decompositions.items() if name not in modules
     )
     others = sum(change.delta_norm**2 for name, change in rest.items() if name not in differences)
-    truncations = [(m.truncation, m.delta_norm**2) for m in modules.values() if m.truncation]
-    above = [
-        (t.energy_above_floor, weight)
-        for t, weight in truncations
-        if t.energy_above_floor is not None
-    ]
+    truncations = [module.truncation for module in modules.values() if module.truncation]
+    ranks = {name: modules[name].rank if name in modules else 0 for name in decompositions}
+    by_rank = gains(
+        decompositions, ranks, roundings,
+        itemsize=dtype.itemsize, padded=uniform_rank is not None,
+    )  # fmt: skip
     return totals_of(
         modules,
         uniform_rank=uniform_rank,
         dtype=dtype,
         error=math.sqrt(missed / squared),
         energy=1 - missed / squared,
-        energy_above_floor=sum(s * w for s, w in above) / sum(w for _, w in above)
-        if above
-        else None,
+        signal=math.fsum(made.squared_signal for made in decompositions.values()) / squared,
+        signal_captured=by_rank[-1].signal_captured,
         error_bound_over_optimum=max(
             (
                 t.error_bound_over_optimum
-                for t, _ in truncations
+                for t in truncations
                 if t.error_bound_over_optimum is not None
             ),
             default=None,
         ),
-        modules_without_bound=sum(t.error_bound_over_optimum is None for t, _ in truncations),
+        modules_without_bound=sum(t.error_bound_over_optimum is None for t in truncations),
+        by_rank=by_rank,
+        suggested_rank=suggested_rank(
+            by_rank, plan.rule.cap, more_above=_more_above(decompositions, ranks, plan)
+        )
+        if uniform_rank is not None or plan.rule.rank is not None
+        else None,
         share_of_all_change_not_captured=(missed + others) / (squared + others),
+    )
+
+
+def _more_above(
+    decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int], plan: Plan
+) -> bool:
+    """Whether more directions stand above rounding than were taken. A fixed rank computes no more
+    directions than it takes, so there all of them above is a sign of more."""
+    fixed = plan.rule.rank is not None
+    return any(
+        made.above > ranks[name] or (fixed and 0 < made.above == ranks[name] < min(made.shape))
+        for name, made in decompositions.items()
     )
 
 
@@ -171,6 +192,15 @@ def _optimality(totals: AdapterTotals) -> str:
     return text
 
 
+def _directions_above(modules: Mapping[str, ModuleRecord]) -> str:
+    """How many directions of a module stand above rounding, of those that were computed."""
+    known = [module for module in modules.values() if module.truncation is not None]
+    counts = sorted({m.truncation.above_noise for m in known if m.truncation is not None})
+    bound = any(m.truncation is not None and m.truncation.above_noise >= m.rank for m in known)
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{span} directions a module{' or more' if bound else ''}"
+
+
 def summary(record: AdapterRecord) -> list[tuple[str, str]]:
     """The lines shown after an extraction: (label, text)."""
     totals, extraction = record.totals, record.extraction
@@ -189,8 +219,7 @@ def summary(record: AdapterRecord) -> list[tuple[str, str]]:
         ("size", f"{format_bytes(totals.bytes)}, layout {record.layout}"),
         ("error", f"{totals.error:.4f} of the projections' change{_optimality(totals)}"),
     ]
-    if totals.energy_above_floor is not None:
-        lines.append(("kept", f"{totals.energy_above_floor:.1%} of the energy above the noise"))
+    lines += describe(totals, _directions_above(record.modules))
     for role, left_out in extraction.not_captured.items():
         if left_out.changed:
             lines.append(

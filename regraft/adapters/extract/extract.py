@@ -225,7 +225,9 @@ def _write(
         record,
         differences=differences,
         modules=records,
-        totals=evidence.totals(records, made, rest, differences, uniform_rank, dtype),
+        totals=evidence.totals(
+            records, made, rest, differences, uniform_rank, dtype, plan, roundings
+        ),
         extraction=replace(
             record.extraction,
             unchanged=unchanged,

@@ -23,8 +23,19 @@ from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
 from regraft.lowrank.low_rank import LowRank
-from regraft.lowrank.rank import break_even, decompose, share_budget, uniform_rank
+from regraft.lowrank.noise import Floor, denoised_squares
+from regraft.lowrank.rank import (
+    break_even,
+    decompose,
+    least_common_rank,
+    rank_by_rule,
+    share_budget,
+    uniform_rank,
+)
 from regraft.record import derive_seed
+
+_AUTO_SLACK = 0.01  # relative; a higher error than that is what `--rank auto` buys rank for
+_SPARE = 32  # directions computed for every module that may be stored at a higher rank than its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +43,9 @@ class Decomposition:
     """What is known of one module's delta D; its factors are in the spool.
 
     spectrum, upper: singular values found and proven upper bounds of D's own. above: how many
-    stand above the noise edge. squared_signal: ||D||_F^2 less what rounding the two checkpoints
-    put there. squared_residual: ||D - U S V'||_F^2. resolution, squared_tail, shortened: see
-    `ErrorBounds`.
+    stand above the noise edge. rank: by the rank rule. noise_variance: what rounding the two
+    checkpoints put into each entry. squared_residual: ||D - U S V'||_F^2. resolution, squared_tail,
+    shortened: see `ErrorBounds`.
     """
 
     shape: list[int]
@@ -43,8 +54,9 @@ class Decomposition:
     spectrum: list[float]
     upper: list[float]
     above: int
+    rank: int = 0
+    noise_variance: float = 0.0
     noise_edge: float = 0.0
-    squared_signal: float = 0.0
     squared_residual: float = 0.0
     resolution: float = 0.0
     squared_tail: float | None = None
@@ -55,6 +67,28 @@ class Decomposition:
     @property
     def unchanged(self) -> bool:
         return self.delta_norm == 0.0
+
+    @property
+    def squared_signal(self) -> float:
+        """||D||_F^2 less what rounding the two checkpoints put there."""
+        return max(self.delta_norm**2 - math.prod(self.shape) * self.noise_variance, 0.0)
+
+    def captured_signal(self) -> list[float]:
+        """The part of `squared_signal` in the first r directions, r = 0, 1, ..."""
+        floor = Floor(self.noise_variance, self.noise_edge, self.above)
+        spectrum = torch.tensor(self.spectrum, dtype=torch.float64)
+        squares = denoised_squares(spectrum, floor, (self.shape[0], self.shape[1]))
+        return [0.0, *squares.cumsum(0).clamp_max(self.squared_signal).tolist()]
+
+    def missed_signal(self) -> list[float]:
+        """The rest of `squared_signal`, r = 0, 1, ..."""
+        return [self.squared_signal - captured for captured in self.captured_signal()]
+
+    def squared_tails(self) -> list[float]:
+        """||D - D_r||_F^2 of the first r directions, r = 0, 1, ..."""
+        squares = torch.tensor(self.spectrum, dtype=torch.float64).square()
+        tails = squares.flip(0).cumsum(0).flip(0).tolist()
+        return [self.squared_residual + tail for tail in (*tails, 0.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +132,7 @@ class Factorizer:
         self._decompose_all(at_most)
         budget = self._plan.rule.budget
         if budget is None:
-            self.ranks = {name: len(d.spectrum) for name, d in self.decompositions.items()}
+            self.ranks = self._ranks_by_rule()
             return
         while True:
             spectra = {
@@ -117,6 +151,21 @@ class Factorizer:
             for name in limited:
                 at_most[name] *= 2
             self._decompose_all(at_most, limited)
+
+    def _ranks_by_rule(self) -> dict[str, int]:
+        """Each module's own rank; in the portable layout, where all are stored at one rank, the
+        least common rank with the same captured signal (`--energy`) or at most 1% more error."""
+        own = {name: d.rank for name, d in self.decompositions.items()}
+        changed = {name: d for name, d in self.decompositions.items() if d.rank}
+        rule = self._plan.rule
+        if self._plan.layout != "portable" or rule.rank is not None or not changed:
+            return own
+        if rule.energy is None:
+            tails = [(d.squared_tails(), d.rank) for d in changed.values()]
+            common = least_common_rank(tails, _AUTO_SLACK)
+        else:
+            common = least_common_rank([(d.missed_signal(), d.rank) for d in changed.values()])
+        return own | {name: min(common, len(d.spectrum)) for name, d in changed.items()}
 
     def factors(self, module: Module, rank: int) -> tuple[Tensor, Tensor]:
         """The spooled (B, A) cut to `rank`, in the orientation of the stored weight."""
@@ -161,7 +210,8 @@ class Factorizer:
             )  # fmt: skip
         svd, floor = decompose(
             delta.matrix, self._plan.rule, delta.noise,
-            at_most=at_most, seed=derive_seed(self._seed, module.name), exact=self._exact,
+            at_most=at_most, at_least=_SPARE if self._plan.layout == "portable" else 0,
+            seed=derive_seed(self._seed, module.name), exact=self._exact,
             half=delta.half, squared_norm=squared,
         )  # fmt: skip
         self._save(module, svd)
@@ -175,8 +225,9 @@ class Factorizer:
             squared_tail=svd.bounds.squared_tail,
             shortened=svd.bounds.shortened,
             above=floor.above,
+            rank=min(rank_by_rule(svd, floor, self._plan.rule, module.shape), svd.rank),
+            noise_variance=floor.variance,
             noise_edge=floor.edge,
-            squared_signal=max(squared - math.prod(shape) * floor.variance, 0.0),
             squared_residual=svd.squared_error(),
             method=svd.method,
             passes=svd.passes,

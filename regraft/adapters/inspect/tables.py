@@ -106,8 +106,9 @@ def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
     if "error" in totals:
         what = "merged" if found["method"] else "projections'"
         lines.append(("error", f"{totals['error']:.4f} of the {what} change"))
-    if totals.get("energy_above_floor") is not None:
-        lines.append(("kept", f"{totals['energy_above_floor']:.1%} of the energy above noise"))
+    if totals.get("signal_captured") is not None:
+        share = f"{totals['signal_captured']:.1%} of it in the adapter"
+        lines.append(("above rounding", f"{totals['signal']:.1%} of the change's energy; {share}"))
     lines += [
         ("not captured", f"{role}: {fact['changed']} tensors, "
          f"{fact['share_of_all_change']:.2%} of all change")

@@ -1,0 +1,127 @@
+"""What rank buys: error, size and captured signal of the same extraction at lower ranks.
+
+All of it comes from spectra that are known after the extraction. The error is against the whole
+change, rounding noise of the two checkpoints included; the signal is the change less that noise, so
+its share says what a rank is good for where the error is dominated by noise that no one needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from regraft.adapters.extract.factorize import Decomposition
+from regraft.record import AdapterTotals, RankGain
+from regraft.units import format_bytes
+
+LITTLE_SIGNAL = 0.02  # share of ||D||^2 below which its estimate is no more than its own error
+_NEARLY_ALL = 0.02  # of the signal: what a smaller rank may leave behind and be suggested
+_SMALLER = 0.75  # of the bytes: what a smaller rank must save to be suggested
+
+
+def gains(
+    decompositions: Mapping[str, Decomposition],
+    ranks: Mapping[str, int],
+    roundings: Mapping[str, float],
+    *,
+    itemsize: int,
+    padded: bool,
+) -> list[RankGain]:
+    """Ascending powers of two, then the highest rank in `ranks`.
+
+    roundings: module -> ||B A - stored B A||_F^2, taken to grow with what is captured. padded:
+    whether all modules are stored at one rank.
+    """
+    highest = max(ranks.values())
+    steps = [2**i for i in range(highest.bit_length()) if 2**i < highest]
+    squared = math.fsum(made.delta_norm**2 for made in decompositions.values())
+    signal = math.fsum(made.squared_signal for made in decompositions.values())
+    tails = {name: made.squared_tails() for name, made in decompositions.items()}
+    signals = {name: made.captured_signal() for name, made in decompositions.items()}
+    result = []
+    for rank in (*steps, highest):
+        missed = captured = 0.0
+        parameters = 0
+        for name, made in decompositions.items():
+            own = min(rank, ranks[name])
+            missed += tails[name][own]
+            if whole := tails[name][0] - tails[name][ranks[name]]:
+                share = (tails[name][0] - tails[name][own]) / whole
+                missed += share * roundings.get(name, 0.0)
+            captured += signals[name][own]
+            parameters += sum(made.shape) * ((rank if padded else own) if ranks[name] else 0)
+        result.append(
+            RankGain(
+                rank=rank,
+                bytes=parameters * itemsize,
+                error=math.sqrt(missed / squared),
+                signal_captured=captured / signal if signal > LITTLE_SIGNAL * squared else None,
+            )
+        )
+    return result
+
+
+def suggested_rank(by_rank: list[RankGain], cap: int | None, *, more_above: bool) -> int | None:
+    """The least rank that captures nearly as much signal as the highest; twice the highest, up to
+    `cap`, if the last doubling gained much and directions above rounding remain (`more_above`).
+    None where there is too little signal to judge by."""
+    highest = by_rank[-1]
+    if highest.signal_captured is None:
+        return None
+    for gain in by_rank:
+        assert gain.signal_captured is not None
+        nearly_all = highest.signal_captured - gain.signal_captured < _NEARLY_ALL
+        if gain.rank == highest.rank or (nearly_all and gain.bytes <= _SMALLER * highest.bytes):
+            break
+    before = by_rank[-2].signal_captured if len(by_rank) > 1 else 0.0
+    assert before is not None
+    more_above = more_above and highest.signal_captured - before >= _NEARLY_ALL
+    if gain.rank == highest.rank and more_above:
+        return min(2 * highest.rank, cap or 2 * highest.rank)
+    return gain.rank
+
+
+def describe(totals: AdapterTotals, above: str) -> list[tuple[str, str]]:
+    """The lines shown after an extraction. above: how many directions stand above rounding."""
+    assert totals.signal is not None
+    if totals.signal_captured is None:
+        lines = [
+            (
+                "above rounding",
+                f"{totals.signal:.1%} of the change's energy: rounding of the stored weights "
+                "explains nearly all of it",
+            )
+        ]
+    else:
+        lines = [
+            (
+                "above rounding",
+                f"{totals.signal:.1%} of the change's energy ({above}); the adapter has "
+                f"{totals.signal_captured:.1%} of that",
+            )
+        ]
+    shown = totals.by_rank[-4:]
+    if len(shown) > 1:
+        steps = "; ".join(_step(gain) for gain in shown)
+        lines.append(("what rank buys", steps))
+    if totals.suggested_rank is not None:
+        lines.append(("suggested rank", _suggestion(totals.by_rank, totals.suggested_rank)))
+    return lines
+
+
+def _step(gain: RankGain) -> str:
+    share = "" if gain.signal_captured is None else f", {gain.signal_captured:.1%} captured"
+    return f"rank {gain.rank}: error {gain.error:.3f}{share}, {format_bytes(gain.bytes)}"
+
+
+def _suggestion(by_rank: list[RankGain], rank: int) -> str:
+    highest = by_rank[-1]
+    if rank > highest.rank:
+        return f"{rank}: the last step above still gained, and more stands above rounding"
+    if rank == highest.rank:
+        return f"{rank}, as it is"
+    gain = next(gain for gain in by_rank if gain.rank == rank)
+    return (
+        f"{rank}: nearly the same at {format_bytes(gain.bytes)} instead of "
+        f"{format_bytes(highest.bytes)}"
+    )
