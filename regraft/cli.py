@@ -181,7 +181,7 @@ def extract_lora(
             overwrite=overwrite, resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads),
+        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def apply(
             resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads),
+        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def merge(
 
         yield shell.lines(f"Merge in {out}", summary(record))
 
-    shell.run(work, show, Options(as_json, quiet, debug, threads))
+    shell.run(work, show, Options(as_json, quiet, debug, threads, resumable=True))
 
 
 @app.command("train", rich_help_panel="Commands that write a folder")
@@ -325,7 +325,7 @@ def train(
             recipe, out, device=device, overwrite=overwrite, resume=resume, dry_run=dry_run
         ),
         show,
-        Options(as_json, quiet, debug, threads),
+        Options(as_json, quiet, debug, threads, resumable=True),
     )
 
 
@@ -444,7 +444,7 @@ def evaluate(
             resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads),
+        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip
 
 

@@ -9,16 +9,19 @@ interrupted (130 SIGINT, 143 SIGTERM, 129 SIGHUP). Whatever happens, one line on
 
 from __future__ import annotations
 
+import _thread
 import io
 import json
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from regraft import progress
@@ -46,14 +49,21 @@ _ENVIRONMENT = {
 }
 
 
+_resumable = False  # the command that runs has --resume
+
+
 @dataclass(frozen=True)
 class Options:
-    """The options that every command has. threads: of torch on CPUs; None: torch's own choice."""
+    """The options that every command has, and whether it has --resume, too.
+
+    threads: of torch on CPUs; None: torch's own choice.
+    """
 
     as_json: bool = False
     quiet: bool = False
     debug: bool = False
     threads: int | None = None
+    resumable: bool = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,7 +74,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
     def __str__(self) -> str:
-        return f"{_SIGNALS[self.signal]}; --resume continues where it can"
+        return _SIGNALS[self.signal] + ("; --resume continues where it can" if _resumable else "")
 
 
 # The process
@@ -77,6 +87,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     _open_standard_streams()
     _handle_signals()
     threading.excepthook = _report_thread
+    sys.unraisablehook = _report_unraisable
     try:
         app(arguments)
         code: Any = 0
@@ -128,16 +139,55 @@ def _report_thread(failed: threading.ExceptHookArgs) -> None:
     progress.warn(f"{name} of a library has failed ({failed.exc_type.__name__}: {text})")
 
 
+def _report_unraisable(ignored: sys.UnraisableHookArgs) -> None:
+    """One line for an error in a `__del__` or a callback of C, which Python drops. A signal may
+    have come there: it is sent again, since the command would go on as if it had not come."""
+    error = ignored.exc_value
+    if isinstance(error, Interrupted):
+        for number in _SIGNALS:
+            if signal.getsignal(number) is _on_second_signal:
+                signal.signal(number, on_signal)
+        _send_again(error.signal)
+    else:
+        text = " ".join(str(error).split())
+        progress.warn(f"an error was ignored ({ignored.exc_type.__name__}: {text})")
+
+
+def _send_again(number: signal.Signals) -> None:
+    """Send the signal to the main thread in 50 ms, when it may be where errors are not dropped."""
+
+    def send(main: int) -> None:
+        time.sleep(0.05)
+        signal.pthread_kill(main, number)
+
+    main = threading.main_thread().ident
+    assert main is not None
+    # not threading.Thread: its locks may be held by what the signal interrupts
+    _thread.start_new_thread(send, (main,))
+
+
+def _drops_errors(frame: FrameType | None) -> bool:
+    """Whether Python would drop an error raised in this frame."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code is _report_unraisable.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _handle_signals() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or & in a script
             signal.signal(number, on_signal)
 
 
-def on_signal(number: int, _: object) -> None:
+def on_signal(number: int, frame: FrameType | None) -> None:
     """Raise Interrupted, so that locks are released and staging stays resumable; a second signal
     ends the process at once, which staging survives as well."""
     signal_number = signal.Signals(number)
+    if _drops_errors(frame):
+        _send_again(signal_number)
+        return
     for other in _SIGNALS:
         if signal.getsignal(other) is on_signal:
             signal.signal(other, _on_second_signal)
@@ -171,6 +221,8 @@ def run(
 
     Of several processes (torchrun) the first alone prints. Raises SystemExit after an error.
     """
+    global _resumable
+    _resumable = options.resumable
     progress.configure(quiet=options.quiet or options.as_json)
     warnings.formatwarning = lambda message, *_args, **_: f"regraft: warning: {message}\n"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
@@ -23,6 +24,15 @@ def _quiet() -> Iterator[None]:
     shown = warnings.formatwarning
     yield
     warnings.formatwarning = shown
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """An interrupted command ignores further signals, and so would every process started later."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

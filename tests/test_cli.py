@@ -340,7 +340,55 @@ def test_a_second_signal_ends_the_process_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "")
-    assert done.stderr == "regraft: terminated (SIGTERM); --resume continues where it can\n"
+    assert done.stderr == "regraft: terminated (SIGTERM)\n"
+
+
+def test_resuming_is_offered_by_commands_that_have_it(monkeypatch):
+    from regraft import theta
+    from regraft.adapters.extract import extract
+
+    def stop(*_: object, **__: object) -> None:
+        raise shell.Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(theta, "theta_report", stop)
+    monkeypatch.setattr(extract, "extract_lora", stop)
+    assert run("extract-lora", "a", "b", "-o", "c").stderr == (
+        "regraft: interrupted; --resume continues where it can\n"
+    )
+    assert run("theta", "8k", "1M").stderr == "regraft: interrupted\n"
+
+
+@pytest.mark.parametrize("drops", ["__del__", "a weak reference's callback"])
+def test_a_signal_that_comes_where_python_drops_errors_is_not_lost(drops):
+    code = (
+        "import os, signal, time, weakref; from regraft import shell\n"
+        "def stop(*_): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "class Object: pass\n"
+        "class Freed:\n"
+        "    def __del__(self): stop()\n"
+        "def app(_):\n"
+        f"    freed = Freed() if {drops == '__del__'} else Object()\n"
+        "    reference = weakref.ref(freed, stop) if type(freed) is Object else None\n"
+        "    del freed; time.sleep(60); print('it went on')\n"
+        "shell.run_app(app)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "regraft: terminated (SIGTERM)\n"
+
+
+def test_an_error_that_python_ignores_is_one_line():
+    code = (
+        "from regraft import progress, shell\n"
+        "class Freed:\n"
+        "    def __del__(self): raise OSError('line one\\nline two')\n"
+        "def app(_):\n"
+        "    progress.configure(quiet=False); freed = Freed(); del freed\n"
+        "shell.run_app(app)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "warning: an error was ignored (OSError: line one line two)\n"
 
 
 def test_ignored_signals_stay_ignored():
