@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from regraft.stdout import write_stdout
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from regraft.evaluate.result import EvaluationPlan, EvaluationRecord
     from regraft.record import AdapterRecord, GraftRecord, MergeRecord
     from regraft.train.estimate.plan import TrainingPlan
     from regraft.train.record import TrainingRecord
@@ -429,10 +430,12 @@ def evaluate(
     On 8 GPUs: torchrun --nproc-per-node 8 -m regraft evaluate hermes-262k -o report
     """
 
-    def show(result: dict[str, Any]) -> Iterable[RenderableType]:
-        from regraft.evaluate.report.tables import render
+    def show(
+        result: EvaluationRecord | EvaluationPlan | None,
+    ) -> Iterable[RenderableType]:
+        from regraft.evaluate.report.screen import render
 
-        return render(result)
+        return render(cast("EvaluationRecord", result))  # a plan is printed by the shell
 
     shell.run(
         lambda: regraft.evaluate_models(

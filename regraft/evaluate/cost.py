@@ -1,14 +1,13 @@
-"""How long an examination takes, from its tokens, the models' sizes and what this machine does.
+"""An estimate of an evaluation's time, from its tokens, the models' sizes and this machine's speed.
 
 A token that is read costs two operations per weight and, for attention, four per layer and hidden
-element for half the tokens before it; one that is generated costs as much, at the rate of a matrix
+element for half the tokens before it. A generated token costs as much, at the speed of a matrix
 times a vector. Nothing else is counted, so models of a few million weights take longer.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -18,10 +17,10 @@ from regraft.evaluate.answers.perplexity import WINDOWS
 from regraft.evaluate.prepare import Work
 from regraft.units import format_tokens
 
-_LOOKS = 3  # measurements, of which the best counts
+_REPEATS = 3  # measurements, of which the fastest counts
 
 
-def plan(work: Work, device: torch.device) -> dict[str, Any]:
+def plan(work: Work, device: torch.device) -> dict[str, str | int]:
     """The plan of a dry run: label -> value."""
     cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
     items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
@@ -45,16 +44,15 @@ def plan(work: Work, device: torch.device) -> dict[str, Any]:
 def tokens(work: Work) -> tuple[dict[int, int], int]:
     """(tokens that one model reads, by the length of their texts; the most that it generates).
 
-    Candidates count once, as where their prompt is cached; lm-eval's suites are left out."""
+    An item's candidates count once, as with a cached prompt; lm-eval's suites do not count."""
     settings = work.settings
     read: dict[int, int] = {}
     written = 0
     for task in work.tasks:
-        asked = min(settings.items, task.most or settings.items) * (1 + settings.twins)
-        way = task.scoring if settings.scoring == "auto" else settings.scoring
+        prompts = min(settings.items, task.most or settings.items) * (1 + settings.twins)
         for length in work.lengths:
-            read[length] = read.get(length, 0) + asked * length
-            written += asked * task.room if way == "generate" else 0
+            read[length] = read.get(length, 0) + prompts * length
+            written += prompts * task.room if work.scoring(task) == "generate" else 0
     if "perplexity" in work.measures:
         longest = max(work.lengths)
         read[longest] = read.get(longest, 0) + settings.texts * longest
@@ -65,7 +63,7 @@ def tokens(work: Work) -> tuple[dict[int, int], int]:
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """For all models, one process and device."""
+    """Seconds for all models in one process on one device."""
     read, written = tokens(work)
     fast, slow = _rate(device, 256), _rate(device, 1)
     total = 0.0
@@ -90,7 +88,7 @@ def _rate(device: torch.device, rows: int) -> float:
     left = torch.ones(rows, 2048, device=device, dtype=dtype)
     right = torch.ones(2048, 2048, device=device, dtype=dtype)
     best = float("inf")
-    for _ in range(_LOOKS + 1):  # the first one warms up
+    for _ in range(_REPEATS + 1):  # the first one warms up
         start = time.perf_counter()
         (left @ right)[0, 0].item()
         best = min(best, time.perf_counter() - start)

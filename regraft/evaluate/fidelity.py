@@ -1,9 +1,10 @@
-"""Extraction fidelity: adapters put back on the base that they were taken from.
+"""Extraction fidelity: adapters applied to the base that they were extracted from.
 
-    fidelity = (S of base with adapter - S of base) / (S of donor - S of base)
+    fidelity = (S(base with adapter) - S(base)) / (S(donor) - S(base))
 
-of the scores S of the same items: the share of what the donor learned that an adapter's rank holds,
-before any graft. An adapter is examined like every model, under its donor's RoPE and length.
+with the scores S of the same items: the share of the donor's gain that an adapter of this rank
+contains, before any graft. An adapter is evaluated like any model, with the donor's RoPE and its
+length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from regraft import progress
 from regraft.adapters.apply.apply import apply_lora
@@ -22,37 +22,39 @@ from regraft.adapters.folder import digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
-from regraft.evaluate.answers.distributed import from_first, meet
+from regraft.evaluate.answers.distributed import barrier, broadcast_from_first
 from regraft.evaluate.answers.model import Source
+from regraft.evaluate.result import EvaluatedAdapter
 from regraft.parallel import Mesh
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What the models' names stand for. adapters: name -> its place, mean rank and digests."""
+    """The names of the compared models; adapters: by the name of the base with the adapter."""
 
     base: str
     donor: str
-    adapters: dict[str, dict[str, Any]]
+    adapters: dict[str, EvaluatedAdapter]
 
 
-def adapted(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list[Source], Fidelity]:
-    """`sources` with the base, where it is not among them, and each adapter on it, lowest rank
-    first.
+def add_adapters(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list[Source], Fidelity]:
+    """`sources`, the base if it is not among them, and the base with each adapter by its rank.
 
-    The donor is the one called so; the base is the one called so, or what the first adapter's
-    record names. Raises InputError where either is missing or an adapter is of another base, and
-    what `adapters.apply` raises where it does not fit.
+    The donor is the source with this name; the base is the source with this name, or the model that
+    the first adapter's record names. Raises InputError if either is missing or an adapter belongs
+    to another base, and what `check_graft` raises if it does not fit.
     """
     named = {source.name: source for source in sources}
     if "donor" not in named:
-        raise InputError("--adapter needs what the adapters were taken from: donor=MODEL.")
+        raise InputError(
+            "--adapter needs the model that the adapters were extracted from: donor=MODEL."
+        )
     opened = [Adapter.open(place) for place in adapters]
     base = named.get("base") or Source("base", _recorded_base(opened[0]))
     fingerprint = base.fingerprint()
     for lora in opened:
         _check(lora, base, named["donor"])
-    twin = next(
+    same_as_base = next(
         (
             source.name
             for source in sources
@@ -62,28 +64,28 @@ def adapted(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list[Sour
         ),
         None,
     )
-    found = sources if twin else [*sources, base]
-    facts: dict[str, dict[str, Any]] = {}
-    taken = {source.name for source in found}
+    result = sources if same_as_base else [*sources, base]
+    records: dict[str, EvaluatedAdapter] = {}
+    names = {source.name for source in result}
     for lora in sorted(opened, key=_mean_rank):
         name = _name(lora)
-        if name in taken:
+        if name in names:
             name += f" ({Path(lora.name).name})"
-        if name in taken:
+        if name in names:
             raise InputError(f"--adapter {lora.name} is given twice; give each adapter once.")
-        taken.add(name)
+        names.add(name)
         spec = lora.context[1] if lora.context else named["donor"].spec()
-        found = [*found, Source(name, base.place, spec, lora.name)]
-        facts[name] = {
-            "place": lora.name, "rank": round(_mean_rank(lora), 3), "sha256": digests(lora.folder),
-        }  # fmt: skip
-    return found, Fidelity(twin or base.name, "donor", facts)
+        result = [*result, Source(name, base.place, spec, lora.name)]
+        records[name] = EvaluatedAdapter(
+            place=lora.name, rank=round(_mean_rank(lora), 3), sha256=digests(lora.folder)
+        )
+    return result, Fidelity(same_as_base or base.name, "donor", records)
 
 
 @contextmanager
 def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
-    """The source itself or, where it has an adapter, one whose weights lie in `spool` until all
-    processes end the block. Collective."""
+    """The source itself or, if it has an adapter, one whose merged weights are in `spool` until all
+    processes leave the block. Collective."""
     if source.adapter is None:
         yield source
         return
@@ -93,9 +95,9 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
         apply_lora(adapter, place, folder, context="checkpoint", overwrite=True, resume=True)
 
     try:
-        from_first(mesh, make)
+        broadcast_from_first(mesh, make)
         yield replace(source, place=str(folder), adapter=None)
-        meet(mesh)
+        barrier(mesh)
     finally:
         if mesh.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +105,7 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
 
 def _recorded_base(lora: Adapter) -> str:
     if lora.record is None:
-        raise InputError(f"{lora.name} does not say what its base is: give base=MODEL.")
+        raise InputError(f"{lora.name} does not record its base; give base=MODEL.")
     recorded = lora.record.base
     name = f"{recorded.name}@{recorded.revision}" if recorded.revision else recorded.name
     try:
@@ -111,13 +113,12 @@ def _recorded_base(lora: Adapter) -> str:
             return name
     except CheckpointError:
         raise InputError(
-            f"The base of {lora.name}, {name}, is not to be found: give base=MODEL."
+            f"The base of {lora.name}, {name}, cannot be found; give base=MODEL."
         ) from None
 
 
 def _check(lora: Adapter, base: Source, donor: Source) -> None:
-    """Raises InputError where the adapter was taken from another base; a dry run of its application
-    refuses what does not fit."""
+    """Raises InputError if the adapter was extracted from another base or does not fit the base."""
     if lora.record is not None:
         for recorded, source in ((lora.record.base, base), (lora.record.extended, donor)):
             full = recorded.fingerprint.startswith("full:")
@@ -125,12 +126,12 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
                 same = checkpoint.fingerprint(full=full) == recorded.fingerprint
             if not same and source is base:
                 raise InputError(
-                    f"{base.place} is not the base that {lora.name} was taken from "
+                    f"{base.place} is not the base that {lora.name} was extracted from "
                     f"({recorded.name}); give that one as base=MODEL."
                 )
             if not same:
                 progress.warn(
-                    f"{lora.name} was taken from {recorded.name}, which is not the donor "
+                    f"{lora.name} was extracted from {recorded.name}, which is not the donor "
                     f"{source.place}: its fidelity is to another model."
                 )
     with Checkpoint.open(base.place) as checkpoint:
@@ -138,7 +139,7 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
 
 
 def _ranks(lora: Adapter) -> list[int]:
-    """Of every module; zeros that only fill a stored factor up do not count."""
+    """The rank of every module, without zero padding."""
     if lora.record is not None:
         return [module.rank for module in lora.record.modules.values()]
     return [lora.rank(tensor) for tensor in lora.modules]

@@ -1,21 +1,22 @@
-"""What a run is to measure, checked before any model is loaded."""
+"""Check the input of an evaluation and open everything but the weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from regraft import progress
 from regraft.errors import InputError
 from regraft.evaluate.answers.judge import Judge
 from regraft.evaluate.answers.lm_eval import PREFIX
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.fidelity import Fidelity, adapted
+from regraft.evaluate.fidelity import Fidelity, add_adapters
 from regraft.evaluate.prompts.haystack import open_corpus
 from regraft.evaluate.prompts.length import Prompter
+from regraft.evaluate.settings import Settings
 from regraft.evaluate.suites import MEASURES, choose
-from regraft.evaluate.tasks import Kit, Task
+from regraft.evaluate.tasks import Kit, Scoring, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
 from regraft.evaluate.tasks.needle import NEEDLE
 from regraft.evaluate.tasks.needle import room as needle_room
@@ -28,36 +29,8 @@ ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured, and on how much. `lengths` in tokens, answer included; `items` per cell;
-    `texts` for perplexity and drift; `batch` in tokens, by default 2048 on a CPU, where more is
-    slower, and 32768 on a GPU; `limit` to lm-eval's items; `adapters` for extraction fidelity;
-    `judge`, a URL, and `judge_model` for verdicts on free answers."""
-
-    suites: tuple[str, ...] = ("needle", "perplexity", "drift")
-    lengths: tuple[int, ...] = ()
-    items: int = 50
-    haystack: str = "grammar"
-    qa: tuple[str, ...] = ()
-    needles: int = 1
-    decoys: int = 0
-    depths: int = 5
-    sigmoid: bool = False
-    scoring: str = "auto"
-    twins: bool = True
-    chat: bool = False
-    texts: int = 8
-    batch: int | None = None
-    limit: int | None = None
-    adapters: tuple[str, ...] = ()
-    judge: str | None = None
-    judge_model: str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Work:
-    """All that a run needs once its input is found good."""
+    """An evaluation whose input has been checked. own_length: the first model's context."""
 
     settings: Settings
     sources: list[Source]
@@ -65,104 +38,111 @@ class Work:
     measures: list[str]
     lengths: list[int]
     kit: Kit
-    own_length: int  # the first model's context
+    own_length: int
     contexts: dict[str, ContextSpec]
     fidelity: Fidelity | None = None
     judge: Judge | None = None
 
+    def scoring(self, task: Task) -> Scoring:
+        """How the answers to a task are scored."""
+        chosen = self.settings.scoring
+        return task.scoring if chosen == "auto" else cast(Scoring, chosen)
+
 
 def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
-    """Open everything but the weights. Raises InputError for what the user has to decide."""
-    _check(settings)
+    """Open everything but the weights. Raises InputError for wrong arguments and broken input."""
+    settings.validate()
     tasks, measures = choose(settings.suites, len(settings.qa))
     tasks = [replace(task, room=needle_room(settings.needles)) if task is NEEDLE else task
              for task in tasks]  # fmt: skip
     if "needle" in {task.name for task in tasks} and settings.items < settings.depths:
         progress.warn(
-            f"{settings.items} needle items stand at the first {settings.items} of "
-            f"{settings.depths} depths alone; give --items {settings.depths} or more."
+            f"{settings.items} needle items cover only the first {settings.items} of "
+            f"{settings.depths} depths; give --items {settings.depths} or more."
         )
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
     sources, fidelity = _sources(models, matrix, bool(settings.adapters)), None
     if settings.adapters:
-        sources, fidelity = adapted(sources, settings.adapters)
-    folders: dict[str, str] = {}
-    for source in sources:
-        if (other := folders.setdefault(source.folder, source.name)) != source.name:
-            raise InputError(f"'{other}' and '{source.name}' are too much alike; rename one.")
+        sources, fidelity = add_adapters(sources, settings.adapters)
+    _check_folders(sources)
     contexts = {source.name: source.spec() for source in sources}
     for source in sources:
-        source.config()  # one model's context may not suit the other's architecture
-    tokenizer = _one_tokenizer(sources)
+        source.config()  # one model's context may not fit another's architecture
     depths = (sigmoid_depths if settings.sigmoid else linear_depths)(settings.depths)
     kit = Kit(
-        Prompter(tokenizer, chat=settings.chat), corpus, seed=settings.seed,
+        Prompter(_common_tokenizer(sources), chat=settings.chat), corpus, seed=settings.seed,
         needles=settings.needles, decoys=settings.decoys, depths=depths, questions=quizzes,
     )  # fmt: skip
-    plain = any(name in MEASURES for name in measures)
-    if settings.haystack != "world" and (plain or any(task.haystack for task in tasks)):
-        share = kit.prompter.unknown_share("".join(corpus.pieces("known", 50)))
-        if share > 0.2:
-            raise InputError(
-                f"The models' tokenizer does not know {share:.0%} of the words of the haystack "
-                f"{settings.haystack}; give --haystack world (with --suite toy) or a text of its "
-                "own."
-            )
-    known = kit.prompter.ids(kit.prompter.wrap("Where?"))
-    for source in sources:
-        if max(known) >= (size := int(source.config().get("vocab_size", max(known) + 1))):
-            raise InputError(
-                f"{source.name} knows {size} tokens, and the prompts have number {max(known)} in "
-                f"them, a token of {sources[0].name}'s own"
-                f"{' chat template; leave --chat out' if settings.chat else ''}."
-            )
-    longest = max(spec.max_position_embeddings for spec in contexts.values())
-    top = min(longest, 128 * 1024)
-    lengths = list(settings.lengths) or [top // 8, top // 4, top // 2, top]
+    reads_haystack = any(name in MEASURES for name in measures) or any(
+        task.haystack for task in tasks
+    )
+    if settings.haystack != "world" and reads_haystack:
+        _check_haystack(kit, settings.haystack)
+    _check_vocabularies(sources, kit, settings.chat)
+    longest = min(max(spec.max_position_embeddings for spec in contexts.values()), 128 * 1024)
+    lengths = list(settings.lengths) or [longest // 8, longest // 4, longest // 2, longest]
     for name, spec in contexts.items():
-        told = name == "donor" or not (matrix or fidelity)
-        if max(lengths) > spec.max_position_embeddings and told:
+        expected = matrix or fidelity  # models other than the donor are short of context there
+        if max(lengths) > spec.max_position_embeddings and (name == "donor" or not expected):
             progress.warn(
                 f"{name} is made for {format_tokens(spec.max_position_embeddings)} tokens and is "
-                f"examined at up to {format_tokens(max(lengths))}."
+                f"evaluated at up to {format_tokens(max(lengths))}."
             )
     if measures and max(lengths) < 2:
         raise InputError("perplexity and drift need two tokens; raise --lengths.")
     own = contexts[sources[0].name].max_position_embeddings
     judge = _judge(settings, tasks)
     if judge is not None:
-        settings = replace(settings, judge=judge.url)  # without secrets, as it stands in records
+        settings = replace(settings, judge=judge.url)  # without secrets, since it is recorded
     return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
 
 
-def refuse_shared(work: Work, mesh: Mesh) -> None:
-    """Raise InputError for what several processes cannot do together."""
-    asked = work.settings.scoring
+def refuse_unsupported_parallelism(work: Work, mesh: Mesh) -> None:
+    """Raises InputError for what does not work in several processes."""
     for task in work.tasks if mesh.context > 1 else ():
-        if (task.scoring if asked == "auto" else asked) == "generate":
+        if work.scoring(task) == "generate":
             raise InputError(
-                f"{task.name} generates, and --context-parallel cuts prompts up between processes, "
-                "which only scores them; leave it out, then each process has whole prompts, or "
-                "give --scoring teacher."
+                f"{task.name} generates, and --context-parallel splits prompts between processes, "
+                "which can only score them; leave --context-parallel out, so that each process "
+                "gets whole prompts, or give --scoring teacher."
             )
     if mesh.size > 1 and any(name.startswith(PREFIX) for name in work.measures):
         raise InputError("lm-eval's suites run in one process; start them without torchrun.")
 
 
-def _check(settings: Settings) -> None:
-    for name, least in (
-        ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
-        ("limit", 1),
-    ):  # fmt: skip
-        if (given := getattr(settings, name)) is not None and given < least:
-            raise InputError(f"--{name} {given} is too few; give {least} or more.")
-    if settings.scoring not in ("auto", "teacher", "generate"):
-        raise InputError(f"--scoring '{settings.scoring}' is not auto, teacher or generate.")
+def _check_folders(sources: list[Source]) -> None:
+    """Raises InputError if two models' answers would have the same folder."""
+    folders: dict[str, str] = {}
+    for source in sources:
+        if (other := folders.setdefault(source.folder, source.name)) != source.name:
+            raise InputError(f"'{other}' and '{source.name}' are too similar; rename one.")
+
+
+def _check_haystack(kit: Kit, name: str) -> None:
+    """Raises InputError if the tokenizer does not know the haystack's words."""
+    share = kit.prompter.unknown_share("".join(kit.haystack.pieces("known", 50)))
+    if share > 0.2:
+        raise InputError(
+            f"The models' tokenizer does not know {share:.0%} of the words of the haystack "
+            f"{name}; give --haystack world (with --suite toy) or a text that it knows."
+        )
+
+
+def _check_vocabularies(sources: list[Source], kit: Kit, chat: bool) -> None:
+    """Raises InputError if a model lacks a token that the prompts contain."""
+    largest = max(kit.prompter.ids(kit.prompter.wrap("Where?")))
+    for source in sources:
+        if largest >= (size := int(source.config().get("vocab_size", largest + 1))):
+            raise InputError(
+                f"{source.name} has {size} tokens, and the prompts contain token {largest}, which "
+                f"only {sources[0].name} has"
+                f"{' (of its chat template; leave --chat out)' if chat else ''}."
+            )
 
 
 def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
-    """The judge, asked a first question. Raises InputError where it has nothing to do, or does not
+    """The judge, after a test question. Raises InputError if it has nothing to judge or does not
     answer."""
     if settings.judge is None or settings.judge_model is None:
         if settings.judge or settings.judge_model:
@@ -170,8 +150,8 @@ def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
         return None
     if settings.scoring == "teacher" or not any(task.judged for task in tasks):
         raise InputError(
-            "--judge reads generated free answers, and none is asked for: choose qa_1, qa_hard_1, "
-            "zeroscrolls:PATH or loogle:PATH, without --scoring teacher."
+            "--judge reads generated free answers, and no chosen task has any; give qa_1, "
+            "qa_hard_1, zeroscrolls:PATH or loogle:PATH, without --scoring teacher."
         )
     judge = Judge(settings.judge, settings.judge_model)
     judge.check()
@@ -212,8 +192,8 @@ def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
     ]
 
 
-def _one_tokenizer(sources: list[Source]) -> Any:
-    """The first model's, if all models have the same words for the same ids."""
+def _common_tokenizer(sources: list[Source]) -> Any:
+    """The first model's tokenizer. Raises InputError if another model's is different."""
     first = sources[0].tokenizer()
     vocabulary, seen = first.get_vocab(), {sources[0].place}
     for source in sources[1:]:
@@ -225,6 +205,6 @@ def _one_tokenizer(sources: list[Source]) -> Any:
         if len(shared) < 0.95 * len(vocabulary) or any(vocabulary[w] != other[w] for w in shared):
             raise InputError(
                 f"{sources[0].place} and {source.place} have different tokenizers, so they cannot "
-                "be shown the same tokens; evaluate them one by one."
+                "be given the same tokens; evaluate them one by one."
             )
     return first

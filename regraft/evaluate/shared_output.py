@@ -1,4 +1,4 @@
-"""A staging folder as all processes of a run see it: the first writes and tells the others."""
+"""A staging folder shared by all processes of a run: process 0 reads and writes it for all."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint.staging import Staging
-from regraft.evaluate.answers.distributed import from_first
+from regraft.evaluate.answers.distributed import broadcast_from_first
 from regraft.parallel import Mesh
 from regraft.write import write_text
 
 Lines = list[dict[str, Any]]
 
 
-class Desk:
-    """Lines of JSON and facts by key. All methods are collective; `staging` is None in all
-    processes but the first."""
+class SharedOutput:
+    """Files of JSON lines, and the journal's facts by key. All methods are collective; `staging` is
+    None in all processes but the first."""
 
     def __init__(self, mesh: Mesh, staging: Staging | None) -> None:
         self.mesh, self.staging = mesh, staging
@@ -27,33 +27,35 @@ class Desk:
             assert staging is not None
             return str(staging.folder), str(staging.spool)
 
-        self.folder, self.spool = map(Path, from_first(mesh, folders))
+        self.folder, self.spool = map(Path, broadcast_from_first(mesh, folders))
 
     @classmethod
     @contextmanager
-    def open(cls, mesh: Mesh, start: Callable[[], Staging]) -> Iterator[Desk]:
-        """With the staging folder that `start` opens in process 0; an error there is raised in
-        all processes."""
+    def open(cls, mesh: Mesh, start: Callable[[], Staging]) -> Iterator[SharedOutput]:
+        """Call `start` in process 0 to open the staging folder; its error is raised in all
+        processes."""
         with ExitStack() as stack:
             opened: list[Staging] = []
-            from_first(mesh, lambda: opened.append(stack.enter_context(start())))
+            broadcast_from_first(mesh, lambda: opened.append(stack.enter_context(start())))
             yield cls(mesh, opened[0] if opened else None)
 
     def facts(self, key: str) -> dict[str, Any] | None:
-        """What was noted of a finished piece."""
-        return from_first(self.mesh, lambda: self._done(key))
+        """The facts in the journal about a finished piece; None if it is not finished."""
+        return broadcast_from_first(self.mesh, lambda: self._done(key))
 
     def note(self, key: str, **facts: Any) -> None:
-        """Note a finished piece."""
+        """Record a finished piece in the journal."""
         if self.staging is not None:
             self.staging.record(key, **facts)
 
     def has(self, key: str, path: Path) -> bool:
-        """Whether the lines of `key` are in their file."""
-        return from_first(self.mesh, lambda: self._done(key) is not None and path.is_file())
+        """Whether the file of `key` is complete."""
+        return broadcast_from_first(
+            self.mesh, lambda: self._done(key) is not None and path.is_file()
+        )
 
     def write(self, key: str, path: Path, lines: Lines) -> None:
-        """The lines, then the note that they are there."""
+        """Write the lines to the file, then record it as finished."""
         if self.staging is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,8 @@ class Desk:
         self.staging.record(key)
 
     def read(self, path: Path) -> Lines:
-        """The lines of a file."""
-        return from_first(self.mesh, lambda: read_lines(path))
+        """The JSON lines of a file."""
+        return broadcast_from_first(self.mesh, lambda: read_lines(path))
 
     def _done(self, key: str) -> dict[str, Any] | None:
         assert self.staging is not None
@@ -75,6 +77,6 @@ class Desk:
 
 
 def read_lines(path: Path) -> Lines:
-    """The lines of a file that this process can see."""
-    with path.open(encoding="utf-8") as file:  # not splitlines: prompts may hold U+2028
+    """The JSON lines of a file, read by this process. Not collective."""
+    with path.open(encoding="utf-8") as file:  # not splitlines: prompts may contain U+2028
         return [json.loads(line) for line in file]

@@ -1,4 +1,4 @@
-"""Which tasks a suite's name stands for."""
+"""The suites: which tasks and measures each name of --suite selects."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ MEASURES = ("perplexity", "drift")  # without questions
 
 
 def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
-    """(tasks, measures) of suite, task and measure names. quizzes: --qa files that were given.
+    """(tasks, measures) selected by names of suites, tasks and measures.
 
-    Suites leave question tasks out where there is no file for them. Raises InputError for an
-    unknown name, for a question task without its file, and for files that are not a suite's own.
-    What is lm-eval's is a measure.
+    quizzes: the number of --qa files.
+
+    A suite omits question tasks without a --qa file. lm-eval's tasks count as measures. Raises
+    InputError for an unknown name, for a question task without its file, and for files that are not
+    in a suite's layout.
     """
     tasks: dict[str, Task] = {}
     measures: list[str] = []
@@ -60,7 +62,7 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *TASKS))
             raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
     if not tasks and not measures:
-        raise InputError("--suite names nothing to measure; give needle, for one.")
+        raise InputError("--suite names nothing to measure; give needle, for example.")
     check([name.removeprefix(PREFIX) for name in measures if name.startswith(PREFIX)])
     return list(tasks.values()), measures
 

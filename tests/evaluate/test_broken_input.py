@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from evaluated import text_tokenizer, toy
+from evaluated import evaluate, text_tokenizer, toy
 from models import LLAMA, LONG, save, weights
 from typer.testing import CliRunner
 
@@ -19,11 +18,13 @@ from regraft.errors import CheckpointError, InputError, RegraftError
 from regraft.evaluate.answers import drift
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.cost import plan, seconds, tokens
-from regraft.evaluate.job import _texts, evaluate_models
-from regraft.evaluate.prepare import Settings, prepare
+from regraft.evaluate.measures import plain_texts
+from regraft.evaluate.prepare import prepare
 from regraft.evaluate.prompts import template
 from regraft.evaluate.prompts.haystack import Grammar
 from regraft.evaluate.prompts.length import Prompter
+from regraft.evaluate.result import Drift
+from regraft.evaluate.settings import Settings
 from regraft.evaluate.tasks import Kit, listing
 from regraft.evaluate.tasks.needle import room
 
@@ -107,7 +108,7 @@ def test_a_perplexity_that_no_float_holds_is_none_and_the_report_is_made(tmp_pat
     save(tmp_path / "m", CONFIG, held)
     text_tokenizer().save_pretrained(tmp_path / "m")
     out = tmp_path / "out"
-    evaluate_models([str(tmp_path / "m")], out, suite="perplexity", lengths="256", texts=1)
+    evaluate([str(tmp_path / "m")], out, suite="perplexity", lengths="256", texts=1)
 
     def refuse(name: str) -> float:
         raise AssertionError(name)
@@ -140,7 +141,7 @@ def test_drift_is_over_the_tokens_that_both_models_have(tmp_path: Path) -> None:
     rows = [[0, 17, 230, 41, 599]]
     for one, other in ((small, large), (large, small)):
         found = drift.measure(one, drift.Reference(other, rows))
-        assert found == {"kl": 0.0, "top1": 1.0, "cosine": 1.0, "positions": 5}
+        assert found == Drift(kl=0.0, top1=1.0, cosine=1.0, positions=5)
 
 
 def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Pat
     tokenizer.chat_template = "<s><turn>{{ messages[0].content }}"
     tokenizer.save_pretrained(first)
     settings = Settings(("needle",), (512,), chat=True)
-    with pytest.raises(InputError, match=r"b knows 600 tokens.*number 600.*leave --chat out"):
+    with pytest.raises(InputError, match=r"b has 600 tokens.*token 600.*leave --chat out"):
         prepare([str(first), str(second)], settings, matrix=False)
     prepare([str(first)], settings, matrix=False)
     tokenizer.chat_template = "{{ raise_exception('a system message comes first') }}"
@@ -182,10 +183,7 @@ def test_a_chat_template_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPa
 def test_plain_texts_begin_as_texts_do_also_beside_chat_prompts() -> None:
     tokenizer = text_tokenizer()
     tokenizer.chat_template = "<s>[user] {{ messages[0].content }} [model]"
-    work: Any = SimpleNamespace(
-        kit=Kit(Prompter(tokenizer, chat=True), Grammar()), settings=Settings()
-    )
-    (ids,) = _texts(work, 64, 1)
+    (ids,) = plain_texts(Kit(Prompter(tokenizer, chat=True), Grammar()), 64, 1, seed=0)
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
 
@@ -194,7 +192,7 @@ def test_plain_texts_begin_as_texts_do_also_beside_chat_prompts() -> None:
 def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = speaker(tmp_path / "m")
     settings = Settings(("needle",), (512,), items=5)
-    with pytest.raises(InputError, match="'a b' and 'a-b' are too much alike"):
+    with pytest.raises(InputError, match="'a b' and 'a-b' are too similar"):
         prepare([f"a b={place}", f"a-b={place}"], settings, matrix=False)
     with pytest.raises(InputError, match=r"cannot be '\.\.'"):
         prepare([f"..={place}"], settings, matrix=False)
@@ -205,8 +203,8 @@ def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     place = str(speaker(tmp_path / "m"))
     with pytest.raises(InputError, match="need two tokens"):
-        evaluate_models([place], tmp_path / "out", suite="perplexity", lengths="1")
-    with pytest.warns(UserWarning, match="2 needle items stand at the first 2 of 5 depths"):
+        evaluate([place], tmp_path / "out", suite="perplexity", lengths="1")
+    with pytest.warns(UserWarning, match="2 needle items cover only the first 2 of 5 depths"):
         prepare([place], Settings(("needle",), (512,), items=2), matrix=False)
 
 

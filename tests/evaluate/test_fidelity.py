@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluated import toy
+from evaluated import answers, evaluate, record, toy
 from models import LONG, contents
 from safetensors.torch import load_file, save_file
 
@@ -18,9 +18,9 @@ from regraft.adapters.extract import card
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError, LineageError
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.job import evaluate_models
-from regraft.evaluate.report import figures, page
-from regraft.evaluate.report.record import kept
+from regraft.evaluate.report import files, plots
+from regraft.evaluate.report.aggregate import fidelity_ratios
+from regraft.evaluate.result import EvaluatedAdapter, FidelityRecord
 from regraft.evaluate.suites import TASKS
 
 QUICK: dict[str, Any] = {"haystack": "world", "items": 4, "suite": "toy", "lengths": "64,128"}
@@ -53,41 +53,38 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "draw", lambda folder, result: [])
+    monkeypatch.setattr(files, "draw", lambda folder, result: [])
 
 
 def run(family: dict[str, Path], out: Path, *ranks: int, **more: Any) -> dict[str, Any]:
     adapters = tuple(str(family[f"rank {rank}"]) for rank in ranks)
     models = more.pop("models", [f"donor={family['donor']}"])
-    return evaluate_models(models, out, adapters=adapters, **{**QUICK, **more})
+    return evaluate(models, out, adapters=adapters, **{**QUICK, **more})
 
 
 def test_fidelity_is_the_share_of_the_donors_gain() -> None:
-    def lines(right: int) -> list[dict[str, Any]]:
-        return [{"score": float(n < right)} for n in range(100)]
-
     right = {"base": 20, "donor": 80, "rank 2": 50, "rank 8": 77}
     tasks = [TASKS[name] for name in ("notes", "vt", "shout")]
     found = {
-        (name, task.name, length): lines(count if length == 128 else 20)
+        (name, task.name, length): answers(count if length == 128 else 20)
         for name, count in right.items()
         for task in tasks
         for length in (64, 128)
     }
-    result = kept(found, tasks, "base", "donor", ["rank 2", "rank 8"])
+    result = fidelity_ratios(found, tasks, "base", "donor", ["rank 2", "rank 8"])
     assert list(result) == ["notes", "vt", "all"]  # shouting is a skill
     for task in result:
-        assert result[task]["64"] == {"rank 2": None, "rank 8": None}  # nothing was gained there
-        assert result[task]["128"]["rank 2"]["value"] == pytest.approx(30 / 60)
-        assert result[task]["128"]["rank 8"]["value"] == pytest.approx(57 / 60)
-    drawn = page.fidelity(
-        {"fidelity": {"adapters": {"rank 2": {"rank": 2}, "rank 8": {"rank": 8}},
-                      "ratios": {**result, "cwe": {"64": {"rank 2": None, "rank 8": None}}}}}
-    )  # fmt: skip
-    assert [plot["task"] for plot in drawn] == ["notes", "vt", "all"]
-    assert [line["name"] for line in page.key(drawn)] == ["128 tokens"]  # 64 has no line
-    alone, both = (result[task]["128"]["rank 2"] for task in ("notes", "all"))
-    assert alone["low"] < both["low"] < 0.5 < both["high"] < alone["high"]
+        assert result[task][64] == {"rank 2": None, "rank 8": None}  # nothing was gained there
+        assert result[task][128]["rank 2"].value == pytest.approx(30 / 60)
+        assert result[task][128]["rank 8"].value == pytest.approx(57 / 60)
+    adapters = {f"rank {rank}": EvaluatedAdapter(place="", rank=rank, sha256={}) for rank in (2, 8)}
+    ratios = {**result, "cwe": {64: dict.fromkeys(adapters)}}
+    fidelity = FidelityRecord(base="base", donor="donor", adapters=adapters, ratios=ratios)
+    drawn = plots.fidelity(record(fidelity=fidelity))
+    assert [plot.task for plot in drawn] == ["notes", "vt", "all"]
+    assert [line.name for line in plots.distinct_lines(drawn)] == ["128 tokens"]  # 64 has no line
+    alone, both = (result[task][128]["rank 2"] for task in ("notes", "all"))
+    assert alone.low < both.low < 0.5 < both.high < alone.high
 
 
 def test_an_adapter_is_measured_on_its_base_and_named_by_its_rank(
@@ -123,10 +120,10 @@ def test_an_adapter_is_measured_on_its_base_and_named_by_its_rank(
 def test_a_killed_run_applies_again_and_ends_with_the_same_files(
     family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.evaluate.answers import scoring
+    from regraft.evaluate import cells
 
     run(family, tmp_path / "whole", 2)
-    real, calls = scoring.answer, 0
+    real, calls = cells.answer, 0
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -135,7 +132,7 @@ def test_a_killed_run_applies_again_and_ends_with_the_same_files(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(scoring, "answer", dying)
+    monkeypatch.setattr(cells, "answer", dying)
     with pytest.raises(KeyboardInterrupt):
         run(family, tmp_path / "part", 2)
     run(family, tmp_path / "part", 2, resume=True)
@@ -177,21 +174,21 @@ def test_what_cannot_be_compared_is_refused_before_any_model_is_loaded(
 
     def said(models: list[str], adapter: Path, **more: Any) -> str:
         with pytest.raises(InputError) as caught:
-            evaluate_models(models, tmp_path / "out", adapters=(str(adapter),), **{**QUICK, **more})
+            evaluate(models, tmp_path / "out", adapters=(str(adapter),), **{**QUICK, **more})
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
     assert "is not the base that" in said([donor, f"base={other}"], family["rank 2"])
     assert "donor=MODEL" in said([base], family["rank 2"])
-    assert "/no/such/base, is not to be found: give base=MODEL" in said([donor], moved)
-    assert "does not say what its base is" in said([donor], bare)
+    assert "/no/such/base, cannot be found; give base=MODEL" in said([donor], moved)
+    assert "does not record its base" in said([donor], bare)
     with pytest.raises(LineageError, match="no relative"):
-        evaluate_models([donor, f"base={other}"], tmp_path / "out", adapters=(str(bare),), **QUICK)
+        evaluate([donor, f"base={other}"], tmp_path / "out", adapters=(str(bare),), **QUICK)
     assert "has no adapter_config.json" in said([donor], family["base"])
     roles = [f"recipient={other}", donor, f"graft={other}", base]
     with pytest.raises(InputError, match="not base without --adapter"):
-        evaluate_models(roles, tmp_path / "out", matrix=True, **QUICK)
+        evaluate(roles, tmp_path / "out", matrix=True, **QUICK)
 
 
 def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
@@ -205,7 +202,7 @@ def test_ranks_that_differ_are_named_from_to_and_equal_ones_by_their_folders(
     again = tmp_path / "again"
     shutil.copytree(family["rank 2"], again)
     adapters = (str(budget), str(family["rank 2"]), str(again))
-    plan = evaluate_models(
+    plan = evaluate(
         [f"donor={family['donor']}"], tmp_path / "out", adapters=adapters, dry_run=True, **QUICK
     )["plan"]
     models = plan["models"]
@@ -228,7 +225,7 @@ data:
 """)
     train_model(tmp_path / "recipe.yaml", tmp_path / "adapter", device="cpu")
     with pytest.warns(UserWarning, match="its fidelity is to another model"):
-        result = evaluate_models(
+        result = evaluate(
             [f"donor={family['donor']}"], tmp_path / "out", adapters=(str(tmp_path / "adapter"),),
             **{**QUICK, "lengths": "64"},
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluated import text_tokenizer, toy, world_tokenizer
+from evaluated import answers, evaluate, text_tokenizer, toy, world_tokenizer
 from models import GEMMA2, LLAMA, LONG, contents, save, weights
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -22,13 +22,15 @@ from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers import drift, perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
 from regraft.evaluate.answers.scoring import answer, batches
-from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
-from regraft.evaluate.report.record import ratios, summarise
-from regraft.evaluate.report.transfer import effective_length, interval, mean_interval, ratio
+from regraft.evaluate.report.aggregate import summarise, transfer_ratios
+from regraft.evaluate.report.transfer import effective_length
+from regraft.evaluate.result import EffectiveLength, read_result
+from regraft.evaluate.statistics import Ratio, mean_interval, ratio, score_interval
 from regraft.evaluate.suites import TASKS
 from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.record import dump_json
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"haystack": "world", "items": 6, "texts": 2}
@@ -82,9 +84,9 @@ def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) ->
     for budget in (1, 20, 1000):
         forced = answer(model, prompter, items, "teacher", budget=budget, room=3)
         said = answer(model, prompter, items, "generate", budget=budget, room=3)
-        assert [a["score"] for a in forced] == [1, 0] * 3
-        assert [a["score"] for a in said] == [1, 0] * 3
-        assert [a["twin"] for a in forced] == [1, 0] * 3
+        assert [a.score for a in forced] == [1, 0] * 3
+        assert [a.score for a in said] == [1, 0] * 3
+        assert [a.twin for a in forced] == [1, 0] * 3
 
 
 def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
@@ -96,7 +98,7 @@ def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
             ids = torch.tensor([prompter.ids(prompt)])
             logits = model.model(input_ids=ids).logits[0, -1]
             wanted = -logits.detach().log_softmax(-1)[IDS[item.references[0]]]
-            assert got[key] == pytest.approx(float(wanted), rel=1e-4)
+            assert getattr(got, key) == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
@@ -107,8 +109,8 @@ def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
         ids = torch.tensor([prompter.ids(item.prompt)])
         logits = model.model(input_ids=ids).logits[0, -1].detach()
         best = max(item.candidates, key=lambda word: float(logits[IDS[word]]))
-        assert got["said"] == best
-        assert got["score"] == (best == item.references[0])
+        assert got.said == best
+        assert got.score == (best == item.references[0])
 
 
 def test_batches_hold_no_more_than_the_budget_and_every_row_once() -> None:
@@ -139,9 +141,9 @@ def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
         logits = model.model(input_ids=ids).logits
     nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     nll = nll.view(2, -1)
-    assert list(found["nll"]) == ["0-64", "64-128", "128-160"]
-    assert found["nll"]["64-128"] == pytest.approx(float(nll[:, 63:127].mean()), rel=1e-4)
-    assert found["perplexity"] == pytest.approx(math.exp(float(nll.mean())), rel=1e-3)
+    assert list(found.nll) == ["0-64", "64-128", "128-160"]
+    assert found.nll["64-128"] == pytest.approx(float(nll[:, 63:127].mean()), rel=1e-4)
+    assert found.perplexity == pytest.approx(math.exp(float(nll.mean())), rel=1e-3)
     near = []
     for row in rows:  # windows of 32 tokens that advance by 8, behind <s>
         for at in range(80, 160, 8):
@@ -150,14 +152,14 @@ def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
                 logits = model.model(input_ids=part).logits[0, :-1]
             near.append(F.cross_entropy(logits, part[0, 1:], reduction="none")[-8:])
     gain = float(torch.cat(near).mean() - nll[:, 79:].mean())
-    assert found["gain"] == {"32": pytest.approx(gain, abs=1e-4)}
+    assert found.gain == {"32": pytest.approx(gain, abs=1e-4)}
 
 
 def test_key_tokens_of_one_model_are_counted_in_another(
     model: LanguageModel, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # no token gains two nats in a random model
-    monkeypatch.setattr(perplexity, "_keys", lambda near, full: near > full)
+    monkeypatch.setattr(perplexity, "_key_mask", lambda near, full: near > full)
     other = Source("d", str(folders["donor"])).load(CPU)
     rows = perplexity.texts(Prompter(world_tokenizer()), World(), 160, 2, seed=0)
     keys = perplexity.key_tokens(other, rows, budget=400)
@@ -165,11 +167,11 @@ def test_key_tokens_of_one_model_are_counted_in_another(
     assert sum(map(len, keys)) > 3
     own = perplexity.measure(model, rows, 400)
     found = perplexity.measure(model, rows, 400, keys)
-    assert found["key_share"] == pytest.approx(sum(map(len, keys)) / 160)
-    assert found["key_share"] != own["key_share"]
+    assert found.key_share == pytest.approx(sum(map(len, keys)) / 160)
+    assert found.key_share != own.key_share
     nll = model.score(rows, [[80 + at for at in row] for row in keys])
     mean = float(torch.cat([values for values, _ in nll]).mean())
-    assert found["long_perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+    assert found.long_perplexity == pytest.approx(math.exp(mean), rel=1e-4)
     assert perplexity.measure(other, rows, 400) == perplexity.measure(other, rows, 400, keys)
     assert perplexity.key_tokens(other, [row[:100] for row in rows], 400) is None
 
@@ -180,9 +182,9 @@ def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
     rows = perplexity.texts(Prompter(world_tokenizer()), World(), 50, 2, seed=0)
     reference = drift.Reference(model, rows)
     own = drift.measure(model, reference)
-    assert own["kl"] == pytest.approx(0, abs=1e-6)
-    assert own["cosine"] == pytest.approx(1, abs=1e-5)
-    assert own["top1"] == 1
+    assert own.kl == pytest.approx(0, abs=1e-6)
+    assert own.cosine == pytest.approx(1, abs=1e-5)
+    assert own.top1 == 1
     other = Source("d", str(folders["donor"])).load(CPU)
     found = drift.measure(other, reference)
     ids = torch.tensor(rows)
@@ -190,8 +192,8 @@ def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
         p = model.model(input_ids=ids).logits.double().log_softmax(-1)
         q = other.model(input_ids=ids).logits.double().log_softmax(-1)
     kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
-    assert found["kl"] == pytest.approx(float(kl), rel=1e-3)
-    assert found["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert found.kl == pytest.approx(float(kl), rel=1e-3)
+    assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
 
 
 def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
@@ -199,84 +201,79 @@ def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
     half = [1.0] * 45 + [0.0] * 55
     found = ratio(half, low, high, low)
     assert found is not None
-    assert found["value"] == pytest.approx(0.5)
-    assert 0.35 < found["low"] < 0.45 < 0.55 < found["high"] < 0.65
+    assert found.value == pytest.approx(0.5)
+    assert 0.35 < found.low < 0.45 < 0.55 < found.high < 0.65
     same = ratio(high, low, high, low)
     # alike item by item: up to 3.7% of all items may differ, of a mean of 0.9
     margin = 1.96**2 / (100 + 1.96**2) / 0.9
-    assert same == {"value": 1, "low": pytest.approx(1 - margin), "high": pytest.approx(1 + margin)}
+    assert same == Ratio(1, pytest.approx(1 - margin), pytest.approx(1 + margin))
     few = ratio([1.0] * 5, None, [1.0] * 5, None)
     assert few is not None
-    assert few["low"] < 0.6 < 1.4 < few["high"]  # five items say little
+    assert few.low < 0.6 < 1.4 < few.high  # five items say little
     five = ratio([1.0, 0, 1, 1, 0], [0.0] * 5, [1.0] * 5, [0.0] * 5)
     assert five is not None
-    assert five["low"] < 0.15
+    assert five.low < 0.15
     assert ratio(half, low, [1.0, *low[1:]], low) is None
     assert ratio(half, half, half, half) is None
     assert ratio([1.0], None, [1.0], None) is None
-    assert interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
-    assert interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
-    low, high = interval([1, 1, 1, 1, 0])
+    assert score_interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
+    assert score_interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
+    low, high = score_interval([1, 1, 1, 1, 0])
     assert (low, high) == (
         pytest.approx(0.3755, abs=1e-3),
         pytest.approx(0.9638, abs=1e-3),
     )  # Wilson's, tables
-    assert interval([0.5] * 5)[0] < 0.2
+    assert score_interval([0.5] * 5)[0] < 0.2
     assert mean_interval([2.0]) is None
     # Student's t of 4 degrees of freedom is 2.776
     low, high = mean_interval([1.0, 2, 3, 4, 5]) or (0, 0)
     assert high - 3 == pytest.approx(3 - low) == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=0.02)
-    wide, narrow = interval([0, 1] * 10), interval([0, 1] * 1000)
+    wide, narrow = score_interval([0, 1] * 10), score_interval([0, 1] * 1000)
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
 
 
 def test_transfer_and_retention_are_of_the_roles_they_name() -> None:
-    def lines(right: int) -> list[dict[str, Any]]:
-        return [{"score": float(n < right)} for n in range(100)]
-
     right = {"recipient": 20, "theta only": 40, "donor": 80, "graft": 50, "recovered": 70}
     tasks = [TASKS[name] for name in ("notes", "vt", "shout")]
     found = {
-        (role, task.name, length): lines(count)
+        (role, task.name, length): answers(count)
         for role, count in right.items()
         for task in tasks
         for length in (64, 128)
     }
-    result = ratios(found, tasks, list(right), own_length=64)
-    short, far = result["notes"]["64"], result["all"]["128"]
+    result = transfer_ratios(found, tasks, list(right), own_length=64)
+    short, far = result["notes"][64], result["all"][128]
     expected = {
         "transfer graft": 30 / 60, "weight transfer graft": 10 / 40,
         "transfer recovered": 50 / 60, "weight transfer recovered": 30 / 40,
     }  # fmt: skip
     for name, value in expected.items():
-        assert short[name]["value"] == pytest.approx(value)
-        assert far[name]["value"] == pytest.approx(value)
-        assert short[name]["low"] < value < short[name]["high"]
-        assert far[name]["high"] - far[name]["low"] < short[name]["high"] - short[name]["low"]
-    assert short["retention graft"]["value"] == pytest.approx(2.5)
+        assert short[name].value == pytest.approx(value)
+        assert far[name].value == pytest.approx(value)
+        assert short[name].low < value < short[name].high
+        assert far[name].high - far[name].low < short[name].high - short[name].low
+    assert short["retention graft"].value == pytest.approx(2.5)
     assert not any(name.startswith("retention") for name in far)
-    assert list(result["shout"]["64"]) == ["retention graft", "retention recovered"]
+    assert list(result["shout"][64]) == ["retention graft", "retention recovered"]
 
 
 def test_effective_length_holds_at_all_shorter_lengths_too() -> None:
-    assert effective_length({64: 0.9, 128: 0.7, 256: 0.99}) == {"ruler": 64, "own": 64}
-    assert effective_length({64: 0.6, 128: 0.55, 256: 0.4}) == {"ruler": None, "own": 128}
-    assert effective_length({64: 1.0, 128: 1.0}) == {"ruler": 128, "own": 128}
-    assert effective_length({64: 0.0, 128: 0.0}) == {"ruler": None, "own": None}
-    assert effective_length({64: 0.06, 128: 0.06}, 0.03) == {"ruler": None, "own": None}
-    assert effective_length({64: 0.07, 128: 0.06}, 0.03) == {"ruler": None, "own": 128}
+    assert effective_length({64: 0.9, 128: 0.7, 256: 0.99}) == EffectiveLength(ruler=64, own=64)
+    assert effective_length({64: 0.6, 128: 0.55, 256: 0.4}) == EffectiveLength(ruler=None, own=128)
+    assert effective_length({64: 1.0, 128: 1.0}) == EffectiveLength(ruler=128, own=128)
+    assert effective_length({64: 0.0, 128: 0.0}) == EffectiveLength(ruler=None, own=None)
+    assert effective_length({64: 0.06, 128: 0.06}, 0.03) == EffectiveLength(ruler=None, own=None)
+    assert effective_length({64: 0.07, 128: 0.06}, 0.03) == EffectiveLength(ruler=None, own=128)
 
 
 def test_matrix_shows_every_model_the_same_prompts(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = evaluate_models(
-        named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK
-    )
+    result = evaluate(named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK)
     models = ["recipient", "theta only", "donor", "graft"]
     assert list(result["models"]) == list(result["cells"]) == models
-    assert result == json.loads((out / "result.json").read_text())
+    assert result == json.loads(dump_json(read_result(out)))
     assert set(result["cells"]["graft"]) == {"notes", "shout"}
     shown = [
         [json.loads(line)["hash"] for line in (out / "items" / name / "notes-64.jsonl").open()]
@@ -298,10 +295,7 @@ def test_matrix_shows_every_model_the_same_prompts(
 
 
 def test_means_are_over_tasks_that_fit_in_every_length() -> None:
-    lines = [
-        {"score": 1.0, "tokens": 60, "unique": 1.0, "depth": None, "on_grid": False}
-    ] * 4  # fmt: skip
-    low = [{**line, "score": 0.0} for line in lines]
+    lines, low = answers(4, 4), answers(0, 4)
     tasks = [TASKS[name] for name in ("notes", "shout", "cwe", "vt")]
     found = {
         ("m", "notes", 64): lines, ("m", "notes", 128): low, ("m", "shout", 64): low,
@@ -309,9 +303,9 @@ def test_means_are_over_tasks_that_fit_in_every_length() -> None:
         ("m", "cwe", 128): low,
     }  # fmt: skip
     result = summarise(found, tasks, ["m"])
-    assert result["overall_tasks"] == ["notes", "vt"]
-    assert result["overall"]["m"] == {"64": 1, "128": 0.5}
-    assert result["effective_length"]["m"] == {"ruler": 64, "own": 64}
+    assert result.overall_tasks == ["notes", "vt"]
+    assert result.overall["m"] == {64: 1, 128: 0.5}
+    assert result.effective_length["m"] == EffectiveLength(ruler=64, own=64)
 
 
 def test_theta_only_is_the_recipients_weights_under_the_donors_rope(
@@ -331,12 +325,12 @@ def test_theta_only_is_the_recipients_weights_under_the_donors_rope(
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.evaluate.answers import scoring
+    from regraft.evaluate import cells
 
     run: dict[str, Any] = {"matrix": True, "suite": MATRIX, "lengths": "64,128", **QUICK}
-    evaluate_models(named(folders), tmp_path / "whole", **run)
+    evaluate(named(folders), tmp_path / "whole", **run)
     calls = 0
-    real = scoring.answer
+    real = cells.answer
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -345,13 +339,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(scoring, "answer", dying)
+    monkeypatch.setattr(cells, "answer", dying)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_models(named(folders), tmp_path / "part", **run)
+        evaluate(named(folders), tmp_path / "part", **run)
     assert not (tmp_path / "part").exists()
     with pytest.raises(InputError, match="--resume"):
-        evaluate_models(named(folders), tmp_path / "part", **run)
-    evaluate_models(named(folders), tmp_path / "part", resume=True, **run)
+        evaluate(named(folders), tmp_path / "part", **run)
+    evaluate(named(folders), tmp_path / "part", resume=True, **run)
     assert calls == 7 + 10  # 16 cells, six of them done before the kill
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
@@ -361,7 +355,7 @@ def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path) -> None:
     config = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
-    result = evaluate_models(
+    result = evaluate(
         [str(folder)], tmp_path / "out", suite="needle,niah_single_1", lengths="256,512", items=5,
         depths=5, decoys=1, sigmoid=True,
     )  # fmt: skip
@@ -411,7 +405,7 @@ def test_bad_input_is_one_sentence_before_any_model_is_loaded(
     }  # fmt: skip
     models = [text.format_map(folders) for text in arguments.pop("models")]
     with pytest.raises(InputError, match=message) as caught:
-        evaluate_models(models, tmp_path / "out", **arguments)
+        evaluate(models, tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -422,19 +416,19 @@ def test_models_with_other_tokens_are_not_compared(
     config = {**LLAMA, "vocab_size": 600}
     other = save(tmp_path / "other", config, weights(config))
     with pytest.raises(CheckpointError, match="tokenizer"):
-        evaluate_models([str(other)], tmp_path / "out", **QUICK)
+        evaluate([str(other)], tmp_path / "out", **QUICK)
     text_tokenizer().save_pretrained(other)
     with pytest.raises(InputError, match="different tokenizers"):
-        evaluate_models([*named(folders), str(other)], tmp_path / "out", suite="toy", **QUICK)
+        evaluate([*named(folders), str(other)], tmp_path / "out", suite="toy", **QUICK)
     with pytest.raises(CheckpointError, match="none"):
-        evaluate_models([str(tmp_path / "none")], tmp_path / "out", **QUICK)
+        evaluate([str(tmp_path / "none")], tmp_path / "out", **QUICK)
 
 
 def test_a_length_beyond_the_context_is_run_with_a_warning(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.warns(UserWarning, match="made for 256 tokens and is examined at up to 512"):
-        evaluate_models(
+    with pytest.warns(UserWarning, match="made for 256 tokens and is evaluated at up to 512"):
+        evaluate(
             [str(folders["recipient"])], tmp_path / "out", suite="notes", lengths="512", **QUICK
         )
 
@@ -476,7 +470,7 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     }  # fmt: skip
     (tmp_path / "lanterns.yaml").write_text(json.dumps(task))
     suite = f"lm-eval:{tmp_path / 'lanterns.yaml'}"
-    result = evaluate_models(named(folders), tmp_path / "out", matrix=True, suite=suite, limit=6)
+    result = evaluate(named(folders), tmp_path / "out", matrix=True, suite=suite, limit=6)
     scores = result["published"]["scores"]
     assert list(scores) == ["recipient", "theta only", "donor", "graft"]
     # alike prompts, so one choice for all of them: it is right in every second of the six
@@ -485,13 +479,13 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     kept = result["published"]["retention"]["graft"]["lanterns"]
     assert kept is None or kept["value"] == 1
     with pytest.raises(InputError, match="knows no task"):
-        evaluate_models(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
+        evaluate(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(100):
-        low, high = interval((rng.random(60) < 0.6).astype(float).tolist())
+        low, high = score_interval((rng.random(60) < 0.6).astype(float).tolist())
         hits += low <= 0.6 <= high
     assert 85 <= hits <= 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cache
 from itertools import islice
@@ -58,3 +59,47 @@ def toy(folder: Path, seed: int = 0, **config: Any) -> Path:
     save(folder, settings, weights(settings, seed))
     write_tokenizer(folder)
     return folder
+
+
+def evaluate(*args: Any, **more: Any) -> dict[str, Any]:
+    """`evaluate_models`, with its result as in result.json."""
+    from regraft.evaluate.job import evaluate_models
+    from regraft.record import dump_json
+
+    result: dict[str, Any] = json.loads(dump_json(evaluate_models(*args, **more)))
+    return result
+
+
+def answers(right: int, count: int = 100) -> list[Any]:
+    """`count` answers of which the first `right` ones are right."""
+    from regraft.evaluate.result import Answer
+
+    return [
+        Answer(
+            number=n, tokens=60, unique_share=1.0, depth=None, on_grid=False, scoring="teacher",
+            score=float(n < right), hash="",
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def record(**fields: Any) -> Any:
+    """An EvaluationRecord that has nothing but `fields`."""
+    from regraft.evaluate.result import EvaluationRecord, PublishedSuites
+    from regraft.evaluate.settings import Settings
+
+    empty: dict[str, Any] = {
+        "matrix": False, "models": {}, "settings": Settings(), "tasks": {}, "cells": {},
+        "overall": {}, "overall_tasks": [], "effective_length": {}, "measures": {},
+        "published": PublishedSuites(scores={}, retention={}), "samples": [], "versions": {},
+    }  # fmt: skip
+    return EvaluationRecord(**{**empty, **fields})
+
+
+def cell(score: float, **fields: Any) -> Any:
+    """A Cell with this score."""
+    from regraft.evaluate.result import Cell
+
+    return Cell(
+        score=score, items=50, interval=(score, score), tokens=60, unique_share=1.0, **fields
+    )

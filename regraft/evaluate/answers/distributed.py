@@ -1,10 +1,10 @@
-"""One evaluation by several processes, the same as by one.
+"""One evaluation in several processes, with the same results as in one.
 
     torchrun --nproc-per-node 4 -m regraft evaluate MODEL -o OUT
 
-Each batch (or prompt to be generated from) is worked on by one process, or by the `context` ones
-that share its tokens; batches are those of a single process, so answers do not depend on how many
-there are. Process 0 alone writes, and decides what a resumed run has to do.
+Each batch (or prompt to generate from) is processed by one process, or by the `context` processes
+that share its tokens. Batches are the same as in a single process, so answers do not depend on the
+number of processes. Only process 0 writes, and it decides what a resumed run has left to do.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from regraft.errors import InputError, RegraftError
 from regraft.parallel import Mesh
 
 TIMEOUT = 1800.0
-"""Seconds after which a process that does not answer ends the others: more than a batch takes."""
+"""Seconds of silence from one process after which the others stop: longer than any batch."""
 
 Part = TypeVar("Part")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def join_mesh(context: int, device: str) -> Mesh:
-    """The processes there are, `context` of them to a prompt; all but process 0 fall silent.
+    """The mesh of all processes, `context` of them for each prompt.
 
-    Raises InputError where they cannot be divided so.
+    Raises InputError if `context` does not divide the number of processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if context < 1 or world % context:
@@ -43,44 +43,47 @@ def join_mesh(context: int, device: str) -> Mesh:
     return Mesh.create(context=context, shard="auto", device=device, timeout=TIMEOUT)
 
 
-def fall_silent() -> None:
-    """Leave progress, notes and warnings to process 0."""
+def silence_other_processes() -> None:
+    """Turn off progress, notes and warnings in all processes but process 0."""
     if int(os.environ.get("RANK", "0")):
         progress.configure(quiet=True)
         warnings.simplefilter("ignore")
 
 
-def spread(mesh: Mesh, parts: Sequence[Part], work: Callable[[Part], Found]) -> list[Found]:
-    """`work` of every part, in their order, in every process. Collective.
+def map_over_processes(
+    mesh: Mesh, parts: Sequence[Part], work: Callable[[Part], Result]
+) -> list[Result]:
+    """[work(part) for part in parts], computed by all processes and returned in each. Collective.
 
-    Each part is worked on in one process (by all that share a sequence). The RegraftError of the
-    first part that has one is raised in all processes.
+    Each part is processed by one process, or by those that share a sequence. The RegraftError of
+    the first part that fails is raised in all processes.
     """
     if mesh.size == 1:
         return [work(part) for part in parts]
-    found: dict[int, Found] = {}
+    results: dict[int, Result] = {}
     failed: tuple[int, RegraftError] | None = None
     for number in range(mesh.data_rank, len(parts), mesh.data_size):
         try:
-            found[number] = work(parts[number])
+            results[number] = work(parts[number])
         except RegraftError as error:
             failed = number, error
             break
-    everyone: list[tuple[dict[int, Found], tuple[int, RegraftError] | None]]
-    everyone = [({}, None)] * mesh.size
+    gathered: list[tuple[dict[int, Result], tuple[int, RegraftError] | None]]
+    gathered = [({}, None)] * mesh.size
     first = mesh.context_rank == mesh.ulysses_rank == 0
-    dist.all_gather_object(everyone, (found if first else {}, failed))
-    if errors := [error for _, error in everyone if error is not None]:
+    dist.all_gather_object(gathered, (results if first else {}, failed))
+    if errors := [error for _, error in gathered if error is not None]:
         raise min(errors, key=lambda error: error[0])[1]
-    together = {number: value for part, _ in everyone for number, value in part.items()}
-    return [together[number] for number in range(len(parts))]
+    results = {number: value for part, _ in gathered for number, value in part.items()}
+    return [results[number] for number in range(len(parts))]
 
 
-def from_first(mesh: Mesh, make: Callable[[], Found]) -> Found:
-    """What `make` gives in process 0, or its RegraftError, in every process. Collective."""
+def broadcast_from_first(mesh: Mesh, make: Callable[[], Result]) -> Result:
+    """Call `make` in process 0 and return its result, or raise its RegraftError, in every process.
+    Collective."""
     if mesh.size == 1:
         return make()
-    box: list[tuple[Found | None, RegraftError | None]] = [(None, None)]
+    box: list[tuple[Result | None, RegraftError | None]] = [(None, None)]
     if mesh.rank == 0:
         try:
             box = [(make(), None)]
@@ -93,7 +96,7 @@ def from_first(mesh: Mesh, make: Callable[[], Found]) -> Found:
     return value  # type: ignore[return-value]
 
 
-def meet(mesh: Mesh) -> None:
+def barrier(mesh: Mesh) -> None:
     """Wait for all processes. Collective."""
     if mesh.size > 1:
         dist.all_reduce(torch.zeros(1))

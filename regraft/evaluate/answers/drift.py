@@ -1,52 +1,53 @@
-"""How far a model has moved from the recipient on short text, where nothing should have changed.
+"""How far a model has drifted from the recipient on short text, where nothing should change.
 
-Mean KL(recipient || model) in nats over every position, the share of positions at which both find
-the same token likeliest, and the cosine of their last hidden states. Tokens that one of them alone
-has are left out. (The cosine of hidden states after a context extension predicts how much of MMLU
-is kept: LongReD, arXiv 2502.07365.)
+Mean KL(recipient || model) in nats over all positions, the share of positions at which both have
+the same likeliest token, and the cosine of their last hidden states. Tokens that only one of the
+vocabularies contains are left out. (The cosine of hidden states after a context extension predicts
+how much of MMLU is retained: LongReD, arXiv 2502.07365.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.evaluate.answers.distributed import spread
+from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.model import LanguageModel
+from regraft.evaluate.result import Drift
 
 _CHUNK = 1024  # positions whose logits exist at a time
 
 
 class Reference:
-    """The recipient's hidden states and head, kept on the host when the recipient is gone: those
-    of the rows that `spread` gives to this process."""
+    """The recipient's head, and its hidden states of the rows that `map_over_processes` gives to
+    this process, in host memory, so that the recipient itself can be freed."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
         self.rows, self.hidden = rows, dict[int, Tensor]()
 
-        def keep(number: int) -> None:
+        def store(number: int) -> None:
             self.hidden[number] = model.rows([rows[number]])[0].cpu()
 
-        spread(model.mesh, range(len(rows)), keep)
+        map_over_processes(model.mesh, range(len(rows)), store)
         self._weight = model.model.get_output_embeddings().weight.detach().cpu().clone()
         self._scale, self._cap = model._scale, model._cap
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, d] -> float32 logits [n, V], on the device of `hidden`."""
         weight = self._weight.to(hidden.device)
         logits = (hidden.to(weight.dtype) @ weight.T).float() * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
 
 @torch.no_grad()
-def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
-    """{"kl": nats, "top1": share, "cosine": mean, "positions": count}."""
+def measure(model: LanguageModel, reference: Reference) -> Drift:
+    """The drift of `model` from the reference. Raises InputError if it computes NaN or infinity."""
 
-    def look(number: int) -> tuple[float, int, float]:
+    def compare(number: int) -> tuple[float, int, float]:
         kl, top, cosine = 0.0, 0, 0.0
         ours, theirs = model.rows([reference.rows[number]])[0], reference.hidden[number]
         for mine, other in zip(ours.split(_CHUNK), theirs.split(_CHUNK), strict=True):
@@ -61,17 +62,17 @@ def measure(model: LanguageModel, reference: Reference) -> dict[str, Any]:
                 cosine += float(same.sum())
         return kl, top, cosine
 
-    found = spread(model.mesh, range(len(reference.rows)), look)
-    kl, top, cosine = (sum(part) for part in zip(*found, strict=True))
+    sums = map_over_processes(model.mesh, range(len(reference.rows)), compare)
+    kl, top, cosine = (sum(part) for part in zip(*sums, strict=True))
     if not math.isfinite(kl):
         raise InputError(
             f"{model.name} computes NaN or infinity on short text, so it has no drift; its weights "
             "are broken."
         )
     count = sum(map(len, reference.rows))
-    return {
-        "kl": float(f"{max(kl / count, 0.0):.6g}"),
-        "top1": round(top / count, 6),
-        "cosine": round(cosine / count, 6),
-        "positions": count,
-    }
+    return Drift(
+        kl=float(f"{max(kl / count, 0.0):.6g}"),
+        top1=round(top / count, 6),
+        cosine=round(cosine / count, 6),
+        positions=count,
+    )

@@ -1,4 +1,4 @@
-"""One POST to an endpoint that may hold secrets: no redirects, bounded replies, masked messages."""
+"""POST to a URL that may contain secrets: no redirects, bounded replies, masked messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regraft.errors import InputError
 KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 LARGEST_REPLY = 1_000_000
 """Bytes."""
-_TEMPORARY = (408, 409, 425, 429)  # worth another try, as is everything from 500
+_TEMPORARY = (408, 409, 425, 429)  # worth another try, as are all from 500
 _PUBLIC_SEGMENT = re.compile(
     r"v\d{1,2}(alpha|beta)?|api|openai|openapi|chat|completions|inference|models|deployments|engines"
 )
@@ -28,7 +28,7 @@ _MASK = "***"
 
 
 class EndpointError(Exception):
-    """No reply. The message holds no secret and no line break. final: another try is useless."""
+    """No reply. The message has no secrets and no line breaks. final: another try is useless."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(" ".join(message.split())[:200])
@@ -43,10 +43,10 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 class Endpoint:
-    """An OpenAI-compatible /chat/completions. url: with or without that ending; its query is kept,
-    and user:password in it is sent as basic authorization. timeout: seconds for a whole reply.
+    """An OpenAI-compatible /chat/completions. url: with or without that ending; its query is sent,
+    and user:password in it becomes basic authorization. timeout: seconds for a whole reply.
 
-    Raises InputError where `url` is no http(s) URL.
+    Raises InputError if `url` is not an http(s) URL.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -57,7 +57,7 @@ class Endpoint:
         except ValueError:
             parts, host, port = urlsplit(""), None, None
         if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f]", url):
-            raise InputError("--judge is no http:// or https:// URL.")
+            raise InputError("--judge is not an http:// or https:// URL.")
         address = f"[{host}]" if ":" in host else host
         address += f":{port}" if port else ""
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
@@ -75,7 +75,7 @@ class Endpoint:
         self._secrets = secrets
 
     def post(self, body: bytes) -> bytes:
-        """The reply, at most a megabyte. Raises EndpointError where none comes in time."""
+        """The reply, at most a megabyte. Raises EndpointError if there is none in time."""
         outcome: queue.SimpleQueue[bytes | EndpointError] = queue.SimpleQueue()
 
         def work() -> None:
@@ -84,7 +84,7 @@ class Endpoint:
             except EndpointError as error:
                 outcome.put(error)
 
-        # in a thread: a socket's own timeout begins anew with every byte that arrives
+        # in a thread, because a socket's own timeout starts again with every byte that arrives
         threading.Thread(target=work, daemon=True).start()
         try:
             result = outcome.get(timeout=self.timeout)
@@ -120,7 +120,7 @@ class Endpoint:
         return content
 
     def mask(self, text: str) -> str:
-        """`text` without the secrets."""
+        """`text` with every secret replaced by '***'."""
         key = _key()
         for secret in sorted([*self._secrets, *([key] if key else [])], key=len, reverse=True):
             for form in (secret, unquote(secret), quote(secret, safe="")):

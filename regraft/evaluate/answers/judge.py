@@ -1,13 +1,13 @@
-"""A judge reads free answers: a model behind a URL is asked whether they agree with the references.
+"""A judge for free answers: a model behind a URL says whether they agree with the references.
 
-Any endpoint with OpenAI's /chat/completions will do; the key, if it needs one, comes from
-REGRAFT_JUDGE_KEY or else OPENAI_API_KEY. The verdict, yes or no, stands beside the string score and
-never replaces it. Every prompt and reply goes to a file as soon as it is there, so a resumed run
+Any endpoint with OpenAI's /chat/completions can be used; its key, if it needs one, is read from
+REGRAFT_JUDGE_KEY or else OPENAI_API_KEY. The verdict, yes or no, is reported beside the string
+score and never replaces it. Every prompt and reply is written to a file at once, so a resumed run
 asks no question twice.
 
-The key goes to the given host only: redirects are not followed. The key and whatever secret the URL
-carries (user name and password, query, path segments that look random) appear in no message and no
-file. A reply is read up to a megabyte and for `timeout` seconds in all.
+The key is sent to the given host only: redirects are not followed. The key and every secret in the
+URL (user name and password, query, path segments that look random) appear in no message and no
+file. A reply may have at most a megabyte and take `timeout` seconds in all.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import InputError, RegraftError
 from regraft.evaluate.answers.endpoint import KEYS, Endpoint, EndpointError
+from regraft.evaluate.result import Answer, Verdict
+from regraft.evaluate.tasks import Item
 from regraft.write import write_text
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_VERDICTS: dict[bool | None, Verdict] = {
+    True: "agrees", False: "disagrees", None: "no verdict",
+}  # fmt: skip
 _PROMPT = """\
 A question about a long text was answered. Judge the answer by the references alone.
 
@@ -35,7 +40,7 @@ References, each of them right:
 
 Answer:
 <answer>
-{said}
+{answer}
 </answer>
 
 Does the answer say the same as at least one reference, as far as the question asks for it? \
@@ -43,10 +48,10 @@ Reply with yes or no."""
 
 
 class Judge:
-    """url: with or without /chat/completions. A reply is waited for `timeout` seconds, and asked
-    for `tries` times where the endpoint is busy or away, after pauses of 1, 2, 4 .. `pause` s.
+    """url: with or without /chat/completions. timeout: seconds for a reply. tries: how often to ask
+    a busy or unreachable endpoint, with pauses of 1, 2, 4 ... times `pause` seconds.
 
-    Raises InputError where `url` is no http(s) URL.
+    Raises InputError if `url` is not an http(s) URL.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Judge:
         return self.endpoint.masked_url
 
     def check(self) -> None:
-        """Raises InputError where the endpoint does not answer as a judge must."""
+        """Ask a test question. Raises InputError if the endpoint does not answer yes or no."""
         try:
             verdict, reply = self.verdict("How many legs has a cat?", ["four"], "It has four.", 1)
         except RegraftError as error:
@@ -74,16 +79,17 @@ class Judge:
             )
 
     def verdict(
-        self, question: str, references: Sequence[str], said: str, tries: int | None = None
+        self, question: str, references: Sequence[str], answer: str, tries: int | None = None
     ) -> tuple[bool | None, str]:
-        """(whether they agree, or None where it said neither, even when asked again; its reply).
+        """(whether the answer agrees with a reference, the judge's reply); None if the reply is
+        neither yes nor no, even when asked again.
 
-        Raises RegraftError where no reply comes."""
-        prompt = ask(question, references, said)
+        Raises RegraftError if there is no reply."""
+        prompt = judge_prompt(question, references, answer)
         for _ in range(2):
             reply = self._reply(prompt, tries or self.tries)
-            if found := _VERDICT.match(_THOUGHT.sub("", reply)):
-                return found[1].lower() == "yes", reply
+            if match := _VERDICT.match(_THOUGHT.sub("", reply)):
+                return match[1].lower() == "yes", reply
         return None, reply
 
     def _reply(self, prompt: str, tries: int) -> str:
@@ -101,49 +107,49 @@ class Judge:
                 if error.final:
                     break
             except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-                reason = "the reply is no chat completion"
+                reason = "the reply is not a chat completion"
         raise RegraftError(f"The judge at {self.url} does not answer ({reason})")
 
 
-def ask(question: str, references: Sequence[str], said: str) -> str:
-    """The prompt."""
+def judge_prompt(question: str, references: Sequence[str], answer: str) -> str:
+    """The prompt that asks for a verdict."""
     listed = "\n".join(f"- {reference}" for reference in references)
-    return _PROMPT.format(question=question, references=listed, said=said.strip())
+    return _PROMPT.format(question=question, references=listed, answer=answer.strip())
 
 
-def examine(
-    judge: Judge, items: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], path: Path
-) -> list[dict[str, Any]]:
-    """The lines of a cell with "judge": true, false or None. What was asked and replied is added to
-    `path`, JSON line by line; what stands there is not asked again.
+def add_verdicts(
+    judge: Judge, items: Sequence[Item], answers: Sequence[Answer], path: Path
+) -> list[Answer]:
+    """The answers of a cell with the judge's verdicts. Every prompt and reply is appended to `path`
+    as a JSON line; a prompt that is already in it is not asked again.
 
-    Raises RegraftError where the judge is gone."""
-    known = _known(path)
+    Raises RegraftError if the judge stops answering."""
+    known = _read_verdicts(path)
     judged = []
     with path.open("a", encoding="utf-8") as file:
-        for item, line in zip(items, lines, strict=True):
-            given = item["facts"]["question"], item["references"], line["said"]
-            prompt = ask(*given)
+        for item, answer in zip(items, answers, strict=True):
+            question = item.facts["question"], item.references, answer.said or ""
+            prompt = judge_prompt(*question)
             if prompt not in known:
                 try:
-                    verdict, reply = judge.verdict(*given)
+                    verdict, reply = judge.verdict(*question)
                 except RegraftError as error:
-                    raise RegraftError(f"{error}; go on with --resume when it does.") from None
+                    raise RegraftError(f"{error}; continue with --resume when it does.") from None
                 known[prompt] = verdict
-                entry = {"number": line["number"], "verdict": verdict, "reply": reply}
+                entry = {"number": answer.number, "verdict": verdict, "reply": reply}
                 file.write(json.dumps({**entry, "prompt": prompt}, ensure_ascii=False) + "\n")
                 file.flush()
-            judged.append({**line, "judge": known[prompt]})
+            judged.append(replace(answer, judge=_VERDICTS[known[prompt]]))
     return judged
 
 
-def _known(path: Path) -> dict[str, bool | None]:
-    """prompt -> verdict of what is in the file; a last line that was cut off is dropped."""
+def _read_verdicts(path: Path) -> dict[str, bool | None]:
+    """prompt -> verdict for all complete lines of the file; an incomplete last one is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
+    complete = []
     for line in path.open(encoding="utf-8") if path.exists() else ():
         if not line.endswith("\n"):
             break
-        kept.append(line)
-    write_text(path, "".join(kept))
-    return {entry["prompt"]: entry["verdict"] for entry in map(json.loads, kept)}
+        complete.append(line)
+    write_text(path, "".join(complete))
+    return {entry["prompt"]: entry["verdict"] for entry in map(json.loads, complete)}

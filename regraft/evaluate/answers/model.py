@@ -1,4 +1,4 @@
-"""A model to be examined: hidden states of whole rows, logits only where they are wanted."""
+"""A model under evaluation: hidden states of whole texts, logits only at requested positions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from regraft.rope import ContextSpec
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. context: another model's RoPE and length to give it, in memory.
-    adapter: what `fidelity.merged` has to apply to it before it is loaded."""
+    """Where a model comes from. context: another model's RoPE and length, set in memory when the
+    model is loaded. adapter: an adapter that `fidelity.merged` applies before it is loaded."""
 
     name: str
     place: str
@@ -31,11 +31,11 @@ class Source:
 
     @property
     def folder(self) -> str:
-        """Of its answers."""
+        """The name of the folder with its answers."""
         return re.sub("[ ,]+", "-", self.name)
 
     def config(self) -> dict[str, Any]:
-        """config.json, with the other context in it. Raises CheckpointError for no checkpoint."""
+        """config.json with the context applied. Raises CheckpointError for no checkpoint."""
         with Checkpoint.open(self.place) as checkpoint:
             config = dict(checkpoint.config)
         return config if self.context is None else self.context.write_into(config)
@@ -45,12 +45,12 @@ class Source:
         return self.context or ContextSpec.from_config(self.config())
 
     def fingerprint(self) -> str:
-        """Of its weights."""
+        """The fingerprint of its weights."""
         with Checkpoint.open(self.place) as checkpoint:
             return checkpoint.fingerprint()
 
     def tokenizer(self) -> Any:
-        """Its tokenizer. Raises CheckpointError where it has none."""
+        """Its tokenizer. Raises CheckpointError if it has none."""
         with Checkpoint.open(self.place) as checkpoint:
             return load_tokenizer(checkpoint)
 
@@ -66,12 +66,13 @@ class Source:
 
 
 class LanguageModel:
-    """hidden: ids [B, S] -> last hidden states [B, S, d]; head: [n, d] -> float32 logits [n, V].
+    """A loaded model that scores and continues texts given as token ids.
 
-    mesh: over whose `context` processes the tokens of a text are cut. `branches` is for a model
-    that `can_branch`: its cache can be cut back, and its texts are not.
-    Raises InputError where head(hidden) is not what the model itself says, for an architecture
-    that does something else in between, and where the model's attention cannot be cut.
+    mesh: the `context` processes of it share the tokens of each text. can_branch: whether
+    `branches` works, which truncates the cache and needs whole texts.
+
+    Raises InputError if head(hidden) differs from the model's own logits, as for an architecture
+    with another step in between, and if the model's attention cannot be split.
     """
 
     def __init__(self, name: str, model: Any, mesh: Mesh) -> None:
@@ -90,57 +91,57 @@ class LanguageModel:
             ours = self.head(self.hidden(probe)[0])
             theirs = model(input_ids=probe, use_cache=False).logits[0].float()
         if not theirs.isfinite().all():
-            raise InputError(
-                f"{name} computes no numbers (NaN or infinity): its weights are broken."
-            )
+            raise InputError(f"{name} computes NaN or infinity: its weights are broken.")
         if not torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2):
             raise InputError(f"{name}: regraft cannot score a {type(model).__name__} yet.")
-        self._cut = mesh.context * mesh.ulysses > 1
+        self._split = mesh.context * mesh.ulysses > 1
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         windowed = getattr(config, "sliding_window", None) is not None
-        self.can_branch = layers == {"full_attention"} and not windowed and not self._cut
-        if self._cut:
+        self.can_branch = layers == {"full_attention"} and not windowed and not self._split
+        if self._split:
             attach(model, mesh)
 
     def hidden(self, ids: Tensor) -> Tensor:
+        """Token ids [B, S] -> last hidden states [B, S, d]."""
         return self._inner(input_ids=ids, use_cache=False).last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, d] -> float32 logits [n, V]."""
         logits = self._head(hidden).float() * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
     @torch.no_grad()
     def rows(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [B, longest, d] of texts of any length, which are filled up on the right:
-        what follows does not change what was before."""
-        ids = self._filled(texts)
-        if not self._cut:
+        """Hidden states [B, longest, d] of texts of any length, padded on the right: attention is
+        causal, so padding does not change them."""
+        ids = self._pad(texts)
+        if not self._split:
             return self.hidden(ids.to(self.device))
         part = self.mesh.cut({"input_ids": ids})
         return self.mesh.join(self._inner(**part, use_cache=False).last_hidden_state, part)
 
     @torch.no_grad()
     def score(
-        self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+        self, texts: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each text (NLL in nats float32, whether it is the likeliest) of its tokens at the
-        positions `wanted` of it, 1 or more. Collective over the processes that share a text."""
-        counts = [len(positions) for positions in wanted]
+        """For each text (float32 NLL in nats, whether the token is the likeliest) at each of its
+        `positions`, which are 1 or more. Collective over the processes that share a text."""
+        counts = [len(of_text) for of_text in positions]
         rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(counts))
-        before = torch.tensor([at - 1 for positions in wanted for at in positions])
-        ids = self._filled(texts)
+        before = torch.tensor([at - 1 for of_text in positions for at in of_text])
+        ids = self._pad(texts)
         labels = ids[rows, before + 1]
-        if self._cut:
-            nll, hits = self._score_cut(ids, rows, before, labels)
+        if self._split:
+            nll, hits = self._score_split(ids, rows, before, labels)
         else:
             hidden = self.hidden(ids.to(self.device))
             nll, hits = self.nll(hidden[rows.to(self.device), before.to(self.device)], labels)
         return list(zip(nll.split(counts), hits.split(counts), strict=True))
 
-    def _score_cut(
+    def _score_split(
         self, ids: Tensor, rows: Tensor, before: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Each process scores the tokens that it holds; only the scores travel."""
+        """Each process scores the tokens that it holds; only the scores are exchanged."""
         sparse = torch.full_like(ids, -100)
         sparse[rows, before] = labels
         part = self.mesh.cut({"input_ids": ids, "labels": sparse})
@@ -156,34 +157,34 @@ class LanguageModel:
 
     @torch.no_grad()
     def branches(
-        self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+        self, texts: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """`score` of texts that begin alike: the beginning is read once and kept as a cache."""
-        alike = takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
-        shared = min(sum(1 for _ in alike), min(map(min, wanted)) - 1)
+        """`score` of texts with a common beginning, which is read once, into a cache."""
+        common = takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
+        shared = min(sum(1 for _ in common), min(map(min, positions)) - 1)
         if shared < 1:
-            return self.score(texts, wanted)
+            return self.score(texts, positions)
         self._check(texts)
         start = torch.tensor([list(texts[0][:shared])], device=self.device)
         cache = self._inner(input_ids=start, use_cache=True).past_key_values
-        found = []
-        for text, positions in zip(texts, wanted, strict=True):
+        scores = []
+        for text, of_text in zip(texts, positions, strict=True):
             rest = torch.tensor([list(text[shared:])], device=self.device)
             hidden = self._inner(
                 input_ids=rest, past_key_values=cache, use_cache=True
             ).last_hidden_state[0]
-            at = torch.tensor(positions, device=self.device) - 1 - shared
-            found.append(self.nll(hidden[at], torch.tensor([text[p] for p in positions])))
+            at = torch.tensor(of_text, device=self.device) - 1 - shared
+            scores.append(self.nll(hidden[at], torch.tensor([text[p] for p in of_text])))
             cache.crop(-rest.shape[1])
-        return found
+        return scores
 
     @torch.no_grad()
-    def nll(self, hidden: Tensor, wanted: Tensor, chunk: int = 2048) -> tuple[Tensor, Tensor]:
-        """(NLL in nats float32 [n], whether it is the likeliest token [n]) of tokens wanted [n]
-        after hidden [n, d]; never more than `chunk` tokens' logits exist."""
+    def nll(self, hidden: Tensor, labels: Tensor, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+        """(float32 NLL in nats [n], whether it is the likeliest token [n]) of the tokens `labels`
+        [n] after `hidden` [n, d]. Logits exist for at most `chunk` tokens at a time."""
         nll, hits = [], []
         for part, label in zip(
-            hidden.split(chunk), wanted.to(self.device).split(chunk), strict=True
+            hidden.split(chunk), labels.to(self.device).split(chunk), strict=True
         ):
             logits = self.head(part)
             nll.append(torch.nn.functional.cross_entropy(logits, label, reduction="none"))
@@ -198,14 +199,14 @@ class LanguageModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Greedily, with transformers' generate, of prompts of one length: at most so many new
-        token ids after each."""
+        """Greedy continuations of prompts of one length, by transformers' generate: at most `most`
+        new token ids for each, without the stop token."""
         from transformers.utils import logging
 
         self._check(prompts)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # that a length is beyond the context was said before
+        logging.set_verbosity_error()  # the warning about the context length was given before
         try:
             out = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
@@ -215,10 +216,10 @@ class LanguageModel:
             logging.set_verbosity(verbosity)
         stops = self.model.generation_config.eos_token_id
         stops = set(stops if isinstance(stops, list) else [stops])
-        # behind it stands what fills the row up to the batch's longest answer
+        # after the stop token a row is padded to the longest answer of the batch
         return [_until(stops, [int(i) for i in row[ids.shape[1] :]]) for row in out]
 
-    def _filled(self, texts: Sequence[Sequence[int]]) -> Tensor:
+    def _pad(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids [B, longest], zeros on the right. Raises InputError as `_check` does."""
         self._check(texts)
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
@@ -236,7 +237,7 @@ class LanguageModel:
             )
 
     def _refuse_nan(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """A logits processor: argmax of NaN is a token like any other."""
+        """A logits processor; without it argmax of NaN would be a token like any other."""
         if logits.isnan().any():
             raise InputError(
                 f"{self.name} computes NaN while it generates: its numbers overflow at this "
@@ -246,5 +247,5 @@ class LanguageModel:
 
 
 def _until(stops: set[int], ids: list[int]) -> list[int]:
-    """Up to the first of `stops`, without it."""
+    """`ids` up to the first of `stops`, which is excluded."""
     return list(takewhile(lambda token: token not in stops, ids))

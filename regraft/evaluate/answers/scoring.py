@@ -1,23 +1,38 @@
 """Answers and their scores: teacher-forced, by candidate, or generated.
 
 teacher: prompt and right answer in one forward pass without a cache; a reference counts if each of
-its tokens is the likeliest after all before it. For a single reference that is what greedy decoding
-says; for several it asks for the order in which the text names them. candidates: the answer with
-the greatest mean log-probability of its tokens wins. generate: greedy text, scored as RULER does.
-Candidates that do not fit in a batch together read their prompt once, into a cache.
+its tokens is the likeliest one after all tokens before it. For a single reference this equals
+greedy decoding; for several it expects the order in which the text names them. candidates: the
+candidate with the greatest mean log-probability of its tokens is the answer. generate: greedy text,
+scored as in RULER. If an item's candidates do not fit in a batch together, their common prompt is
+read once, into a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from regraft.evaluate.answers.distributed import spread
+from torch import Tensor
+
+from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.model import LanguageModel
 from regraft.evaluate.prompts.length import Encoded, Prompter
+from regraft.evaluate.result import Answer
+from regraft.evaluate.statistics import mean
 from regraft.evaluate.tasks import Item, Scoring, listing, score_text
 
-Answered = dict[str, Any]  # score, twin (a score) and, where known, nll and twin_nll
+# (token ids of each row, positions in each) -> of each row, (NLL, whether the likeliest) there
+Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One prompt's answer; see `result.Answer`."""
+
+    score: float
+    nll: float | None = None
+    said: str | None = None
 
 
 def answer(
@@ -29,35 +44,44 @@ def answer(
     budget: int,
     room: int,
     twins: bool = True,
-) -> list[Answered]:
-    """What a model does with each item and its twin, in the order of `items`.
+) -> list[Answer]:
+    """A model's answers to `items` and their twins, in that order.
 
-    budget: tokens in a batch. room: tokens to generate. Scores are from 0 to 1; nll is the mean
-    over the references' tokens, in nats.
+    budget: tokens in a batch. room: tokens to generate. twins: answer the twins, too.
     """
-    asked = [(item, item.prompt) for item in items]
+    prompts = [(item, item.prompt) for item in items]
     if twins:
-        asked += [(item, item.twin) for item in items]
+        prompts += [(item, item.twin) for item in items]
     if scoring == "teacher":
-        found = _teacher(model, prompter, asked, budget)
+        scored = _teacher(model, prompter, prompts, budget)
     elif scoring == "candidates":
-        found = _candidates(model, prompter, asked, budget)
+        scored = _candidates(model, prompter, prompts, budget)
     else:
-        found = _generate(model, prompter, asked, room, budget)
-    answers = []
-    for number, item in enumerate(items):
-        mine = {**found[number], "hash": item.hash}
-        if twins:
-            blind = found[len(items) + number]
-            mine["twin"] = blind["score"]
-            if "nll" in blind:
-                mine["twin_nll"] = blind["nll"]
-        answers.append(mine)
-    return answers
+        scored = _generate(model, prompter, prompts, room, budget)
+    twin_scores = scored[len(items) :] if twins else [None] * len(items)
+    return [
+        Answer(
+            number=item.number,
+            tokens=item.tokens,
+            unique_share=item.unique,
+            depth=item.facts.get("depth"),
+            on_grid=item.task == "needle",
+            text_share=item.facts.get("text_share"),
+            scoring=scoring,
+            score=own.score,
+            nll=own.nll,
+            said=own.said,
+            hash=item.hash,
+            twin=None if twin is None else twin.score,
+            twin_nll=None if twin is None else twin.nll,
+        )
+        for item, own, twin in zip(items, scored, twin_scores, strict=False)
+    ]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of rows of like length, so many that all filled up hold at most `budget` tokens."""
+    """Indices of rows of similar length; a batch padded to its longest has at most `budget` tokens,
+    or is a single row."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batch: list[int] = []
     for index in order:
@@ -69,105 +93,108 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-Forced = tuple[list[float], list[bool]]  # (mean NLL, all likeliest) of every reference
+_Forced = tuple[list[float], list[bool]]  # (mean NLL, all tokens likeliest) of every reference
 
 
-def _forced(model: LanguageModel, rows: Sequence[Encoded], budget: int) -> list[Forced]:
-    """Of each row."""
+def _forced(model: LanguageModel, rows: Sequence[Encoded], budget: int) -> list[_Forced]:
+    """The teacher-forced scores of each row."""
     plan = list(batches([len(row.ids) for row in rows], budget))
-    return _worked(model, rows, plan, model.score)
+    return _score_batches(model, rows, plan, model.score)
 
 
-def _worked(
-    model: LanguageModel, rows: Sequence[Encoded], plan: list[list[int]], score: Any
-) -> list[Forced]:
-    """Of each row; `plan`: the rows that `score` gets together."""
+def _score_batches(
+    model: LanguageModel, rows: Sequence[Encoded], plan: list[list[int]], score: Score
+) -> list[_Forced]:
+    """The scores of each row. plan: the rows that are given to `score` together; score: a method of
+    the model."""
 
-    def work(batch: list[int]) -> list[Forced]:
-        wanted = [[at for ref in rows[i].wanted for at in ref] for i in batch]
-        found = []
-        scored = score([rows[i].ids for i in batch], wanted)
+    def work(batch: list[int]) -> list[_Forced]:
+        positions = [[at for ref in rows[i].positions for at in ref] for i in batch]
+        results = []
+        scored = score([rows[i].ids for i in batch], positions)
         for i, (nll, hits) in zip(batch, scored, strict=True):
-            counts = [len(ref) for ref in rows[i].wanted]
-            found.append(
+            counts = [len(ref) for ref in rows[i].positions]
+            results.append(
                 (
                     [float(part.mean()) for part in nll.split(counts)],
                     [bool(part.all()) for part in hits.split(counts)],
                 )
             )
-        return found
+        return results
 
-    forced: dict[int, Forced] = {}
-    for batch, found in zip(plan, spread(model.mesh, plan, work), strict=True):
-        forced |= dict(zip(batch, found, strict=True))
+    forced: dict[int, _Forced] = {}
+    for batch, results in zip(plan, map_over_processes(model.mesh, plan, work), strict=True):
+        forced |= dict(zip(batch, results, strict=True))
     return [forced[number] for number in range(len(rows))]
 
 
 def _teacher(
-    model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], budget: int
-) -> list[Answered]:
-    rows = [prompter.encode(prompt, item.answer, item.spans) for item, prompt in asked]
-    return [
-        {"score": sum(hits) / len(hits), "nll": sum(nll) / len(nll)}
-        for nll, hits in _forced(model, rows, budget)
-    ]
+    model: LanguageModel, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+) -> list[_Scored]:
+    rows = [prompter.encode(prompt, item.answer, item.spans) for item, prompt in prompts]
+    return [_Scored(score=mean(hits), nll=mean(nll)) for nll, hits in _forced(model, rows, budget)]
 
 
 def _candidates(
-    model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], budget: int
-) -> list[Answered]:
+    model: LanguageModel, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+) -> list[_Scored]:
     rows: list[Encoded] = []
-    owner: list[int] = []
-    together: list[list[int]] = [[] for _ in asked]
-    for number, (item, prompt) in enumerate(asked):
+    owner: list[int] = []  # of each row, the number of its prompt
+    groups: list[list[int]] = [[] for _ in prompts]  # of each prompt, its rows
+    for number, (item, prompt) in enumerate(prompts):
         for candidate in item.candidates:
             text, spans = listing([candidate])
-            together[number].append(len(rows))
+            groups[number].append(len(rows))
             rows.append(prompter.encode(prompt, text, spans))
             owner.append(number)
-    most = max(sum(len(rows[i].ids) for i in group) for group in together)
+    most = max(sum(len(rows[i].ids) for i in group) for group in groups)
     if model.can_branch and most > budget:
-        forced = _worked(model, rows, together, model.branches)
+        forced = _score_batches(model, rows, groups, model.branches)
     else:
         forced = _forced(model, rows, budget)
-    best: list[tuple[float, str]] = [(float("inf"), "")] * len(asked)
-    nll_of = [0.0] * len(asked)
-    counts = [0] * len(asked)
+    best: list[tuple[float, str]] = [(float("inf"), "")] * len(prompts)
+    nll_of = [0.0] * len(prompts)
+    counts = [0] * len(prompts)
     for (nll, _), number in zip(forced, owner, strict=True):
-        item = asked[number][0]
+        item = prompts[number][0]
         candidate = item.candidates[counts[number]]
         counts[number] += 1
         best[number] = min(best[number], (nll[0], candidate))
         if candidate == item.references[0]:
             nll_of[number] = nll[0]
     return [
-        {"score": float(best[n][1] == item.references[0]), "nll": nll_of[n], "said": best[n][1]}
-        for n, (item, _) in enumerate(asked)
+        _Scored(score=float(best[n][1] == item.references[0]), nll=nll_of[n], said=best[n][1])
+        for n, (item, _) in enumerate(prompts)
     ]
 
 
 def _generate(
-    model: LanguageModel, prompter: Prompter, asked: list[tuple[Item, str]], room: int, budget: int
-) -> list[Answered]:
-    prompts = [prompter.ids(prompt) for _, prompt in asked]
-    # of one length only: a padded prompt's attention takes twice as long, and there are few lengths
-    alike: dict[int, list[int]] = {}
-    for number, ids in enumerate(prompts):
-        alike.setdefault(len(ids), []).append(number)
+    model: LanguageModel,
+    prompter: Prompter,
+    prompts: list[tuple[Item, str]],
+    room: int,
+    budget: int,
+) -> list[_Scored]:
+    ids = [prompter.ids(prompt) for _, prompt in prompts]
+    # batches of one length: a padded prompt's attention takes twice as long, and there are few
+    # lengths
+    by_length: dict[int, list[int]] = {}
+    for number, prompt_ids in enumerate(ids):
+        by_length.setdefault(len(prompt_ids), []).append(number)
     plan = [
         group[start : start + max(1, budget // length)]
-        for length, group in alike.items()
+        for length, group in by_length.items()
         for start in range(0, len(group), max(1, budget // length))
     ]
 
     def work(batch: list[int]) -> list[str]:
-        said = model.generate([prompts[i] for i in batch], room)
-        return [prompter.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
+        generated = model.generate([ids[i] for i in batch], room)
+        return [prompter.tokenizer.decode(new, skip_special_tokens=True) for new in generated]
 
     texts: dict[int, str] = {}
-    for batch, found in zip(plan, spread(model.mesh, plan, work), strict=True):
-        texts |= dict(zip(batch, found, strict=True))
+    for batch, results in zip(plan, map_over_processes(model.mesh, plan, work), strict=True):
+        texts |= dict(zip(batch, results, strict=True))
     return [
-        {"score": score_text(texts[n], item.references, item.scorer), "said": texts[n]}
-        for n, (item, _) in enumerate(asked)
+        _Scored(score=score_text(texts[n], item.references, item.scorer), said=texts[n])
+        for n, (item, _) in enumerate(prompts)
     ]

@@ -1,8 +1,9 @@
 """Questions about texts that people wrote, as tasks.
 
-A text that is too long for the examined length is cut; `kept` says in every record which share of
-its words was left. Its twin is the question with no text at all: what is scored there was known
-before. No plain reader answers such questions, so these tasks have no oracle. All are generated.
+A text that is too long for the evaluated length is truncated; `text_share` records which share of
+its words remained. Its twin is the question with no text at all: what scores there was known
+before. No simple program answers such questions, so these tasks have no oracle. All answers are
+generated.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _make(name: str, cases: Sequence[Case], kit: Kit, budget: int, number: int) 
     units = len(words)
     if kit.prompter.count(kit.prompter.wrap(build(units), case.prefix)) > budget:
         units = kit.fit(name, lambda n: build(min(n, len(words))), budget, case.prefix)
-    facts = {"question": case.question, "kept": round(units / max(1, len(words)), 4)}
+    facts = {"question": case.question, "text_share": round(units / max(1, len(words)), 4)}
     twin = f"{case.before}{case.after}"
     return Draft(build(units), twin, case.references, case.prefix, facts=facts)
 

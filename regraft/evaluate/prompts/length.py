@@ -1,4 +1,4 @@
-"""Prompts of a wanted length, counted by the evaluated model's own tokenizer and chat template."""
+"""Prompts of a given length, counted by the evaluated model's own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from regraft.errors import InputError
 from regraft.evaluate.prompts.template import render_chat
 
 _TRIES = 64
-_UNIT = 20.0  # tokens in a sentence or so: where the search begins
+_UNIT = 20.0  # tokens in about a sentence: the first guess of the search
 
 
 class TooShort(InputError):
-    """What has to be in a prompt takes more tokens than are wanted."""
+    """The necessary parts of a prompt have more tokens than the budget."""
 
 
 class UsedUp(InputError):
-    """A text has fewer units than were asked for."""
+    """A text has fewer units than requested."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """ids: prompt and answer. wanted: for each reference, the positions of its tokens in `ids`."""
+    """ids: prompt and answer. positions: for each reference, those of its tokens in `ids`."""
 
     ids: list[int]
-    wanted: list[list[int]]
+    positions: list[list[int]]
 
 
 class Prompter:
     """Turns prompts into token ids. tokenizer: a fast transformers tokenizer; chat: wrap prompts in
-    its chat template, the beginning of the answer standing in the assistant's turn.
+    its chat template, with the beginning of the answer in the assistant's turn.
 
-    Raises InputError for a tokenizer without a template where `chat` is wanted, or a slow one.
+    Raises InputError for a slow tokenizer, and with `chat` for one without a chat template.
     """
 
     def __init__(self, tokenizer: Any, *, chat: bool = False) -> None:
@@ -46,7 +46,7 @@ class Prompter:
             self.wrap("")
 
     def wrap(self, question: str, prefix: str = "") -> str:
-        """The whole prompt: the question, in the chat template if wanted, and the beginning of the
+        """The whole prompt: the question, in the chat template if `chat`, and the beginning of the
         answer."""
         if not self.chat:
             return question + prefix
@@ -57,15 +57,15 @@ class Prompter:
         return list(self._encode(text)["input_ids"])
 
     def count(self, text: str) -> int:
-        """How many they are."""
+        """The number of token ids of `text`."""
         return len(self.ids(text))
 
     def encode(self, prompt: str, answer: str, spans: list[tuple[int, int]]) -> Encoded:
-        """Prompt and answer in one. spans: (start, end) of each reference in `answer`, in
-        characters; a token belongs to a reference if it shares a character with it."""
-        found = self._encode(prompt + answer, return_offsets_mapping=True)
-        offsets, first = found["offset_mapping"], len(prompt)
-        wanted = [
+        """Prompt and answer encoded together. spans: (start, end) of each reference in `answer`, in
+        characters; a token belongs to a reference if they share a character."""
+        encoding = self._encode(prompt + answer, return_offsets_mapping=True)
+        offsets, first = encoding["offset_mapping"], len(prompt)
+        positions = [
             [
                 at
                 for at, (start, end) in enumerate(offsets)
@@ -73,7 +73,7 @@ class Prompter:
             ]
             for low, high in spans
         ]
-        return Encoded(list(found["input_ids"]), wanted)
+        return Encoded(list(encoding["input_ids"]), positions)
 
     def unknown_share(self, text: str) -> float:
         """Share of the text's tokens that are the unknown token."""
@@ -96,15 +96,15 @@ def fit(
 ) -> int:
     """The greatest number of units with which `build(units)` fits into `budget` tokens.
 
-    build: text of so many units of haystack, longer with more. A secant search inside a bracket,
-    halved in every third step: about six calls of `count`, never more than 64. Raises TooShort
-    where `least` units are too long already, and the UsedUp of `build` where all that it has does
-    not fill the budget.
+    build: makes a text with this many units of haystack; more units make it longer. A secant search
+    within a bracket that is halved in every third step: about six calls of `count`, at most 64.
+    Raises TooShort if `least` units are already too long, and the UsedUp of `build` if all its text
+    does not fill the budget.
     """
     low, low_tokens = least, count(build(least))
     if low_tokens > budget:
         raise TooShort(
-            f"A {what} takes at least {low_tokens} tokens, and {budget} are wanted; "
+            f"A {what} takes at least {low_tokens} tokens, and there is room for {budget}; "
             "raise --lengths or leave the task out."
         )
     high: int | None = None

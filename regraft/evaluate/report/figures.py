@@ -1,4 +1,4 @@
-"""Curves of scores by length, and heat maps of length against depth, told apart without colour."""
+"""Figures: scores by length, needles by length and depth, fidelity by rank; readable in grey."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from regraft import drawing
+from regraft.evaluate.report.aggregate import RatiosByTask
 from regraft.evaluate.report.overlap import Point, covered_by
+from regraft.evaluate.result import EvaluationRecord, FidelityRecord
 from regraft.units import format_tokens
 
 
-def draw(folder: Path, result: dict[str, Any]) -> list[str]:
-    """The names of the figures written to `folder`: curves.png, needle.png where there is a grid,
-    fidelity.png where there are adapters. What has an adapter is in the last alone."""
+def draw(folder: Path, result: EvaluationRecord) -> list[str]:
+    """Write curves.png, needle.png if there is a grid, and fidelity.png if there are adapters.
+
+    Models with an adapter are only in the last. Returns the names of the files."""
     names = []
-    if result["cells"]:
+    if result.cells:
         _curves(folder / "curves.png", result)
         names.append("curves.png")
-    if "needle" in result["tasks"] and result["cells"]:
+    if "needle" in result.tasks and result.cells:
         _heat(folder / "needle.png", result)
         names.append("needle.png")
-    if "fidelity" in result and drawable(result["fidelity"]):
-        _fidelity(folder / "fidelity.png", result["fidelity"])
+    if result.fidelity is not None and _available(result.fidelity):
+        _fidelity(folder / "fidelity.png", result.fidelity)
         names.append("fidelity.png")
     return names
 
 
-def drawable(fidelity: dict[str, Any]) -> dict[str, Any]:
-    """The ratios of the tasks that have any: all are n/a where the donor gained nothing."""
+def _available(fidelity: FidelityRecord) -> RatiosByTask:
+    """The ratios of the tasks in which at least one is not n/a."""
     return {
         task: by_length
-        for task, by_length in fidelity["ratios"].items()
-        if any(ratio for found in by_length.values() for ratio in found.values())
+        for task, by_length in fidelity.ratios.items()
+        if any(ratio for by_name in by_length.values() for ratio in by_name.values())
     }
 
 
@@ -45,52 +48,54 @@ def line_styles(lines: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
     return styles
 
 
-def _fidelity(path: Path, fidelity: dict[str, Any]) -> None:
-    """Share of the donor's gain that an adapter keeps, by its rank, a line for each length."""
-    adapters, ratios = fidelity["adapters"], drawable(fidelity)
-    shown = list(ratios) if len(ratios) <= 3 or "all" not in ratios else ["all"]
-    with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
+def _fidelity(path: Path, fidelity: FidelityRecord) -> None:
+    """Share of the donor's gain that an adapter contains, by its rank, a line for each length."""
+    adapters, ratios = fidelity.adapters, _available(fidelity)
+    plotted = list(ratios) if len(ratios) <= 3 or "all" not in ratios else ["all"]
+    with drawing.figure(path, len(plotted), width=4.6, height=3.6) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
-        for axes, task in zip(every, shown, strict=True):
-            marks = sorted({facts["rank"] for facts in adapters.values()})
+        for axes, task in zip(every, plotted, strict=True):
+            marks = sorted({adapter.rank for adapter in adapters.values()})
             by_length = {
-                length: [(adapters[name]["rank"], r) for name, r in found.items() if r]
-                for length, found in ratios[task].items()
+                length: [(adapters[name].rank, r) for name, r in by_name.items() if r]
+                for length, by_name in ratios[task].items()
             }
-            lines = [[(rank, r["value"]) for rank, r in points] for points in by_length.values()]
+            lines = [[(rank, r.value) for rank, r in points] for points in by_length.values()]
             for style, (length, points) in zip(line_styles(lines), by_length.items(), strict=True):
                 if not points:
                     continue
                 ranks = [rank for rank, _ in points]
-                low, high = ([r[side] for _, r in points] for side in ("low", "high"))
-                label = f"{format_tokens(int(length))} tokens"
-                axes.plot(ranks, [r["value"] for _, r in points], label=label, **style)
+                low, high = [r.low for _, r in points], [r.high for _, r in points]
+                label = f"{format_tokens(length)} tokens"
+                axes.plot(ranks, [r.value for _, r in points], label=label, **style)
                 axes.fill_between(ranks, low, high, color=style["color"], alpha=0.12, linewidth=0)
             axes.axhline(1, color="#555555", linewidth=0.8)
             axes.set_xscale("log", base=2)
             axes.set_xticks(marks, [f"{rank:g}" for rank in marks])
             axes.minorticks_off()
-            axes.set(xlabel="rank", ylabel="share of the donor's gain kept", title=task)
+            axes.set(xlabel="rank", ylabel="share of the donor's gain", title=task)
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             drawing.legend(axes)
 
 
-def _curves(path: Path, result: dict[str, Any]) -> None:
-    first = next(iter(result["models"]))
-    tasks = list(result["cells"][first])
-    shown: list[str | None] = list(tasks) if len(tasks) <= 3 or not result["overall"] else [None]
-    with drawing.figure(path, len(shown), width=4.6, height=3.6) as drawn:
+def _curves(path: Path, result: EvaluationRecord) -> None:
+    first = next(iter(result.models))
+    tasks = list(result.cells[first])
+    plotted: list[str | None] = (
+        list(tasks) if len(tasks) <= 3 or not result.overall else [None]
+    )  # the mean
+    with drawing.figure(path, len(plotted), width=4.6, height=3.6) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
-        for axes, task in zip(every, shown, strict=True):
+        for axes, task in zip(every, plotted, strict=True):
             marks: list[int] = []
             by_model: dict[str, dict[int, tuple[float, float, float]]] = {}
-            for model in _alone(result):
+            for model in _without_adapter(result):
                 if task is None:
-                    points = {int(n): (s, s, s) for n, s in result["overall"][model].items()}
+                    points = {n: (s, s, s) for n, s in result.overall[model].items()}
                 else:
                     points = {
-                        int(n): (cell["score"], *cell["interval"])
-                        for n, cell in result["cells"][model][task].items()
+                        n: (cell.score, *cell.interval)
+                        for n, cell in result.cells[model][task].items()
                     }
                 by_model[model] = points
             lines = [[(n, p[0]) for n, p in each.items()] for each in by_model.values()]
@@ -116,16 +121,18 @@ def _curves(path: Path, result: dict[str, Any]) -> None:
         )
 
 
-def _heat(path: Path, result: dict[str, Any]) -> None:
-    models = _alone(result)
+def _heat(path: Path, result: EvaluationRecord) -> None:
+    models = _without_adapter(result)
     with drawing.figure(path, len(models), width=2.6, height=2.9) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
         for number, (axes, model) in enumerate(zip(every, models, strict=True)):
-            cells = result["cells"][model]["needle"]
+            cells = result.cells[model]["needle"]
             lengths = list(cells)
-            depths = list(cells[lengths[0]]["depths"])
-            values = [[cells[n]["depths"].get(d, float("nan")) for n in lengths] for d in depths]
-            # cividis runs from dark to light in grey too; the numbers are there for everyone
+            depths = list(cells[lengths[0]].depths or {})
+            values = [
+                [(cells[n].depths or {}).get(d, float("nan")) for n in lengths] for d in depths
+            ]
+            # cividis goes from dark to light in grey, too; the numbers do not depend on colour
             axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
             axes.grid(visible=False)
             for edge in range(1, len(lengths)):
@@ -138,7 +145,7 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
                         column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
                         color="black" if value > 0.5 else "white",
                     )  # fmt: skip
-            axes.set_xticks(range(len(lengths)), [format_tokens(int(n)) for n in lengths])
+            axes.set_xticks(range(len(lengths)), [format_tokens(n) for n in lengths])
             axes.set_yticks(range(len(depths)), [f"{100 * float(d):.0f}%" for d in depths])
             axes.set(title=model, xlabel="tokens")
             if number == 0:
@@ -147,11 +154,11 @@ def _heat(path: Path, result: dict[str, Any]) -> None:
 
 
 def _label(name: str) -> str:
-    """matplotlib leaves labels out that begin with an underscore."""
+    """matplotlib omits labels that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
-def _alone(result: dict[str, Any]) -> list[str]:
-    """The models without an adapter."""
-    adapted = result.get("fidelity", {"adapters": {}})["adapters"]
-    return [name for name in result["models"] if name not in adapted]
+def _without_adapter(result: EvaluationRecord) -> list[str]:
+    """The names of the models without an adapter."""
+    adapted = result.fidelity.adapters if result.fidelity else {}
+    return [name for name in result.models if name not in adapted]

@@ -1,4 +1,4 @@
-"""Lines of a plot that lie on each other: the lower ones are drawn wider, so that all are seen."""
+"""Lines of a plot that cover each other: the lower ones are drawn wider, so that all are seen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Point = tuple[float, float]
 
 
 def covered_by(lines: Sequence[Sequence[Point]]) -> list[int]:
-    """For each line, how many of the later ones share a segment with it (or its only point)."""
+    """For each line, how many later lines share a segment (or the only point) with it."""
     parts: list[set[object]] = [{*pairwise(points)} or {*points} for points in lines]
     return [
         sum(bool(mine & other) for other in parts[number + 1 :])

@@ -1,4 +1,4 @@
-"""RULER's published scores of Llama 3's family, to be read beside ours and not against them.
+"""RULER's published scores of the Llama 3 family, for orientation beside our own scores.
 
 From the table in RULER's README (github.com/NVIDIA/RULER, read on 2026-07-22): percent, the mean of
 13 tasks with 500 items each, chat models under their templates, and the length up to which 85.6 is
@@ -8,9 +8,9 @@ own paper (arXiv 2410.02660).
 
 from __future__ import annotations
 
-from typing import Any
-
 from regraft.evaluate.report.transfer import effective_length
+from regraft.evaluate.result import EvaluationRecord
+from regraft.evaluate.statistics import mean
 from regraft.evaluate.suites import RULER
 from regraft.units import format_tokens
 
@@ -25,22 +25,22 @@ PUBLISHED: dict[str, tuple[tuple[float, ...], str]] = {
 }
 
 
-def beside(result: dict[str, Any]) -> list[list[str]]:
-    """A table with a head: our models' means of RULER's 13 tasks, then the published ones. Empty
-    unless all 13 were examined together at some length."""
+def compare_with_published(result: EvaluationRecord) -> list[list[str]]:
+    """A table with a header row: our models' means of RULER's 13 tasks, then the published ones.
+    Empty unless all 13 were run at a common length."""
     names = [task.name for task in RULER]
     rows = []
-    for model, tasks in result["cells"].items():
+    for model, tasks in result.cells.items():
         if not all(name in tasks for name in names):
             return []
         means = {
-            int(length): sum(tasks[name][length]["score"] for name in names) / len(names)
+            length: mean([tasks[name][length].score for name in names])
             for length in tasks[names[0]]
             if all(length in tasks[name] for name in names)
         }
         if not means:
             return []
-        reached = effective_length(means)["ruler"]
+        reached = effective_length(means).ruler
         rows.append(
             [
                 f"{model}, here",

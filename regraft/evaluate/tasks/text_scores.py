@@ -17,6 +17,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -111,17 +112,25 @@ def verdict(said: str, reference: str) -> float:
     return float(_yes(said) is (reference == "yes"))
 
 
-def detection(said: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """{"precision", "recall", "f1"} of yes, from verdicts and whether they were right; 0 where
+@dataclass(frozen=True)
+class Detection:
+    """How well the answer yes was found."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def detection(said: Sequence[str], scores: Sequence[float]) -> Detection:
+    """Precision, recall and F1 of yes, from answers and whether they were right (score 1); 0 where
     nothing is yes."""
     kinds = Counter((_yes(text), score == 1) for text, score in zip(said, scores, strict=True))
     right, wrong, missed = kinds[True, True], kinds[True, False], kinds[False, False]
-    found = {
-        "precision": right / max(1, right + wrong),
-        "recall": right / max(1, right + missed),
-        "f1": 2 * right / max(1, 2 * right + wrong + missed),
-    }
-    return {name: round(value, 6) for name, value in found.items()}
+    return Detection(
+        precision=round(right / max(1, right + wrong), 6),
+        recall=round(right / max(1, right + missed), 6),
+        f1=round(2 * right / max(1, 2 * right + wrong + missed), 6),
+    )
 
 
 def _yes(said: str) -> bool:

@@ -132,9 +132,9 @@ def test_a_prompt_read_once_gives_its_candidates_the_same_nll(
     shared = answer(model, prompter, items, "candidates", budget=100, room=4)
     assert read == [3] * 6
     for one, other in zip(whole, shared, strict=True):
-        assert other["said"] == one["said"]
-        assert other["nll"] == pytest.approx(one["nll"], abs=1e-5)
-    assert len({round(one["nll"], 3) for one in whole}) == 3
+        assert other.said == one.said
+        assert other.nll == pytest.approx(one.nll, abs=1e-5)
+    assert len({round(one.nll or 0, 3) for one in whole}) == 3
 
 
 def test_prompts_are_continued_together_as_alone(
@@ -154,4 +154,4 @@ def test_prompts_are_continued_together_as_alone(
     assert together == [1] * 10
     assert answer(model, prompter, items, "generate", budget=1000, room=6) == alone
     assert sorted(together[10:]) == [2, 4, 4]  # of one length, items and twins
-    assert len({one["said"] for one in alone}) > 1
+    assert len({one.said for one in alone}) > 1

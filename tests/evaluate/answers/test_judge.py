@@ -6,20 +6,21 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated import text_tokenizer
+from evaluated import answers, evaluate, text_tokenizer
 from models import LLAMA, save, weights
 from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.errors import InputError, RegraftError
-from regraft.evaluate.answers.judge import Judge, examine
+from regraft.evaluate.answers.judge import Judge, add_verdicts
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.job import evaluate_models
+from regraft.evaluate.tasks import Item
 
 Reply = Callable[[dict[str, Any]], tuple[int, str]]  # (status, text) to a request
 
@@ -257,28 +258,34 @@ def test_secrets_stand_in_no_message_file_or_result(
             assert secret not in text
 
 
+def item(question: str) -> Item:
+    return Item(
+        "qa_1", 64, 0, "", "", "", [], ["Ada"], [], "part", 0, 1.0, {"question": question}, ""
+    )
+
+
 def test_verdicts_are_kept_one_by_one_and_not_asked_for_twice(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    items = [{"facts": {"question": f"Who is {n}?"}, "references": ["Ada"]} for n in range(4)]
-    lines = [{"number": n, "said": f"Ada {n}", "score": 1.0} for n in range(4)]
+    items = [item(f"Who is {n}?") for n in range(4)]
+    lines = [replace(line, said=f"Ada {line.number}") for line in answers(4, 4)]
     path = tmp_path / "judge" / "m" / "qa_1-64.jsonl"
     yes, no = (200, chat("yes")), (200, chat("no"))
     endpoint.reply = one_by_one(yes, no, (401, ""))
     with pytest.raises(RegraftError, match="--resume"):
-        examine(quick(endpoint), items, lines, path)
+        add_verdicts(quick(endpoint), items, lines, path)
     with path.open("a") as file:  # killed while it wrote the third
         file.write('{"number": 2, "verd')
     endpoint.reply = one_by_one((200, chat("perhaps")), (200, chat("perhaps")), no)
-    found = examine(quick(endpoint), items, lines, path)
-    assert [line["judge"] for line in found] == [True, False, None, False]
-    assert [line["score"] for line in found] == [1.0] * 4
+    found = add_verdicts(quick(endpoint), items, lines, path)
+    assert [line.judge for line in found] == ["agrees", "disagrees", "no verdict", "disagrees"]
+    assert [line.score for line in found] == [1.0] * 4
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["number"] for entry in entries] == [0, 1, 2, 3]
     assert [entry["reply"] for entry in entries] == ["yes", "no", "perhaps", "no"]
     assert "Who is 3?" in entries[3]["prompt"]
     asked = len(endpoint.asked)
-    assert examine(quick(endpoint), items, lines, path) == found
+    assert add_verdicts(quick(endpoint), items, lines, path) == found
     assert len(endpoint.asked) == asked
 
 
@@ -309,9 +316,9 @@ def test_a_run_has_the_judges_share_beside_the_score_and_goes_on_where_the_judge
         "items": 6, "twins": False, "judge": endpoint.url, "judge_model": "judge-1",
     }  # fmt: skip
     with pytest.raises(RegraftError, match="--resume"):
-        evaluate_models([str(folder / "model")], tmp_path / "out", **run)
+        evaluate([str(folder / "model")], tmp_path / "out", **run)
     endpoint.reply = one_by_one(*((200, chat(text)) for text in then))
-    result = evaluate_models([str(folder / "model")], tmp_path / "out", resume=True, **run)
+    result = evaluate([str(folder / "model")], tmp_path / "out", resume=True, **run)
     cell = result["cells"]["model"]["qa_hard_1"]["300"]
     assert (cell["judge"], cell["judged"], cell["items"]) == (pytest.approx(2 / 5), 5, 6)
     assert cell["score"] == 0  # the random model's
@@ -334,7 +341,7 @@ def test_a_run_has_the_judges_share_beside_the_score_and_goes_on_where_the_judge
         (["--judge", "http://127.0.0.1:9/v1", "--judge-model", "j"], "does not answer"),
         (["--judge", "http://127.0.0.1:9/v1"], "needs both --judge URL and --judge-model NAME"),
         (["--judge-model", "j"], "needs both"),
-        (["--judge", "localhost:9", "--judge-model", "j"], "no http:// or https:// URL"),
+        (["--judge", "localhost:9", "--judge-model", "j"], "not an http:// or https:// URL"),
         (["--judge", "http://127.0.0.1:9", "--judge-model", "j", "--scoring", "teacher"],
          "generated free answers"),
         (["--judge", "http://127.0.0.1:9", "--judge-model", "j", "--suite", "needle"],

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated import text_tokenizer
+from evaluated import evaluate, text_tokenizer
 from models import LLAMA, save, weights
 from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.errors import InputError
-from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.prompts.haystack import Grammar
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.suites import choose
@@ -68,7 +67,7 @@ def test_zeroscrolls_prompts_are_the_files_own_and_answers_of_one_id_stand_toget
     items = [task.item(kit, 8192, number) for number in range(2)]
     assert sorted(item.references for item in items) == [["none"], ["sixty", "60 lanterns"]]
     assert items[0].prompt == scrolls(1, None)["input"]
-    assert items[0].facts["kept"] == 1
+    assert items[0].facts["text_share"] == 1
     assert "lanterns" not in items[0].twin
     assert items[0].twin.endswith("Question:\nHow many?\n\nAnswer:\n")
 
@@ -91,8 +90,8 @@ def test_a_long_text_loses_its_end_or_its_middle_and_says_so(
             assert ("Chapter 59." in item.prompt) is end
             assert "Chapter 31." not in item.prompt
             words = sum(word in item.prompt.split() for word in map(str, range(60)))
-            assert item.facts["kept"] == pytest.approx(words / 60, abs=0.1)
-        assert 0 < items[0].facts["kept"] < items[1].facts["kept"] < 1
+            assert item.facts["text_share"] == pytest.approx(words / 60, abs=0.1)
+        assert 0 < items[0].facts["text_share"] < items[1].facts["text_share"] < 1
         told = "[The rest of the story is omitted]\n\nQuestion:"
         assert (told in items[0].prompt) is (suite == "zeroscrolls")
 
@@ -205,10 +204,10 @@ def test_precision_and_recall_are_of_what_was_said_to_be_so() -> None:
         score_text(text, [right], "verdict") for text, right in zip(said, wanted, strict=True)
     ]
     found = metrics.detection(said, scores)
-    assert found["precision"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["recall"] == pytest.approx(2 / 4)
-    assert found["f1"] == pytest.approx(4 / 7, abs=1e-6)
-    assert metrics.detection(["no"], [0.0]) == {"precision": 0, "recall": 0, "f1": 0}
+    assert found.precision == pytest.approx(2 / 3, abs=1e-6)
+    assert found.recall == pytest.approx(2 / 4)
+    assert found.f1 == pytest.approx(4 / 7, abs=1e-6)
+    assert metrics.detection(["no"], [0.0]) == metrics.Detection(0, 0, 0)
 
 
 def test_rouge_is_the_geometric_mean_of_the_best_of_each_kind() -> None:
@@ -282,20 +281,20 @@ def test_a_run_over_local_files_says_what_was_cut(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
     bamboo(tmp_path / "bamboo")
-    result = evaluate_models(
+    result = evaluate(
         [str(folder)], tmp_path / "out", lengths="256,512", items=5,
         suite=f"bamboo:{tmp_path / 'bamboo' / 'senhallu_4k.jsonl'},entities",
     )  # fmt: skip
     cells = result["cells"]["model"]["bamboo_senhallu_4k"]
     assert cells["512"]["items"] == 2  # as many as there are
-    assert 0 < cells["256"]["kept"] < cells["512"]["kept"] < 1
+    assert 0 < cells["256"]["text_share"] < cells["512"]["text_share"] < 1
     assert cells["256"]["tokens"] <= 256 - 32
     assert result["tasks"]["bamboo_senhallu_4k"]["scorer"] == "verdict"
     assert result["overall_tasks"] == ["entities"]  # not of the examined lengths
     card = (tmp_path / "out" / "README.md").read_text()
     assert "bamboo_senhallu_4k: precision / recall / F1" in card
     assert cells["256"]["precision"] == cells["256"]["recall"] == 0  # a random model says no yes
-    kept = f"left of their words are {cells['256']['kept']:.0%} at 256"
+    kept = f"share of their words that remains is {cells['256']['text_share']:.0%} at 256"
     assert kept in card
     lines = (tmp_path / "out" / "items" / "model" / "bamboo_senhallu_4k-256.jsonl").read_text()
     assert all("said" in json.loads(line) for line in lines.splitlines())

@@ -6,14 +6,15 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluated import text_tokenizer, toy
+from evaluated import evaluate, text_tokenizer, toy
 from models import LLAMA, LONG, save, weights
 
-from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.report.page import write_page
+from regraft.evaluate.result import read_result
 
 # What a visitor does; the page's state after each step is left in #seen as JSON.
 VISIT = """
@@ -30,10 +31,10 @@ if (buttons.length > 1) {
   buttons[1].click(); seen.once = [hidden(), pressed()];
   buttons[1].click(); seen.twice = [hidden(), pressed()];
 }
-const marks = ["circle", "td"].map(kind => document.querySelector(`${kind}[data-say]`));
+const marks = ["circle", "td"].map(kind => document.querySelector(`${kind}[data-description]`));
 seen.said = marks.filter(Boolean).map(mark => {
   mark.dispatchEvent(new MouseEvent("mouseenter"));
-  return [mark.dataset.say, document.getElementById("said").textContent];
+  return [mark.dataset.description, document.getElementById("description").textContent];
 });
 for (const summary of document.querySelectorAll("summary")) summary.click();
 seen.prompts = [...document.querySelectorAll("details[open] pre")].map(p => p.offsetHeight > 0);
@@ -75,7 +76,7 @@ def test_lines_hide_and_come_back_points_speak_and_samples_open(tmp_path: Path) 
         )
     ]
     out = tmp_path / "out"
-    evaluate_models(
+    evaluate(
         models, out, matrix=True, suite="toy", lengths="64,128", haystack="world", items=4, texts=2
     )
     page = (out / "index.html").read_text()
@@ -100,7 +101,7 @@ def test_cells_of_a_needle_grid_speak(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)
     out = tmp_path / "out"
-    evaluate_models([f"model={folder}"], out, suite="needle", lengths="256,512", items=4, depths=3)
+    evaluate([f"model={folder}"], out, suite="needle", lengths="256,512", items=4, depths=3)
     seen = visit(out / "index.html", tmp_path / "profile")
     assert seen["errors"] == []
     _, (marked, said) = seen["said"]
@@ -110,24 +111,28 @@ def test_cells_of_a_needle_grid_speak(tmp_path: Path) -> None:
 
 def test_hostile_texts_run_no_script_and_do_not_widen_the_page(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    evaluate_models(
+    evaluate(
         [f"<b>m={toy(tmp_path / 'm', **LONG)}"], out, suite="toy", lengths="64", haystack="world",
         items=2, texts=1,
     )  # fmt: skip
-    result = json.loads((out / "result.json").read_text())
+    result = read_result(out)
     hostile = (
         "</pre></details><script>document.title = 'taken'</script><img src=x onerror=\"document."
         "title='taken'\">\x00\x1b[31m\u202egnp\ud800{{ 7 * 7 }}" + "W" * 30_000
     )
-    for sample in result["samples"]:
-        sample |= {"prompt": hostile, "twin": hostile, "references": [hostile[:90]]}
-        sample["answers"]["<b>m"]["said"] = hostile
+    samples = [
+        replace(
+            sample, prompt=hostile, twin=hostile, references=[hostile[:90]],
+            answers={"<b>m": replace(sample.answers["<b>m"], said=hostile)},
+        )
+        for sample in result.samples
+    ]  # fmt: skip
     page = tmp_path / "hostile.html"
-    write_page(page, result)
+    write_page(page, replace(result, samples=samples))
     seen = visit(page, tmp_path / "profile")
     assert seen["errors"] == []
     assert seen["title"] == "What the models can do"
     assert seen["elements"] == [1, 0, 0]  # of the page's own; nothing came in with a text
-    assert seen["prompts"] == [True] * 2 * len(result["samples"])
+    assert seen["prompts"] == [True] * 2 * len(samples)
     assert "{{ 7 * 7 }}" in str(seen["text"])
     assert not seen["wider"]

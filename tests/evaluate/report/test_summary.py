@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated import toy
+from evaluated import cell, evaluate, record, toy
 from matplotlib.axes import Axes
 from models import LONG
 
-from regraft.evaluate.job import evaluate_models
 from regraft.evaluate.report.figures import draw
 from regraft.evaluate.report.files import write_report
 from regraft.evaluate.report.overlap import covered_by
-from regraft.evaluate.report.page import curves, shown_text, write_page
+from regraft.evaluate.report.page import visible_text, write_page
+from regraft.evaluate.report.plots import curves
+from regraft.evaluate.report.screen import render
 from regraft.evaluate.report.summary import summary
-from regraft.evaluate.report.tables import render
+from regraft.evaluate.result import (
+    EvaluatedAdapter,
+    EvaluatedModel,
+    EvaluationRecord,
+    FidelityRecord,
+    read_result,
+)
+from regraft.evaluate.settings import Settings
+from regraft.evaluate.statistics import Ratio
 
-RATIO = {"value": 0.9, "low": 0.85, "high": 0.95}
+RATIO = Ratio(value=0.9, low=0.85, high=0.95)
 
 
 def matrix(far: int, scores: tuple[float, float, float], ratio: Any, items: int = 50) -> Any:
     names = ("recipient", "donor", "graft")
-    return {
-        "matrix": True, "settings": {"items": items}, "cells": {"donor": {}},
-        "overall": {name: {str(far): s} for name, s in zip(names, scores, strict=True)},
-        "overall_tasks": ["needle"], "ratios": {"needle": {str(far): {"transfer graft": ratio}}},
-        "models": {name: {"context_length": 65536 if name == "donor" else 8192} for name in names},
-    }  # fmt: skip
+    return record(
+        matrix=True, settings=Settings(items=items), cells={"donor": {}},
+        overall={name: {far: s} for name, s in zip(names, scores, strict=True)},
+        overall_tasks=["needle"], ratios={"needle": {far: {"transfer graft": ratio}}},
+        models={
+            name: EvaluatedModel(
+                place="", fingerprint="", context="",
+                context_length=65536 if name == "donor" else 8192,
+            )
+            for name in names
+        },
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,7 +56,7 @@ def matrix(far: int, scores: tuple[float, float, float], ratio: Any, items: int 
         (matrix(16384, (0.2, 0.1, 0.1), None), r"no more than the recipient.*another donor"),
         (matrix(16384, (0.2, 0.3, 0.3), None), r"noise\. Next: more --items"),
         (matrix(16384, (0, 1, 0.9), RATIO), r"holds 90% \(95%: 85% to 95%\).*Next: check short"),
-        (matrix(16384, (0, 1, 0.5), {**RATIO, "low": 0.4}), r"Next: a higher --rank"),
+        (matrix(16384, (0, 1, 0.5), replace(RATIO, low=0.4)), r"Next: a higher --rank"),
         (matrix(16384, (0, 1, 0.9), RATIO, items=5), r"5 items a cell say little"),
     ],
 )
@@ -48,17 +64,21 @@ def test_a_plain_sentence_says_what_na_means_and_what_to_do(result: Any, message
     assert re.search(message, " ".join(summary(result)))
 
 
+def adapters(*ranks: int) -> dict[str, EvaluatedAdapter]:
+    return {
+        f"donor, rank {rank}": EvaluatedAdapter(place="", rank=rank, sha256={}) for rank in ranks
+    }
+
+
 def with_fidelity(base: float, donor: float, ratio: Any = None) -> Any:
     cells = {
-        name: {"needle": {"16384": {"score": score}}}
-        for name, score in (("base", base), ("donor", donor))
+        name: {"needle": {16384: cell(score)}} for name, score in (("base", base), ("donor", donor))
     }
-    return {
-        "matrix": False, "settings": {"items": 50}, "overall": {}, "cells": cells,
-        "overall_tasks": ["needle"],
-        "fidelity": {"base": "base", "donor": "donor", "adapters": {"donor, rank 2": {"rank": 2}},
-                     "ratios": {"needle": {"16384": {"donor, rank 2": ratio}}}},
-    }  # fmt: skip
+    fidelity = FidelityRecord(
+        base="base", donor="donor", adapters=adapters(2),
+        ratios={"needle": {16384: {"donor, rank 2": ratio}}},
+    )  # fmt: skip
+    return record(cells=cells, overall_tasks=["needle"], fidelity=fidelity)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +98,8 @@ def test_no_sentence_explains_fidelity_that_is_available() -> None:
 
 
 def test_a_sentence_says_why_the_judges_share_is_not_available() -> None:
-    cells = {"8192": {"judge": None}, "16384": {"judge": 0.5}}
-    result = {
-        "matrix": False, "settings": {"items": 50}, "overall": {},
-        "cells": {"m": {"qa_1": cells, "qa_hard_1": cells}},
-    }  # fmt: skip
-    (line,) = summary(result)
+    cells = {8192: cell(0.5, judged=0), 16384: cell(0.5, judge=0.5, judged=2)}
+    (line,) = summary(record(cells={"m": {"qa_1": cells, "qa_hard_1": cells}}))
     assert line.startswith("The judge's share is n/a for m in qa_1 at 8k tokens and 1 more cells:")
     assert "neither yes nor no" in line
     assert "--judge-model" in line
@@ -108,43 +124,46 @@ def test_a_covered_line_of_every_figure_is_wider_and_solid(
         return real(axes, *points, **style)
 
     monkeypatch.setattr(Axes, "plot", plot)
-    adapters = {"donor, rank 2": {"rank": 2}, "donor, rank 4": {"rank": 4}}
-    ratios = {"needle": {length: dict.fromkeys(adapters, RATIO) for length in ("8192", "16384")}}
-    fidelity = {"adapters": adapters, "ratios": ratios}
-    assert draw(tmp_path, {"cells": {}, "tasks": {}, "fidelity": fidelity}) == ["fidelity.png"]
+    both = adapters(2, 4)
+    ratios = {"needle": {length: dict.fromkeys(both, RATIO) for length in (8192, 16384)}}
+    fidelity = FidelityRecord(base="base", donor="donor", adapters=both, ratios=ratios)
+    assert draw(tmp_path, record(fidelity=fidelity)) == ["fidelity.png"]
     below, above = drawn
     assert below["linewidth"] > above["linewidth"]
     assert below["linestyle"] == "-" != above["linestyle"]
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationRecord:
     root = tmp_path_factory.mktemp("summary")
     folder = toy(root / "m", **LONG)
     names = ["plain", "<b>x", "_$a^{$", "[bold]y|"]
-    return evaluate_models(
+    evaluate(
         [f"{name}={folder}" for name in names], root / "out", suite="toy", lengths="64,128",
         haystack="world", items=3, texts=2,
     )  # fmt: skip
+    return read_result(root / "out")
 
 
 def test_identical_lines_are_drawn_in_different_widths(
-    result: dict[str, Any], tmp_path: Path
+    result: EvaluationRecord, tmp_path: Path
 ) -> None:
     for plot in curves(result):
-        widths = [line["width"] for line in plot["lines"]]
+        widths = [line.width for line in plot.lines]
         assert len(set(widths)) == len(widths)
         assert widths == sorted(widths, reverse=True)
     assert draw(tmp_path, result) == ["curves.png"]
 
 
-def test_hostile_names_and_texts_stay_text(result: dict[str, Any], tmp_path: Path) -> None:
+def test_hostile_names_and_texts_stay_text(result: EvaluationRecord, tmp_path: Path) -> None:
     hostile = "</pre><script>alert(1)</script>\x1b[31m\x00\u202e\ud800" + "x" * 50_000
-    (first, *_) = result["samples"]
-    changed = {**first, "prompt": hostile, "twin": hostile, "references": [hostile[:60]]}
-    changed["answers"] = {name: {"score": 0.0, "said": hostile} for name in result["models"]}
+    (first, *_) = result.samples
+    answers = {name: replace(answer, said=hostile) for name, answer in first.answers.items()}
+    changed = replace(
+        first, prompt=hostile, twin=hostile, references=[hostile[:60]], answers=answers
+    )
     path = tmp_path / "index.html"
-    write_page(path, {**result, "samples": [changed]})
+    write_page(path, replace(result, samples=[changed]))
     page = path.read_text()
     assert page.count("<script>") == 1
     assert "&lt;script&gt;alert(1)" in page
@@ -152,7 +171,7 @@ def test_hostile_names_and_texts_stay_text(result: dict[str, Any], tmp_path: Pat
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page)
     assert "characters left out" in page
     assert len(page) < 400_000
-    assert shown_text("a\tb\nc") == "a\tb\nc"
+    assert visible_text("a\tb\nc") == "a\tb\nc"
     write_report(tmp_path, result)
     card = (tmp_path / "README.md").read_text()
     assert "<b>x" not in card

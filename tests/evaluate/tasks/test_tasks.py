@@ -157,7 +157,7 @@ def test_fitting_finds_the_last_unit_that_fits_within_few_tries(
 
 
 def test_fitting_refuses_what_can_never_fit() -> None:
-    with pytest.raises(TooShort, match="at least 40 tokens, and 30"):
+    with pytest.raises(TooShort, match="at least 40 tokens, and there is room for 30"):
         fit(lambda units: "x" * (40 + units), len, 30)
     with pytest.raises(InputError, match="too short"):
         fit(lambda n: "".join(Fixed("book", ["word "] * 5).pieces("s", n)), len, 1000)

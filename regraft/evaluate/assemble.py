@@ -1,0 +1,93 @@
+"""The record of an evaluation from what was answered and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from regraft.evaluate.answers import lm_eval
+from regraft.evaluate.prepare import ROLES, Work
+from regraft.evaluate.report.aggregate import Answers, fidelity_ratios, summarise, transfer_ratios
+from regraft.evaluate.result import (
+    EvaluatedModel,
+    EvaluatedTask,
+    EvaluationRecord,
+    FidelityRecord,
+    Measures,
+    Sample,
+)
+from regraft.evaluate.shared_output import read_lines
+from regraft.record import versions
+
+
+def assemble_record(
+    work: Work,
+    items: Mapping[tuple[str, int], Path],
+    answers: Answers,
+    measures: Mapping[str, Measures],
+    matrix: bool,
+) -> EvaluationRecord:
+    """result.json. items: the file of every task and length; answers: of every cell; measures: of
+    every model."""
+    names = [source.name for source in work.sources]
+    summary = summarise(answers, work.tasks, names)
+    roles = [name for name in names if name in ROLES]
+    return EvaluationRecord(
+        matrix=matrix,
+        models={
+            source.name: EvaluatedModel(
+                place=str(source.place),
+                fingerprint=source.fingerprint(),
+                context=work.contexts[source.name].describe(),
+                context_length=work.contexts[source.name].max_position_embeddings,
+            )
+            for source in work.sources
+        },
+        settings=dataclasses.replace(work.settings, lengths=tuple(work.lengths)),
+        tasks={
+            task.name: EvaluatedTask(
+                skill=task.skill,
+                scorer=task.scorer,
+                judged=task.judged,
+                scoring=work.scoring(task),
+            )
+            for task in work.tasks
+        },
+        cells=summary.cells,
+        overall=summary.overall,
+        overall_tasks=summary.overall_tasks,
+        effective_length=summary.effective_length,
+        measures={
+            name: dataclasses.replace(measured, lm_eval=None) for name, measured in measures.items()
+        },
+        published=lm_eval.summarise(measures, matrix),
+        samples=_samples(items, answers, names),
+        versions=versions(),
+        ratios=transfer_ratios(answers, work.tasks, roles, work.own_length) if matrix else None,
+        fidelity=_fidelity(work, answers),
+    )
+
+
+def _fidelity(work: Work, answers: Answers) -> FidelityRecord | None:
+    if work.fidelity is None:
+        return None
+    base, donor, adapters = work.fidelity.base, work.fidelity.donor, work.fidelity.adapters
+    ratios = fidelity_ratios(answers, work.tasks, base, donor, list(adapters))
+    return FidelityRecord(base=base, donor=donor, adapters=adapters, ratios=ratios)
+
+
+def _samples(
+    items: Mapping[tuple[str, int], Path], answers: Answers, names: list[str]
+) -> list[Sample]:
+    """The first item of every task at its shortest length, with every model's answer."""
+    samples: dict[str, Sample] = {}
+    for (task, length), path in items.items():
+        if task not in samples:
+            first = read_lines(path)[0]
+            samples[task] = Sample(
+                task=task, length=length, prompt=first["prompt"], twin=first["twin"],
+                references=first["references"],
+                answers={name: answers[name, task, length][0] for name in names},
+            )  # fmt: skip
+    return list(samples.values())

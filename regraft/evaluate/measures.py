@@ -1,0 +1,105 @@
+"""What is measured of a model without questions: perplexity, drift, lm-eval's suites.
+
+All models are measured on the same plain texts. The donor, if there is one, chooses the key tokens
+for all; drift is from the first model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regraft.evaluate.answers import drift, lm_eval, perplexity
+from regraft.evaluate.answers.model import LanguageModel, Source
+from regraft.evaluate.prepare import Work
+from regraft.evaluate.prompts.length import Prompter
+from regraft.evaluate.result import Measures, parse_measures
+from regraft.evaluate.settings import Settings
+from regraft.evaluate.shared_output import SharedOutput
+from regraft.evaluate.tasks import Kit
+from regraft.record import to_json
+
+_DRIFT_TOKENS = 8192  # at least
+
+
+class Measurer:
+    """Measures one model after another, and keeps what they are compared with.
+
+    The key tokens are chosen when it is made, by the donor, unless an interrupted run chose them.
+    """
+
+    def __init__(self, work: Work, output: SharedOutput) -> None:
+        self._work, self._output = work, output
+        self._drift_reference: drift.Reference | None = None
+        self._key_tokens = self._choose_key_tokens()
+
+    def measure_once(self, source: Source, load: Callable[[], LanguageModel]) -> Measures:
+        """The measures of one model, from an interrupted run if it has them. Collective."""
+        if not self._work.measures:
+            return Measures()
+        key = f"measures {source.name}"
+        if self._output.facts(key) is None:
+            self._output.note(key, **to_json(self._measure(load(), source)))
+        return parse_measures(self._output.facts(key) or {})
+
+    def _measure(self, model: LanguageModel, source: Source) -> Measures:
+        work, settings = self._work, self._work.settings
+        names = [
+            name.removeprefix(lm_eval.PREFIX)
+            for name in work.measures
+            if name.startswith(lm_eval.PREFIX)
+        ]
+        return Measures(
+            perplexity=perplexity.measure(
+                model, self._long_texts(), batch_tokens(settings, model), self._key_tokens
+            )
+            if "perplexity" in work.measures
+            else None,
+            lm_eval=lm_eval.measure(
+                model, work.kit.prompter.tokenizer, names, settings.limit, settings.chat
+            )
+            if names
+            else None,
+            drift=drift.measure(model, self._reference(model, source))
+            if "drift" in work.measures
+            else None,
+        )
+
+    def _choose_key_tokens(self) -> perplexity.KeyTokens | None:
+        work, output = self._work, self._output
+        donors = [source for source in work.sources if source.name == "donor"]
+        if "perplexity" not in work.measures or not donors:
+            return None
+        if output.facts("key tokens") is None:
+            model = donors[0].load(output.mesh.device, output.mesh)
+            batch = batch_tokens(work.settings, model)
+            output.note("key tokens", rows=perplexity.key_tokens(model, self._long_texts(), batch))
+        rows: perplexity.KeyTokens | None = (output.facts("key tokens") or {})["rows"]
+        return rows
+
+    def _long_texts(self) -> list[list[int]]:
+        return plain_texts(
+            self._work.kit, max(self._work.lengths), self._work.settings.texts,
+            self._work.settings.seed,
+        )  # fmt: skip
+
+    def _reference(self, model: LanguageModel, source: Source) -> drift.Reference:
+        if self._drift_reference is None:
+            work, first = self._work, self._work.sources[0]
+            base = model if source is first else first.load(model.device, model.mesh)
+            length = min(work.own_length, 2048)
+            count = max(work.settings.texts, _DRIFT_TOKENS // length)
+            texts = plain_texts(work.kit, length, count, work.settings.seed)
+            self._drift_reference = drift.Reference(base, texts)
+        return self._drift_reference
+
+
+def plain_texts(kit: Kit, length: int, count: int, seed: int) -> list[list[int]]:
+    """Token ids [count, length] of the haystack, without a chat template: they start as a text."""
+    return perplexity.texts(Prompter(kit.prompter.tokenizer), kit.haystack, length, count, seed)
+
+
+def batch_tokens(settings: Settings, model: LanguageModel, scoring: str = "teacher") -> int:
+    """Tokens in a batch. On a CPU small batches stay in the caches, but a generated token costs as
+    much for eight prompts as for one."""
+    on_cpu = 16384 if scoring == "generate" else 2048
+    return settings.batch or (on_cpu if model.device.type == "cpu" else 32768)

@@ -1,0 +1,169 @@
+"""Figures from answers: a cell for every model, task and length, means over tasks, and ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from regraft.evaluate.report.transfer import compare, effective_length
+from regraft.evaluate.result import Answer, Cell, EffectiveLength, Interval
+from regraft.evaluate.statistics import Ratio, mean, mean_interval, ratio, score_interval
+from regraft.evaluate.statistics import standard_error as error_of_mean
+from regraft.evaluate.tasks import Task
+from regraft.evaluate.tasks.text_scores import detection
+
+Answers = Mapping[tuple[str, str, int], Sequence[Answer]]  # by (model, task, length)
+RatiosByTask = dict[str, dict[int, dict[str, Ratio | None]]]  # by task (or 'all'), length, name
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The parts of an EvaluationRecord that are computed from answers alone."""
+
+    cells: dict[str, dict[str, dict[int, Cell]]]
+    overall: dict[str, dict[int, float]]
+    overall_tasks: list[str]
+    effective_length: dict[str, EffectiveLength]
+
+
+def cell(answers: Sequence[Answer], *, yes_or_no: bool = False) -> Cell:
+    """The means over one cell's answers, with intervals. yes_or_no: the answers are, so
+    precision and recall are given if they were generated."""
+    scores = _scores(answers)
+    said = [answer.said for answer in answers if answer.said is not None]
+    verdicts = [answer.judge for answer in answers if answer.judge is not None]
+    clear = [verdict == "agrees" for verdict in verdicts if verdict != "no verdict"]
+    yes = detection(said, scores) if yes_or_no and said else None
+    depths = sorted(
+        {answer.depth for answer in answers if answer.on_grid and answer.depth is not None}
+    )
+    return Cell(
+        score=round(mean(scores), 6),
+        items=len(answers),
+        interval=_rounded(score_interval(scores)),
+        tokens=round(mean([answer.tokens for answer in answers]), 1),
+        unique_share=round(mean([answer.unique_share for answer in answers]), 4),
+        nll=_mean([answer.nll for answer in answers]),
+        nll_interval=_mean_interval([answer.nll for answer in answers]),
+        twin=_mean([answer.twin for answer in answers]),
+        twin_nll=_mean([answer.twin_nll for answer in answers]),
+        twin_nll_interval=_mean_interval([answer.twin_nll for answer in answers]),
+        text_share=_mean([answer.text_share for answer in answers]),
+        judge=round(mean(clear), 6) if clear else None,
+        judged=len(clear) if verdicts else None,
+        depths={
+            f"{depth:.3g}": round(
+                mean([answer.score for answer in answers if answer.depth == depth]), 6
+            )
+            for depth in depths
+        }
+        or None,
+        precision=yes.precision if yes else None,
+        recall=yes.recall if yes else None,
+        f1=yes.f1 if yes else None,
+    )
+
+
+def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) -> Summary:
+    """The cells, and the means and effective lengths over the tasks that are comparable.
+
+    Comparable are tasks that measure the use of context and fit in every length, so that all
+    lengths have the same tasks.
+    """
+    cells: dict[str, dict[str, dict[int, Cell]]] = {}
+    yes_or_no = [task.name for task in tasks if task.scorer == "verdict"]
+    for (model, task, length), lines in answers.items():
+        of_task = cells.setdefault(model, {}).setdefault(task, {})
+        of_task[length] = cell(lines, yes_or_no=task in yes_or_no)
+    overall: dict[str, dict[int, float]] = {}
+    effective: dict[str, EffectiveLength] = {}
+    names, lengths = _comparable(answers, tasks, models[0])
+    for model in models if names else ():
+        overall[model] = {
+            length: round(mean([cells[model][name][length].score for name in names]), 6)
+            for length in lengths
+        }
+        shortest = [score for name in names for score in _scores(answers[model, name, lengths[0]])]
+        effective[model] = effective_length(overall[model], error_of_mean(shortest))
+    return Summary(cells, overall, names, effective)
+
+
+def transfer_ratios(
+    answers: Answers, tasks: Sequence[Task], roles: Sequence[str], own_length: int
+) -> RatiosByTask:
+    """Transfer and retention. own_length: the recipient's context; roles: the models compared."""
+    result: RatiosByTask = {}
+    skills = {task.name for task in tasks if task.skill}
+    for task, length, scores in _scores_by_cell(answers, tasks, roles):
+        result.setdefault(task, {})[length] = compare(
+            scores, within=length <= own_length, skill=task in skills
+        )
+    return result
+
+
+def fidelity_ratios(
+    answers: Answers, tasks: Sequence[Task], base: str, donor: str, adapted: Sequence[str]
+) -> RatiosByTask:
+    """Extraction fidelity of each of `adapted`, the base with an adapter; see `fidelity`.
+
+    Tasks that do not measure the use of context are left out: the donor did not learn them.
+    """
+    result: RatiosByTask = {}
+    tasks = [task for task in tasks if not task.skill]
+    for task, length, scores in _scores_by_cell(answers, tasks, [base, donor, *adapted]):
+        result.setdefault(task, {})[length] = {
+            name: ratio(scores[name], scores[base], scores[donor], scores[base]) for name in adapted
+        }
+    return result
+
+
+def _scores_by_cell(
+    answers: Answers, tasks: Sequence[Task], models: Sequence[str]
+) -> Iterator[tuple[str, int, dict[str, list[float]]]]:
+    """(task, length, every model's scores item by item) of every cell, then of the comparable tasks
+    together, as 'all'."""
+    lengths = sorted({length for _, _, length in answers})
+    for task, length in product([task.name for task in tasks], lengths):
+        if (models[0], task, length) in answers:
+            yield task, length, {name: _scores(answers[name, task, length]) for name in models}
+    names, lengths = _comparable(answers, tasks, models[0])
+    for length in lengths if len(names) > 1 else ():
+        yield (
+            "all", length,
+            {model: [score for task in names for score in _scores(answers[model, task, length])]
+             for model in models},
+        )  # fmt: skip
+
+
+def _comparable(answers: Answers, tasks: Sequence[Task], model: str) -> tuple[list[str], list[int]]:
+    """(tasks that use context and were answered at every length, the lengths). Tasks with a fixed
+    number of items are left out: their texts do not have the evaluated length."""
+    lengths = sorted({length for _, _, length in answers})
+    names = [
+        task.name
+        for task in tasks
+        if not task.skill
+        and task.most is None
+        and all((model, task.name, length) in answers for length in lengths)
+    ]
+    return names, lengths
+
+
+def _scores(answers: Sequence[Answer]) -> list[float]:
+    return [answer.score for answer in answers]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, rounded; None if there is none."""
+    known = [value for value in values if value is not None]
+    return round(mean(known), 6) if known else None
+
+
+def _mean_interval(values: Sequence[float | None]) -> Interval | None:
+    bounds = mean_interval([value for value in values if value is not None])
+    return _rounded(bounds) if bounds else None
+
+
+def _rounded(bounds: Interval) -> Interval:
+    return round(bounds[0], 6), round(bounds[1], 6)

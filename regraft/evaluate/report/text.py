@@ -1,0 +1,154 @@
+"""The sentences of a report: its title, the introduction, and notes on how to read the numbers."""
+
+from __future__ import annotations
+
+from regraft.evaluate.report.ruler_published import SOURCE, compare_with_published
+from regraft.evaluate.report.summary import summary
+from regraft.evaluate.report.tables import format_ratio
+from regraft.evaluate.result import EvaluationRecord, FidelityRecord
+from regraft.units import format_tokens
+
+
+def title(result: EvaluationRecord) -> str:
+    """The title of the card and the page."""
+    return "What the graft carried over" if result.matrix else "What the models can do"
+
+
+def introduction(result: EvaluationRecord) -> list[str]:
+    """The summary, what the models are, and the scores of a matrix at the greatest length."""
+    adapters = result.fidelity.adapters if result.fidelity else {}
+    models = [
+        f"{name}: {model.place}"
+        + (f" with {adapters[name].place}" if name in adapters else "")
+        + f" ({model.context})"
+        for name, model in result.models.items()
+    ]
+    lines = [*summary(result), "; ".join(models) + "."]
+    if result.ratios and result.overall:
+        far = list(result.overall["donor"])[-1]
+        task = "all" if "all" in result.ratios else result.overall_tasks[0]
+        ratios = result.ratios[task][far]
+        scores = {name: f"{by_length[far]:.0%}" for name, by_length in result.overall.items()}
+        lines.append(
+            f"At {format_tokens(far)} tokens the recipient scores {scores['recipient']}, "
+            f"with the donor's RoPE alone {scores['theta only']}, the donor {scores['donor']}, "
+            f"the graft {scores['graft']}: transfer {format_ratio(ratios['transfer graft'])}, of "
+            f"the weights alone {format_ratio(ratios['weight transfer graft'])}."
+        )
+    if result.fidelity:
+        lines += _fidelity(result.fidelity)
+    return lines
+
+
+def _fidelity(fidelity: FidelityRecord) -> list[str]:
+    """One sentence on the adapters, at the greatest length of all tasks together or the first."""
+    ratios = fidelity.ratios
+    if not ratios:
+        return []
+    task = "all" if "all" in ratios else next(iter(ratios))
+    far, by_adapter = list(ratios[task].items())[-1]
+    shares = "; ".join(
+        f"{name.split(', ', 1)[1]}: {format_ratio(ratio)}" for name, ratio in by_adapter.items()
+    )
+    return [
+        f"Share of the donor's gain over {fidelity.base} at {format_tokens(far)} tokens that the "
+        f"adapters contain, applied to the base that they were extracted from: {shares}."
+    ]
+
+
+def notes(result: EvaluationRecord) -> list[str]:
+    """What a reader has to know to judge the numbers."""
+    return [
+        *_general(result),
+        *_matrix(result),
+        *_truncated_texts(result),
+        *_judge(result),
+        *_measures(result),
+        *_suites(result),
+    ]
+
+
+def _general(result: EvaluationRecord) -> list[str]:
+    return [
+        f"{result.settings.items} items in each cell, the same for every model. Intervals are 95%: "
+        "Wilson's for scores, paired bootstraps over items for ratios, Student's over texts for "
+        "NLL.",
+        "A twin is the same prompt without its evidence; a score on it was guessed. Tables show "
+        "the highest score of the twins.",
+        "Effective length: the greatest length at which, and at all shorter ones, the mean over "
+        "the tasks that fit in every length reaches 85.6% (RULER's threshold), or 85% of the "
+        "model's own at the shortest length; none if that is within two standard errors of 0.",
+    ]
+
+
+def _matrix(result: EvaluationRecord) -> list[str]:
+    if not result.matrix:
+        return []
+    return [
+        "'theta only' is the recipient's own weights with the donor's RoPE and length.",
+        "Transfer is (graft - recipient) / (donor - recipient); weight transfer has 'theta only' "
+        "instead of the recipient; retention is graft / recipient. n/a: the denominator is within "
+        "two standard errors of 0.",
+    ]
+
+
+def _truncated_texts(result: EvaluationRecord) -> list[str]:
+    lines = []
+    for task, cells in next(iter(result.cells.values()), {}).items():
+        if all(cell.text_share is None for cell in cells.values()):
+            continue
+        shares = ", ".join(
+            f"{cell.text_share:.0%} at {format_tokens(length)}" for length, cell in cells.items()
+        )
+        lines.append(
+            f"{task} is scored by its suite's metric ({result.tasks[task].scorer}). Texts longer "
+            f"than the evaluated length are truncated; the share of their words that remains is "
+            f"{shares}. The twin has no text."
+        )
+    return lines
+
+
+def _judge(result: EvaluationRecord) -> list[str]:
+    if not result.settings.judge:
+        return []
+    return [
+        f"The judge is {result.settings.judge_model}; it is asked yes or no about the answer and "
+        "its references, not about the text. Its replies are in judge/; those that were neither "
+        "do not count."
+    ]
+
+
+def _measures(result: EvaluationRecord) -> list[str]:
+    lines = []
+    if any(x.perplexity and x.perplexity.key_share is not None for x in result.measures.values()):
+        chosen = "the donor's choice" if "donor" in result.models else "each model's own choice"
+        lines.append(
+            "Key tokens gain more than 2 nats by context beyond the largest window and cost less "
+            f"than 2 with it (LongPPL, arXiv 2410.23771): {chosen}."
+        )
+    if result.fidelity:
+        lines.append(
+            "Extraction fidelity is (base with adapter - base) / (donor - base), both under the "
+            "donor's RoPE and length; 'donor, rank 16' is the base with the adapter of rank 16."
+        )
+    return lines
+
+
+def _suites(result: EvaluationRecord) -> list[str]:
+    lines = []
+    if any(name.startswith("niah") or name in ("vt", "cwe", "fwe") for name in result.tasks):
+        lines.append(
+            "The RULER tasks are built as NVIDIA builds them, with wording, words and haystack of "
+            "our own: compare models within this page, not with published tables."
+        )
+    if compare_with_published(result):
+        lines.append(
+            f"Published: {SOURCE}; the mean of 13 tasks by its own harness, wording and haystack. "
+            "The same model differs by ten points from harness to harness."
+        )
+    if any(task.scoring == "teacher" for task in result.tasks.values()):
+        lines.append(
+            "Teacher-forced: an answer counts if each of its tokens is the likeliest after all "
+            "before it; several answers are expected in the order of the text."
+        )
+    return lines
