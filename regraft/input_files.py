@@ -19,6 +19,7 @@ from typing import Any
 
 from regraft.errors import InputError
 
+_MAX_DEPTH = 100  # of lists and objects; what walks over them later needs several calls a level
 _MOST_DIGITS = 100  # of an integer; the largest float has 309, token ids and sizes have 20
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -124,6 +125,8 @@ def parse_json(
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         value = _DECODER.decode(text)
+        if text.count("{") + text.count("[") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
+            raise RecursionError
         if _SURROGATE_ESCAPE.search(text):  # rare, so the check costs nothing elsewhere
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -137,6 +140,19 @@ def parse_json(
         reason = " ".join(str(cause).split())
         raise error(f"{where} is not valid JSON ({reason}); {remedy}.") from None
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects nest deeper."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _integer(digits: str) -> int:

@@ -49,6 +49,8 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     [
         ("[" * 100_000, "nested too deep"),
         ('{"a": ' * 5000 + "1" + "}" * 5000, "nested too deep"),
+        ("[" * 101 + "1" + "]" * 101, "nested too deep"),
+        ('{"a": [' * 400 + "1" + "]}" * 400, "nested too deep"),
         ("9" * 5000, "an integer of 5000 digits"),
         ("[" + "9" * 400 + "]", "an integer of 400 digits"),
         ("1e999", "too large"),
@@ -67,6 +69,13 @@ def test_json_that_cannot_be_used_is_one_sentence(text: str | bytes, words: str)
     assert str(caught.value).startswith("config.json is not valid JSON (")
     assert str(caught.value).endswith("); mend it.")
     assert "\n" not in str(caught.value)
+
+
+def test_json_may_nest_a_hundred_levels_and_hold_brackets_in_text() -> None:
+    deep = "[" * 100 + "1" + "]" * 100
+    assert parse_json(deep, "x") == json.loads(deep)
+    text = json.dumps({"chat_template": "{[" * 1000})
+    assert parse_json(text, "x") == json.loads(text)
 
 
 _VALUES = st.recursive(

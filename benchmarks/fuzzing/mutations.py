@@ -21,6 +21,8 @@ DEEP = 3000  # levels of nesting; Python's JSON reader gives up at about 1000
 # Values that stand for JSON text which json.dumps would not write.
 _RAW = {
     "deep list": "[" * DEEP + "]" * DEEP,
+    "200 levels": "[" * 200 + "1" + "]" * 200,
+    "900 levels": '{"a":' * 900 + "1" + "}" * 900,
     "deep object": '{"a":' * DEEP + "1" + "}" * DEEP,
     "long integer": "9" * 400,
     "integer beyond Python's limit": "9" * 5000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from regraft.errors import CheckpointError
@@ -17,7 +17,7 @@ def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
 
     Such a config would be built for hours before it failed.
     """
-    for level in (config, *(value for value in config.values() if isinstance(value, dict))):
+    for level in _levels(config):
         for key, value in level.items():
             most = _MOST_LABELS if key.endswith(("labels", "experts")) else tensors
             if type(value) is int and value > most and _COUNT.search(key):
@@ -25,3 +25,12 @@ def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
                     f"config.json of {where} says {key}: {value}, and the model has {tensors} "
                     "tensors; correct the config."
                 )
+
+
+def _levels(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The config and the configs of its parts, however deep."""
+    waiting: list[Mapping[str, Any]] = [config]
+    while waiting:
+        level = waiting.pop()
+        yield level
+        waiting += [value for value in level.values() if isinstance(value, dict)]

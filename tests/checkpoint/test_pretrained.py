@@ -102,6 +102,7 @@ def test_the_code_of_a_tokenizer_is_neither_run_nor_asked_about(
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers: 1000000000"),
+        ({"a": {"b": {"num_hidden_layers": 10**9}}}, "num_hidden_layers: 1000000000"),
         ({"num_labels": 10**9}, "num_labels: 1000000000"),
         ({"hidden_size": 128}, r"shape \[80, 64\], and config.json makes it \[80, 128\]"),
         ({"vocab_size": 10**9}, "shape"),
