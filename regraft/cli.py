@@ -114,13 +114,15 @@ def extract_lora(
     rank: Annotated[
         str | None,
         typer.Option(
-            help="A number, or auto: all singular values above the rounding noise of bfloat16. "
+            help="A number, or auto: the singular values above the rounding of the stored weights. "
             "\\[default: 64]"
         ),
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Choose ranks that keep this share of the energy above the noise: 0.9."),
+        typer.Option(
+            help="Choose ranks that capture this share of the energy above rounding: 0.9."
+        ),
     ] = None,
     budget: Annotated[
         str | None,

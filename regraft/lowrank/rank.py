@@ -36,10 +36,10 @@ class RankRule:
         if self.rank is not None:
             return f"rank {self.rank}"
         if self.energy is not None:
-            return f"{self.energy:.0%} of the energy above the noise floor"
+            return f"{self.energy:.0%} of the energy above rounding"
         if self.budget is not None:
             return f"a budget of {self.budget} bytes"
-        return "singular values above the noise floor"
+        return "singular values above rounding"
 
 
 def parse_rule(

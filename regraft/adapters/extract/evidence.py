@@ -198,7 +198,7 @@ def _directions_above(modules: Mapping[str, ModuleRecord]) -> str:
     counts = sorted({m.truncation.above_noise for m in known if m.truncation is not None})
     bound = any(m.truncation is not None and m.truncation.above_noise >= m.rank for m in known)
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{span} directions a module{' or more' if bound else ''}"
+    return f"{span}{' or more' if bound else ''} directions a module"
 
 
 def summary(record: AdapterRecord) -> list[tuple[str, str]]:

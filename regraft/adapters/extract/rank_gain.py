@@ -100,24 +100,21 @@ def describe(totals: AdapterTotals, above: str) -> list[tuple[str, str]]:
                 f"{totals.signal_captured:.1%} of that",
             )
         ]
-    shown = totals.by_rank[-4:]
-    if len(shown) > 1:
-        steps = "; ".join(_step(gain) for gain in shown)
-        lines.append(("what rank buys", steps))
+    lines += [(f"at rank {gain.rank}", _step(gain)) for gain in totals.by_rank[-4:-1]]
     if totals.suggested_rank is not None:
         lines.append(("suggested rank", _suggestion(totals.by_rank, totals.suggested_rank)))
     return lines
 
 
 def _step(gain: RankGain) -> str:
-    share = "" if gain.signal_captured is None else f", {gain.signal_captured:.1%} captured"
-    return f"rank {gain.rank}: error {gain.error:.3f}{share}, {format_bytes(gain.bytes)}"
+    share = "" if gain.signal_captured is None else f"{gain.signal_captured:.1%} of that, "
+    return f"{share}error {gain.error:.4f}, {format_bytes(gain.bytes)}"
 
 
 def _suggestion(by_rank: list[RankGain], rank: int) -> str:
     highest = by_rank[-1]
     if rank > highest.rank:
-        return f"{rank}: the last step above still gained, and more stands above rounding"
+        return f"{rank}: more stands above rounding, and the last step up still gained"
     if rank == highest.rank:
         return f"{rank}, as it is"
     gain = next(gain for gain in by_rank if gain.rank == rank)

@@ -112,8 +112,14 @@ def test_noise_along_the_captured_directions_is_no_signal(signals, tmp_path):
     assert "kept" not in lines
     assert f"{totals.signal:.1%} of the change's energy" in lines["above rounding"]
     assert f"the adapter has {totals.signal_captured:.1%} of that" in lines["above rounding"]
-    assert "rank 32: error" in lines["what rank buys"]
+    assert f"of that, error {totals.by_rank[-2].error:.4f}" in lines["at rank 16"]
     assert lines["suggested rank"].startswith(f"{totals.suggested_rank}: nearly the same at")
+
+
+def test_rank_one_has_its_lines_too(pair, tmp_path):
+    record = extract_lora(*pair, tmp_path / "a", rank=1, verify=False)
+    assert [gain.rank for gain in record.totals.by_rank] == [1]
+    assert dict(summary(record))["suggested rank"].startswith("2: more stands above rounding")
 
 
 def gain(rank: int, captured: float | None) -> RankGain:
