@@ -35,7 +35,9 @@ def svg() -> str:
     y = MARGIN
     rows = layers()
     for number, names in enumerate(rows):
-        lines = [names[i : i + PER_ROW] for i in range(0, len(names), PER_ROW)]
+        count = -(-len(names) // PER_ROW)  # lines, as equal as can be
+        size = -(-len(names) // count)
+        lines = [names[i : i + size] for i in range(0, len(names), size)]
         floor = len(rows) - 1 - number
         middle = y + (len(lines) * (BOX_HEIGHT + GAP) - GAP) / 2 + 5
         parts.append(_text(MARGIN + 10, middle, str(floor), size=13, anchor="middle", faint=True))
@@ -46,18 +48,34 @@ def svg() -> str:
                 parts.append(_box(MARGIN + LABEL + i * (width + GAP), y, width, name))
             y += BOX_HEIGHT + GAP
         y += ROW_GAP - GAP
-    height = y - ROW_GAP + MARGIN
+    bottom = y - ROW_GAP
+    height = bottom + 2 * MARGIN + 14
+    legend = _legend(bottom + MARGIN)
     arrow = (
-        f'<path d="M {MARGIN + 30} {MARGIN} V {height - MARGIN - 6}" stroke="{EDGE}" fill="none"/>'
-        f'<path d="M {MARGIN + 25} {height - MARGIN - 10} l 5 9 l 5 -9 z" fill="{EDGE}"/>'
+        f'<path d="M {MARGIN + 30} {MARGIN} V {bottom - 6}" stroke="{EDGE}" fill="none"/>'
+        f'<path d="M {MARGIN + 25} {bottom - 10} l 5 9 l 5 -9 z" fill="{EDGE}"/>'
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" font-family="sans-serif">\n'
         "<title>The floors of regraft: imports point down only</title>\n"
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>\n'
-        + arrow + "\n" + "\n".join(parts) + "\n</svg>\n"
+        + arrow + "\n" + "\n".join(parts) + "\n" + legend + "\n</svg>\n"
     )  # fmt: skip
+
+
+def _legend(y: float) -> str:
+    """What colours and arrow mean, in a line whose top is at `y`."""
+    x = MARGIN + LABEL
+    parts = []
+    for colour, label, width in ((FOLDER, "a folder", 100), (FILE, "a file", 100)):
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="20" height="14" rx="3" fill="{colour}" stroke="{EDGE}"/>'
+            + _text(x + 28, y + 12, label, size=13, anchor="start")
+        )
+        x += width
+    note = "a module imports only from rows below its own"
+    return "".join(parts) + _text(x, y + 12, note, size=13, anchor="start")
 
 
 def _box(x: float, y: float, width: float, name: str) -> str:

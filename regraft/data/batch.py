@@ -59,17 +59,19 @@ def make_row(
 ) -> Row:
     """A row of `length` tokens; positions drawn for each document by (seed, step, sample).
 
-    A label is the token that really follows in the document, also where the row goes on
-    elsewhere; the last token of a document has none. Without masks the row is one document.
+    A label is the token that follows in the document, also where the row skips text; the last
+    token of a document has none. Without masks the row is one document.
     """
     ids, positions, labels, documents = [], [], [], []
     at = 0
     for number, piece in enumerate(pieces):
         size = piece.stop - piece.start
         places, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
-        found = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
-        following = np.append(found[1:], IGNORED) if len(found) == text[-1] + 1 else found[1:]
-        ids.append(found[text])
+        ids_here = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
+        following = ids_here[1:]
+        if len(ids_here) == text[-1] + 1:  # the document ends here
+            following = np.append(following, IGNORED)
+        ids.append(ids_here[text])
         labels.append(following[text])
         positions.append(places)
         documents.append(np.full(size, number if masks else 0))

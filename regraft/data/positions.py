@@ -1,4 +1,4 @@
-"""Where the tokens of a training row stand: at far positions without a far-long sequence.
+"""Positions of the tokens of a training row: far positions without a sequence that long.
 
 contiguous    0, 1, 2, ..., or the same from a random offset.
 pose          "PoSE: Efficient Context Window Extension of LLMs via Positional Skip-wise Training"
@@ -65,21 +65,21 @@ class Sampler:
         if not 1 <= length <= min(self.target, available):
             raise ValueError(f"{length} tokens of {available} do not fit in {self.target}")
         rng = np.random.default_rng(key)
-        still = np.arange(length, dtype=np.int64)
+        index = np.arange(length, dtype=np.int64)
         if not self.skips or rng.random() < self.unskipped:
             start = int(rng.integers(self.target - length + 1)) if self.offset else 0
-            return still + start, still
+            return index + start, index
         if self.kind == "pose":
             return _pose(length, available, self.target, rng)
-        return self._multi_chunk(still, available, rng)
+        return self._multi_chunk(index, available, rng)
 
     def _multi_chunk(
-        self, still: Ints, available: int, rng: np.random.Generator
+        self, index: Ints, available: int, rng: np.random.Generator
     ) -> tuple[Ints, Ints]:
-        length = len(still)
+        length = len(index)
         most = min(self.chunks[1], length // self.least)
         if most < 2:
-            return still, still
+            return index, index
         fewest = min(self.chunks[0], most)
         count = min(most, int(np.exp(rng.uniform(np.log(fewest), np.log(most + 1)))))
         room = self.target - length
@@ -90,19 +90,19 @@ class Sampler:
         far = self.content == "far" and available > length
         # as far as the document reaches, the text is really that far apart
         text = np.minimum(added - skips[0], available - length) if far else 0 * added
-        return still + added, still + text
+        return index + added, index + text
 
 
 def _pose(length: int, available: int, target: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """Two chunks, as the paper's code draws them."""
-    still = np.arange(length, dtype=np.int64)
+    index = np.arange(length, dtype=np.int64)
     if length < 2:
-        return still, still
+        return index, index
     first = int(rng.integers(1, (length + 1) // 2 + 1))
     skip = int(rng.integers(0, target - length + 1))
     text = int(rng.integers(0, available - length + 1))
-    late = still >= first
-    return still + skip * late, still + text * late
+    late = index >= first
+    return index + skip * late, index + text * late
 
 
 def real_law(target: int, edges: Ints) -> NDArray[np.float64]:

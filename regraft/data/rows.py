@@ -1,6 +1,6 @@
 """Which pieces of which documents make a row, and in what order rows come.
 
-whole     a row is one document, or a window of it; a last window is kept if it fills half a row
+whole     a row is one document, or a window of it; a last window is used if it fills half a row
 packed    documents best-fit into rows ("Fewer Truncations Improve Language Modeling",
           arXiv 2404.10830): longest first, each into the fullest row that has room, so that only
           documents longer than a row are cut
@@ -65,9 +65,9 @@ class Rows:
 
 
 class Mixture:
-    """Which source each row comes from: shares kept exactly, to a row, without chance.
+    """Which source each row comes from: deterministic, and within one row of the shares.
 
-    `counts`: rows taken of each source so far, all there is to a resume.
+    `counts`: rows taken of each source so far, the only state.
     """
 
     def __init__(self, shares: dict[str, float]) -> None:
@@ -86,8 +86,8 @@ def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], ND
     """(documents to train on, documents held out), at random; one of two or more is held out
     wherever `share` is not 0."""
     order = np.random.default_rng((seed, count)).permutation(count)
-    kept = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
-    return np.sort(order[kept:]), np.sort(order[:kept])
+    held = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _whole(
@@ -114,8 +114,8 @@ def _packed(
             pieces.append(Piece(document, start, stop, stop))
     pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable: ties stay in order
     rows: list[list[Piece]] = []
-    room: list[int] = []  # the different rooms left, sorted
-    having: dict[int, list[int]] = {}  # rows by room left
+    room: list[int] = []  # the distinct numbers of free tokens, sorted
+    having: dict[int, list[int]] = {}  # rows by free tokens
     for piece in pieces:
         size = piece.stop - piece.start
         at = bisect_left(room, size)

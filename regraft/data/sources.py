@@ -82,17 +82,17 @@ def files(source: Text) -> list[Path]:
     place = Path(source.place).expanduser()
     if place.is_dir():
         endings = _ENDINGS[source.kind]
-        found = [path for path in place.rglob("*") if path.suffix in endings and path.is_file()]
-        wanted = f"no {' or '.join(endings)} files"
+        paths = [path for path in place.rglob("*") if path.suffix in endings and path.is_file()]
+        problem = f"no {' or '.join(endings)} files"
     elif place.is_file():
         return [place]
     else:
-        found = [Path(name) for name in glob.glob(str(place), recursive=True)]
-        found = [path for path in found if path.is_file()]
-        wanted = "no such file or folder"
-    if not found:
-        raise InputError(f"The {source.kind} source {source.place}: {wanted}; correct its path.")
-    return sorted(found)
+        paths = [Path(name) for name in glob.glob(str(place), recursive=True)]
+        paths = [path for path in paths if path.is_file()]
+        problem = "no such file or folder"
+    if not paths:
+        raise InputError(f"The {source.kind} source {source.place}: {problem}; correct its path.")
+    return sorted(paths)
 
 
 def input_paths(source: Text) -> list[Path]:

@@ -79,8 +79,8 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
 
 def default_cache() -> Path:
     """`$REGRAFT_CACHE` or `~/.cache/regraft`, folder `tokens`."""
-    home = os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft"
-    return Path(home) / "tokens"
+    folder = os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft"
+    return Path(folder) / "tokens"
 
 
 def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:

@@ -1,12 +1,12 @@
-"""The whole story on a model small enough for two cores: `regraft demo`.
+"""`regraft demo`: train, extract, apply and evaluate with models small enough for two cores.
 
-A base learns to look things up in rows of 64 words. An extended copy learns to do so in 1024. A
-derivative of the base learns a skill of its own, `shout`. Then the real commands work on the real
-folders: `extract_lora(base, extended)`, `apply(adapter, derivative)`; and every folder is read back
-and examined: did the derivative get the long context, and did it keep its skill?
+A base learns retrieval in rows of 64 words. An extended copy learns it in 1024. A derivative of
+the base learns a skill of its own, `shout`. Then `extract_lora(base, extended)` and
+`apply_lora(adapter, derivative)` run on these folders, and every folder is read back and scored:
+does the derivative have the long context, and does it still have its skill?
 
-All is trained here and now by `regraft train`, from a seed; nothing is stored. `lessons` are the
-recipes, `exam` is the examination, `page` the table and the figure.
+All models are trained by `regraft train` from a seed; none is stored. `lessons` has the recipes,
+`exam` the scores, `page` the table and the figure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _THREADS = 2
 def run_demo(
     out: str | Path, *, seed: int = 2, overwrite: bool = False, plan: Plan | None = None
 ) -> dict[str, Any]:
-    """Play the story into the folder `out`; the result, which is also `out`/result.json.
+    """Run the demo into the folder `out`; returns the result, which is `out`/result.json.
 
     `out` gets every checkpoint (float32, 1.2 MB each), the adapters, README.md and demo.png. Takes
     about three minutes of two cores. `plan` has other hyperparameters than the demo's.
@@ -61,7 +61,7 @@ def run_demo(
         job = Job(out, overwrite=overwrite)
         with job.start({"demo": asdict(plan), "seed": seed}) as staging:
             with progress.without_others():
-                result = _play(staging.folder, plan, seed)
+                result = _run(staging.folder, plan, seed)
             staging.publish()
     finally:
         torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def render(result: dict[str, Any]) -> Table:
     return render(result)
 
 
-def _play(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
+def _run(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     from regraft.adapters.apply.apply import apply_lora
     from regraft.adapters.extract.extract import extract_lora
     from regraft.demo import lessons

@@ -26,8 +26,8 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     """All of a model's numbers: retrieval by length, its skill, NLL of prose by position.
 
     Every model gets the same rows. A question counts as answered when both words are the most
-    likely ones; the second is asked for with the right first word before it, which is what greedy
-    decoding does whenever the first was right.
+    likely ones; the second is predicted after the right first word, as in greedy decoding
+    whenever the first was right.
     """
     with Checkpoint.open(folder) as checkpoint:
         model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
@@ -65,8 +65,8 @@ def _answered(
 ) -> float:
     rng = random.Random(f"{seed} exam {skill} {length}")
     count = needle_count(length) if count is None else count
-    wanted = max(1, plan.questions // count)
-    rows = [exam_row(rng, length, skill, count=count) for _ in range(wanted)]
+    number = max(1, plan.questions // count)
+    rows = [exam_row(rng, length, skill, count=count) for _ in range(number)]
     ids = ids_of(tokenizer, rows)
     right = 0
     at_once = max(1, _WORDS_AT_ONCE // length)

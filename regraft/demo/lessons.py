@@ -1,6 +1,6 @@
-"""What the demo's three models learn, as recipes of `regraft train`.
+"""The training recipes of the demo's three models.
 
-A base learns to look things up in rows of 64 words; an extended copy learns to do so in 1024; a
+A base learns retrieval in rows of 64 words; an extended copy learns it in 1024; a
 derivative of the base learns a skill of its own, `shout`. The recipes stay in the demo's folder.
 """
 
@@ -67,7 +67,7 @@ def base(plan: Plan, seed: int) -> dict[str, Any]:
 
 
 def extended(plan: Plan, seed: int, model: str | Path, theta: float) -> dict[str, Any]:
-    """The base goes on in longer rows with the new theta; embedding and head stay as they are."""
+    """The base trained further in longer rows with the new theta; embedding and head are frozen."""
     last = len(plan.extension) - 1
     return _recipe(
         seed,
@@ -136,5 +136,5 @@ def _stage(
 
 def _notes(name: str, row: int, documents: int, **shares: float) -> dict[str, Any]:
     """Documents a little longer than a row: one that ended with it would teach that at that
-    position the text is over, and no model would go on beyond."""
+    position the text ends, and no model would answer beyond it."""
     return {"name": name, "synthetic": "notes", "words": row + 2, "documents": documents, **shares}

@@ -63,7 +63,7 @@ def render(result: dict[str, Any]) -> Table:
     """Both tables and the notes, one below the other."""
     page = Table.grid(padding=(0, 0, 1, 0))
     page.add_row("\n".join(story(result)))
-    narrow = [[row[0], *row[2:]] for row in _retrieval(result)]  # theta is told above
+    narrow = [[row[0], *row[2:]] for row in _retrieval(result)]  # theta is in the text above
     page.add_row(_rich("Questions answered, by length of the row", narrow))
     page.add_row(_rich("NLL of plain prose (nats a word), by position", _prose(result)))
     page.add_row("[dim]" + "\n".join(f"* {line}" for line in notes(result)) + "[/dim]")
@@ -121,7 +121,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
-    """Questions answered by length, and NLL of prose by position; told apart without colour."""
+    """Questions answered by length, NLL of prose by position; lines differ without colour, too."""
     plan, models = result["hyperparameters"], result["models"]
     lengths = plan["lengths"]
     with drawing.figure(path, 2, width=5.0, height=3.9) as (left, right):

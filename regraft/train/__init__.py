@@ -1,6 +1,6 @@
 """`regraft train`: longer context by full fine-tune or LoRA, one loop, one YAML recipe.
 
 `recipe` and `blocks` are the YAML; `positions`, `rotary`, `attention`, `loss` and `memory` the
-arithmetic of a step; `loop` runs the stages; `state` makes a killed run go on to the last digit;
+arithmetic of a step; `loop` runs the stages; `state` resumes a killed run exactly;
 `export` writes the model or the adapter.
 """

@@ -1,4 +1,4 @@
-"""All text of a recipe, tokenised; which rows each step trains on, and what is held out."""
+"""The text of a recipe, tokenised: the rows of each step, and the documents held out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regraft.units import format_tokens
 
 
 class Corpus:
-    """`digests`: what each source's text is, by name; a resumed run must find the same."""
+    """The tokens of every source, and which documents are trained on (`chosen`) or held out."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, vocabulary: int, mesh: Mesh) -> None:
         self.recipe, self.mesh = recipe, mesh
@@ -30,14 +30,15 @@ class Corpus:
         self.tokens: dict[str, Tokens] = {}
         self.chosen: dict[str, Any] = {}
         self.held: dict[str, Any] = {}
-        for turn in (True, False):  # the first process fills the cache, the others read it
-            if (mesh.rank == 0) == turn:
+        for first in (True, False):  # the first process fills the cache, the others read it
+            if (mesh.rank == 0) == first:
                 for i, source in enumerate(body.data.sources):
                     self._read(i, source.name, tokenizer, cache, vocabulary)
             mesh.wait()
 
     @property
     def digests(self) -> dict[str, str]:
+        """Digest of each source's tokens, by name; a resumed run must have the same."""
         return {name: tokens.digest for name, tokens in self.tokens.items()}
 
     def check_same(self, before: dict[str, str]) -> None:
@@ -46,7 +47,7 @@ class Corpus:
             if before.get(name) != digest:
                 raise InputError(
                     f"The source '{name}' has changed since the run was interrupted, so it cannot "
-                    "go on where it was; restore the text, or start again with --overwrite."
+                    "continue; restore the text, or start again with --overwrite."
                 )
 
     def why_none_held_out(self) -> str:
@@ -62,7 +63,7 @@ class Corpus:
             ):
                 return (
                     f"no document is held out, because the source '{source.name}' is one document; "
-                    "a text file is one document unless `separator` says what stands between "
+                    "a text file is one document unless `separator` says what separates "
                     'documents, such as separator: "\\n\\n"'
                 )
         return "no document is held out; give more documents or raise data.held_out"
@@ -71,7 +72,7 @@ class Corpus:
         """The rows of a stage, from its beginning. Raises InputError where a source has none."""
         recipe = self.recipe
         stage = recipe.body.stages[number]
-        window, mine = recipe.window(stage), sampler(recipe, stage)
+        window, positions = recipe.window(stage), sampler(recipe, stage)
         rows = {}
         for i, source in enumerate(recipe.body.data.sources):
             if source.name not in recipe.mix(stage):
@@ -82,7 +83,7 @@ class Corpus:
                 self.tokens[source.name].lengths(),
                 self.chosen[source.name],
                 window,
-                reach=mine.reach(window),
+                reach=positions.reach(window),
                 seed=seed,
             )
             if not len(rows[source.name]):
@@ -92,14 +93,14 @@ class Corpus:
                     f"tokens in stage {number + 1}; give longer ones, a shorter stage, or rows: "
                     "packed or joined.",
                 )
-        return StageRows(self, number, stage, window, mine, rows, Mixture(recipe.mix(stage)))
+        return StageRows(self, number, stage, window, positions, rows, Mixture(recipe.mix(stage)))
 
     def _read(self, i: int, name: str, tokenizer: Any, cache: Path, vocabulary: int) -> None:
         body = self.recipe.body
         source = body.data.sources[i]
         self.tokens[name] = tokenise(text_of(source, body.seed), tokenizer, cache, vocabulary)
-        looks = body.watch is not None or body.method == "recover"
-        share = body.data.held_out if looks else 0.0
+        validates = body.watch is not None or body.method == "recover"
+        share = body.data.held_out if validates else 0.0
         self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)
 
 
@@ -114,7 +115,7 @@ def text_of(source: Source, seed: int) -> Text:
 
 @dataclass
 class StageRows:
-    """The rows of one stage in their order; `mixture.counts` is where the run is in them."""
+    """The rows of one stage in order; `mixture.counts`: how many of each source were taken."""
 
     corpus: Corpus
     number: int
@@ -128,13 +129,13 @@ class StageRows:
         """This process's rows of global step `step`. Must be called once for every step."""
         mesh, body = self.corpus.mesh, self.corpus.recipe.body
         share = self.stage.batch // mesh.data_size
-        mine = range(mesh.data_rank * share, (mesh.data_rank + 1) * share)
+        local = range(mesh.data_rank * share, (mesh.data_rank + 1) * share)
         shorts = self.corpus.recipe.short_sources()
-        found = []
+        result = []
         for sample in range(self.stage.batch):
             name, number = self.mixture.next()
-            if sample in mine:
-                found.append(
+            if sample in local:
+                result.append(
                     make_row(
                         self.rows[name].row(number),
                         self.corpus.tokens[name],
@@ -146,10 +147,10 @@ class StageRows:
                         short=name in shorts,
                     )
                 )
-        return found
+        return result
 
     def skip(self, steps: int) -> None:
-        """Go on as if `steps` steps had been taken."""
+        """Advance as if `steps` steps had been taken."""
         for _ in range(steps * self.stage.batch):
             self.mixture.next()
 

@@ -237,7 +237,7 @@ class Loop:
         advice = (
             "lower the rate or lengthen the warm-up; --resume continues from the last saved step."
             if self.state.step
-            else "nothing was learned yet, so look at the model's weights."
+            else "nothing was learned yet, so check the model's weights."
         )
         raise RegraftError(
             f"The {what} became {value} at step {self.state.step + 1} "

@@ -1,4 +1,4 @@
-"""The short fine-tune after a graft: until short text reads as it did to the ungrafted model.
+"""The short fine-tune after a graft, until the NLL of short text is that of the ungrafted model.
 
 The teacher is the derivative before the graft, with its own RoPE. Drift is how much more NLL the
 model has than the teacher on held-out short documents. Distillation adds KL(teacher || model) on
@@ -25,18 +25,18 @@ from regraft.train.validation import document_rows, scores
 
 
 class Recovery:
-    """What a model is held against. `teacher` None: nothing, and the stages run to their end."""
+    """The teacher that a model is compared with. `teacher` None: the stages run to their end."""
 
     def __init__(self, teacher: Learner | None, rows: list[Row], corpus: Corpus) -> None:
         self.teacher, self._rows, self._corpus = teacher, rows, corpus
-        self._wanted = self._nll(teacher) if teacher is not None else 0.0
+        self._teacher_nll = self._nll(teacher) if teacher is not None else 0.0
 
     def drift(self, learner: Learner) -> float:
         """Mean NLL of held-out short text, less the teacher's, in nats. Collective."""
         learner.eval()
-        found = self._nll(learner) - self._wanted
+        drift = self._nll(learner) - self._teacher_nll
         learner.train()
-        return found
+        return drift
 
     def distance(self, learner: Learner, part: dict[str, Any], short: list[bool]) -> Tensor:
         """KL(teacher || learner) summed over the tokens of the batch's short rows."""
@@ -44,9 +44,9 @@ class Recovery:
         rows = torch.tensor(short, device=part["labels"].device)
         labels = part["labels"].where(rows[:, None], IGNORED)
         with torch.no_grad():
-            wanted = self.teacher(part, states=True)
+            states = self.teacher(part, states=True)
         part = {**part, "labels": labels}
-        return learner(part, teacher=(self.teacher, wanted))
+        return learner(part, teacher=(self.teacher, states))
 
     def _nll(self, learner: Learner) -> float:
         nll, _, valid = scores(learner, self._rows, self._corpus.mesh)

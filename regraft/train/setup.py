@@ -91,8 +91,8 @@ def describe_run(run: Run) -> dict[str, str]:
     }
     for name, tokens in corpus.tokens.items():
         held = len(corpus.held[name])
-        plan[f"text of {name}"] = f"{len(tokens):,} documents, {tokens.total:,} tokens" + (
-            f", {held} documents held out" if held else ""
+        plan[f"text of {name}"] = f"{_documents(len(tokens))}, {tokens.total:,} tokens" + (
+            f", {_documents(held)} held out" if held else ""
         )
     estimates = estimate_run(recipe, run.shapes, run.base.config, run.mesh)
     for i, (stage, contexts) in enumerate(zip(body.stages, run.contexts, strict=True)):
@@ -118,6 +118,10 @@ def describe_run(run: Run) -> dict[str, str]:
         plan["estimates"] = "memory and time; the time may be wrong by a factor of two"
         _warn_of_memory(estimates)
     return plan
+
+
+def _documents(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def input_files(path: str | Path, recipe: Recipe) -> list[str | Path]:

@@ -1,4 +1,4 @@
-"""All a killed run needs to go on to the last digit, beside the last good one until it is whole.
+"""The state of a run, from which a killed run continues exactly.
 
 state-000120/            written as .state-000120, synced, then renamed; the older one goes last
   loop.json              step, stage, cursor, random states, digests of the text
@@ -93,7 +93,7 @@ def save(
     """Write the state into `folder`; the older ones go when it is whole. Collective."""
     name = f"state-{run_state.step:08d}"
     staging, final = folder / f".{name}", folder / name
-    # asked in one process: what another node sees of a shared disk may be a minute old
+    # Read by one process: another node may see a shared disk a minute late.
     if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
         return final  # by a run that was killed after it; the same, since steps repeat exactly
     loop = {"run": asdict(run_state), "digests": dict(digests), "random": _random_states()}
@@ -121,7 +121,7 @@ def save(
             shutil.rmtree(staging, ignore_errors=True)
         raise OutputError(
             f"The training state cannot be written to {folder} ({error.strerror or error}); the "
-            "last good one is kept. Make room and go on with --resume."
+            "previous one is unchanged. Make room and continue with --resume."
         ) from error
     except RuntimeError as error:  # torch.save's own writer, on a full disk
         if mesh.rank == 0:
@@ -130,7 +130,7 @@ def save(
             raise
         raise OutputError(
             f"The training state cannot be written to {folder}, probably because the disk is full; "
-            "the last good one is kept. Make room and go on with --resume."
+            "the previous one is unchanged. Make room and continue with --resume."
         ) from error
     mesh.wait()
     return final
@@ -138,8 +138,8 @@ def save(
 
 def latest(folder: Path) -> Path | None:
     """The newest whole state, if there is one."""
-    found = _all(folder)
-    return found[-1] if found else None
+    states = _all(folder)
+    return states[-1] if states else None
 
 
 def load(

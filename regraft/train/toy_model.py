@@ -1,9 +1,9 @@
-"""A toy Llama that can learn to look things up within minutes: 290k parameters, 194 words.
+"""A toy Llama that learns retrieval within minutes: 290k parameters, 194 words.
 
-Two things are unusual for a Llama. Embeddings start at a standard deviation of 0.4: at 0.05
-retrieval stalls. Two heads of the first layer start as what every model that looks things up has
-to discover, attention to the word before and the word before that; they are a start, free to
-change like every other weight.
+Two things are unusual for a Llama. Embeddings are initialised with a standard deviation of 0.4:
+at 0.05 retrieval is not learned. Two heads of the first layer are initialised to attend to the
+previous word and to the one before it, which a model must learn before it can retrieve; they are
+trained like all other weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from regraft.train.recipe.schema import Toy
 from regraft.write import library_writing, write_text
 
 _EMBEDDING_STD = 0.4
-_CONSTANT = 5.0  # what heads look back by; large, so that the norm keeps it constant
-_SHARPNESS = 9.0  # at 20 the heads hardly blur under a raised theta, and theta alone does much
+_CONSTANT = 5.0  # coordinate that the two heads read; large, so that the norm hardly changes it
+_SHARPNESS = 9.0  # of their attention; at 20 a larger theta alone would extend the context
 
 
 def write_toy(folder: Path, toy: Toy, seed: int) -> None:
@@ -56,15 +56,15 @@ def _sizes(toy: Toy) -> dict[str, int]:
 def config(length: int, theta: float, **sizes: int) -> LlamaConfig:
     """A small Llama for `length` tokens, of two layers unless `sizes` say otherwise.
 
-    transformers 5 heeds RoPE only if given here.
+    transformers 5 reads RoPE only from this argument.
     """
-    usual = {
+    defaults = {
         "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     }  # fmt: skip
     return LlamaConfig(
         vocab_size=len(WORDS),
-        **{**usual, **sizes},
+        **{**defaults, **sizes},
         max_position_embeddings=length,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=False,
@@ -75,7 +75,7 @@ def config(length: int, theta: float, **sizes: int) -> LlamaConfig:
 
 
 def untrained_model(length: int, theta: float, seed: int, **sizes: int) -> LlamaForCausalLM:
-    """An untrained model, its first two heads looking back one word and two."""
+    """An untrained model whose first two heads attend one and two words back."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config(length, theta, **sizes))
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
@@ -87,20 +87,20 @@ def untrained_model(length: int, theta: float, seed: int, **sizes: int) -> Llama
 def _look_back(model: LlamaForCausalLM, theta: float) -> None:
     """Let head h of layer 0 attend to the word h + 1 back, for h = 0, 1 (they share one key head).
 
-    Every word's embedding gets one constant coordinate; queries and keys read nothing else. Rotary
-    position turns the pair of coordinates of frequency w by w per word, so a query that starts
+    Every word's embedding gets one constant coordinate; queries and keys read nothing else. RoPE
+    rotates the pair of coordinates of frequency w by w per word, so a query that starts
     w * distance behind its key agrees with it best at that distance.
     """
     embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
     hidden, head = embedding.shape[1], attention.head_dim
     embedding[:, 0] = _CONSTANT
-    seen = _CONSTANT / (_EMBEDDING_STD**2 + _CONSTANT**2 / hidden) ** 0.5  # after the norm
-    size = _SHARPNESS**0.5 / seen
-    turn = theta ** (-torch.arange(0, head, 2) / head)
+    normed = _CONSTANT / (_EMBEDDING_STD**2 + _CONSTANT**2 / hidden) ** 0.5  # after RMSNorm
+    size = _SHARPNESS**0.5 / normed
+    angle = theta ** (-torch.arange(0, head, 2) / head)
     for index, distance in enumerate((1, 2)):
         rows = attention.q_proj.weight[index * head : (index + 1) * head]
         rows.zero_()
-        rows[:, 0] = size * torch.cat([torch.cos(turn * distance), -torch.sin(turn * distance)])
+        rows[:, 0] = size * torch.cat([torch.cos(angle * distance), -torch.sin(angle * distance)])
     attention.k_proj.weight[:head].zero_()
     attention.k_proj.weight[: head // 2, 0] = size
     attention.v_proj.weight[:head] *= 2

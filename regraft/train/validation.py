@@ -1,7 +1,7 @@
 """Validation during training: NLL of held-out text by position, and a teacher-forced needle.
 
 The needle probe puts a fact into held-out text and its question at the end, and scores the tokens
-of the answer where they stand. A row counts as found when every token of the answer is the most
+of the answer in place. A row counts as found when every token of the answer is the most
 likely one, which is when greedy decoding would have given it.
 """
 
@@ -33,7 +33,7 @@ _FILLER_DOCUMENTS = 64  # held-out documents that needles are hidden in, at most
 class Validation:
     """Fixed rows of one length, which `run` scores: the same rows at every step.
 
-    length: of the stage; the recipe's `watch: {length: ..}` stands before it. Raises InputError
+    length: of the stage; the recipe's `watch: {length: ..}` overrides it. Raises InputError
     where no document is held out, or a needle does not fit.
     """
 
@@ -60,9 +60,9 @@ class Validation:
         needle = None
         if self.needles:
             nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
-            found = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
+            share = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
             mean = round(float(nll.sum() / valid.sum()), 6)
-            needle = NeedleScore(nll=mean, found=float(found))
+            needle = NeedleScore(nll=mean, found=float(share))
         learner.train()
         return ValidationScore(nll=by_position, needle=needle)
 
@@ -152,7 +152,7 @@ def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: 
 
 
 def reason_to_stop(results: Sequence[Mapping[str, float]], tolerance: float) -> str | None:
-    """Why a stage should end: its far positions got worse and stayed so, or swing. None: go on.
+    """Why a stage should end: NLL at far positions rose and stayed up, or swings. None: continue.
 
     results: NLL by position of each validation in this stage, in order. tolerance: nats of NLL
     in the farthest bucket.

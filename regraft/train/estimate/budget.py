@@ -8,7 +8,7 @@ Per device, with S tokens on it and N devices:
 
 state     stored parameters and the optimizer's moments, a teacher's parameters, on one device also
           the narrow copy that autocast keeps of trained matrices
-gradients 4 bytes of each trained parameter; as backward goes on they take the place of the inputs
+gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
 G         what FSDP gathers at a time: both embeddings and two layers, a narrow copy of one of each
 a         2 d L bytes of layer inputs a token (recomputing), two layers' if they wait on the host
 w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's

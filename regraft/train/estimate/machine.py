@@ -1,7 +1,8 @@
 """The devices that an estimate is made for: named GPUs, this machine's GPUs, or this machine's CPU.
 
-A GPU's time is reckoned from its published rate; a CPU has no such number, so a few matrix products
-of the model's shapes are timed. Both are estimates and are called so wherever they are printed.
+The time of a GPU follows from its published rate; a CPU has no such number, so a few matrix
+products of the model's shapes are timed. Both are estimates and are called so wherever they are
+printed.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class RunLog:
 
 
 class JsonLines:
-    """A file of JSON lines, each flushed as it is written. Only the first `lines` of an earlier
-    run's are kept."""
+    """A file of JSON lines, each flushed as it is written. Of an
+    earlier run's file only the first `lines` remain."""
 
     def __init__(self, path: Path, lines: int) -> None:
         earlier = read(path)[:lines]

@@ -32,7 +32,7 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
         )  # fmt: skip
     lines += [
         (
-            "begun again",
+            "started again",
             f"stage {lost.stage}, after {lost.steps} steps at theta {lost.theta:g}: {lost.reason}",
         )
         for lost in record.abandoned

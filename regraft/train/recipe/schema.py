@@ -10,51 +10,17 @@
       sources:
         - {name: books, jsonl: books.jsonl, rows: whole}
 
-Every switch stands alone, because published recipes contradict each other.
+Every switch is independent of the others, because published recipes differ.
 """
 
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
-from regraft.errors import InputError
-from regraft.units import parse_tokens
-
-
-def _tokens(value: Any) -> int:
-    try:
-        return parse_tokens(value)
-    except InputError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 as a word; people write it as a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Tokens = Annotated[
-    int, BeforeValidator(_tokens), WithJsonSchema({"type": ["integer", "string"]})
-]  # 65536, 64k, 1M
-_SCHEMA = WithJsonSchema({"type": ["number", "string"]})
-Number = Annotated[float, BeforeValidator(_number), _SCHEMA]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), _SCHEMA]
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1), _SCHEMA]
-Theta = Annotated[float, BeforeValidator(_number), Field(gt=1, allow_inf_nan=False), _SCHEMA]
-Count = Annotated[int, Field(ge=1)]
-Degree = Count | Literal["auto"]
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from regraft.train.recipe.values import Block, Count, Degree, Number, Positive, Share, Theta, Tokens
 
 
 class Toy(Block):
@@ -143,7 +109,7 @@ class Stage(Block):
 
 
 class Positions(Block):
-    """Where a row's tokens stand: see `regraft.data.positions`."""
+    """Positions of a row's tokens: see `regraft.data.positions`."""
 
     kind: Literal["contiguous", "pose", "multi_chunk"] = "contiguous"
     window: Tokens | None = Field(
@@ -187,7 +153,7 @@ class Source(Block):
     rows: Literal["whole", "packed", "joined"] = Field(
         default="whole",
         description="whole: a row holds one document or a window of it; packed: short documents "
-        "best-fit, kept apart by masks; joined: documents one after another, cut at the length",
+        "best-fit, separated by masks; joined: documents one after another, cut at the length",
     )
 
     @model_validator(mode="after")
@@ -213,7 +179,10 @@ KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 class Data(Block):
     sources: Annotated[list[Source], Field(min_length=1)]
     masks: bool = Field(default=True, description="documents in one row do not see each other")
-    held_out: Share = Field(default=0.02, description="share of documents kept for `watch`")
+    held_out: Share = Field(
+        default=0.02,
+        description="share of documents that are not trained on, for `watch` and `recover`",
+    )
     cache: str | None = Field(default=None, description="folder of tokenised text")
 
 
@@ -245,7 +214,7 @@ class Optimizer(Block):
     name: Literal["adamw", "adamw8bit", "muon"] = Field(
         default="adamw", description="adamw8bit: in one process with a GPU"
     )
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(default=[0.9, 0.95])
     eps: Positive = 1e-8
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     clip: Positive | None = Field(default=1.0, description="most gradient norm; null: no limit")
@@ -260,9 +229,9 @@ class Needle(Block):
     fact: str = " The secret number of {key} is {value}. "
     question: str = " What is the secret number of {key}? The secret number of {key} is"
     answer: str = " {value}."
-    keys: Annotated[list[str], Field(min_length=1)] = [
-        "Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome",
-    ]  # fmt: skip
+    keys: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome"]
+    )
     values: list[str] | None = Field(default=None, description="default: numbers of five digits")
     filler: str | None = Field(
         default=None, description="source of the text around; default: what is held out of all"
@@ -291,8 +260,8 @@ class Recover(Block):
     drift: Positive | None = Field(
         default=0.01, description="stop at this much more NLL than the teacher's on short text"
     )
-    every: Count = Field(default=10, description="steps between looks at the drift")
-    rows: Count = Field(default=16, description="held-out documents looked at")
+    every: Count = Field(default=10, description="steps between measurements of the drift")
+    rows: Count = Field(default=16, description="held-out documents that it is measured on")
     distill: Annotated[Number, Field(ge=0)] = Field(
         default=0.0, description="weight of KL(teacher || model) on rows of short text"
     )
