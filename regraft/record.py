@@ -363,7 +363,7 @@ class PairFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeFigures:
-    """What became of the inputs' changes in one or several tensors; see `merge.conflicts`.
+    """How much of each input's change one or several tensors retain; see `merge.conflicts`.
     change_norm, lost_to_storage: of the merged change."""
 
     change_norm: float

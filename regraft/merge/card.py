@@ -9,7 +9,7 @@ from typing import Any
 from regraft.adapters.serving import readers_of_record
 from regraft.drawing import figure, legend, styles
 from regraft.markdown import Markdown, last_name, render
-from regraft.merge.describe import labels, pair_label, summary
+from regraft.merge.describe import labels, measured_from_base, pair_label, summary
 from regraft.record import (
     AdapterRecord,
     ChangeFigures,
@@ -48,7 +48,7 @@ tags: [regraft, merge]
 {{ recipe | fenced("yaml") }}
 {% if inputs %}
 
-## What became of each change
+## How much of each change the result retains
 
 A change is a model minus {{ reference }}. "retained" is the part of it that the result has (1 is
 all of it); "lost" is the part of the merged change that rounding to the stored dtype took.
@@ -123,7 +123,7 @@ def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRe
         notes=merge.notes,
         recipe=merge.recipe.rstrip(),
         reference=last_name(merge.donor.config)
-        if merge.donor.why == "base_model"
+        if isinstance(record, MergeRecord) and measured_from_base(record)
         else "the first model of its slice",
         inputs=[label[name] for name in names],
         pairs=[pair_label(pair.models, label) for pair in figures.pairs] if figures else [],

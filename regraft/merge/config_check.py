@@ -1,4 +1,4 @@
-"""Does a config.json describe the tensors beside it? Compared by name and shape, before
+"""Check that a config.json describes the tensors beside it, by name and shape, before
 transformers builds a model from the config."""
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ _DIRECTIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSums:
-    """What is measured of one output tensor, as sums that add up over tensors.
+    """Figures of one output tensor, as sums that add up over tensors.
 
     squared_change, squared_loss: ||merged - reference||^2, ||merged - stored||^2, all rows.
     Of the sampled rows: gram, the inner products of the changes of `names` and, last, of the merged
@@ -183,7 +183,7 @@ def report(outputs: Iterable[Output], sums: Mapping[str, TensorSums]) -> Report:
 
 
 def role(output: Output) -> str:
-    """The row of the report that a tensor belongs to: a projection's own name, else its kind."""
+    """The row of the report that a tensor counts in: a projection's own name, else its kind."""
     return output.leaf if output.kind == "projection" else output.kind
 
 

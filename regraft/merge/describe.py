@@ -65,12 +65,12 @@ def _range(values: list[Any]) -> str:
     if isinstance(values[0], list):
         each = [_range(list(column)) for column in zip(*values, strict=False)]
         return each[0] if len(set(each)) == 1 else f"({', '.join(each)})"
-    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-    if len(set(shown)) == 1:
-        return shown[0]
+    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    if len(set(texts)) == 1:
+        return texts[0]
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) < len(values):
-        return " or ".join(dict.fromkeys(shown))
+        return " or ".join(dict.fromkeys(texts))
     return f"{min(numbers):.4g} to {max(numbers):.4g}"
 
 
@@ -84,7 +84,7 @@ def peak_memory(plan: Plan, device: torch.device) -> int:
 
 
 def summary(record: MergeRecord | AdapterRecord) -> list[tuple[str, str]]:
-    """The lines shown after a merge: (label, text)."""
+    """The lines texts after a merge: (label, text)."""
     if isinstance(record, AdapterRecord):
         return _adapter_summary(record)
     donor, totals = record.donor, record.totals
@@ -98,8 +98,18 @@ def summary(record: MergeRecord | AdapterRecord) -> list[tuple[str, str]]:
         ("tensors", str(totals.tensors)),
     ]
     if totals.figures is not None:
-        lines += _figures(totals.figures, based=donor.why == "base_model")
+        lines += _figures(totals.figures, based=measured_from_base(record))
     return lines
+
+
+def measured_from_base(record: MergeRecord) -> bool:
+    """Whether every change is measured from base_model, rather than from the first model of its
+    slice. A method that ignores the base reads it only where a slice lists it."""
+    sources = [[tensor.base, *tensor.inputs] for tensor in record.tensors.values()]
+    return record.donor.why == "base_model" and all(
+        any(one is not None and one.model == record.donor.config for one in tensor)
+        for tensor in sources
+    )
 
 
 def _figures(figures: MergeFigures, *, based: bool) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ class Input:
 
     @cached_property
     def layers(self) -> int:
-        """How many layers the checkpoint has."""
+        """Number of layers of the checkpoint."""
         layers = {role.layer for role in self.role_of.values() if role.layer is not None}
         return 1 + max(layers) if layers else 0
 
@@ -120,11 +120,11 @@ class Input:
         return block
 
     def release(self, name: str) -> None:
-        """Give what `hold` loaded back."""
+        """Free what `hold` loaded."""
         self._held.pop(name, None)
 
     def record(self) -> MergeInput:
-        """What the output's record says of this input."""
+        """The record of this input in the output's record."""
         adapter = None
         if self.adapter is not None:
             adapter = MergedAdapter(
@@ -172,7 +172,7 @@ class Inputs:
             checkpoint.close()
 
     def paths(self) -> list[str]:
-        """Every folder that is read."""
+        """All folders that are read."""
         adapters = [str(one.adapter.folder) for one in self if one.adapter is not None]
         return [*self._open, *adapters]
 

@@ -76,7 +76,7 @@ def merge_models(
     return the plan.
 
     Raises InputError (the recipe, by line; models that do not fit), CheckpointError (broken
-    models, NaN), LineageError (an adapter on a stranger), OutputError (disk).
+    models, NaN), LineageError (an adapter of another base), OutputError (disk).
     """
     if engine not in ENGINES:
         raise InputError(f"--engine '{engine}' is not one of {', '.join(ENGINES)}.")
@@ -154,8 +154,8 @@ def merge_models(
 
 @dataclass(frozen=True)
 class _Checked:
-    """What the checks settle. reason: why the merge runs in mergekit, with plan None; why, policy:
-    who decided on donor and context; notes: what the user should know before."""
+    """The result of the checks. reason: why the merge runs in mergekit, with plan None; why,
+    policy: what decided on donor and context; notes: warnings for the user."""
 
     reason: str | None
     plan: Plan | None
@@ -168,7 +168,8 @@ class _Checked:
 
 
 def _check(recipe: Recipe, inputs: Inputs, engine: str, shard_bytes: int | None) -> _Checked:
-    """Check that the inputs fit together, and decide who gives what. Raises InputError by line."""
+    """Check that the inputs fit together, and choose donor, context and files. Raises InputError by
+    line."""
     reason = mergekit.reason(recipe, inputs, engine)
     donor, why = find_donor(recipe, inputs)
     notes = check_relatives(recipe, inputs, donor)
@@ -202,7 +203,7 @@ def _stream(
     staging: Staging,
     device: torch.device,
 ) -> dict[str, conflicts.TensorSums]:
-    """Write every tensor; output tensor -> what was measured of it."""
+    """Write every tensor. Returns the figures of each, by name."""
     sums: dict[str, conflicts.TensorSums] = {}
     with progress.bar("Merging", plan.write_bytes, unit="bytes") as bar:
 

@@ -64,7 +64,7 @@ def match_tensors(
 
     Raises InputError by line where a tensor is missing or shapes differ.
     """
-    for part, tensor, layer, t in _places(recipe, inputs):
+    for part, tensor, layer, t in _tensor_positions(recipe, inputs):
         members = _members(recipe, inputs, part, tensor, layer)
         shape = _shape(recipe, members, vocabulary, any_vocabulary)
         one, stored = members[0].stored
@@ -139,7 +139,9 @@ def layer_range(recipe: Recipe, inputs: Inputs, source: Source) -> tuple[int, in
     return start, stop
 
 
-def _places(recipe: Recipe, inputs: Inputs) -> Iterator[tuple[Slice, str, int | None, float]]:
+def _tensor_positions(
+    recipe: Recipe, inputs: Inputs
+) -> Iterator[tuple[Slice, str, int | None, float]]:
     """(slice, name in transformers with the layer of the first source, output's layer, t)."""
     parts = recipe.slices
     first, last = inputs[parts[0].sources[0].ref], inputs[parts[-1].sources[0].ref]

@@ -10,42 +10,34 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from regraft import progress
-from regraft.adapters.folder import CONFIG as ADAPTER_CONFIG
-from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.layout import Planned, plan_shards
 from regraft.checkpoint.roles import roles
 from regraft.checkpoint.sink import CheckpointWriter
 from regraft.checkpoint.source import Checkpoint
 from regraft.checkpoint.staging import Staging
-from regraft.checkpoint.view import link_files, link_model
 from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
-from regraft.merge import tokenizer_files as donors
+from regraft.merge import tokenizer_files
 from regraft.merge.donor import output_config
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.match import match_tensors
+from regraft.merge.mergekit_recipe import mergekit_yaml
 from regraft.merge.recipe import Recipe
-from regraft.merge.references import ModelRef, parse_reference
 from regraft.merge.schema import BRIDGED
 from regraft.merge.vocabulary import check_alignable, compare_vocabularies, embedding_rows
 from regraft.record import TensorMerge
 from regraft.rope import ContextSpec
 
-_OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
-_REFERENCES = ("model", "base_model", "source", "tokenizer_source")  # keys that name a model
-_SHOWN = 4  # lines of what mergekit says last
+_LAST_LINES = 4  # of mergekit's standard error, for a message
 _STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<all>\d+) ")
 
 
@@ -73,7 +65,7 @@ def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
 
 
 def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, Where] | None:
-    """What is not native, and where the recipe says so."""
+    """The first feature that is not native, and its location in the recipe."""
     body = recipe.body
     if body.merge_method in BRIDGED:
         return f"{body.merge_method} has no native form", ("merge_method",)
@@ -102,7 +94,7 @@ def tokenizer_key(recipe: Recipe) -> str | None:
 
 
 def check(recipe: Recipe, inputs: Inputs) -> None:
-    """Refuse what mergekit would only find after minutes: shapes, layers, tokens without a row.
+    """Refuse what mergekit would report only after minutes: shapes, layers, tokens without a row.
 
     Raises InputError by line.
     """
@@ -115,12 +107,12 @@ def check(recipe: Recipe, inputs: Inputs) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What mergekit made, checked and on its way into the output folder."""
+class MergekitResult:
+    """The merged tensors, checked and copied to the writer, with config and other files."""
 
     writer: CheckpointWriter
     config: dict[str, Any]
-    files: donors.Files
+    files: tokenizer_files.Files
     tensors: dict[str, TensorMerge]
 
 
@@ -129,14 +121,14 @@ def run(
     inputs: Inputs,
     donor: Input,
     context: ContextSpec,
-    files: donors.Files,
+    files: tokenizer_files.Files,
     staging: Staging,
     *,
     seed: int,
     device: torch.device,
     max_shard_bytes: int | None,
     verify: bool,
-) -> Made:
+) -> MergekitResult:
     """Merge in mergekit and copy its tensors to `staging`.
 
     Raises RegraftError with mergekit's last words where it fails, CheckpointError where its result
@@ -172,64 +164,8 @@ def run(
             layers=layers, vocabulary=made.tensors[embedding].shape[0], dtypes=dtypes,
         )  # fmt: skip
         if recipe.body.tokenizer is not None or recipe.body.tokenizer_source is not None:
-            files = donors.realigned(files, made)
-    return Made(writer, config, files, tensors)
-
-
-def translated(recipe: Recipe, donor: Input, views: Views) -> dict[str, Any]:
-    """The recipe without what is ours, every model replaced by its view, arithmetic in float32."""
-    body = {key: value for key, value in recipe.document.value.items() if key not in _OURS}
-
-    def spelled(value: Any, where: Where) -> Any:
-        if where and where[-1] in _REFERENCES and value not in (None, "base", "union"):
-            with suppress(ValueError):  # such as the kind of a token's source
-                return views.reference(parse_reference(value), recipe, where)
-        if isinstance(value, dict):
-            return {key: spelled(item, (*where, key)) for key, item in value.items()}
-        if isinstance(value, list):
-            return [spelled(item, (*where, i)) for i, item in enumerate(value)]
-        return value
-
-    stored = next(
-        (donor.info(n).dtype for n, role in donor.role_of.items() if role.kind == "projection"),
-        torch.float32,
-    )
-    out_dtype = recipe.out_dtype or str(stored).removeprefix("torch.")
-    return {**spelled(body, ()), "dtype": "float32", "out_dtype": out_dtype}
-
-
-class Views:
-    """A folder of links for each model and adapter of a recipe, so that mergekit reads the files
-    that were checked and no others."""
-
-    def __init__(self, inputs: Inputs, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        self._folders: dict[str, Path] = {}
-        self._references: dict[ModelRef, dict[str, Any]] = {}
-        for one in inputs:
-            model, adapter = one.checkpoint.name, one.adapter
-            if model not in self._folders:
-                self._folders[model] = folder / f"model-{len(self._folders)}"
-                link_model(one.checkpoint, self._folders[model])
-            reference = self._plain(model)
-            if adapter is not None:
-                view = self._folders.get(adapter.name, folder / f"adapter-{len(self._folders)}")
-                if adapter.name not in self._folders:
-                    link_files([adapter.folder / ADAPTER_CONFIG, adapter.folder / WEIGHTS], view)
-                    self._folders[adapter.name] = view
-                reference["lora"] = {"path": str(view)}
-            self._references[one.ref] = reference
-
-    def reference(self, ref: ModelRef, recipe: Recipe, where: Where) -> dict[str, Any]:
-        """The model in mergekit's mapping form. Raises InputError where it is no input."""
-        if ref in self._references:
-            return self._references[ref]
-        if ref.adapter is None and ref.model in self._folders:
-            return self._plain(ref.model)
-        raise recipe.error(where, f"{ref} is none of the models that are merged; name one of them.")
-
-    def _plain(self, model: str) -> dict[str, Any]:
-        return {"model": {"path": str(self._folders[model])}}
+            files = tokenizer_files.realigned(files, made)
+    return MergekitResult(writer, config, files, tensors)
 
 
 def _run(
@@ -242,8 +178,7 @@ def _run(
     device: torch.device,
 ) -> None:
     source = spool / "recipe.yaml"
-    body = translated(recipe, donor, Views(inputs, spool / "views"))
-    source.write_text(yaml.dump(body, Dumper=_Plain, sort_keys=False), encoding="utf-8")
+    source.write_text(mergekit_yaml(recipe, inputs, donor, spool / "views"), encoding="utf-8")
     command = [
         sys.executable, "-m", "mergekit.scripts.run_yaml", str(source), str(out),
         "--no-write-model-card", "--no-copy-tokenizer",
@@ -252,31 +187,24 @@ def _run(
     if device.type == "cuda":
         command += ["--device", str(device)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with progress.bar("Merging in mergekit:", None) as bar:
-        status, said = _follow(command, environment, bar)
+    with progress.bar("Merging in mergekit", None) as bar:
+        status, messages = _follow(command, environment, bar)
     if status != 0 or not (out / "config.json").is_file():
-        last = said[-1] if said else f"exit code {status}"
+        last = messages[-1] if messages else f"exit code {status}"
         raise RegraftError(
             f"mergekit could not run {recipe.document.name}: {last}; correct the recipe, or leave "
             "it to the native engine."
         )
 
 
-class _Plain(yaml.SafeDumper):
-    """Without aliases, which mean nothing to a reader of the recipe."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
 def _follow(
     command: list[str], environment: dict[str, str], bar: progress.Bar
 ) -> tuple[int, list[str]]:
-    """Run mergekit and show what its own bars say; its exit status and last lines.
+    """Run mergekit and show the progress that its own bars print; its exit status and last lines.
 
     It redraws a bar with carriage returns, such as 'Executing graph:  40%|####  | 12/30 [..]'.
     """
-    said: list[str] = []
+    messages: list[str] = []
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         encoding="utf-8", errors="replace",
@@ -288,11 +216,11 @@ def _follow(
                 if step:
                     bar.advance(0, f"{step['what'].strip()}, step {step['done']} of {step['all']}")
                 elif line.strip():
-                    said = [*said, line.strip()][-_SHOWN:]
+                    messages = [*messages, line.strip()][-_LAST_LINES:]
         except BaseException:
             process.kill()
             raise
-    return process.returncode, said
+    return process.returncode, messages
 
 
 def _check_finite(result: Checkpoint, name: str) -> None:

@@ -28,7 +28,7 @@ from regraft.merge.schema import BRIDGED, MAX_INPUTS, Body, InputModel, OutputSl
 from regraft.merge.settings import Setting
 from regraft.recipe import BaseRecipe, Mistakes
 
-# The parameters stated in one place of the recipe, and where.
+# Parameters that one block of the recipe states, and the location of the block.
 Scope = tuple[Mapping[str, Setting], Where]
 
 # Parameters of mergekit's methods that no method here has: harmless to leave out.
@@ -75,7 +75,7 @@ class Recipe(BaseRecipe[Body]):
         return list(references.items())
 
     def scopes(self) -> Iterator[Scope]:
-        """Every place with parameters; what several slices share comes once for each."""
+        """Every set of parameters; one that several slices share is repeated for each."""
         for part in self.slices:
             yield from part.scopes
             for source in part.sources:

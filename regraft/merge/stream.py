@@ -1,9 +1,9 @@
 """One output tensor made in row blocks by one thread, and several tensors by as many threads.
 
-A block is a few rows of every input in float32, the method, one rounding. A tensor is one thread's
-from the first look to the last byte, and torch works with one thread inside it: so memory is a few
-blocks a thread, both cores are busy, and no bit depends on how many there are. Methods that need a
-tensor whole get all threads for one tensor at a time, and so does a GPU.
+A block is a few rows of every input in float32, the method, one rounding. One thread makes
+a tensor from its first read to its last byte, and torch has one thread inside it: so memory is a
+few blocks a thread, all cores are busy, and no bit depends on how many there are. Methods that need
+a whole tensor get all threads for one tensor at a time, and so does a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def threads(method: Method, device: torch.device) -> int:
 
 
 class Tally:
-    """What is learnt of one tensor on the way.
+    """Statistics of one tensor, collected while it is merged.
 
     `samples`: every few dozenth row of the inputs, the reference and the result, in this order, for
     the conflict report. One buffer each from the start: a small tensor that outlives its block
@@ -134,8 +134,8 @@ class _Stream:
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:
-    """Every how many rows one is sampled for the conflict report: all of a vector, else 64 to 256
-    rows, about half a million numbers."""
+    """Distance of the rows that are sampled for the conflict report: all of a vector, else 64 to
+    256 rows, about half a million numbers."""
     if len(shape) < 2:
         return 1
     count = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))

@@ -40,7 +40,7 @@ class Files:
     template: str | None
 
     def record(self, config: Input, why: str) -> MergeDonor:
-        """What the output's record says of the donors."""
+        """The record of the models that gave config and tokenizer."""
         return MergeDonor(
             config=str(config),
             why=why,
@@ -51,7 +51,7 @@ class Files:
 
 
 def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
-    """Settle who gives what. Raises InputError for a tokenizer source that is no input."""
+    """Choose the files. Raises InputError for a tokenizer source that is no input."""
     chosen = source(recipe, inputs, donor).checkpoint
     names = [name for name in chosen.other_files() if is_tokenizer(name)]
     others = [
@@ -66,14 +66,14 @@ def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
 
 
 def realigned(files: Files, made: Checkpoint) -> Files:
-    """The same with the tokenizer that mergekit made for the new vocabulary."""
+    """`files` with the tokenizer that mergekit made for the new vocabulary."""
     names = [name for name in made.other_files() if is_tokenizer(name)]
     generation = [name for name in files.tokenizer if name == "generation_config.json"]
     return replace(files, donor=made, tokenizer=names, others=files.others + generation)
 
 
 def source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
-    """The input that gives the tokenizer, if all vocabularies are one."""
+    """The input whose tokenizer the output gets if all vocabularies are equal."""
     ref, where = recipe.body.tokenizer_source, "tokenizer_source"
     if recipe.body.tokenizer is not None:
         ref, where = recipe.body.tokenizer.source, "tokenizer"

@@ -1,4 +1,4 @@
-"""Do the inputs' tokenizers give each token the same number, and what could be done if not."""
+"""Compare the inputs' vocabularies, and refuse those that mergekit cannot align."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regraft.merge.recipe import Recipe
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """What the inputs' tokenizers say. rows: tokens of the one vocabulary that all share, numbered
+    """The result of a comparison. rows: tokens of the one vocabulary that all share, numbered
     from 0 without a gap; None if they differ. difference: the first one, in words."""
 
     rows: int | None

@@ -555,7 +555,9 @@ def test_conflict_report_matches_the_tensors(tmp_path: Path) -> None:
     assert 0 < pair.overlap < 0.5
     assert set(record.roles) >= {"q_proj", "down_proj", "norm", "embedding", "head"}
     assert (tmp_path / "out" / "merge.png").stat().st_size > 10_000
-    assert "What became of each change" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "How much of each change the result retains" in (tmp_path / "out" / "README.md").read_text()
+    )
     assert read_record(tmp_path / "out" / "regraft.json", MergeRecord, "mend") == record
 
 
@@ -591,6 +593,14 @@ def test_a_merge_without_a_base_does_not_speak_of_changes(tmp_path: Path) -> Non
     lines = dict(summary(merge_models(write(tmp_path, recipe), tmp_path / "out")))
     assert not any(label.startswith("change of") for label in lines)
     assert "the result is 25% of the way there" in lines["base"]
+
+
+def test_a_base_that_no_slice_lists_is_not_what_changes_are_measured_from(tmp_path: Path) -> None:
+    sources = [part("a", 0, 4, weight=0.25), part("b", 0, 4, weight=0.75)]
+    recipe = {"merge_method": "linear", "base_model": "base", "slices": [{"sources": sources}]}
+    lines = dict(summary(merge_models(write(tmp_path, recipe), tmp_path / "out")))
+    assert "the result is 75% of the way there" in lines["b"]
+    assert "minus the first model of its slice" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_dry_run_writes_nothing_and_says_everything(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Parameter:
         """`value`, one input's if `per_input`, as the right type. Raises InputError."""
         if value is None and self.optional:
             return None
-        wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+        kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
         number = isinstance(value, int | float) and not isinstance(value, bool)
         good = {
             float: number and _finite(value),
@@ -90,7 +90,7 @@ class Parameter:
             str: isinstance(value, str),
         }[self.kind]
         if not good:
-            raise InputError(f"{self.name} must be {wanted[self.kind]}, not {value!r}")
+            raise InputError(f"{self.name} must be {kinds[self.kind]}, not {value!r}")
         if self.bounds and not self.bounds[0] <= value <= self.bounds[1]:
             low, high = self.bounds
             span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"

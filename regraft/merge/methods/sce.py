@@ -91,7 +91,7 @@ def sce(
     the deltas of that sign.
 
     Where the mean squares of the kept deltas sum to no more than `energy_floor` the models weigh
-    alike: mergekit's rule, which real deltas often meet; 0 is the paper. `int8_mask` changes
+    alike: mergekit's rule, which real deltas often satisfy; 0 is the paper. `int8_mask` changes
     nothing and is there for mergekit's recipes.
     """
     if not tensors:

@@ -56,8 +56,8 @@ class Between:
 
     def keep(self, delta: Tensor, row: int) -> Tensor:
         rows = as_rows(delta)
-        kept = self.outer.trim(rows, row) - self.inner.trim(rows, row)
-        return kept.view(delta.shape)
+        between = self.outer.trim(rows, row) - self.inner.trim(rows, row)
+        return between.view(delta.shape)
 
 
 def _uniform_like(delta: Tensor, seed: int, stream: int, row: int) -> Tensor:
@@ -144,12 +144,12 @@ def trim_both_ends(
     left, and keep the int(density n) next ones. Density 1 keeps all, whatever gamma."""
     rows, columns = rows_and_columns(shape)
     count = rows * columns
-    wanted = []
+    requests = []
     for source, (share, extreme) in enumerate(zip(density, gamma, strict=True)):
-        kept = count if share >= 1 else int(share * count)
-        dropped = min(int(extreme * count), count - kept)
-        wanted += [(source, dropped + kept), (source, dropped)]
-    cuts = largest(_magnitudes(blocks), wanted, rows, columns)
+        remaining = count if share >= 1 else int(share * count)
+        dropped = min(int(extreme * count), count - remaining)
+        requests += [(source, dropped + remaining), (source, dropped)]
+    cuts = largest(_magnitudes(blocks), requests, rows, columns)
     pairs = zip(density, cuts[::2], cuts[1::2], strict=True)
     schemes = [All() if d >= 1 else Between(outer, inner) for d, outer, inner in pairs]
     return _rescaled(blocks, schemes, rescale)
@@ -166,9 +166,9 @@ def draw_by_rank(
 ) -> Sparsifier:
     """DELLA's MagPrune: keep large entries of a row more often than small ones."""
     schemes: list[Scheme] = []
-    for i, (share, spread) in enumerate(zip(density, epsilon, strict=True)):
+    for i, (share, half_width) in enumerate(zip(density, epsilon, strict=True)):
         certain = All() if share >= 1 else Drawn(0.0, seed, i) if share <= 0 else None
-        schemes.append(certain or RankDrawn(share, spread, seed, i))
+        schemes.append(certain or RankDrawn(share, half_width, seed, i))
     return _rescaled(blocks, schemes, rescale)
 
 
@@ -198,6 +198,6 @@ def _rescaled(blocks: Blocks, schemes: Sequence[Scheme], rescale: bool) -> Spars
                 after[i] += row_sums(as_rows(scheme.keep(delta, row)).abs())
         row += as_rows(base).shape[0]
     factors = []
-    for whole, kept in zip(map(math.fsum, before), map(math.fsum, after), strict=True):
-        factors.append(1.0 if min(whole, kept) < _NO_NORM else whole / kept)
+    for whole, sparse_norm in zip(map(math.fsum, before), map(math.fsum, after), strict=True):
+        factors.append(1.0 if min(whole, sparse_norm) < _NO_NORM else whole / sparse_norm)
     return Sparsifier(schemes, factors)

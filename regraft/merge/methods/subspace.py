@@ -77,8 +77,8 @@ def _ties(
         yield [d[rows] if zero.ndim else d for d in deltas], zero[rows] if zero.ndim else zero
 
     state: Sparsifier = trim(blocks, tuple(zero.shape), density)
-    kept = [scheme.keep(d, 0) for scheme, d in zip(state.schemes, deltas, strict=True)]
-    return elect_and_add(zero, kept, weight, normalize, scale)
+    sparse = [scheme.keep(d, 0) for scheme, d in zip(state.schemes, deltas, strict=True)]
+    return elect_and_add(zero, sparse, weight, normalize, scale)
 
 
 @method(
@@ -177,14 +177,14 @@ def consensus_ta(
     tall_lambda: PerInput[Positive] = (0.4,),
     min_tasks: Count = 2,
 ) -> Tensor:
-    """Task arithmetic, but only where at least `min_tasks` tasks want the entry (all of them, if
-    there are fewer): task i does where |d_i| >= tall_lambda_i |sum of the others' deltas|."""
+    """Task arithmetic, but only where at least `min_tasks` tasks vote for the entry (all of them,
+    if there are fewer): task i does where |d_i| >= tall_lambda_i |sum of the others' deltas|."""
     deltas = [(t - base) * w for t, w in zip(tensors, weight, strict=True)]
     merged = torch.zeros_like(base)
     for delta in deltas:
         merged += delta
-    wanted = torch.zeros_like(base)
+    votes = torch.zeros_like(base)
     for delta, share in zip(deltas, tall_lambda, strict=True):
-        wanted += delta.abs().ge_((merged - delta).abs_().mul_(share))
-    agreed = wanted.ge_(min(min_tasks, len(deltas)))
+        votes += delta.abs().ge_((merged - delta).abs_().mul_(share))
+    agreed = votes.ge_(min(min_tasks, len(deltas)))
     return base + merged.mul_(agreed).mul_(lambda_)

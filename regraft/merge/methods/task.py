@@ -100,11 +100,11 @@ def _check_variant(weight: Sequence[float], variant: Variant) -> None:
         )
 
 
-def _check_spread(density: Sequence[float], epsilon: Sequence[float]) -> None:
-    for share, spread in zip(density, epsilon, strict=True):
-        if 0 < share < 1 and not spread < min(share, 1 - share):
+def _check_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> None:
+    for share, half_width in zip(density, epsilon, strict=True):
+        if 0 < share < 1 and not half_width < min(share, 1 - share):
             raise InputError(
-                f"density {share:g} and epsilon {spread:g} give probabilities outside (0, 1): "
+                f"density {share:g} and epsilon {half_width:g} give probabilities outside (0, 1): "
                 "density - epsilon and density + epsilon must lie inside"
             )
 
@@ -181,9 +181,9 @@ _TABLE = (
     _Row("breadcrumbs_ties", "2312.06795", trim_both_ends, True, False, False,
          f"{_TRIM}; elect signs.", "gamma"),
     _Row("della_linear", "2406.11617", draw_by_rank, False, False, True,
-         f"{_RANK}; add all deltas.", "epsilon", _check_spread),
+         f"{_RANK}; add all deltas.", "epsilon", _check_epsilon),
     _Row("della", "2406.11617", draw_by_rank, True, True, True,
-         f"{_RANK}; elect signs.", "epsilon", _check_spread),
+         f"{_RANK}; elect signs.", "epsilon", _check_epsilon),
 )  # fmt: skip
 _SHARED = ("weight", "density", "lambda", "normalize", "rescale", "int8_mask")
 

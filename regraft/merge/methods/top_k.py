@@ -78,8 +78,8 @@ class Cut:
 ALL, NONE = Cut(-1.0), Cut(math.inf)
 
 
-def largest(stream: Stream, wanted: list[tuple[int, int]], rows: int, columns: int) -> list[Cut]:
-    """The cuts that keep exactly k entries, for each (input, k) in `wanted`.
+def largest(stream: Stream, requests: list[tuple[int, int]], rows: int, columns: int) -> list[Cut]:
+    """The cuts that keep exactly k entries, for each (input, k) in `requests`.
 
     `stream(step)` yields, block by block, the magnitudes of every input as (rows, columns), of the
     rows 0, step, 2 step, ... only. Passes over the stream: none if every k is trivial, one for
@@ -87,27 +87,27 @@ def largest(stream: Stream, wanted: list[tuple[int, int]], rows: int, columns: i
     Raises InputError if the k-th largest is not a number.
     """
     count = rows * columns
-    cuts = {i: ALL if k >= count else NONE for i, (_, k) in enumerate(wanted)}
-    searches = {i: _Search(k) for i, (_, k) in enumerate(wanted) if 0 < k < count}
+    cuts = {i: ALL if k >= count else NONE for i, (_, k) in enumerate(requests)}
+    searches = {i: _Search(k) for i, (_, k) in enumerate(requests) if 0 < k < count}
     if searches and count > 2 * _SAMPLE and rows >= _LEAST_ROWS:
         step = min(count // _SAMPLE, _SPARSEST) | 1  # odd: heads repeat with powers of two
         parts = list(stream(step))
         for i, search in searches.items():
-            search.bracket(torch.cat([part[wanted[i][0]] for part in parts]), count)
+            search.bracket(torch.cat([part[requests[i][0]] for part in parts]), count)
         del parts
     while searches:
         row = 0
         for part in stream(1):
             for i, search in searches.items():
-                search.probe.add(part[wanted[i][0]], row)
+                search.probe.add(part[requests[i][0]], row)
             row += part[0].shape[0]
         cuts.update((i, search.cut) for i, search in searches.items() if search.finished())
         searches = {i: search for i, search in searches.items() if search.cut is NONE}
-    return [cuts[i] for i in range(len(wanted))]
+    return [cuts[i] for i in range(len(requests))]
 
 
 class _Search:
-    """The search for one k: what the next pass looks for, and the cut once it is known."""
+    """The search for one k: the range that the next pass searches, and the cut once it is known."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -116,15 +116,15 @@ class _Search:
         self.value_known = False
 
     def bracket(self, sample: Tensor, count: int) -> None:
-        """Look between two quantiles of a sample (rows, columns), `_DEVIATIONS` standard errors
+        """Search between two quantiles of a sample (rows, columns), `_DEVIATIONS` standard errors
         away from where k should be. Rows are drawn whole, so the error is that of their means."""
         flat = sample.flatten()
-        place = self.k / count * flat.numel()
-        center = _kth_largest(flat, place)
+        rank = self.k / count * flat.numel()
+        center = _kth_largest(flat, rank)
         above = torch.count_nonzero(sample > center, dim=1) / sample.shape[1]
         margin = (_DEVIATIONS * float(above.std()) / math.sqrt(above.numel()) + 1e-4) * flat.numel()
-        low = _kth_largest(flat, place + margin) if place + margin < flat.numel() else 0.0
-        high = _kth_largest(flat, place - margin) if place - margin >= 1 else math.inf
+        low = _kth_largest(flat, rank + margin) if rank + margin < flat.numel() else 0.0
+        high = _kth_largest(flat, rank - margin) if rank - margin >= 1 else math.inf
         shared_low, shared_high = (_count(_array(flat) == end) >= _ATOM for end in (low, high))
         self.probe = _Range(low, high, shared_low, shared_high, limit=count // 4)
 
@@ -179,7 +179,7 @@ class _Range:
             return
         if self.shared_high:
             above = flat >= self.high
-        index = _places((flat > self.low if self.shared_low else flat >= self.low) ^ above)
+        index = _positions((flat > self.low if self.shared_low else flat >= self.low) ^ above)
         self.inside.add(magnitudes.flatten()[index], index + row * self.columns)
 
     def cut(self, k: int) -> Cut | None:
@@ -278,7 +278,7 @@ def _count(chosen: Any) -> int:
     return int(np.count_nonzero(chosen) if isinstance(chosen, np.ndarray) else chosen.sum())
 
 
-def _places(chosen: Any) -> Tensor:
+def _positions(chosen: Any) -> Tensor:
     """The indices of the true entries of a flat array."""
     if isinstance(chosen, np.ndarray):
         return torch.from_numpy(np.flatnonzero(chosen))
