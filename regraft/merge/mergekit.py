@@ -37,6 +37,14 @@ from regraft.merge.vocabulary import check_alignable, compare_vocabularies, embe
 from regraft.record import TensorMerge
 from regraft.rope import ContextSpec
 
+# mergekit collects a recipe's models in a set, and takes the tokenizer of whichever comes first
+_MAIN = """\
+from mergekit.config import MergeConfiguration
+collect = MergeConfiguration.referenced_models
+MergeConfiguration.referenced_models = lambda self: sorted(collect(self), key=str)
+from mergekit.scripts.run_yaml import main
+main()
+"""
 _LAST_LINES = 4  # of mergekit's standard error, for a message
 _STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<all>\d+) ")
 
@@ -180,7 +188,7 @@ def _run(
     source = spool / "recipe.yaml"
     source.write_text(mergekit_yaml(recipe, inputs, donor, spool / "views"), encoding="utf-8")
     command = [
-        sys.executable, "-m", "mergekit.scripts.run_yaml", str(source), str(out),
+        sys.executable, "-c", _MAIN, str(source), str(out),
         "--no-write-model-card", "--no-copy-tokenizer",
         "--random-seed", str(seed), "--lora-merge-cache", str(spool / "lora"),
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def _translated(recipe: Recipe, donor: Input, views: _Views) -> dict[str, Any]:
 
 class _Views:
     """A folder of links for each model and adapter of a recipe, so that mergekit reads the files
-    that were checked and no others."""
+    that were checked and no others. Their names sort in the order of the recipe, base first."""
 
     def __init__(self, inputs: Inputs, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -61,11 +61,11 @@ class _Views:
         for one in inputs:
             model, adapter = one.checkpoint.name, one.adapter
             if model not in self._folders:
-                self._folders[model] = folder / f"model-{len(self._folders)}"
+                self._folders[model] = folder / f"model-{len(self._folders):03}"
                 link_model(one.checkpoint, self._folders[model])
             reference = self._plain(model)
             if adapter is not None:
-                view = self._folders.get(adapter.name, folder / f"adapter-{len(self._folders)}")
+                view = self._folders.get(adapter.name, folder / f"adapter-{len(self._folders):03}")
                 if adapter.name not in self._folders:
                     link_files([adapter.folder / ADAPTER_CONFIG, adapter.folder / WEIGHTS], view)
                     self._folders[adapter.name] = view

@@ -660,6 +660,22 @@ def test_broken_tokenizer_configs_get_a_sentence(
 
 
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
+def test_a_union_of_vocabularies_is_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    """mergekit's own order is that of a set."""
+    for name in ("e", "c", "d", "b"):
+        shutil.copytree("a", tmp_path / name)
+        give_tokenizer(tmp_path / name, {**{f"w{i}": i for i in range(9)}, f"own_{name}": 9})
+    recipe = {"merge_method": "linear", "tokenizer_source": "union",
+              "models": of(*(str(tmp_path / name) for name in "ecdb"), weight=1)}  # fmt: skip
+    merge_models(write(tmp_path, recipe), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    numbers = written["model"]["vocab"]
+    numbers |= {token["content"]: token["id"] for token in written["added_tokens"]}
+    own = [number for number, name in sorted((v, k) for k, v in numbers.items()) if "own" in name]
+    assert [numbers[f"own_{name}"] for name in "ecdb"] == own == [9, 10, 11, 12]
+
+
+@pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
 def test_what_is_not_native_runs_in_mergekit_with_our_context(tmp_path: Path) -> None:
     recipe = {"merge_method": "ram", "base_model": "base", "models": [{"model": "a"},
               {"model": "long"}], "context": {"from": "long", "length": "4k"}}  # fmt: skip
