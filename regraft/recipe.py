@@ -65,9 +65,17 @@ class BaseRecipe(Generic[Body]):
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.body: Body = validate(document, self.schema, self.example)  # type: ignore[assignment]
+        if not isinstance(document.value, dict):
+            raise document.error((), f"a recipe is a mapping such as '{self.example}'.")
         mistakes = Mistakes(document)
-        self.check(mistakes)
+        self.check_stated(document.value, mistakes)
+        try:
+            self.body: Body = self.schema.model_validate(document.value)  # type: ignore[assignment]
+        except ValidationError as error:
+            for where, message in _explanations(error, document.value, self.schema):
+                mistakes.add(where, message)
+        else:
+            self.check(mistakes)
         mistakes.raise_if_any()
 
     @classmethod
@@ -75,26 +83,15 @@ class BaseRecipe(Generic[Body]):
         """Read and check a file. Raises InputError: file, lines, what is wrong, what to do."""
         return cls(Document.read(path))
 
+    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+        """Add mistakes that show in the YAML's values whether or not the schema accepts them."""
+
     def check(self, mistakes: Mistakes) -> None:
         """Add what is wrong beyond the schema; `body` is valid by it."""
 
     def error(self, where: Where, message: str) -> InputError:
         """The error to raise for one mistake, with the file and the line of `where`."""
         return self.document.error(where, message)
-
-
-def validate(document: Document, model: type[Body], example: str) -> Body:
-    """The document as `model`. Raises InputError naming every mistake."""
-    if not isinstance(document.value, dict):
-        raise document.error((), f"a recipe is a mapping such as '{example}'.")
-    try:
-        return model.model_validate(document.value)
-    except ValidationError as error:
-        mistakes = Mistakes(document)
-        for where, message in _explanations(error, document.value, model):
-            mistakes.add(where, message)
-        mistakes.raise_if_any()
-        raise AssertionError("a validation error without errors") from error
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ Every error names the line. Nothing of a model is read here: see `plan`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from regraft.document import Where
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.registry import Method, get, names
 from regraft.merge.references import ModelRef
 from regraft.merge.schema import BRIDGED, MAX_INPUTS, Body, InputModel, OutputSlice
-from regraft.merge.settings import Setting
+from regraft.merge.settings import Setting, parse_setting
 from regraft.recipe import BaseRecipe, Mistakes
 
 # Parameters that one block of the recipe states, and the location of the block.
@@ -85,6 +87,21 @@ class Recipe(BaseRecipe[Body]):
     def out_dtype(self) -> str | None:
         return self.body.out_dtype or self.body.dtype
 
+    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+        """Check the method's name and the parameters, which the schema does not know."""
+        name = value.get("merge_method")
+        if not isinstance(name, str) or name in BRIDGED:
+            return
+        if name in names():
+            blocks = {key: value.get(key) for key in ("models", "slices", "modules", "parameters")}
+            _check_parameters(get(name), _stated_scopes(blocks, ()), mistakes)
+        else:
+            known = sorted([*names(), *BRIDGED])
+            mistakes.add(
+                ("merge_method",), f"'{name}' is not a merge method{did_you_mean(name, known)}; "
+                f"the methods are {', '.join(known)}",
+            )  # fmt: skip
+
     def check(self, mistakes: Mistakes) -> None:
         """Resolve `slices`, and find what contradicts another part of the recipe."""
         self.slices = tuple(self._slices(mistakes))
@@ -104,15 +121,6 @@ class Recipe(BaseRecipe[Body]):
             )
         for part in self.slices:
             _check_slice(part, mistakes)
-        if body.merge_method in names():
-            _check_parameters(get(body.merge_method), self.scopes(), mistakes)
-        elif body.merge_method not in BRIDGED:
-            known = sorted([*names(), *BRIDGED])
-            hint = did_you_mean(body.merge_method, known)
-            mistakes.add(
-                ("merge_method",), f"'{body.merge_method}' is not a merge method{hint}; the "
-                f"methods are {', '.join(known)}",
-            )  # fmt: skip
 
     def _slices(self, mistakes: Mistakes) -> Iterator[Slice]:
         body = self.body
@@ -188,6 +196,24 @@ def _check_slice(part: Slice, mistakes: Mistakes) -> None:
             )
     if len(lengths) > 1:
         mistakes.add(part.where, "all layer_ranges of a slice must be of one length")
+
+
+def _stated_scopes(value: Any, where: Where) -> Iterator[Scope]:
+    """The `parameters` blocks in these values of the YAML, without those that cannot be read."""
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        if key == "parameters" and isinstance(item, dict):
+            settings = {}
+            for name, stated in item.items():
+                with suppress(ValueError):  # the schema names it
+                    settings[name] = parse_setting(stated)
+            yield settings, (*where, key)
+        else:
+            yield from _stated_scopes(item, (*where, key))
 
 
 def _check_parameters(method: Method, scopes: Iterable[Scope], mistakes: Mistakes) -> None:

@@ -169,6 +169,21 @@ def test_the_method_and_its_parameters_are_checked_before_a_model_is_opened() ->
     assert "did you mean linear?" in complaint(PLAIN.replace("linear", "linaer"))
 
 
+def test_mistakes_of_the_schema_and_of_the_method_are_named_together() -> None:
+    text = (
+        "merge_method: ties\nbase_model: b\nmodels:\n  - {model: a, parameters: {densty: 1}}\n"
+        "  - {model: c, parameters: {density: 3, weight: {much: 1}}}\nscale: abc\ncontxt: c\n"
+    )
+    message = complaint(text)
+    for words in ("r.yaml has 5 mistakes: line 4: no method has a parameter 'densty'",
+                  "line 5: density must be between 0 and 1", "{'much': 1} is not", "line 6: scale",
+                  "line 7: 'contxt' is not a key"):  # fmt: skip
+        assert words in message
+    both = complaint(PLAIN.replace("linear", "tiez") + "dtype: float99\n")
+    assert "'tiez' is not a merge method (did you mean ties?)" in both
+    assert "'float99'" in both
+
+
 def test_a_yaml_bomb_is_refused_quickly() -> None:
     bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
     for i in range(1, 12):
