@@ -5,9 +5,10 @@
 Every mutation takes a command, a file that it reads and a damage to it, all three drawn from the
 seed and the mutation's number, and runs the command in a forked child of a process that has done
 the imports. Results are appended to OUT/results.jsonl; the same line continues where it stopped.
-Counted are: errors that regraft does not know and tracebacks, messages of several lines, hangs
-(--limit seconds), deaths by a signal, paths written outside the output, inputs that changed, and
-peak memory. Figures are not drawn. `--only NUMBER` runs one mutation, shows it and leaves its
+Two processes with two seeds and folders use two cores; `--also FOLDER` adds the other's results to
+the table. Counted are: errors that regraft does not know and tracebacks, messages of several lines,
+hangs (--limit seconds), deaths by a signal, paths written outside the output, inputs that changed,
+and peak memory. Figures are not drawn. `--only NUMBER` runs one mutation, shows it and leaves its
 folder. Exit code 1 where any of these is not zero, or memory is above 2 GB.
 """
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="run this mutation and show what it prints")
     parser.add_argument("--match", default="", help="only commands that this regex matches")
     parser.add_argument("-o", "--out", type=Path, default=Path("fuzz-out"))
+    parser.add_argument("--also", type=Path, action="append", default=[], help="other results")
     parser.add_argument("--table", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
@@ -77,8 +79,11 @@ def main() -> None:
                 if result["outcome"] in _BAD:
                     shown = [str(result[key]) for key in ("outcome", "command", "file", "damage")]
                     print(number, *shown, result["message"][:300], sep=": ", flush=True)
-    entries = _read(results)
-    text = table(entries, arguments.seed)
+    for folder in arguments.also:
+        if not (folder / "results.jsonl").is_file():
+            parser.error(f"{folder} holds no results.jsonl")
+    entries = [e for path in (out, *arguments.also) for e in _read(path / "results.jsonl")]
+    text = table(entries)
     print(text)
     if arguments.table:
         arguments.table.write_text(text, encoding="utf-8")
@@ -129,6 +134,7 @@ class Fuzzer:
             self._rebuild()
         return {
             "number": number,
+            "seed": self.seed,
             "commit": self.commit,
             "command": line,
             "file": str(chosen.relative_to(self.folder / "in")),
@@ -222,14 +228,20 @@ def signature(message: str) -> str:
     return re.sub(r"\d+", "0", first)[:150]
 
 
-def table(entries: list[dict[str, Any]], seed: int) -> str:
+def table(entries: list[dict[str, Any]]) -> str:
     """The results as a page of Markdown."""
+    from llama8b import environment
+
+    seeds = sorted({entry["seed"] for entry in entries})
     bad = {name: sum(e["outcome"] == name for e in entries) for name in _BAD}
     commits = Counter(e["commit"] for e in entries)
     lines = [
         "# Damaged inputs",
         "",
-        f"`python benchmarks/fuzz.py --seed {seed}`: {len(entries):,} mutations at "
+        environment("transformers", "peft", "tokenizers", "mergekit"),
+        "",
+        f"`python benchmarks/fuzz.py` with --seed {', '.join(map(str, seeds))}: "
+        f"{len(entries):,} mutations at "
         + ", ".join(f"{commit} ({count:,})" for commit, count in commits.items())
         + ".",
         "",
@@ -256,16 +268,16 @@ def table(entries: list[dict[str, Any]], seed: int) -> str:
             f"| `{command}` | {counts.total():,} | {counts['refused']:,} | {counts['done']:,} | "
             f"{other:,} |"
         )
-    classes: dict[tuple[str, str], list[int]] = {}
+    classes: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if entry["outcome"] in _BAD:
             key = entry["outcome"], signature(entry["message"])
-            classes.setdefault(key, []).append(entry["number"])
+            classes.setdefault(key, []).append(f"--seed {entry['seed']} --only {entry['number']}")
     if classes:
         lines += ["", "| what went wrong | mutations | the first |", "|---|---:|---:|"]
         for (outcome, text), numbers in sorted(classes.items(), key=lambda item: -len(item[1])):
             text = text.replace("|", "\\|")
-            lines.append(f"| {outcome}: {text} | {len(numbers):,} | {numbers[0]} |")
+            lines.append(f"| {outcome}: {text} | {len(numbers):,} | `{numbers[0]}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -65,23 +65,25 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
 
 def test_a_short_run_ends_in_sentences_and_continues_where_it_stopped(tmp_path: Path) -> None:
     earlier = {
-        "number": 0, "commit": "before", "command": "inspect in/base", "file": "base/config.json",
-        "damage": "none", "outcome": "done", "code": 0, "message": "", "seconds": 1.0,
-        "peak_bytes": 1,
+        "number": 0, "seed": 0, "commit": "before", "command": "inspect in/base",
+        "file": "base/config.json", "damage": "none", "outcome": "done", "code": 0,
+        "message": "", "seconds": 1.0, "peak_bytes": 1,
     }  # fmt: skip
     results = tmp_path / "out" / "results.jsonl"
     results.parent.mkdir()
     results.write_text(json.dumps(earlier) + "\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.jsonl").write_text(json.dumps({**earlier, "seed": 3}) + "\n")
     done = run(
         BENCHMARKS / "fuzz.py", "--count", "16", "--match", "^inspect in/base$|^apply in/plain",
-        "-o", "out", "--table", "table.md", folder=tmp_path,
+        "-o", "out", "--table", "table.md", "--also", "other", folder=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     entries = [json.loads(line) for line in results.read_text().splitlines()]
     assert [entry["number"] for entry in entries] == list(range(16))
     assert entries[0] == earlier
     assert {entry["outcome"] for entry in entries} == {"refused", "done"}
-    assert "16 mutations" in (tmp_path / "table.md").read_text()
+    assert "--seed 0, 3: 17 mutations at before (2)" in (tmp_path / "table.md").read_text()
 
 
 def test_the_sandbox_sees_what_a_command_does(tmp_path: Path) -> None:
