@@ -16,6 +16,7 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError, LineageError
+from regraft.merge.job import merge_models
 from regraft.rope import ContextSpec
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -65,6 +66,20 @@ def test_a_short_fine_tune_never_shortens_the_context(
     assert asked.context.output.max_position_embeddings == 64
     theta = apply_lora(short, family[2], tmp_path / "x", context="theta=5e4", dry_run=True)
     assert theta.context.output.max_position_embeddings == 256
+
+
+def test_a_merge_with_an_adapter_of_a_short_fine_tune_keeps_the_context(
+    family: tuple[Path, Path, Path], adapter: Path, tmp_path: Path
+) -> None:
+    short = trained_short(adapter, tmp_path / "short")
+    recipe = tmp_path / "merge.yaml"
+    recipe.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {family[0]}\nmodels:\n"
+        f"  - {{model: {family[0]}+{short}, parameters: {{weight: 1}}}}\n"
+        f"  - {{model: {family[2]}, parameters: {{weight: 1}}}}\n"
+    )
+    merged = merge_models(recipe, tmp_path / "x", dry_run=True)
+    assert merged.context.output.max_position_embeddings == 256
 
 
 def test_a_shorter_context_with_another_rope_is_for_the_user_to_decide(
