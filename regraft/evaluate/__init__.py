@@ -1,6 +1,6 @@
-"""Prove what a graft carried over and what it cost: `regraft evaluate`.
+"""`regraft evaluate`: measure how well models use their context, and what a graft gained and lost.
 
-`corpora` and `fitting` make prompts of a wanted length in a model's own tokens, `tasks` what is
-asked in them, `scoring` the answers, `perplexity` and `drift` what needs no question. `transfer`
-compares recipient, donor and graft item by item; `job` runs it all; `report` and `page` show it.
+`prompts/` makes text of a given length in a model's own tokens, `tasks/` and `local/` make items
+from it, `answers/` gets and scores a model's answers and measures perplexity and drift, `report/`
+compares the models item by item and shows the result. `job` calls them in order.
 """

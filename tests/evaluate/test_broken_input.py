@@ -155,7 +155,9 @@ def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Pat
         prepare([str(first), str(second)], settings, matrix=False)
     prepare([str(first)], settings, matrix=False)
     tokenizer.chat_template = "{{ raise_exception('a system message comes first') }}"
-    with pytest.raises(InputError, match=r"template takes no question alone.*comes first"):
+    with pytest.raises(
+        InputError, match=r"template does not accept a single question.*comes first"
+    ):
         Prompter(tokenizer, chat=True)
 
 
@@ -175,7 +177,7 @@ def test_a_chat_template_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPa
         Prompter(tokenizer, chat=True).wrap("Who?")
     for broken in ("{{ none.field.name }}", "{{ 1 / 0 }}", "{{ range(10 ** 10) }}", "{% if %}"):
         tokenizer.chat_template = broken
-        with pytest.raises(InputError, match="takes no question alone") as caught:
+        with pytest.raises(InputError, match="does not accept a single question") as caught:
             Prompter(tokenizer, chat=True)
         assert "\n" not in str(caught.value)
 

@@ -1,6 +1,6 @@
-"""Published suites from files of the user's: `--suite zeroscrolls:PATH`, `loogle:` and `bamboo:`.
+"""Published suites from the user's files: `--suite zeroscrolls:PATH`, `loogle:` and `bamboo:`.
 
-`cases` makes tasks of texts with questions, the others read the suites' own file layouts.
+`cases` makes tasks from texts with questions; the others read the layouts of the suites' files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """BAMBOO (arXiv 2309.13345) from its own files: altqa_4k.jsonl, paperqa_16k.jsonl and so on.
 
 A text that is too long loses its middle. The score of its yes-or-no tasks is accuracy, item by
-item; precision, recall and F1, as in the paper, are given of each cell. Code completion
-(private_eval) is left out: scoring it runs what a model wrote. The wording of the prompts is ours,
-but for altqa, whose texts hold their question.
+item; precision, recall and F1, as in the paper, are given for each cell. Code completion
+(private_eval) is left out, because scoring it runs a model's code. The wording of the prompts is
+ours, except for altqa, whose texts contain their question.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def read(place: str) -> list[Task]:
             except (TypeError, AttributeError) as error:
                 raise InputError(f"{path} is not of BAMBOO's layout: {error}.") from None
             if not cases:
-                raise InputError(f"{path} holds no question; give another file of BAMBOO's.")
+                raise InputError(f"{path} has no question; give another file of BAMBOO's.")
             tasks.append(task(f"bamboo_{path.stem}", cases, scorer, _ROOM))
     if not tasks:
         raise InputError(
-            f"--suite bamboo:{place} holds no task's file; their names begin with "
+            f"--suite bamboo:{place} has no file of a task; their names start with "
             f"{', '.join(_TASKS)}."
         )
     return tasks

@@ -1,4 +1,4 @@
-"""Questions about texts that people wrote, as tasks.
+"""Tasks from questions about texts written by people.
 
 A text that is too long for the evaluated length is truncated; `text_share` records which share of
 its words remained. Its twin is the question with no text at all: what scores there was known
@@ -25,9 +25,9 @@ _WORD = re.compile(r"\s*\S+|\s+$")
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt is before + text + after + prefix, which begins the answer. `question` is what a
-    judge is told. A text that is too long loses its end, or its middle (`ends`); `omitted` is put
-    there."""
+    """A prompt is before + text + after + prefix (the beginning of the answer). question: for the
+    judge. ends: a text that is too long loses its middle, otherwise its end, where `omitted` is
+    inserted."""
 
     before: str
     text: str
@@ -42,10 +42,10 @@ class Case:
 def task(name: str, cases: Sequence[Case], scorer: str, room: int, *, judged: bool = False) -> Task:
     """The task of all cases. room: tokens of an answer. judged: a judge may read the answers.
 
-    Raises InputError where the scorer's library is missing."""
+    Raises InputError if the scorer's library is not installed."""
     metrics.check([scorer], name)
     return Task(
-        name, partial(_make, name, cases), _nobody, room, scorer, "generate", haystack=False,
+        name, partial(_make, name, cases), _no_oracle, room, scorer, "generate", haystack=False,
         most=len(cases), judged=judged,
     )  # fmt: skip
 
@@ -75,25 +75,25 @@ def _cut(case: Case, words: list[str], units: int) -> str:
     return "".join((*words[:first], case.omitted, *last))
 
 
-def _nobody(_prompt: str) -> list[str]:
+def _no_oracle(_prompt: str) -> list[str]:
     return []
 
 
 def files(suite: str, place: str) -> list[Path]:
-    """The jsonl file, or all in the folder, in the order of their names. Raises InputError where
-    there is none."""
+    """The .jsonl file, or all of them in the folder, sorted by name. Raises InputError if there is
+    none."""
     path = Path(place).expanduser()
     found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
     if not found:
         raise InputError(
-            f"--suite {suite}:{place} holds no .jsonl file; give the suite's folder, unzipped, or "
+            f"--suite {suite}:{place} has no .jsonl file; give the suite's folder, unzipped, or "
             "one of its files."
         )
     return found
 
 
 def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The file's objects. Raises InputError naming the line that is no object with these fields."""
+    """The file's objects. Raises InputError naming the line that lacks one of the fields."""
     found = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():

@@ -2,8 +2,8 @@
 
 Read in the layout of the first release (`input`, `qa_pairs`, `output`) and in that of the Hub
 (`context`, `question`, `answer`). A text that is too long loses its middle, as in the paper's own
-runs. Of its metrics one is kept for each task; its verdicts by a model are what --judge gives. The
-wording of the prompts is ours.
+runs. Each task has one of its metrics; its verdicts by a model correspond to --judge. The wording
+of the prompts is ours.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def read(place: str) -> list[Task]:
             scorer, room, _ = _TASKS[path.stem]
             cases = [case for entry in entries("loogle", path, ()) for case in _cases(path, entry)]
             if not cases:
-                raise InputError(f"{path} holds no question; give another file of LooGLE's.")
+                raise InputError(f"{path} has no question; give another file of LooGLE's.")
             name = f"loogle_{path.stem}"
             tasks.append(task(name, cases, scorer, room, judged=scorer == "rouge_l"))
     if not tasks:
         raise InputError(
-            f"--suite loogle:{place} holds no task's file; these are named "
+            f"--suite loogle:{place} has no file of a task; these are named "
             f"{', '.join(f'{name}.jsonl' for name in _TASKS)}."
         )
     return tasks

@@ -35,8 +35,8 @@ def read(place: str) -> list[Task]:
             found.setdefault(name, []).extend(_cases(path))
     if not found:
         raise InputError(
-            f"--suite zeroscrolls:{place} holds no task's file; one is told by its name or its "
-            f"folder's: {', '.join(_TASKS)}."
+            f"--suite zeroscrolls:{place} has no file of a task; it or its folder must be named "
+            f"{', '.join(_TASKS)}."
         )
     tasks = {name: cases for name, cases in found.items() if cases}
     if not tasks:

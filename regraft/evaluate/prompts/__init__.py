@@ -1,1 +1,1 @@
-"""prompts."""
+"""Text for prompts, and prompts of a given length."""

@@ -1,7 +1,7 @@
-"""Endless prose of our own: a chronicle of a small country, deterministic and never the same twice.
+"""Endless generated prose: the chronicle of a small country, deterministic, without repetitions.
 
-Every chronicle has its own cast: people with a trade, a home and a possession, who come back again
-and again. So what was said far above helps to foretell what follows, as in a real book.
+Every chronicle has its own cast: people with a trade, a home and a possession, who appear again and
+again. So distant context helps to predict the text, as in a real book.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OPENINGS = (
 
 
 def sentences(seed: str) -> Iterator[str]:
-    """The sentences of one chronicle without end; each ends in a space or, now and then, in a
+    """The endless sentences of one chronicle; each ends in a space or, after 3 to 8 of them, in a
     blank line."""
     rng = random.Random(f"chronicle {seed}")
     story = _Story(rng)

@@ -1,8 +1,8 @@
-"""What needles are hidden in: endless generated prose, your own files, Python's library, a toy's.
+"""Haystacks: generated prose, the user's files, Python's standard library, the toy language.
 
-A corpus gives pieces (sentences or lines) whose concatenation is its text. It is never repeated
-silently: a corpus that is too short for a prompt is an error that says so, and how much of a
-prompt is unique is measured (`unique_share`).
+A corpus gives pieces (sentences or lines) whose concatenation is its text. It is never repeated: a
+corpus that is too short for a prompt is an error, and the share of a prompt that is not repeated is
+measured (`unique_share`).
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ _SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
 class Corpus(Protocol):
-    """A text in pieces. `name` tells it apart in records; `ending` closes a piece put into it."""
+    """A text in pieces. name: for records; ending: of a piece that is inserted."""
 
     name: str
     ending: str
 
     def pieces(self, seed: str, count: int) -> list[str]:
-        """The first `count` pieces of the text that belongs to `seed`: the same for the same seed,
-        and a longer request begins like a shorter one. Raises UsedUp where it has no more."""
+        """The first `count` pieces of this seed's text, which is always the same.
+
+        Raises UsedUp if there are fewer."""
         ...
 
 
 class _Streams:
-    """The pieces of the stream asked for last, as far as they were drawn."""
+    """A corpus from an endless stream for each seed; the pieces of the last seed are cached."""
 
     name = ""
     ending = " "
@@ -64,7 +65,7 @@ class _Streams:
 
 
 class Grammar(_Streams):
-    """The chronicles of `grammar`: unlimited, each seed another."""
+    """The chronicles of `grammar`: endless, a different one for each seed."""
 
     name = "grammar"
 
@@ -86,7 +87,7 @@ class World(_Streams):
 
 
 class Fixed:
-    """A text of given pieces. Each seed starts elsewhere and goes round once, never twice."""
+    """A text of given pieces. Each seed starts at another piece and wraps around at the end."""
 
     def __init__(self, name: str, pieces: Sequence[str], ending: str = " ") -> None:
         if not pieces:
@@ -118,15 +119,15 @@ def open_corpus(name: str) -> Corpus:
         raise InputError(f"--haystack {name} is neither grammar, code, world nor a file or folder.")
     files = [path] if path.is_file() else _texts(path)
     if not files:
-        raise InputError(f"--haystack {name} holds no {', '.join(_SUFFIXES)} file; give text.")
+        raise InputError(f"--haystack {name} has no {', '.join(_SUFFIXES)} file; give text.")
     return Fixed(path.name, [piece for file in files for piece in split(read_text(file))])
 
 
 def split(text: str) -> list[str]:
     """Sentences, each with the space or line end behind it; together they are the text again.
 
-    What has no end of a sentence for long, as in scripts without our full stop, is cut between
-    words or, without these, anywhere."""
+    Very long sentences, as in scripts without a full stop, are split between words or, without
+    spaces, anywhere."""
     return [
         part
         for found in _SENTENCE.findall(text)
@@ -136,8 +137,8 @@ def split(text: str) -> list[str]:
 
 
 def unique_share(ids: Sequence[int]) -> float:
-    """Share of the text's runs of 16 tokens that stand in it for the first time: 1 where nothing
-    is repeated, 1/n for a text said n times. 1 for texts shorter than that."""
+    """Share of different runs of 16 tokens among all: 1 if nothing is repeated, 1/n for a text that
+    is repeated n times. 1 for texts shorter than that."""
     tokens = np.asarray(ids, dtype=np.uint64)
     count = len(tokens) - _GRAM + 1
     if count < 2:

@@ -1,4 +1,4 @@
-"""Rendering a chat template, which is a program that came with a model, within a time limit."""
+"""Rendering a chat template, which is a program from the model's author, within a time limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _TooSlow(BaseException):
 def render_chat(tokenizer: Any, question: str) -> str:
     """The question as a user's turn, followed by the beginning of the assistant's.
 
-    Raises InputError where the template refuses it, fails, or takes longer than `LIMIT` seconds.
+    Raises InputError if the template refuses it, fails, or takes longer than `LIMIT` seconds.
     """
     turns = [{"role": "user", "content": question}]
     try:
@@ -38,7 +38,7 @@ def render_chat(tokenizer: Any, question: str) -> str:
     except Exception as error:  # whatever the template's own code raises
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"The chat template takes no question alone ({reason}); leave --chat out."
+            f"The chat template does not accept a single question ({reason}); leave --chat out."
         ) from None
 
 

@@ -1,7 +1,7 @@
-"""Words of our own choosing: the lexicon of the text generator, of keys, and endless made-up words.
+"""Our word lists, for the text generator and for keys, and endless invented words.
 
 Keys are adjective-noun pairs (some 25 thousand) or random identifiers; values are numbers of full
-width, so that every one costs a model the same number of tokens.
+width, so that each has the same number of tokens.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _CODAS = ("", "", "l", "m", "n", "r", "s", "t", "nd", "rk", "st")
 
 
 def key(rng: random.Random, kind: Kind = "words") -> str:
-    """A key: 'quiet-lantern', or as `value` makes it."""
+    """A key: 'quiet-lantern', or a number or UUID as from `value`."""
     if kind == "words":
         return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
     return value(rng, kind)
@@ -100,12 +100,12 @@ def value(rng: random.Random, kind: Kind = "numbers", digits: int = 7) -> str:
 def distinct(
     rng: random.Random, kind: Kind, count: int, taken: set[str] | None = None
 ) -> list[str]:
-    """`count` keys or values, no two alike and none in `taken`, to which they are added."""
+    """`count` different keys or values that are not in `taken`, to which they are added."""
     taken = set() if taken is None else taken
     found: list[str] = []
     while len(found) < count:
         made = key(rng) if kind == "words" else value(rng, kind)
-        if kind == "words" and made in taken:  # pairs run out some day; made-up words never do
+        if kind == "words" and made in taken:  # pairs are limited; invented words are not
             made = f"{made}-{made_up(rng)}" if len(taken) > 10_000 else made
         if made not in taken:
             taken.add(made)
@@ -121,7 +121,7 @@ def plural(noun: str) -> str:
 
 
 def made_up(rng: random.Random) -> str:
-    """A word that does not exist, of two or three syllables: 'tolarin'."""
+    """An invented word of two or three syllables: 'tolarin'."""
     syllables = (
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
         for _ in range(rng.choice((2, 2, 3)))

@@ -1,1 +1,1 @@
-"""report."""
+"""From answers to figures, tables, a card and a page."""

@@ -1,8 +1,9 @@
-"""What is asked: items with their answers, an oracle that finds these, and a twin that lacks them.
+"""Tasks: items with reference answers, twins without evidence, and an oracle that solves them.
 
-A `Task` makes items of a wanted length. Every item has a twin, the same prompt with its evidence
-replaced by something of the same form: what a model scores there it did not read. Every generated
-task has `solve`, a plain reader of prompts that scores 100% on the items and nothing on the twins.
+A `Task` makes items of a given length. Every item has a twin, the same prompt with its evidence
+replaced by something of the same form: a model's score on it does not come from reading. Every
+generated task has an oracle, `solve`, a simple program that reads the prompt and scores 100% on the
+items and 0 on the twins.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from regraft.evaluate.prompts.length import Prompter, TooShort, fit
 from regraft.evaluate.tasks.text_scores import METRICS
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
-Scorer = str  # all, part, or one of metrics.METRICS
+Scorer = str  # 'all', 'part', or one of text_scores.METRICS
 Scoring = Literal["teacher", "candidates", "generate"]
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a task writes: the question with its text, the beginning of the answer, the references
-    in the order in which a good answer names them, and the same question without evidence."""
+    """What a task writes: the question with its text, the same question without evidence, the
+    references in the order in which a good answer names them, the beginning of the answer (prefix).
+    """
 
     question: str
     twin: str
@@ -38,8 +40,9 @@ class Draft:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt ready to be answered. `answer` follows `prompt`; `spans` are its references'.
-    `tokens`: of the prompt; `unique`: its share of unique text; `hash`: of all a model is shown."""
+    """A prompt with its answer. answer: the right one, which follows `prompt`; spans: of the
+    references in it, in characters. tokens: of the prompt; unique: its share of text that is not
+    repeated; hash: of everything that a model is given."""
 
     task: str
     length: int
@@ -58,7 +61,7 @@ class Item:
 
 
 class Kit:
-    """What tasks are made with: prompter, haystack, seed and the run's settings.
+    """What tasks need to make items: prompter, haystack, seed and the run's settings.
 
     needles: of the needle task; decoys: needles of other keys beside them; depths: grid points.
     """
@@ -79,13 +82,13 @@ class Kit:
         self.questions = questions
 
     def rng(self, *name: object) -> random.Random:
-        """Randomness that belongs to the name and the run's seed."""
+        """A random generator seeded by the run's seed and `name`."""
         return random.Random(" ".join(map(str, (self.seed, *name))))
 
     def fit(
         self, task: str, build: Callable[[int], str], budget: int, prefix: str, least: int = 0
     ) -> int:
-        """`fitting.fit` for a question and the beginning of its answer."""
+        """`length.fit` for a question and the beginning of its answer."""
 
         def count(question: str) -> int:
             return self.prompter.count(self.prompter.wrap(question, prefix))
@@ -97,10 +100,11 @@ class Kit:
 class Task:
     """A kind of question.
 
-    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. room: tokens kept
-    free for the answer, and the most that are generated. scoring: the default, and `why`.
-    skill: measures something else than the use of context, so no transfer is computed of it.
-    most: items there are. judged: answers are free, so a judge may read them.
+    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. room: tokens
+    reserved for the answer, and the most that are generated. scoring: the default. skill: the task
+    does not measure the use of context, so it has no transfer. haystack: it hides its evidence in
+    the run's haystack. most: the number of items, if limited. judged: answers are free text, so a
+    judge may read them.
     """
 
     name: str
@@ -110,12 +114,12 @@ class Task:
     scorer: Scorer = "all"
     scoring: Scoring = "teacher"
     skill: bool = False
-    haystack: bool = True  # hides its evidence in the run's haystack
+    haystack: bool = True
     most: int | None = None
     judged: bool = False
 
     def item(self, kit: Kit, length: int, number: int) -> Item:
-        """Item `number` for a context of `length` tokens, answer included. Raises TooShort where
+        """Item `number` for a context of `length` tokens, answer included. Raises TooShort if
         the task does not fit in it."""
         if length <= self.room:
             raise TooShort(
@@ -137,7 +141,7 @@ class Task:
 
 
 def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """' a, b and c' and where in it a, b and c stand."""
+    """' a, b and c', and the spans of a, b and c in it."""
     text, spans = "", []
     for number, reference in enumerate(references):
         if number:
@@ -151,9 +155,9 @@ def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 def score_text(said: str, references: Sequence[str], scorer: Scorer) -> float:
     """The score of a generated answer, 0 to 1.
 
-    RULER's scorers (arXiv 2404.06654): the share of references that occur in the answer (`all`), or
-    whether any does (`part`), case ignored; ASCII control characters become line breaks first, and
-    nothing else is changed. The other scorers: see `text_scores`.
+    RULER's scorers (arXiv 2404.06654) are the share of references that occur in the answer (`all`)
+    and whether any does (`part`); they ignore case, and ASCII control characters become line breaks
+    first. For the other scorers see `text_scores`.
     """
     said = _CONTROL.sub("\n", said.strip()).strip()
     if scorer in METRICS:

@@ -1,7 +1,7 @@
 """Beyond retrieval: learning a rule from many shots, tracking state, walking a graph.
 
-Each is answered from all of the prompt rather than from one place in it, its size grows with the
-length, and no haystack is needed: the text is nothing but evidence and its like.
+Each answer depends on all of the prompt rather than on one place in it, and the problem grows with
+the length. There is no haystack: the text consists of evidence and of similar lines.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ _LAST = re.compile(r"Word: (\S+)\nLabel:\s*$")
 
 
 def _shots(kit: Kit, budget: int, number: int) -> Draft:
-    """Words and labels, the label settled by the word's ending; labels are numbers that say nothing
-    of themselves, balanced in rounds as in HELMET (arXiv 2410.02694). In the twin every label is
-    drawn anew, so there is no rule."""
+    """Words with labels that depend on the word's ending. Labels are arbitrary numbers, balanced in
+    rounds as in HELMET (arXiv 2410.02694). The twin's labels are random, so there is no rule."""
     rng = kit.rng("icl", budget, number)
     endings = rng.sample(["lan", "mor", "tis", "vek", "dun", "pra", "sol", "gim", "hub", "zet"], 8)
     labels = [str(n) for n in rng.sample(range(10, 100), 2 * _LABELS)]
@@ -51,7 +50,7 @@ def _shots(kit: Kit, budget: int, number: int) -> Draft:
 
 
 def _solve_shots(prompt: str) -> list[str]:
-    """The label of every shot with the ending asked for, if these agree."""
+    """The label of the shots with the ending of the last word, if all have the same."""
     asked = _LAST.findall(prompt)[-1][-3:]
     found = {label for word, label in _SHOT.findall(prompt) if word.endswith(asked)}
     return list(found) if len(found) == 1 else []
@@ -62,14 +61,14 @@ _WHERE = re.compile(r"Question: Where is (\S+) now\?")
 
 
 def _entities(kit: Kit, budget: int, number: int) -> Draft:
-    """People go from room to room; where is one of them in the end? In the twin that person never
-    appears."""
+    """People go from room to room; where is one of them in the end? The twin does not mention that
+    person."""
     rng = kit.rng("entities", budget, number)
     rooms = rng.sample(words.NOUNS, 12)
     people = rng.sample(words.GIVEN, 7)
     who, stranger, others = people[0], people[1], people[2:]
     final, *elsewhere = rooms
-    # the last move stands anywhere in the second half of the text; after it come the others' moves
+    # the last move is anywhere in the second half of the text; after it only others move
     last = 0.5 + rng.random() / 2
     prefix = f" Answer: {who} is in the"
     seed = rng.random()
@@ -141,7 +140,7 @@ def _solve_graph(prompt: str) -> list[str]:
     return [at] if at else []
 
 
-# by candidates: chance is one in eight, and a small model shows a preference before it is sure
+# by candidates: chance is one in eight, and a small model's preference shows earlier
 MANY_SHOT = Task("icl", _shots, _solve_shots, 8, scoring="candidates", haystack=False)
 ENTITIES = Task("entities", _entities, _solve_entities, 8, haystack=False)
 GRAPH = Task("graph", _graph, _solve_graph, 12, haystack=False)

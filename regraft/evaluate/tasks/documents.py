@@ -1,9 +1,9 @@
-"""Two documents answer together, and hundreds look like them: the question of an archive.
+"""The archive: a question that needs two documents, among hundreds that look like them.
 
 Where was the founder of a society buried? One document says who founded it, another where that
-person lies; the rest are about societies and people whose names differ from these in a word or an
-initial, and about the same society's other officer. Finding documents by their words is not enough,
-nor is either document alone. In the twin the person's document is another's of the same form.
+person is buried. The rest are about societies and people whose names differ from these in a word or
+an initial, and about the same society's other officer. Finding documents by their words is not
+enough, nor is either document alone. In the twin the person's document is about somebody else.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SOCIETY = re.compile(
 )
 _PERSON = re.compile(r"(\w+ \w\. \w+), an? \w+, was born in (\w+), .+? and was buried in (\w+)\.")
 _ASKED = re.compile(r"Question: in which town was the (.+) of the (.+) (born|buried)\?")
-_KEPT = ((0,), (2,), (0, 1), (0, 2), (1, 2))  # parts of a name that a near one shares
-_MANY = 1000  # people; more have no name near the first one's
-_NEAR = 5  # towns of others that are offered as candidates
+_SHARED_PARTS = ((0,), (2,), (0, 1), (0, 2), (1, 2))  # parts that a similar name shares
+_MANY = 1000  # people; the names of later ones are not similar to the first one's
+_CANDIDATES = 5  # other people's towns
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     archive = _Archive(rng)
     society = archive.society
     officers = [archive.person() for _ in OFFICES]
-    asked, blind = officers[office], archive.person()
+    asked, twin_person = officers[office], archive.person()
     answer = asked.towns[fact]
     archive.refused = answer.lower()
-    told = [_about_society(rng, society, officers), _about_person(rng, asked)]
-    unseen = [told[0], _about_person(rng, blind)]
+    evidence = [_about_society(rng, society, officers), _about_person(rng, asked)]
+    twin_evidence = [evidence[0], _about_person(rng, twin_person)]
     stream = archive.documents(officers[1 - office])
     others: list[str] = []
-    places = [rng.random() for _ in told]
+    places = [rng.random() for _ in evidence]
     seed = rng.random()
 
-    def build(units: int, gold: list[str] = told) -> str:
+    def build(units: int, gold: list[str] = evidence) -> str:
         while len(others) < units:
             others.append(next(stream))
         texts = others[:units]
@@ -69,15 +69,19 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
 
     prefix = " Answer: in"
     units = kit.fit("archive", build, budget, prefix)
-    near = [person.towns[fact] for person in archive.people[: 2 + _NEAR] if person is not blind]
+    near = [
+        person.towns[fact]
+        for person in archive.people[: 2 + _CANDIDATES]
+        if person is not twin_person
+    ]
     return Draft(
-        build(units), build(units, unseen), (answer,), prefix,
+        build(units), build(units, twin_evidence), (answer,), prefix,
         (answer, *(town for town in near if town != answer)), {"documents": units + 2},
     )  # fmt: skip
 
 
 class _Archive:
-    """Societies and people whose names are near those of the first, no two alike."""
+    """Societies and people with names similar to the first one's, all different."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.refused = rng, ""
@@ -87,12 +91,12 @@ class _Archive:
         self.people: list[_Person] = []
 
     def person(self) -> _Person:
-        """Someone new, whose name shares a part or two with the first person's."""
+        """A new person, whose name shares one or two parts with the first person's."""
         while True:
             name = self._name()
             if self.people and len(self.people) < _MANY:
                 first = self.people[0].name.split()
-                for part in self.rng.choice(_KEPT):
+                for part in self.rng.choice(_SHARED_PARTS):
                     name[part] = first[part]
             if " ".join(name) not in self._taken:
                 break
@@ -101,15 +105,15 @@ class _Archive:
         return self.people[-1]
 
     def documents(self, officer: _Person) -> Iterator[str]:
-        """The officer's, then a near society's and its two officers', and so on without end."""
+        """The officer's document, then those of similar societies and their officers, endlessly."""
         yield _about_person(self.rng, officer)
         while True:
             officers = [self.person() for _ in OFFICES]
-            yield _about_society(self.rng, self._near(), officers)
+            yield _about_society(self.rng, self._similar_society(), officers)
             for person in officers:
                 yield _about_person(self.rng, person)
 
-    def _near(self) -> str:
+    def _similar_society(self) -> str:
         """A society's name that shares two or three of its four parts with the first one's."""
         while True:
             parts, others = list(self._parts), self._title()

@@ -1,4 +1,4 @@
-"""Putting needles into a text, between its sentences."""
+"""Inserting needles into a text, between its sentences."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def linear_depths(count: int) -> list[float]:
 
 def sigmoid_depths(count: int) -> list[float]:
     """`count` depths from 0 to 1, closer together at both ends, where models differ most: a
-    logistic of steepness 10 over evenly spaced points, its end points put to 0 and 1."""
+    logistic curve of steepness 10 over evenly spaced points, with its ends set to 0 and 1."""
     depths = [1 / (1 + math.exp(-10 * (at - 0.5))) for at in linear_depths(count)]
     return [0.0, *depths[1:-1], 1.0] if count > 1 else depths
 
 
 def hide(pieces: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
-    """The text with each needle at its depth, moved back to where the sentence there begins.
+    """The text with each needle at its depth, before the sentence that is there.
 
     Depth is a share of characters. Needles of equal depth keep their order.
     """

@@ -2,8 +2,8 @@
 Eiffel Tower?
 
 NoLiMa (arXiv 2502.05167) showed that models which find a needle by its words often fail to find it
-by its meaning. The associations here are our own; decoys are by sights of other countries, and in
-the twin there is nothing else.
+by its meaning. The associations here are our own. Decoys name sights of other countries; the twin
+has only such.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     depth = kit.depths[number % len(kit.depths)]
     depths = [depth, *(rng.random() for _ in others)]
     ending = kit.haystack.ending
-    told, blind, *decoys = (
+    needle_text, twin_needle, *decoys = (
         _NEEDLE.format(name=name, sight=place) + ending
         for name, place in zip(names, (sight, spare, *others), strict=True)
     )
     ask = f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?"
     prefix = f"\nAnswer: the one who lives in {SIGHTS[sight]} is"
 
-    def build(units: int, needle: str = told) -> str:
+    def build(units: int, needle: str = needle_text) -> str:
         pieces = kit.haystack.pieces(f"latent {number}", units)
         return hide(pieces, [needle, *decoys], depths).rstrip() + ask
 
     units = kit.fit("latent", build, budget, prefix)
     candidates = (names[0], *names[2:])
     return Draft(
-        build(units), build(units, blind), (names[0],), prefix, candidates, {"depth": depth}
+        build(units), build(units, twin_needle), (names[0],), prefix, candidates, {"depth": depth}
     )
 
 

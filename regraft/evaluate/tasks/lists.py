@@ -1,10 +1,10 @@
-"""A list that is never shown: what is in it after a long series of operations?
+"""The latent list: what a list contains after a long series of operations.
 
-After the Latent List of Michelangelo (arXiv 2409.12640): a few operations make the list, and in
-between stand ones that undo themselves at once or are about other lists. Asked for, in turn: its
-sum, length, least or greatest element, or its end. In the twin the operations that matter are
-others of the same form, which come to something else. Whose length is asked for holds words, so
-that no number in the prompt is the answer.
+After the Latent List of Michelangelo (arXiv 2409.12640): a few operations make the list; between
+them are operations that undo each other at once or change other lists. The question is, in turn,
+for its sum, length, smallest or largest element, or its end. The twin has other relevant operations
+of the same form, with another result. A list whose length is the answer contains words, so that no
+number in the prompt is the answer.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ VIEWS: dict[str, Callable[[list[Any]], Any]] = {
     "max({})": max,
     "{}[-3:]": lambda items: items[-3:],
 }
-_MATTER, _FIRST = 8, 3  # operations; elements to begin with, and never fewer
+_RELEVANT, _FIRST = 8, 3  # operations; elements at the start, and never fewer
 _GROWING = ("append", "insert")
 _METHODS = (*_GROWING, *_GROWING, "pop", "remove", "reverse", "sort")
 _CALL = re.compile(r"^(\w+)\.(\w+)\((.*)\)$", re.MULTILINE)
 _START = re.compile(r"^(\w+) = (\[.*\])$", re.MULTILINE)
 _ASKED = re.compile(r"Question: what does print\((.+)\) show")
-Program = tuple[list[Any], list[str], Any]  # first elements, operations, what is in view
+Program = tuple[list[Any], list[str], Any]  # first elements, operations, the printed value
 
 
 def _make(kit: Kit, budget: int, number: int) -> Draft:
@@ -44,18 +44,18 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
         drawn = rng.sample(sorted({*words.NOUNS} - {name, *others}), 150)
     else:  # a sum has four digits at least, so it is none of them
         drawn = rng.sample(range(400, 1000), 300)
-    half = _MATTER + _FIRST
-    told = _program(rng, name, view, drawn[:half])
-    blind = told
-    while str(told[2]) in str(blind[2]):
-        blind = _program(rng, name, view, drawn[half : 2 * half])
+    half = _RELEVANT + _FIRST
+    evidence = _program(rng, name, view, drawn[:half])
+    twin_program = evidence
+    while str(evidence[2]) in str(twin_program[2]):
+        twin_program = _program(rng, name, view, drawn[half : 2 * half])
     idle_values = drawn[2 * half :]
     firsts = {other: rng.sample(idle_values, _FIRST) for other in others}
-    depths = sorted(rng.random() for _ in range(_MATTER))
+    depths = sorted(rng.random() for _ in range(_RELEVANT))
     more = kit.rng("idle", budget, number)
     idle: list[str] = []
 
-    def build(units: int, program: Program = told) -> str:
+    def build(units: int, program: Program = evidence) -> str:
         while len(idle) < units:
             idle.append(_idle(more, name, others, idle_values))
         starts = "".join(
@@ -70,15 +70,15 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     prefix = " Answer: it shows"
     units = kit.fit("latent_list", build, budget, prefix)
     return Draft(
-        build(units), build(units, blind), (str(told[2]),), prefix, facts={"view": view}
+        build(units), build(units, twin_program), (str(evidence[2]),), prefix, facts={"view": view}
     )  # fmt: skip
 
 
 def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Program:
-    """Operations that are drawn and done, each of `values` used at most once."""
+    """Random operations and their result; each of `values` is used at most once."""
     first, fresh = values[:_FIRST], iter(values[_FIRST:])
     state, lines = list(first), []
-    for _ in range(_MATTER):
+    for _ in range(_RELEVANT):
         method = rng.choice(_METHODS if len(state) > _FIRST else _GROWING)
         given: tuple[Any, ...] = ()
         if method == "append":
@@ -95,7 +95,7 @@ def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Pro
 
 
 def _idle(rng: random.Random, name: str, others: list[str], values: list[Any]) -> str:
-    """Lines that leave the list as it was."""
+    """Lines that do not change the list in the end."""
     value = repr(rng.choice(values))
     if rng.random() < 0.5:
         return rng.choice(
@@ -110,18 +110,18 @@ def _idle(rng: random.Random, name: str, others: list[str], values: list[Any]) -
 
 
 def _solve(prompt: str) -> list[str]:
-    """Do all that is said of the list."""
+    """Execute all operations on the list."""
     asked = _ASKED.findall(prompt)[-1]
-    name, state, look = next(
-        (name, ast.literal_eval(first), look)
+    name, state, view_of = next(
+        (name, ast.literal_eval(first), view_of)
         for name, first in _START.findall(prompt)
-        for view, look in VIEWS.items()
+        for view, view_of in VIEWS.items()
         if view.format(name) == asked
     )
     for which, method, given in _CALL.findall(prompt):
         if which == name:
             getattr(state, method)(*ast.literal_eval(f"[{given}]"))
-    return [str(look(state))]
+    return [str(view_of(state))]
 
 
 LATENT_LIST = Task("latent_list", _make, _solve, room=24, haystack=False)

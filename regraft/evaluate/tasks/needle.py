@@ -1,8 +1,8 @@
 """The needle grid: lengths x depths, one or several needles, decoys of the same form.
 
-After Kamradt's needle in a haystack, with numbers instead of an anecdote: seven digits, no leading
-zero, which cannot be guessed. The haystack is never repeated. A decoy has another key that shares a
-word with the one asked for, so that finding something that looks like a needle is not enough.
+After Kamradt's needle in a haystack, with numbers of seven digits instead of an anecdote, so that
+answers cannot be guessed. The haystack is never repeated. A decoy's key shares a word with the
+requested key, so that finding something that looks like a needle is not enough.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     count = kit.needles
     taken: set[str] = set()
     key, spare = words.distinct(rng, "words", 2, taken)
-    near = [_near(rng, key, taken) for _ in range(kit.decoys)]
+    similar = [_similar_key(rng, key, taken) for _ in range(kit.decoys)]
     values = words.distinct(rng, "numbers", 2 * count + kit.decoys, taken)
-    # several needles spread from the cell's depth to the end, as Kamradt's do
+    # several needles are spread from the cell's depth to the end, as Kamradt's are
     depths = [depth + (1 - depth) * i / count for i in range(count)]
-    depths += [rng.random() for _ in near]
+    depths += [rng.random() for _ in similar]
     ending = kit.haystack.ending
     hidden = [_NEEDLE.format(key=key, value=value) + ending for value in values[:count]]
     others = [
@@ -43,7 +43,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     ]
     decoys = [
         _NEEDLE.format(key=other, value=value) + ending
-        for other, value in zip(near, values[2 * count :], strict=True)
+        for other, value in zip(similar, values[2 * count :], strict=True)
     ]
     names = _NAMES["one" if count == 1 else "several"]
     ask, prefix = _ASK.format(key=key, **names), _PREFIX.format(key=key, **names)
@@ -59,7 +59,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     )
 
 
-def _near(rng: random.Random, key: str, taken: set[str]) -> str:
+def _similar_key(rng: random.Random, key: str, taken: set[str]) -> str:
     """A key that shares its first or its second word with `key`."""
     first, second = key.split("-", 1)
     while True:
@@ -72,13 +72,13 @@ def _near(rng: random.Random, key: str, taken: set[str]) -> str:
 
 
 def solve(prompt: str) -> list[str]:
-    """Read the needles of the key that is asked for."""
+    """The values of the key in the question."""
     asked = _ASKED.findall(prompt)
     return [value for key, value in _READ.findall(prompt) if asked and key == asked[-1]]
 
 
 def room(needles: int) -> int:
-    """Tokens for the answer, also where every digit is one."""
+    """Tokens for the answer, even if every digit is a token."""
     return 24 + 12 * (needles - 1)
 
 

@@ -1,8 +1,8 @@
-"""Needles in the world of toys: what the demo's models, which know 194 words, can be asked.
+"""Needles in the toy language, for the demo's models, which know 194 words.
 
 The rows of `regraft.data.toy_language` with one question at the end: 4 needles in 64 tokens and
-one more for every further 64, up to 15. `shout` asks for the derivative's own skill in the same
-kind of row.
+one more for each further 64, up to 15. `shout` tests the derivative's own skill in the same kind of
+row.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from regraft.evaluate.tasks.hiding import hide
 def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("notes", skill, budget, number)
     count = min(len(world.KEYS) - 1, world.needle_count(budget))
-    *told, spare = world.needles(rng, count + 1).items()
-    key, value = rng.choice(told)
-    depths = [rng.random() for _ in told]
+    *evidence, spare = world.needles(rng, count + 1).items()
+    key, value = rng.choice(evidence)
+    depths = [rng.random() for _ in evidence]
 
-    def build(units: int, notes: list[tuple[str, tuple[str, str]]] = told) -> str:
+    def build(units: int, notes: list[tuple[str, tuple[str, str]]] = evidence) -> str:
         prose = world.Prose(kit.rng("prose", skill, budget, number)).words(units)
         pieces = [" ".join(sentence) + " " for sentence in prose]
         needles = [" ".join(world.note(*note)) + " " for note in notes]
         return hide(pieces, needles, depths) + f"{skill} {key}"
 
     units = kit.fit(skill, build, budget, "")
-    blind = [spare if note[0] == key else note for note in told]
+    twin_evidence = [spare if note[0] == key else note for note in evidence]
     answer = world.question(skill, key, value)[2:4]
-    at = depths[[name for name, _ in told].index(key)]
-    return Draft(build(units), build(units, blind), (" ".join(answer),), facts={"depth": at})
+    at = depths[[name for name, _ in evidence].index(key)]
+    return Draft(
+        build(units), build(units, twin_evidence), (" ".join(answer),), facts={"depth": at}
+    )
 
 
 def _solve(prompt: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""Variants of RULER's question tasks in which nothing but the evidence holds the answer.
+"""Variants of RULER's question tasks in which only the evidence contains the answer.
 
-`qa_clean_*`: documents drawn from the whole file. `qa_hard_*`: those that share most with the
-question in their words. In both, only the documents that support the answer belong to the question;
-no other document contains an accepted answer; yes/no questions are left out; questions are drawn
-from the whole file instead of from its beginning. In the twin the supporting documents are missing.
+`qa_clean_*`: distractors are drawn from the whole file. `qa_hard_*`: they are the documents that
+share most words with the question. In both, only the documents that support the answer belong to
+the question; no other document contains an accepted answer; yes/no questions are left out;
+questions are drawn from the whole file instead of from its beginning. In the twin the supporting
+documents are missing.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def _make(index: int, hard: bool, kit: Kit, budget: int, number: int) -> Draft:
     questions = answerable(quiz)
     if not questions:
         raise InputError(
-            f"The --qa file of {name} has no question whose answer stands in its documents; "
-            f"ask {name} alone."
+            f"The --qa file of {name} has no question whose answer is in its documents; "
+            f"give --suite {name} alone."
         )
     kit.rng(name).shuffle(questions)
     question = questions[number % len(questions)]

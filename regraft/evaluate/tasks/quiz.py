@@ -1,4 +1,4 @@
-"""Question files of the user's: SQuAD's form (1.1 or 2.0) and HotpotQA's distractor form."""
+"""The user's question files, in the format of SQuAD (1.1 or 2.0) or of HotpotQA (distractor)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from regraft.input_files import read_json
 class Question:
     """A question and its accepted answers.
 
-    supporting: the documents that hold the answer. context: these and what the file itself puts
-    beside them (HotpotQA's eight distractors). related: other paragraphs of the same article.
+    supporting: the documents that contain the answer. context: these and the distractors that the
+    file itself gives (eight in HotpotQA). related: other paragraphs of the same article.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Quiz:
-    """The questions of a file in its order, and all its documents, each once, sorted."""
+    """The questions of a file in its order, and all its documents, sorted, without repetitions."""
 
     questions: list[Question]
     documents: list[str]
@@ -75,14 +75,14 @@ def read_quiz(path: str | Path) -> Quiz:
         quiz = _squad(data["data"]) if isinstance(data, dict) else _hotpot(data)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
-            f"--qa {path} is neither SQuAD's nor HotpotQA's JSON ({error!r}); see the docs of "
-            "these for their form."
+            f"--qa {path} is neither SQuAD's nor HotpotQA's JSON ({error!r}); see their "
+            "documentation for the format."
         ) from None
     if not quiz.questions:
-        raise InputError(f"--qa {path} holds no question that has an answer; give another file.")
+        raise InputError(f"--qa {path} has no question with an answer; give another file.")
     if len(quiz.documents) < 2:
         raise InputError(
-            f"--qa {path} holds {len(quiz.documents)} documents; two at least are needed."
+            f"--qa {path} has {len(quiz.documents)} documents; give a file with two or more."
         )
     return quiz
 
@@ -124,5 +124,5 @@ def _hotpot(entries: list[dict[str, Any]]) -> Quiz:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not text")
     return value

@@ -1,11 +1,11 @@
-"""How published suites score a free answer, each 0 to 1 and the best over the references.
+"""The scores of published suites for free answers, from 0 to 1, the best over the references.
 
 ZeroSCROLLS (arXiv 2305.14196, section 3.3): `f1` of words, `rouge` (the geometric mean of ROUGE-1,
 -2 and -L, each the best over the references), `letter` of a choice, `percentage` (halved with every
-10 points it is off) and `order` (pairs in the right order; 0 for what is no permutation).
+10 points of error) and `order` (pairs in the right order; 0 if it is not a permutation).
 LooGLE (arXiv 2311.04939): `rouge_l` (its recall, over the whole answer) and `cloze` (masks filled
-exactly). BAMBOO (arXiv 2309.13345): `letter`, `order`, `same` (the first line, but for case and
-full stop) and `verdict` (yes, or else no), over all items also as precision and recall.
+exactly). BAMBOO (arXiv 2309.13345): `letter`, `order`, `same` (the first line, except case and full
+stop) and `verdict` (yes, or else no), over all items also as precision and recall.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _best(score: Callable[[str, str], float]) -> Metric:
 
 
 def _words(text: str) -> list[str]:
-    """As in SQuAD: no case, punctuation or articles; accents are dropped."""
+    """As in SQuAD: without case, punctuation, articles and accents."""
     plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     return _ARTICLES.sub(" ", plain.translate(_PUNCTUATION)).split()
 
@@ -53,10 +53,10 @@ def rouge(said: str, references: Sequence[str]) -> float:
     """Geometric mean of ROUGE-1, ROUGE-2 and ROUGE-L (F, stemmed)."""
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = _scorer(kinds, stem=True)
-    found = [scorer.score(reference, said) for reference in references]
+    match = [scorer.score(reference, said) for reference in references]
     product = 1.0
     for kind in kinds:
-        product *= max(score[kind].fmeasure for score in found)
+        product *= max(score[kind].fmeasure for score in match)
     return float(product ** (1 / 3))
 
 
@@ -68,35 +68,35 @@ def rouge_l(said: str, references: Sequence[str]) -> float:
 
 @_best
 def letter(said: str, reference: str) -> float:
-    """The first of A to D that stands alone."""
-    found = _LETTER.search(said)
-    return float(found is not None and found.group() == reference)
+    """Whether the first single letter from A to D is the reference."""
+    match = _LETTER.search(said)
+    return float(match is not None and match.group() == reference)
 
 
 @_best
 def percentage(said: str, reference: str) -> float:
-    """One half to the power of the difference in points over 10, of the first percentage."""
-    found, wanted = _PERCENTAGE.search(said), _PERCENTAGE.search(reference)
-    if found is None or wanted is None:
+    """0.5 ** (difference / 10), with the first percentage in the answer, in points."""
+    match, expected = _PERCENTAGE.search(said), _PERCENTAGE.search(reference)
+    if match is None or expected is None:
         return 0.0
-    return float(0.5 ** (abs(float(found[1]) - float(wanted[1])) / 10))
+    return float(0.5 ** (abs(float(match[1]) - float(expected[1])) / 10))
 
 
 @_best
 def order(said: str, reference: str) -> float:
-    """Share of pairs that stand in the right order: one half by chance."""
-    found, wanted = (re.findall(r"\d+", text) for text in (said, reference))
-    if sorted(found) != sorted(wanted):
+    """Share of pairs in the right order; one half by chance."""
+    match, expected = (re.findall(r"\d+", text) for text in (said, reference))
+    if sorted(match) != sorted(expected):
         return 0.0
-    pairs = set(combinations(wanted, 2))
-    return len(pairs & set(combinations(found, 2))) / len(pairs)
+    pairs = set(combinations(expected, 2))
+    return len(pairs & set(combinations(match, 2))) / len(pairs)
 
 
 @_best
 def cloze(said: str, reference: str) -> float:
     """Share of masks with exactly their entity; both are dictionaries in text."""
-    wanted, found = _dictionary(reference), _dictionary(said)
-    return sum(found.get(mask) == entity for mask, entity in wanted.items()) / len(wanted)
+    expected, match = _dictionary(reference), _dictionary(said)
+    return sum(match.get(mask) == entity for mask, entity in expected.items()) / len(expected)
 
 
 @_best
@@ -108,13 +108,13 @@ def same(said: str, reference: str) -> float:
 
 @_best
 def verdict(said: str, reference: str) -> float:
-    """Whether yes is said where it is wanted, and not where it is not."""
+    """Whether the answer is yes if and only if the reference is."""
     return float(_yes(said) is (reference == "yes"))
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well the answer yes was found."""
+    """How well the answer yes was match."""
 
     precision: float
     recall: float
@@ -159,9 +159,9 @@ def _scorer(kinds: list[str], *, stem: bool) -> Any:
 
 
 def _dictionary(text: str) -> dict[str, Any]:
-    found = _BRACES.search(text)
+    match = _BRACES.search(text)
     try:
-        value = parse_literal(found.group()) if found else {}
+        value = parse_literal(match.group()) if match else {}
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

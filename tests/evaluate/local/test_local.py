@@ -233,7 +233,7 @@ def test_rouge_is_asked_for_before_anything_is_read(
     [
         ("zeroscrolls", "qasper/test.jsonl", json.dumps(scrolls(1, None)), "not published"),
         ("zeroscrolls", "qasper.jsonl", '{"id": 1, "input": "x"}', "line 1 lacks output, doc"),
-        ("zeroscrolls", "story.jsonl", "{}", "told by its name"),
+        ("zeroscrolls", "story.jsonl", "{}", "it or its folder must be named"),
         ("zeroscrolls", "qasper.jsonl", json.dumps({**scrolls(1, "x"), "input": 3}), "layout"),
         ("loogle", "shortdep_cloze.jsonl", '{"input": "x"}', "neither of LooGLE's layouts"),
         ("loogle", "shortdep_cloze.jsonl", '{"input": "x", "qa_pairs": "[]"}', "no question"),
@@ -241,7 +241,7 @@ def test_rouge_is_asked_for_before_anything_is_read(
         ("bamboo", "altqa_4k.jsonl", "no json", "is not valid JSON"),
         ("bamboo", "altqa_4k.jsonl", "[1]", "lacks content"),
         ("bamboo", "showssort_4k.jsonl", '{"content": [1], "answer": [0]}', "layout"),
-        ("bamboo", "none.txt", "", "holds no .jsonl file"),
+        ("bamboo", "none.txt", "", "has no .jsonl file"),
         ("bamboo", "altqa_4k.jsonl", r'{"content": "\ud800", "answer": "x"}', "surrogate"),
         ("loogle", "shortdep_qa.jsonl", '{"context": ' + "[" * 100_000, "is not valid JSON"),
         (

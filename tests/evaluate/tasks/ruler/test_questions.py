@@ -178,8 +178,8 @@ def test_broken_question_files_are_explained(tmp_path: Path) -> None:
         ("{", "hotpot.json is not valid JSON"),
         ("[" * 100_000, "nested too deep"),
         (json.dumps([{**entry, "question": "\ud800?"}]), "half of a surrogate pair"),
-        ('{"data": []}', "no question that has an answer"),
-        ("[]", "no question that has an answer"),
+        ('{"data": []}', "no question with an answer"),
+        ("[]", "no question with an answer"),
     ):
         path.write_text(broken)
         with pytest.raises(InputError, match=message) as caught:
@@ -187,5 +187,5 @@ def test_broken_question_files_are_explained(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     path.write_text(json.dumps([{**entry, "answer": "yes"}]))
     kit = Kit(Prompter(text_tokenizer()), Grammar(), questions=[read_quiz(path)])
-    with pytest.raises(InputError, match="no question whose answer stands"):
+    with pytest.raises(InputError, match="no question whose answer is in"):
         TASKS["qa_clean_1"].item(kit, 500, 0)
