@@ -100,7 +100,7 @@ def _plan(quick: bool) -> Plan | None:
         return None
     return Plan(
         base_steps=(2, 1), base_rows=4, derivative_steps=2, extension=((1, 128, 2),),
-        lengths=(64, 1024), questions=16, prose_rows=2,
+        lengths=(64, 1024), questions=4, prose_rows=2,
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
     """Shares of questions answered and seconds of every way, with one seed."""
     plan = lessons.Plan()
     if quick:
-        plan = lessons.Plan(base_steps=(1, 1), base_rows=4, lengths=(64, 1024), questions=16)
+        plan = lessons.Plan(base_steps=(1, 1), base_rows=4, lengths=(64, 1024), questions=4)
     documents = (10, 80) if quick else (500, 5200)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         path, out = folder / f"recipe-{number}.yaml", folder / f"out-{number}"
         head = HEAD.format(base=folder / "base", seed=seed, folder=folder, cache=folder / "cache")
         if quick:
-            recipe = re.sub(r"steps: \d+", "steps: 1", recipe)
+            recipe = re.sub(r"(steps|batch): \d+", r"\1: 1", recipe)
         path.write_text(head + recipe)
         began = time.perf_counter()
         train_model(path, out, device="cpu", overwrite=True)

@@ -62,6 +62,7 @@ def main() -> None:
     folder = arguments.out.resolve() / "theta-probe"
     folder.mkdir(parents=True, exist_ok=True)
     plan = lessons.Plan(base_steps=(1, 1), base_rows=4) if quick else lessons.Plan()
+    target = 128 if quick else 512
     path = lessons.write(folder / "base.yaml", lessons.base(plan, arguments.seed))
     train_model(path, folder / "base", device="cpu", overwrite=True)
 
@@ -73,11 +74,13 @@ def main() -> None:
         if quick:
             text = re.sub(r"(steps|every|batch): \d+", r"\1: 1", text)
             text = re.sub(r"(documents|rows): \d+", r"\1: 8", text)
+            text = text.replace("512", str(target)).replace("514", str(target + 2))
         path.write_text(text)
         return path
 
-    found = probe_theta(recipe("probe", 0), plan.trained, 512, plan.theta, steps=1 if quick else 20,
-                  device="cpu")  # fmt: skip
+    found = probe_theta(
+        recipe("probe", 0), plan.trained, target, plan.theta, steps=1 if quick else 20, device="cpu"
+    )
     after = {}
     for trial in (found.trials[0], found.trials[-1]):
         path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {{family: {trial.family}}}")
