@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from evaluated import answers, evaluate, text_tokenizer, toy, world_tokenizer
+from evaluated import evaluate, text_tokenizer, toy, world_tokenizer
 from models import GEMMA2, LLAMA, LONG, contents, save, weights
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -24,11 +23,7 @@ from regraft.evaluate.answers.model import LanguageModel, Source
 from regraft.evaluate.answers.scoring import answer, batches
 from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
-from regraft.evaluate.report.aggregate import summarise, transfer_ratios
-from regraft.evaluate.report.transfer import effective_length
-from regraft.evaluate.result import EffectiveLength, read_result
-from regraft.evaluate.statistics import Ratio, mean_interval, ratio, score_interval
-from regraft.evaluate.suites import TASKS
+from regraft.evaluate.result import read_result
 from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.record import dump_json
 
@@ -196,76 +191,6 @@ def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
     assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
 
 
-def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
-    low, high = [0.0] * 100, [1.0] * 90 + [0.0] * 10
-    half = [1.0] * 45 + [0.0] * 55
-    found = ratio(half, low, high, low)
-    assert found is not None
-    assert found.value == pytest.approx(0.5)
-    assert 0.35 < found.low < 0.45 < 0.55 < found.high < 0.65
-    same = ratio(high, low, high, low)
-    # alike item by item: up to 3.7% of all items may differ, of a mean of 0.9
-    margin = 1.96**2 / (100 + 1.96**2) / 0.9
-    assert same == Ratio(1, pytest.approx(1 - margin), pytest.approx(1 + margin))
-    few = ratio([1.0] * 5, None, [1.0] * 5, None)
-    assert few is not None
-    assert few.low < 0.6 < 1.4 < few.high  # five items say little
-    five = ratio([1.0, 0, 1, 1, 0], [0.0] * 5, [1.0] * 5, [0.0] * 5)
-    assert five is not None
-    assert five.low < 0.15
-    assert ratio(half, low, [1.0, *low[1:]], low) is None
-    assert ratio(half, half, half, half) is None
-    assert ratio([1.0], None, [1.0], None) is None
-    assert score_interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
-    assert score_interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
-    low, high = score_interval([1, 1, 1, 1, 0])
-    assert (low, high) == (
-        pytest.approx(0.3755, abs=1e-3),
-        pytest.approx(0.9638, abs=1e-3),
-    )  # Wilson's, tables
-    assert score_interval([0.5] * 5)[0] < 0.2
-    assert mean_interval([2.0]) is None
-    # Student's t of 4 degrees of freedom is 2.776
-    low, high = mean_interval([1.0, 2, 3, 4, 5]) or (0, 0)
-    assert high - 3 == pytest.approx(3 - low) == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=0.02)
-    wide, narrow = score_interval([0, 1] * 10), score_interval([0, 1] * 1000)
-    assert wide[1] - wide[0] > narrow[1] - narrow[0]
-
-
-def test_transfer_and_retention_are_of_the_roles_they_name() -> None:
-    right = {"recipient": 20, "theta only": 40, "donor": 80, "graft": 50, "recovered": 70}
-    tasks = [TASKS[name] for name in ("notes", "vt", "shout")]
-    found = {
-        (role, task.name, length): answers(count)
-        for role, count in right.items()
-        for task in tasks
-        for length in (64, 128)
-    }
-    result = transfer_ratios(found, tasks, list(right), own_length=64)
-    short, far = result["notes"][64], result["all"][128]
-    expected = {
-        "transfer graft": 30 / 60, "weight transfer graft": 10 / 40,
-        "transfer recovered": 50 / 60, "weight transfer recovered": 30 / 40,
-    }  # fmt: skip
-    for name, value in expected.items():
-        assert short[name].value == pytest.approx(value)
-        assert far[name].value == pytest.approx(value)
-        assert short[name].low < value < short[name].high
-        assert far[name].high - far[name].low < short[name].high - short[name].low
-    assert short["retention graft"].value == pytest.approx(2.5)
-    assert not any(name.startswith("retention") for name in far)
-    assert list(result["shout"][64]) == ["retention graft", "retention recovered"]
-
-
-def test_effective_length_holds_at_all_shorter_lengths_too() -> None:
-    assert effective_length({64: 0.9, 128: 0.7, 256: 0.99}) == EffectiveLength(ruler=64, own=64)
-    assert effective_length({64: 0.6, 128: 0.55, 256: 0.4}) == EffectiveLength(ruler=None, own=128)
-    assert effective_length({64: 1.0, 128: 1.0}) == EffectiveLength(ruler=128, own=128)
-    assert effective_length({64: 0.0, 128: 0.0}) == EffectiveLength(ruler=None, own=None)
-    assert effective_length({64: 0.06, 128: 0.06}, 0.03) == EffectiveLength(ruler=None, own=None)
-    assert effective_length({64: 0.07, 128: 0.06}, 0.03) == EffectiveLength(ruler=None, own=128)
-
-
 def test_matrix_shows_every_model_the_same_prompts(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -292,20 +217,6 @@ def test_matrix_shows_every_model_the_same_prompts(
     assert "n/a" in card
     assert "n/a" in page
     assert (out / "curves.png").stat().st_size > 5000
-
-
-def test_means_are_over_tasks_that_fit_in_every_length() -> None:
-    lines, low = answers(4, 4), answers(0, 4)
-    tasks = [TASKS[name] for name in ("notes", "shout", "cwe", "vt")]
-    found = {
-        ("m", "notes", 64): lines, ("m", "notes", 128): low, ("m", "shout", 64): low,
-        ("m", "shout", 128): low, ("m", "vt", 64): lines, ("m", "vt", 128): lines,
-        ("m", "cwe", 128): low,
-    }  # fmt: skip
-    result = summarise(found, tasks, ["m"])
-    assert result.overall_tasks == ["notes", "vt"]
-    assert result.overall["m"] == {64: 1, 128: 0.5}
-    assert result.effective_length["m"] == EffectiveLength(ruler=64, own=64)
 
 
 def test_theta_only_is_the_recipients_weights_under_the_donors_rope(
@@ -480,12 +391,3 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     assert kept is None or kept["value"] == 1
     with pytest.raises(InputError, match="knows no task"):
         evaluate(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(100):
-        low, high = score_interval((rng.random(60) < 0.6).astype(float).tolist())
-        hits += low <= 0.6 <= high
-    assert 85 <= hits <= 100

@@ -1,0 +1,53 @@
+"""Intervals and ratios against tables, known distributions and direct formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from regraft.evaluate.statistics import Ratio, mean_interval, ratio, score_interval
+
+
+def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
+    low, high = [0.0] * 100, [1.0] * 90 + [0.0] * 10
+    half = [1.0] * 45 + [0.0] * 55
+    found = ratio(half, low, high, low)
+    assert found is not None
+    assert found.value == pytest.approx(0.5)
+    assert 0.35 < found.low < 0.45 < 0.55 < found.high < 0.65
+    same = ratio(high, low, high, low)
+    # alike item by item: up to 3.7% of all items may differ, of a mean of 0.9
+    margin = 1.96**2 / (100 + 1.96**2) / 0.9
+    assert same == Ratio(1, pytest.approx(1 - margin), pytest.approx(1 + margin))
+    few = ratio([1.0] * 5, None, [1.0] * 5, None)
+    assert few is not None
+    assert few.low < 0.6 < 1.4 < few.high  # five items say little
+    five = ratio([1.0, 0, 1, 1, 0], [0.0] * 5, [1.0] * 5, [0.0] * 5)
+    assert five is not None
+    assert five.low < 0.15
+    assert ratio(half, low, [1.0, *low[1:]], low) is None
+    assert ratio(half, half, half, half) is None
+    assert ratio([1.0], None, [1.0], None) is None
+    assert score_interval([1.0] * 30) == (pytest.approx(30 / (30 + 1.96**2)), 1)
+    assert score_interval([0.0]) == (0, pytest.approx(1.96**2 / (1 + 1.96**2)))
+    low, high = score_interval([1, 1, 1, 1, 0])
+    assert (low, high) == (
+        pytest.approx(0.3755, abs=1e-3),
+        pytest.approx(0.9638, abs=1e-3),
+    )  # Wilson's, tables
+    assert score_interval([0.5] * 5)[0] < 0.2
+    assert mean_interval([2.0]) is None
+    # Student's t of 4 degrees of freedom is 2.776
+    low, high = mean_interval([1.0, 2, 3, 4, 5]) or (0, 0)
+    assert high - 3 == pytest.approx(3 - low) == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=0.02)
+    wide, narrow = score_interval([0, 1] * 10), score_interval([0, 1] * 1000)
+    assert wide[1] - wide[0] > narrow[1] - narrow[0]
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(100):
+        low, high = score_interval((rng.random(60) < 0.6).astype(float).tolist())
+        hits += low <= 0.6 <= high
+    assert 85 <= hits <= 100
