@@ -405,7 +405,7 @@ def _heard(mesh: Any, linger: float, work: Callable[[], object]) -> list[Any]:
 def job_spread(rank: int) -> dict[str, Any]:
     """What an evaluation's processes share of five parts, and the error of one."""
     from regraft.errors import InputError
-    from regraft.evaluate.answers.distributed import spread
+    from regraft.evaluate.answers.distributed import map_over_processes
     from regraft.parallel import Mesh
 
     mesh = Mesh.create(shard="auto")
@@ -415,10 +415,10 @@ def job_spread(rank: int) -> dict[str, Any]:
             raise InputError(f"part {part}")
         return part
 
-    found: dict[str, Any] = {"squares": spread(mesh, range(5), lambda part: part**2)}
-    found["none"] = spread(mesh, [], refuse)
+    found: dict[str, Any] = {"squares": map_over_processes(mesh, range(5), lambda part: part**2)}
+    found["none"] = map_over_processes(mesh, [], refuse)
     try:
-        spread(mesh, range(4), refuse)
+        map_over_processes(mesh, range(4), refuse)
     except InputError as error:
         found["error"] = str(error)
     return found
@@ -435,11 +435,11 @@ def job_spread_hung(rank: int) -> list[Any]:
 
 
 def _half_spread(timeout: float, linger: float) -> list[Any]:
-    from regraft.evaluate.answers.distributed import spread
+    from regraft.evaluate.answers.distributed import map_over_processes
     from regraft.parallel import Mesh
 
     mesh = Mesh.create(shard="auto", timeout=timeout)
-    return _heard(mesh, linger, lambda: spread(mesh, range(4), lambda part: part))
+    return _heard(mesh, linger, lambda: map_over_processes(mesh, range(4), lambda part: part))
 
 
 def _serve() -> None:
