@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from regraft import drawing, markdown
 from regraft.data.toy_language import WORDS, needle_count
@@ -66,11 +67,11 @@ def render(result: dict[str, Any]) -> Table:
     narrow = [[row[0], *row[2:]] for row in _retrieval(result)]  # theta is in the text above
     page.add_row(_rich("Questions answered, by length of the row", narrow))
     page.add_row(_rich("NLL of plain prose (nats a word), by position", _prose(result)))
-    page.add_row("[dim]" + "\n".join(f"* {line}" for line in notes(result)) + "[/dim]")
+    page.add_row(Text("\n".join(f"* {line}" for line in notes(result)), style="dim"))
     if "seconds" in result:
-        page.add_row(
-            f"[dim]{result['seconds']['wall']:.0f} s, {result['seconds']['cpu']:.0f} s of CPU[/dim]"
-        )
+        seconds = result["seconds"]
+        text = f"{seconds['wall']:.0f} s, {seconds['cpu']:.0f} s of CPU"
+        page.add_row(Text(text, style="dim"))
     return page
 
 

@@ -188,10 +188,11 @@ def test_the_screen_shows_every_model_and_what_is_unusual(played):
 
     _, result, _ = played
     console = Console(width=120, file=io.StringIO())
-    console.print(demo.render(result))
+    console.print(demo.render(result), markup=False)  # as the command line prints
     shown = console.file.getvalue()
     for said in (*result["models"], "looking one word", "standard deviation of 0.4", "Control"):
         assert said in shown
+    assert "[dim]" not in shown
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

@@ -9,12 +9,13 @@ from regraft.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 _LISTED = 8  # names shown of a longer list; the JSON has all
 _BAR = 16  # characters of the longest bar
 
 
-def tables(result: Mapping[str, Any]) -> list[Table | str]:
+def tables(result: Mapping[str, Any]) -> list[Table | Text]:
     """The result of `inspect` for people: rich tables and lines that fit 80 columns."""
     shown = {
         "adapter": _adapter,
@@ -28,7 +29,7 @@ def tables(result: Mapping[str, Any]) -> list[Table | str]:
 # One folder.
 
 
-def _checkpoint(found: Mapping[str, Any]) -> list[Table | str]:
+def _checkpoint(found: Mapping[str, Any]) -> list[Table | Text]:
     what = {"checkpoint": "Checkpoint", "graft": "Graft", "merge": "Merge"}[found["kind"]]
     dtypes = ", ".join(f"{name} ({count})" for name, count in found["dtypes"].items())
     context, limit = found["context"], found["tokenizer_max_length"]
@@ -67,7 +68,7 @@ def _checkpoint(found: Mapping[str, Any]) -> list[Table | str]:
     roles = _table("Tensors", ["role", "tensors", "parameters"])
     for role, row in found["roles"].items():
         roles.add_row(role, f"{row['tensors']:,}", f"{row['parameters']:,}")
-    shown: list[Table | str] = [_pairs(f"{what} {found['name']}", lines), roles]
+    shown: list[Table | Text] = [_pairs(f"{what} {found['name']}", lines), roles]
     if "made" in found:
         shown.insert(1, _pairs("\nMade from", found["made"]["lines"]))
     if found["unknown_tensors"]:
@@ -75,7 +76,7 @@ def _checkpoint(found: Mapping[str, Any]) -> list[Table | str]:
     return shown
 
 
-def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
+def _adapter(found: Mapping[str, Any]) -> list[Table | Text]:
     alpha = f"alpha {found['lora_alpha']:g}" if found["lora_alpha"] is not None else "alpha 8"
     scaling = _range(found["scaling_min"] or 0, found["scaling_max"] or 0, "{:.4g}")
     lines = [("base", _revised(found["base"], found["base_revision"]))]
@@ -134,7 +135,7 @@ def _adapter(found: Mapping[str, Any]) -> list[Table | str]:
 # Two folders.
 
 
-def _checkpoints(found: Mapping[str, Any]) -> list[Table | str]:
+def _checkpoints(found: Mapping[str, Any]) -> list[Table | Text]:
     total, context = found["total"], found["context"]
     lines = [
         ("first", _revised(found["first"]["name"], found["first"]["revision"])),
@@ -157,7 +158,7 @@ def _checkpoints(found: Mapping[str, Any]) -> list[Table | str]:
         ("vocabulary", f"{abs(n)} rows {'added' if n > 0 else 'removed'} ({name})")
         for name, n in found["rows_added"].items()
     ]
-    shown: list[Table | str] = [_pairs("Two checkpoints", lines)]
+    shown: list[Table | Text] = [_pairs("Two checkpoints", lines)]
     headings = ["tensors", "changed", "norm", "relative", "cosine"]
     if found["roles"]:
         roles = _table("By role", ["role", *headings])
@@ -182,9 +183,11 @@ def _checkpoints(found: Mapping[str, Any]) -> list[Table | str]:
         shown.append(layers)
     if total["changed"] and found["leaves"]:
         shown.append(
-            "\n[dim]Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
-            "n equal singular values give n.\nAbove rounding: share of ||D||² beyond what storing "
-            "both checkpoints can have made.[/dim]"
+            _note(
+                "Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
+                "n equal singular values give n.\nAbove rounding: share of ||D||² beyond what "
+                "storing both checkpoints can have made."
+            )
         )
     for title, key in (
         ("Only in the first", "only_in_first"),
@@ -209,7 +212,7 @@ def _relation(found: Mapping[str, Any]) -> str:
     return "relatives: one was made from the other, or both from a third"
 
 
-def _fit(found: Mapping[str, Any]) -> list[Table | str]:
+def _fit(found: Mapping[str, Any]) -> list[Table | Text]:
     context, relation = found["context"], found["relation"]
     lines = [
         ("adapter", found["adapter"]),
@@ -241,7 +244,7 @@ def _fit(found: Mapping[str, Any]) -> list[Table | str]:
     return [_pairs("An adapter and a checkpoint", lines)]
 
 
-def _adapters(found: Mapping[str, Any]) -> list[Table | str]:
+def _adapters(found: Mapping[str, Any]) -> list[Table | Text]:
     base, total = found["base"], found["total"]
     same = {True: "the same", False: "different", None: "unknown"}[base["same"]]
     far = f", {_percent(base['distance'])} apart" if base.get("distance") else ""
@@ -256,7 +259,7 @@ def _adapters(found: Mapping[str, Any]) -> list[Table | str]:
     if found["context_same"] is not None:
         lines.append(("context", "the same" if found["context_same"] else "different"))
     lines.append(("shared modules", str(total["modules"])))
-    shown: list[Table | str] = [_pairs("Two adapters", lines)]
+    shown: list[Table | Text] = [_pairs("Two adapters", lines)]
     if total["modules"]:
         leaves = _table(
             "The changes", ["module", "count", "norm", "other", "cosine", "overlap", "by chance"]
@@ -266,7 +269,7 @@ def _adapters(found: Mapping[str, Any]) -> list[Table | str]:
                 leaf, str(row["modules"]), f"{row['norm']:.4g}", f"{row['other_norm']:.4g}",
                 _cosine(row["cosine"]), _number(row["overlap"]), _number(row["by_chance"]),
             )  # fmt: skip
-        shown += [leaves, f"\n[dim]Overlap: {found['definitions']['overlap']}.[/dim]"]
+        shown += [leaves, _note(f"Overlap: {found['definitions']['overlap']}.")]
     for title, key in (
         ("Only in the first", "only_in_first"),
         ("Only in the second", "only_in_second"),
@@ -281,17 +284,17 @@ def _adapters(found: Mapping[str, Any]) -> list[Table | str]:
 
 
 def _pairs(title: str, lines: Iterable[Iterable[str]]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=escape(title), title_justify="left", title_style="bold", show_header=False,
+        title=Text(title), title_justify="left", title_style="bold", show_header=False,
         box=None, padding=(0, 2, 0, 0),
     )  # fmt: skip
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in lines:
-        table.add_row(escape(label), escape(text))
+        table.add_row(Text(label), Text(text))
     return table
 
 
@@ -307,13 +310,19 @@ def _table(title: str, headings: list[str]) -> Table:
     return table
 
 
-def _names(title: str, names: Iterable[str]) -> str:
-    from rich.markup import escape
+def _note(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(f"\n{text}", style="dim")
+
+
+def _names(title: str, names: Iterable[str]) -> Text:
+    from rich.text import Text
 
     found = list(names)
     more = f"\n  and {len(found) - _LISTED} more (--json has all)" if len(found) > _LISTED else ""
-    lines = "".join(f"\n  {escape(name)}" for name in found[:_LISTED])
-    return f"\n[bold]{title}[/bold] ({len(found)}){lines}{more}"
+    lines = "".join(f"\n  {name}" for name in found[:_LISTED])
+    return Text.assemble("\n", (title, "bold"), f" ({len(found)}){lines}{more}")
 
 
 def _arrow(before: str, after: str) -> str:

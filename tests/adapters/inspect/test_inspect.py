@@ -135,6 +135,13 @@ def test_markup_in_a_name_is_only_text(tmp_path: Path) -> None:
     assert "[bold]m[/bold]" in shown(inspect_model(str(folder)), 200)
 
 
+def test_the_command_prints_no_markup(folders: dict[str, Path]) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(folders["base"]), str(folders["extended"])])
+    assert done.exit_code == 0, done.output
+    assert "Effective rank: of D" in done.stdout
+    assert "[dim]" not in done.stdout
+
+
 # What regraft made
 
 
