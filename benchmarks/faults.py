@@ -281,7 +281,7 @@ def table(faults: list[Fault], arguments: argparse.Namespace) -> str:
     """The results as a page: a row a command, a column a kind, failed of injected."""
     import platform
 
-    from regraft.record import versions
+    from regraft.records import versions
 
     injected = Counter((fault.command, fault.kind) for fault in faults)
     failed = Counter((fault.command, fault.kind) for fault in faults if fault.problems)

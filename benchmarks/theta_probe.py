@@ -19,7 +19,7 @@ import torch
 from llama8b import add_quick, record
 
 from regraft.demo import lessons
-from regraft.record import write_record
+from regraft.records import write_record
 from regraft.train.job import train_model
 from regraft.train.theta_probe import probe_theta
 

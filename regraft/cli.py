@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from regraft.evaluate.result import EvaluationPlan, EvaluationRecord
-    from regraft.record import AdapterRecord, GraftRecord, MergeRecord
+    from regraft.records import AdapterRecord, GraftRecord, MergeRecord
     from regraft.train.estimate.plan import TrainingPlan
     from regraft.train.record import TrainingRecord
     from regraft.train.theta_probe import ThetaProbe

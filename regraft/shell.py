@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from regraft import progress
 from regraft.errors import InputError, OutputError, RegraftError, os_error_sentence
-from regraft.record import to_json
+from regraft.records import to_json
 from regraft.stdout import discard_stdout, flush_stdout, prints_go_to_stderr, write_stdout
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import CheckpointError, InputError
-from regraft.record import read_record
+from regraft.records import read_record
 
 # PEFT switches that change what B A means, and the values at which they do nothing.
 _INACTIVE: dict[str, tuple[Any, ...]] = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint, sample_blocks
 from regraft.errors import CheckpointError
-from regraft.record import DistanceRecord, RelationRecord
+from regraft.records import DistanceRecord, RelationRecord
 
 STRANGER_BELOW = 0.5  # cosine of the projections' weights
 Sketch = Mapping[str, Tensor]

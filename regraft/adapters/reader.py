@@ -24,7 +24,7 @@ from regraft.checkpoint.roles import Role
 from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import parse_json
-from regraft.record import AdapterRecord, read_record
+from regraft.records import AdapterRecord, read_record
 from regraft.rope import ContextSpec
 
 _MEND = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from regraft.record import AdapterRecord
+from regraft.records import AdapterRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens
 

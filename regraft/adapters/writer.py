@@ -25,7 +25,7 @@ from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import rounding_error
-from regraft.record import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record
+from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record
 from regraft.write import write_json
 
 

@@ -85,7 +85,7 @@ def _run(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     from regraft.demo import lessons
     from regraft.demo.exam import examine
     from regraft.demo.page import write_page
-    from regraft.record import versions
+    from regraft.records import versions
     from regraft.rope import ContextSpec, scaling_law
     from regraft.train.job import train_model
 

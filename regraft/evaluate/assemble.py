@@ -18,7 +18,7 @@ from regraft.evaluate.result import (
     Sample,
 )
 from regraft.evaluate.shared_output import read_lines
-from regraft.record import versions
+from regraft.records import versions
 
 
 def assemble_record(

@@ -22,7 +22,7 @@ from regraft.evaluate.prompts.length import TooShort
 from regraft.evaluate.result import Answer, Measures, parse_answers
 from regraft.evaluate.shared_output import SharedOutput, read_lines
 from regraft.evaluate.tasks import Item, Task
-from regraft.record import to_json
+from regraft.records import to_json
 from regraft.units import format_tokens
 
 ItemFiles = dict[tuple[str, int], Path]  # by (task, length)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import progress
-from regraft.record import to_json, write_record
+from regraft.records import to_json, write_record
 from regraft.units import parse_tokens
 
 if TYPE_CHECKING:

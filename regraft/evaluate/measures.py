@@ -16,7 +16,7 @@ from regraft.evaluate.result import Measures, parse_measures
 from regraft.evaluate.settings import Settings
 from regraft.evaluate.shared_output import SharedOutput
 from regraft.evaluate.tasks import Kit
-from regraft.record import to_json
+from regraft.records import to_json
 
 _DRIFT_TOKENS = 8192  # at least
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from regraft.evaluate.settings import Settings
 from regraft.evaluate.statistics import Ratio
-from regraft.record import SCHEMA_VERSION, read_record
+from regraft.records import SCHEMA_VERSION, read_record
 
 FILE = "result.json"
 Interval = tuple[float, float]

@@ -10,7 +10,7 @@ from regraft.adapters.serving import readers_of_record
 from regraft.drawing import figure, legend, styles
 from regraft.markdown import Markdown, last_name, render
 from regraft.merge.describe import labels, measured_from_base, pair_label, summary
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     ChangeFigures,
     MergeFigures,

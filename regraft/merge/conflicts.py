@@ -30,7 +30,7 @@ from torch import Tensor
 from regraft.merge.match import StoredTensor
 from regraft.merge.plan import Output, dtype_name
 from regraft.merge.stream import Tally
-from regraft.record import (
+from regraft.records import (
     ChangeFigures,
     MergeFigures,
     MergeTotals,

@@ -14,7 +14,7 @@ from regraft.merge.inputs import Inputs
 from regraft.merge.methods.blocks import BLOCK
 from regraft.merge.plan import Output, Plan
 from regraft.merge.stream import threads
-from regraft.record import AdapterRecord, MergeFigures, MergeRecord
+from regraft.records import AdapterRecord, MergeFigures, MergeRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes
 

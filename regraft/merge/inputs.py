@@ -27,7 +27,7 @@ from regraft.errors import CheckpointError, InputError
 from regraft.merge.config_check import check_config
 from regraft.merge.recipe import Recipe
 from regraft.merge.references import ModelRef
-from regraft.record import MergedAdapter, MergeInput, RelationRecord
+from regraft.records import MergedAdapter, MergeInput, RelationRecord
 from regraft.rope import ContextSpec
 
 

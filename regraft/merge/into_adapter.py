@@ -32,7 +32,7 @@ from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import Output, Plan
 from regraft.merge.recipe import Recipe
 from regraft.merge.stream import Tally, merged
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     ContextChange,
     MergeSource,

@@ -34,7 +34,7 @@ from regraft.merge.recipe import Recipe
 from regraft.merge.schema import schema
 from regraft.merge.stream import Tally, merged, threads
 from regraft.merge.vocabulary import compare_vocabularies
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     MergeContext,
     MergeRecord,

@@ -34,7 +34,7 @@ from regraft.merge.mergekit_recipe import mergekit_yaml
 from regraft.merge.recipe import Recipe
 from regraft.merge.schema import BRIDGED
 from regraft.merge.vocabulary import check_alignable, compare_vocabularies, embedding_rows
-from regraft.record import TensorMerge
+from regraft.records import TensorMerge
 from regraft.rope import ContextSpec
 
 # mergekit collects a recipe's models in a set, and takes the tokenizer of whichever comes first

@@ -19,7 +19,7 @@ from regraft.merge.chat_template import TEMPLATE_FILE, choose_template
 from regraft.merge.donor import config_bytes
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.recipe import Recipe
-from regraft.record import MergeDonor
+from regraft.records import MergeDonor
 
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.errors import CheckpointError, InputError, did_you_mean
-from regraft.record import ContextRecord
+from regraft.records import ContextRecord
 from regraft.rope.spelling import (
     DEFAULT_LENGTH,
     DEFAULT_THETA,

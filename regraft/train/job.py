@@ -17,7 +17,7 @@ from regraft.checkpoint.staging import Staging
 from regraft.checkpoint.target import staging_folder
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.record import ModelRecord, read_record, versions, write_record
+from regraft.records import ModelRecord, read_record, versions, write_record
 from regraft.train.loop import Loop
 from regraft.train.output import curves, log
 from regraft.train.output.card import write_card

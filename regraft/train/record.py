@@ -1,7 +1,7 @@
 """What a training writes as evidence: the lines of its two logs, and train.json.
 
 metrics.jsonl is a `StepRecord` a line, watch.jsonl a `ValidationRecord` a line, train.json a
-`TrainingRecord`. `regraft.record` writes and reads them.
+`TrainingRecord`. `regraft.records` writes and reads them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from regraft.record import SCHEMA_VERSION, ContextRecord, ModelRecord
+from regraft.records import SCHEMA_VERSION, ContextRecord, ModelRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class ValidationRecord:
 
 
 def validation_from_json(values: Mapping[str, Any]) -> ValidationRecord:
-    """The inverse of `regraft.record.to_json`."""
+    """The inverse of `regraft.records.to_json`."""
     needle = values.get("needle")
     return ValidationRecord(**{**values, "needle": NeedleScore(**needle) if needle else None})
 

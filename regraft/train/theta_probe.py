@@ -19,7 +19,7 @@ from typing import Literal
 
 from regraft import progress
 from regraft.errors import InputError
-from regraft.record import SCHEMA_VERSION
+from regraft.records import SCHEMA_VERSION
 from regraft.rope import men_bound, scaling_law
 from regraft.theta import trained_rope
 from regraft.train.job import train_model

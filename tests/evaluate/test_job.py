@@ -25,7 +25,7 @@ from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import read_result
 from regraft.evaluate.tasks import Draft, Kit, Task
-from regraft.record import dump_json
+from regraft.records import dump_json
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"haystack": "world", "items": 6, "texts": 2}

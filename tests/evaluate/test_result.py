@@ -10,7 +10,7 @@ from evaluated import cell, record
 
 from regraft.errors import CheckpointError
 from regraft.evaluate.result import FILE, read_result
-from regraft.record import to_json, write_record
+from regraft.records import to_json, write_record
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError
 from regraft.merge.job import merge_models, summary
-from regraft.record import MergeRecord, read_record
+from regraft.records import MergeRecord, read_record
 
 CONFIG = {**models.LLAMA, "num_hidden_layers": 4}
 EPS = 2**-24  # half an ulp of float32, relative

@@ -64,7 +64,7 @@ def toy(folder: Path, seed: int = 0, **config: Any) -> Path:
 def evaluate(*args: Any, **more: Any) -> dict[str, Any]:
     """`evaluate_models`, with its result as in result.json."""
     from regraft.evaluate.job import evaluate_models
-    from regraft.record import dump_json
+    from regraft.records import dump_json
 
     result: dict[str, Any] = json.loads(dump_json(evaluate_models(*args, **more)))
     return result

@@ -24,7 +24,7 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.peft_check import peft_deltas
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError, RegraftError
-from regraft.record import to_json
+from regraft.records import to_json
 from regraft.rope import scaling_law
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics

@@ -27,7 +27,7 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.device import full_precision, pick_device
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.record import (
+from regraft.records import (
     AdapterFiles,
     GraftContext,
     GraftRecord,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regraft.drawing import figure, from_zero, legend, styles
 from regraft.markdown import hub_id, last_name, render
-from regraft.record import GraftRecord, TensorGraft
+from regraft.records import GraftRecord, TensorGraft
 from regraft.write import write_text
 
 FIGURE = "graft.png"

@@ -26,7 +26,7 @@ from regraft.adapters.reader import Adapter
 from regraft.checkpoint.roles import Role
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
-from regraft.record import BaseRecord, RelationRecord
+from regraft.records import BaseRecord, RelationRecord
 from regraft.rope import ContextSpec, parse_context
 from regraft.units import format_tokens
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from regraft.adapters.serving import llamacpp_flags, readers_of_record, vllm_flags
 from regraft.drawing import figure, from_zero, legend, styles
 from regraft.markdown import hub_id, last_name, render
-from regraft.record import AdapterRecord, ModuleRecord, TruncationRecord
+from regraft.records import AdapterRecord, ModuleRecord, TruncationRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_share
 from regraft.write import write_text

@@ -12,7 +12,7 @@ from regraft.adapters.extract.rank_gain import LITTLE_SIGNAL, describe, gains, s
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.writer import totals_of
 from regraft.lowrank.certificate import ErrorBounds
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     AdapterTotals,
     ModuleRecord,

@@ -37,7 +37,7 @@ from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job
 from regraft.lowrank.rank import RankRule, parse_rule
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     ContextChange,
     ExtractionRecord,

@@ -32,7 +32,7 @@ from regraft.lowrank.rank import (
     share_budget,
     uniform_rank,
 )
-from regraft.record import derive_seed
+from regraft.records import derive_seed
 
 _AUTO_SLACK = 0.01  # relative; a higher error than that is what `--rank auto` buys rank for
 _SPARE = 32  # directions computed for every module that may be stored at a higher rank than its own

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 from regraft.adapters.extract.factorize import Decomposition
-from regraft.record import AdapterTotals, RankGain
+from regraft.records import AdapterTotals, RankGain
 from regraft.units import format_bytes
 
 LITTLE_SIGNAL = 0.02  # share of ||D||^2 below which its estimate is no more than its own error

@@ -20,7 +20,7 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.device import fast_bfloat16
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.lowrank.rank import RankRule, uniform_rank
-from regraft.record import Layout, RelationRecord
+from regraft.records import Layout, RelationRecord
 from regraft.rope import ContextSpec
 
 _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}

@@ -16,7 +16,7 @@ from regraft.adapters.inspect.describe import context_of, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
-from regraft.record import to_json
+from regraft.records import to_json
 
 _TOP = 8  # singular vectors whose span two adapters are compared by
 Fact = dict[str, Any]

@@ -19,7 +19,7 @@ from regraft.checkpoint.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
 from regraft.lowrank.noise import noise_floor
 from regraft.lowrank.svd import truncated_svd
-from regraft.record import to_json
+from regraft.records import to_json
 
 Fact = dict[str, Any]
 

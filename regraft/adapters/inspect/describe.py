@@ -25,7 +25,7 @@ from regraft.checkpoint.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import read_json_object
 from regraft.lowrank.effective_rank import effective_rank_of_factors
-from regraft.record import GraftRecord, MergeRecord, read_record, to_json
+from regraft.records import GraftRecord, MergeRecord, read_record, to_json
 from regraft.rope import ContextSpec, inverse_frequencies
 
 _ROPE = ("rope_theta", "rope_parameters", "rope_scaling")

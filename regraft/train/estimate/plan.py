@@ -13,7 +13,7 @@ from typing import Any, Literal
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh
-from regraft.record import SCHEMA_VERSION
+from regraft.records import SCHEMA_VERSION
 from regraft.train.estimate import budget
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine

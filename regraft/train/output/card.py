@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regraft.adapters.serving import readers_of_record
 from regraft.markdown import hub_id, last_name, render
-from regraft.record import AdapterRecord
+from regraft.records import AdapterRecord
 from regraft.rope import ContextSpec
 from regraft.train.output.curves import CURVES
 from regraft.train.record import TrainingRecord

@@ -21,7 +21,7 @@ from regraft.checkpoint.roles import roles
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
-from regraft.record import (
+from regraft.records import (
     AdapterRecord,
     ContextChange,
     ModelRecord,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regraft.record import to_json
+from regraft.records import to_json
 from regraft.train.output.trackers import Trackers
 from regraft.train.recipe.schema import Body
 from regraft.train.record import StepRecord, ValidationRecord, validation_from_json

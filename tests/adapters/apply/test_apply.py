@@ -17,7 +17,7 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.checkpoint.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
-from regraft.record import to_json
+from regraft.records import to_json
 from regraft.rope import ContextSpec
 
 pytestmark = [

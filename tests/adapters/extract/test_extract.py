@@ -21,7 +21,7 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.errors import CheckpointError, InputError, LineageError
-from regraft.record import to_json
+from regraft.records import to_json
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 LEAVES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from regraft.adapters.extract.evidence import summary
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.extract.rank_gain import suggested_rank
-from regraft.record import RankGain
+from regraft.records import RankGain
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SLOW = "model.layers.0.mlp.down_proj.weight"

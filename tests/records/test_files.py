@@ -1,4 +1,4 @@
-"""Records: what is written is read back, and what is broken is named by file and key."""
+"""Reading and writing records: round trip, and errors that name the file and the key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from regraft.errors import CheckpointError
-from regraft.record import (
+from regraft.records import (
     SCHEMA_VERSION,
     AdapterFiles,
     BaseRecord,
@@ -18,7 +18,6 @@ from regraft.record import (
     GraftContext,
     GraftRecord,
     ModelRecord,
-    derive_seed,
     dump_json,
     read_record,
     to_json,
@@ -49,18 +48,18 @@ def broken(change: Any) -> Any:
     return value
 
 
-def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "regraft.json"
     write_record(path, GRAFT)
-    assert read_record(path, GraftRecord, "mend it") == GRAFT
+    assert read_record(path, GraftRecord, "repair it") == GRAFT
     value = json.loads(path.read_text())
     assert value["schema_version"] == SCHEMA_VERSION
     assert "plan" not in value  # None by default
-    assert value["lineage"] is None  # None is an answer here
+    assert value["lineage"] is None  # this None is a value
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (broken(lambda v: v.pop("checkpoint")), "lacks the key 'checkpoint'"),
         (broken(lambda v: v["checkpoint"].pop("name")), "lacks the key 'checkpoint.name'"),
@@ -79,14 +78,14 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ([], "is not a JSON object"),
     ],
 )
-def test_the_key_that_is_wrong_is_named(value: Any, said: str, tmp_path: Path) -> None:
+def test_error_names_the_wrong_key(value: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "regraft.json"
     path.write_text(json.dumps(value))
-    with pytest.raises(CheckpointError) as refused:
-        read_record(path, GraftRecord, "mend it")
-    assert said in str(refused.value)
-    assert str(refused.value).startswith(str(path))
-    assert "\n" not in str(refused.value)
+    with pytest.raises(CheckpointError) as error:
+        read_record(path, GraftRecord, "repair it")
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +93,15 @@ def test_the_key_that_is_wrong_is_named(value: Any, said: str, tmp_path: Path) -
     [b"{", b"\xff\xfe", b"[" * 5000, b'{"a": NaN}', b'{"a": "\\ud800"}', b""],
     ids=["cut", "no utf-8", "deep", "nan", "lone surrogate", "empty"],
 )
-def test_what_is_no_json_is_one_sentence(text: bytes, tmp_path: Path) -> None:
+def test_invalid_json_is_reported_in_one_sentence(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "regraft.json"
     path.write_bytes(text)
-    with pytest.raises(CheckpointError, match="is not valid JSON") as refused:
-        read_record(path, GraftRecord, "mend it")
-    assert "\n" not in str(refused.value)
+    with pytest.raises(CheckpointError, match="is not valid JSON") as error:
+        read_record(path, GraftRecord, "repair it")
+    assert "\n" not in str(error.value)
 
 
-def test_json_is_always_json(tmp_path: Path) -> None:
+def test_dump_json_writes_only_valid_json(tmp_path: Path) -> None:
     @dataclass
     class Named:
         name: str
@@ -110,8 +109,3 @@ def test_json_is_always_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         dump_json({"loss": float("nan")})
     assert json.loads(dump_json(Named("caf\u00e9 \udcff"))) == {"name": "caf\u00e9 ?"}
-
-
-def test_seeds_depend_on_the_name_and_nothing_else() -> None:
-    assert derive_seed(0, "a") == derive_seed(0, "a")
-    assert len({derive_seed(seed, name) for seed in (0, 1) for name in "ab"}) == 4

@@ -1,0 +1,20 @@
+"""What makes a result reproducible: the library versions and seeds derived from names."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of regraft, the libraries it computes with, and Python."""
+    names = ("regraft", "torch", "transformers", "peft")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Return a seed (48 bits) for one module or tensor, independent of the order of the others and
+    of which others there are."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "little")
