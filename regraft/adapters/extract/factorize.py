@@ -198,6 +198,9 @@ class Factorizer:
                 self.decompositions[module.name] = result
                 self._staging.record(_unit(module, at_most), **asdict(result))
                 bar.advance(math.prod(module.shape), text=module.name)
+        # in the order of the plan, not of the work: sums over modules keep their last bit
+        names = [m.name for m in self._plan.modules if m.name in self.decompositions]
+        self.decompositions = {name: self.decompositions[name] for name in names}
 
     def _decompose(self, module: Module, delta: Delta, at_most: int) -> Decomposition:
         shape, squared = list(module.shape), delta.squared_norm

@@ -617,6 +617,29 @@ def test_resume_does_not_repeat_what_is_done(family, tmp_path, monkeypatch):
     assert len(done) == len(set(done)) == 14
 
 
+def test_modules_are_summed_in_one_order_whatever_a_resumed_run_repeats(
+    family, tmp_path, monkeypatch
+):
+    """A disk that failed while the spool was removed left some modules to do again, last."""
+    from regraft.adapters.extract.factorize import Factorizer
+
+    orders: list[list[str]] = []
+    run_all = Factorizer.run
+
+    def stopped(factorizer: Any) -> None:
+        run_all(factorizer)
+        orders.append(list(factorizer.decompositions))
+        if len(orders) == 1:
+            factorizer._spooled(factorizer._plan.modules[0]).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Factorizer, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False)
+    extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False, resume=True)
+    assert orders[0] == orders[1]
+
+
 def test_a_kill_while_publishing_loses_neither_old_nor_new(family, tmp_path, children):
     base, long, _ = family
     line = ["extract-lora", base, long, "--no-verify", "-q"]
