@@ -168,6 +168,11 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
 
 
+def test_the_help_says_what_is_planned_for_without_a_gpu():
+    shown = CliRunner().invoke(cli.app, ["plan", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "this machine's GPUs, else its CPU" in shown
+
+
 def test_the_rate_of_this_cpu_is_measured():
     assert 1e6 < machine.cpu_rate(64, 64) < 1e15
 
