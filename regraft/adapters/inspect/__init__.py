@@ -1,1 +1,1 @@
-"""inspect."""
+"""`regraft inspect`: description of a model or adapter and comparison of two."""

@@ -1,4 +1,4 @@
-"""`regraft inspect`: what a folder is, or how two are related, as a dict and as tables.
+"""`regraft inspect`: describe one model or adapter, or compare two, as a dict and as tables.
 
 from regraft.adapters.inspect.inspect import inspect_model, tables
 result = inspect_model("base", "extended")
@@ -7,38 +7,46 @@ result = inspect_model("base", "extended")
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from regraft.adapters.inspect.adapters import relate_adapter, relate_adapters
-from regraft.adapters.inspect.checkpoints import relate_checkpoints
-from regraft.adapters.inspect.describe import describe_adapter, describe_checkpoint, open_any
+from regraft.adapters.folder import CONFIG
+from regraft.adapters.inspect.compare_adapters import (
+    compare_adapter_with_checkpoint,
+    compare_adapters,
+)
+from regraft.adapters.inspect.compare_checkpoints import compare_checkpoints
+from regraft.adapters.inspect.describe_adapter import describe_adapter
+from regraft.adapters.inspect.describe_checkpoint import describe_checkpoint
 from regraft.adapters.inspect.tables import tables
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.source import Checkpoint
 from regraft.device import full_precision, pick_device
+from regraft.errors import CheckpointError
 
 __all__ = ["inspect_model", "tables"]
 
 
 @full_precision()
 def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> dict[str, Any]:
-    """What the model or adapter at `path` is; with `other`, how the two are related.
+    """Describe the model or adapter at `path`, or compare it with the one at `other`.
 
-    `kind` of the result: 'checkpoint', 'adapter', 'graft' or 'merge' (a checkpoint that says what
-    it was made from), 'checkpoints', 'adapters', 'checkpoint and adapter'. Two checkpoints are
-    read whole, tensor by tensor; everything else takes seconds. The dict is JSON as it stands.
+    `kind` of the result: 'checkpoint', 'adapter', 'graft' or 'merge' (a checkpoint whose
+    regraft.json states what it was made from), 'checkpoints', 'adapters', 'checkpoint and adapter'.
+    Two checkpoints are read whole, tensor by tensor; everything else takes seconds. The dict is
+    valid JSON.
 
     Raises CheckpointError (neither model nor adapter, broken files, NaN), InputError (an adapter
     that is no plain LoRA; device).
     """
-    where = pick_device(device)
+    compute_device = pick_device(device)
     with ExitStack() as stack:
         opened = []
         for source in (path,) if other is None else (path, other):
-            found = open_any(str(source))
-            if isinstance(found, Checkpoint):
-                stack.enter_context(found)
-            opened.append(found)
+            model = _open(str(source))
+            if isinstance(model, Checkpoint):
+                stack.enter_context(model)
+            opened.append(model)
         if len(opened) == 1:
             only = opened[0]
             return (
@@ -46,10 +54,33 @@ def inspect_model(path: str, other: str | None = None, *, device: str = "auto") 
             )
         first, second = opened
         if isinstance(first, Adapter) and isinstance(second, Adapter):
-            return relate_adapters(first, second)
+            return compare_adapters(first, second)
         if isinstance(first, Adapter):
             assert isinstance(second, Checkpoint)
-            return relate_adapter(first, second)
+            return compare_adapter_with_checkpoint(first, second)
         if isinstance(second, Adapter):
-            return relate_adapter(second, first)
-        return relate_checkpoints(first, second, where)
+            return compare_adapter_with_checkpoint(second, first)
+        return compare_checkpoints(first, second, compute_device)
+
+
+def _open(source: str) -> Checkpoint | Adapter:
+    """Open the model or adapter in a folder or Hub repository; one that is both is a model.
+
+    Raises CheckpointError for a folder that is neither, InputError for an adapter that is no LoRA.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", CONFIG)):
+            raise CheckpointError(
+                f"{source} is neither a model (no config.json) nor an adapter (no "
+                f"{CONFIG}); give a folder that holds one."
+            )
+        if not (folder / "config.json").is_file():
+            return Adapter.open(source)
+    try:
+        return Checkpoint.open(source)
+    except CheckpointError as model_error:
+        try:
+            return Adapter.open(source)
+        except CheckpointError:
+            raise model_error from None

@@ -1,4 +1,4 @@
-"""How two checkpoints are related: verdict, contexts, exact figures of their difference."""
+"""Comparison of two checkpoints: relation, contexts, exact figures of their difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from regraft import progress
 from regraft.adapters import lineage
 from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
-from regraft.adapters.inspect.describe import context_of, spread
+from regraft.adapters.inspect.describe_checkpoint import context_of
+from regraft.adapters.inspect.figures import mean_and_range
 from regraft.checkpoint.header import FLOAT_DTYPES
 from regraft.checkpoint.roles import Role, roles
 from regraft.checkpoint.source import Checkpoint
@@ -24,30 +25,30 @@ from regraft.records import to_json
 Fact = dict[str, Any]
 
 
-def relate_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> dict[str, Any]:
-    """Relation, contexts, and exact figures of e - b per tensor, role, layer and leaf.
+def compare_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> dict[str, Any]:
+    """Return relation, contexts, and exact figures of e - b per tensor, role, layer and leaf.
 
     Every shared weight is read once. `effective_rank` and `above_noise` are those of the delta,
-    for matrices only; `above_noise` is the share of ||D||^2 beyond what rounding to the stored
-    dtypes can have made.
+    for matrices only; `above_noise` is the share of ||D||^2 that rounding to the
+    stored dtypes cannot explain.
     """
     role_of = roles(b.config, b.tensors)
     relation = lineage.relate(lineage.sketch(b), lineage.sketch(e), role_of)
-    names, odd = _comparable(b, e, role_of)
+    names, incomparable = _comparable(b, e, role_of)
     facts = _measure(b, e, names, role_of, device)
     return {
         "kind": "checkpoints",
-        "first": _brief(b),
-        "second": _brief(e),
+        "first": _identity(b),
+        "second": _identity(e),
         "relation": to_json(relation),
         "context": _contexts(b, e),
-        "total": _sum_up(facts.values()),
+        "total": _total(facts.values()),
         "roles": _grouped(facts, lambda fact: fact["role"]),
         "layers": _grouped(facts, lambda fact: fact["layer"]),
         "leaves": _grouped(facts, lambda fact: fact["leaf"] if "effective_rank" in fact else None),
         "only_in_first": [name for name in b.tensors if name not in e.tensors],
         "only_in_second": [name for name in e.tensors if name not in b.tensors],
-        "not_comparable": odd,
+        "not_comparable": incomparable,
         "rows_added": {
             name: e.tensors[name].shape[0] - b.tensors[name].shape[0]
             for name in names
@@ -57,13 +58,13 @@ def relate_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> di
             "relative_delta": "||second - first|| / ||first||, Frobenius norms over shared entries",
             "cosine": "<first, second> / (||first|| ||second||)",
             "effective_rank": "of D = second - first: ||D||_F^4 / ||D'D||_F^2",
-            "above_noise": "share of ||D||_F^2 beyond what rounding to storage can have made",
+            "above_noise": "share of ||D||_F^2 that rounding to the stored dtypes cannot explain",
         },
         "tensors": facts,
     }
 
 
-def _brief(checkpoint: Checkpoint) -> Fact:
+def _identity(checkpoint: Checkpoint) -> Fact:
     return {
         "name": checkpoint.name,
         "revision": checkpoint.revision,
@@ -73,21 +74,21 @@ def _brief(checkpoint: Checkpoint) -> Fact:
 
 
 def _contexts(b: Checkpoint, e: Checkpoint) -> Fact:
-    (one, text), (other, other_text) = context_of(b), context_of(e)
+    (first, first_text), (second, second_text) = context_of(b), context_of(e)
     return {
-        "first": one.to_json() if one else None,
-        "second": other.to_json() if other else None,
-        "first_text": text,
-        "second_text": other_text,
-        "same": one == other,
+        "first": first.to_json() if first else None,
+        "second": second.to_json() if second else None,
+        "first_text": first_text,
+        "second_text": second_text,
+        "same": first == second,
     }
 
 
 def _comparable(
     b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]
 ) -> tuple[list[str], dict[str, str]]:
-    """Tensors whose entries can be subtracted, and why the other shared ones cannot."""
-    names, odd = [], {}
+    """Return the tensors whose entries can be subtracted, and {other shared tensor: reason}."""
+    names, incomparable = [], {}
     for name, info in b.tensors.items():
         other = e.tensors.get(name)
         if other is None:
@@ -96,12 +97,12 @@ def _comparable(
             role_of[name].kind in ("embedding", "head") and info.shape[1:] == other.shape[1:]
         )
         if not (info.shape == other.shape or rows_only):
-            odd[name] = f"{list(info.shape)} and {list(other.shape)}"
+            incomparable[name] = f"{list(info.shape)} and {list(other.shape)}"
         elif info.dtype not in FLOAT_DTYPES or other.dtype not in FLOAT_DTYPES:
-            odd[name] = f"{info.dtype} and {other.dtype}"
+            incomparable[name] = f"{info.dtype} and {other.dtype}"
         else:
             names.append(name)
-    return names, odd
+    return names, incomparable
 
 
 def _measure(
@@ -116,10 +117,10 @@ def _measure(
         role, shape = role_of[name], shared_shape(b, e, name)
         if role.kind in ("projection", "embedding", "head") and len(shape) == 2 and min(shape):
             matrices.append(Module(role.module, name, "linear", (shape[0], shape[1])))
-    rest = sorted(set(names) - {module.tensor for module in matrices})
+    others = sorted(set(names) - {module.tensor for module in matrices})
     facts: dict[str, Fact] = {}
 
-    def note(name: str, shape: tuple[int, ...], sums: list[float]) -> Fact:
+    def add(name: str, shape: tuple[int, ...], sums: list[float]) -> Fact:
         role = role_of[name]
         dd, bb, bd = sums
         ee = max(bb + 2 * bd + dd, 0.0)
@@ -133,17 +134,17 @@ def _measure(
     with progress.bar("Comparing", max(1, work)) as bar:
         for module, delta in deltas(b, e, matrices, device):
             sums = [delta.squared_norm, delta.squared_base, delta.dot]
-            note(module.tensor, module.shape, sums).update(_spectral(delta))
+            add(module.tensor, module.shape, sums).update(_spectral(delta))
             bar.advance(math.prod(module.shape), text=module.name)
-        for name in rest:
+        for name in others:
             shape = shared_shape(b, e, name)
-            note(name, shape, compare(b, e, name))
+            add(name, shape, compare(b, e, name))
             bar.advance(math.prod(shape), text=name)
     return {name: facts[name] for name in names}
 
 
 def _figures(dd: float, bb: float, ee: float, be: float) -> Fact:
-    """From ||d||^2, ||b||^2, ||e||^2 and <b, e>. None where a quotient has no meaning."""
+    """From ||d||^2, ||b||^2, ||e||^2 and <b, e>. None where a quotient is undefined."""
     return {
         "delta_norm": math.sqrt(dd),
         "norm": math.sqrt(bb),
@@ -175,25 +176,29 @@ def _grouped(facts: Mapping[str, Fact], key: Callable[[Fact], str | int | None])
         if (value := key(fact)) is not None:
             groups.setdefault(value, []).append(fact)
     order = sorted(groups, key=lambda value: value if isinstance(value, int) else 0)
-    return {str(value): _sum_up(groups[value]) for value in order}
+    return {str(value): _total(groups[value]) for value in order}
 
 
-def _sum_up(members: Iterable[Fact]) -> Fact:
-    """One set of figures for several tensors, as if they were one long vector."""
+def _total(members: Iterable[Fact]) -> Fact:
+    """Figures of several tensors, as of their concatenation."""
     facts = list(members)
     dd, bb, ee = (
         sum(fact[key] ** 2 for fact in facts) for key in ("delta_norm", "norm", "other_norm")
     )
     matrices = [f for f in facts if f.get("effective_rank")]
-    known = [f for f in matrices if f["above_noise"] is not None]
-    energy = sum(f["delta_norm"] ** 2 for f in known)
+    measured = [f for f in matrices if f["above_noise"] is not None]
+    energy = sum(f["delta_norm"] ** 2 for f in measured)
     return {
         "tensors": len(facts),
         "changed": sum(fact["delta_norm"] > 0 for fact in facts),
         "parameters": sum(math.prod(fact["shape"]) for fact in facts),
         **_figures(dd, bb, ee, sum(fact["product"] for fact in facts)),
-        **(spread("effective_rank", (f["effective_rank"] for f in matrices)) if matrices else {}),
-        "above_noise": sum(f["above_noise"] * f["delta_norm"] ** 2 for f in known) / energy
+        **(
+            mean_and_range("effective_rank", (f["effective_rank"] for f in matrices))
+            if matrices
+            else {}
+        ),
+        "above_noise": sum(f["above_noise"] * f["delta_norm"] ** 2 for f in measured) / energy
         if energy
         else None,
     }

@@ -1,0 +1,181 @@
+"""Tables for two compared folders: checkpoints, adapters, or an adapter and a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from regraft.adapters.inspect.formatting import (
+    arrow,
+    change_cells,
+    column_table,
+    cosine,
+    count,
+    decimal,
+    names_list,
+    note,
+    pairs_table,
+    percent,
+    role_distances,
+    spectrum_cells,
+    with_revision,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+BAR_WIDTH = 16  # characters of the longest bar
+
+
+def checkpoints_tables(result: Mapping[str, Any]) -> list[Table | Text]:
+    """Tables of `compare_checkpoints`."""
+    total, context = result["total"], result["context"]
+    lines = [
+        ("first", with_revision(result["first"]["name"], result["first"]["revision"])),
+        ("second", with_revision(result["second"]["name"], result["second"]["revision"])),
+        ("relation", _relation(result)),
+        ("context", arrow(context["first_text"], context["second_text"])),
+    ]
+    if total["tensors"]:
+        lines += [
+            (
+                "change",
+                f"norm {total['delta_norm']:.4g}, {percent(total['relative_delta'])} of the "
+                f"first's weights, cosine {cosine(total['cosine'])}",
+            ),
+            ("changed", f"{total['changed']} of {count(total['tensors'], 'tensor')}"),
+        ]
+    if total["above_noise"] is not None:
+        lines.append(("above rounding", f"{total['above_noise']:.1%} of the change's energy"))
+    lines += [
+        ("vocabulary", f"{abs(n)} rows {'added' if n > 0 else 'removed'} ({name})")
+        for name, n in result["rows_added"].items()
+    ]
+    blocks: list[Table | Text] = [pairs_table("Two checkpoints", lines)]
+    headings = ["tensors", "changed", "norm", "relative", "cosine"]
+    if result["roles"]:
+        roles = column_table("By role", ["role", *headings])
+        for role, row in result["roles"].items():
+            roles.add_row(role, str(row["tensors"]), str(row["changed"]), *change_cells(row))
+        blocks.append(roles)
+    matrices = ["effective rank", "above rounding"]
+    if result["leaves"] and total["changed"]:
+        leaves = column_table("By kind of matrix", ["matrix", "count", "relative", *matrices])
+        for leaf, row in result["leaves"].items():
+            leaves.add_row(
+                leaf, str(row["tensors"]), percent(row["relative_delta"]), *spectrum_cells(row)
+            )
+        blocks.append(leaves)
+    if result["layers"] and total["changed"]:
+        layers = column_table(
+            "By layer", ["layer", "norm", "relative", "cosine", "above rounding", ""]
+        )
+        largest = max(row["relative_delta"] or 0.0 for row in result["layers"].values())
+        for layer, row in result["layers"].items():
+            share = (row["relative_delta"] or 0.0) / largest if largest else 0.0
+            layers.add_row(
+                layer, *change_cells(row), spectrum_cells(row)[1], "━" * round(BAR_WIDTH * share)
+            )
+        layers.columns[-1].justify = "left"
+        blocks.append(layers)
+    if total["changed"] and result["leaves"]:
+        blocks.append(
+            note(
+                "Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
+                "n equal singular values give n.\nAbove rounding: share of ||D||² that rounding "
+                "both checkpoints to their stored dtypes cannot explain."
+            )
+        )
+    for title, key in (
+        ("Only in the first", "only_in_first"),
+        ("Only in the second", "only_in_second"),
+        ("In both, but with other shapes or dtypes", "not_comparable"),
+    ):
+        if result[key]:
+            blocks.append(names_list(title, result[key]))
+    return blocks
+
+
+def _relation(result: Mapping[str, Any]) -> str:
+    """The verdict in words: from the sampled weights, corrected by the comparison of all
+    weights."""
+    total = result["total"]
+    unmatched = any(result[key] for key in ("only_in_first", "only_in_second", "not_comparable"))
+    if not total["tensors"]:
+        return "unknown: no tensor has the same name and shape in both"
+    if not total["changed"] and not unmatched and not result["rows_added"]:
+        return "the same weights (all compared)"
+    if result["relation"]["verdict"] == "stranger":
+        return "strangers: the weights are unrelated"
+    return "relatives: one was made from the other, or both from the same model"
+
+
+def adapter_on_checkpoint_tables(result: Mapping[str, Any]) -> list[Table | Text]:
+    """Tables of `compare_adapter_with_checkpoint`."""
+    context, relation = result["context"], result["relation"]
+    lines = [
+        ("adapter", result["adapter"]),
+        ("checkpoint", result["checkpoint"]),
+        (
+            "modules fit",
+            f"yes, {count(result['changed_tensors'], 'tensor')} of {result['tensors']} would change"
+            if result["fits"] and result["changed_tensors"] is not None
+            else ("yes" if result["fits"] else "no"),
+        ),
+    ]
+    if relation:
+        lines.append(("distance from its base", role_distances(relation["roles"])))
+        lines.append(("relation", relation["verdict"]))
+    elif result["fits"]:
+        lines.append(("distance from its base", "unknown: the adapter has no sample of it"))
+    lines.append(("checkpoint's context", context["checkpoint"]))
+    if context["adapter_extended"]:
+        lines.append(
+            ("adapter's context", arrow(context["adapter_base"], context["adapter_extended"]))
+        )
+    if context["output"]:
+        lines.append(("context after apply", f"{context['output']} (the {context['policy']}'s)"))
+    elif result["fits"]:
+        lines.append(("context after apply", "undecided"))
+    lines.append(("regraft apply", "would succeed" if not result["refused"] else "would refuse:"))
+    lines += [("", sentence) for sentence in result["refused"]]
+    lines += [("warning", sentence) for sentence in result["warnings"]]
+    return [pairs_table("An adapter and a checkpoint", lines)]
+
+
+def adapters_tables(result: Mapping[str, Any]) -> list[Table | Text]:
+    """Tables of `compare_adapters`."""
+    base, total = result["base"], result["total"]
+    same = {True: "the same", False: "different", None: "unknown"}[base["same"]]
+    distance = f", {percent(base['distance'])} apart" if base.get("distance") else ""
+    lines = []
+    for position in ("first", "second"):
+        one = result[position]
+        lines.append((position, f"{one['name']}, {count(one['modules'], 'module')}"))
+        lines.append(
+            ("", f"{one['context'] or 'no context'}, on {one['base'] or 'an unnamed base'}")
+        )
+    lines.append(("base", f"{same} (by {base['how']}){distance}"))
+    if result["context_same"] is not None:
+        lines.append(("context", "the same" if result["context_same"] else "different"))
+    lines.append(("shared modules", str(total["modules"])))
+    blocks: list[Table | Text] = [pairs_table("Two adapters", lines)]
+    if total["modules"]:
+        leaves = column_table(
+            "The changes", ["module", "count", "norm", "other", "cosine", "overlap", "by chance"]
+        )
+        for leaf, row in [*result["leaves"].items(), ("all", total)]:
+            leaves.add_row(
+                leaf, str(row["modules"]), f"{row['norm']:.4g}", f"{row['other_norm']:.4g}",
+                cosine(row["cosine"]), decimal(row["overlap"]), decimal(row["by_chance"]),
+            )  # fmt: skip
+        blocks += [leaves, note(f"Overlap: {result['definitions']['overlap']}.")]
+    for title, key in (
+        ("Only in the first", "only_in_first"),
+        ("Only in the second", "only_in_second"),
+        ("In both, but with other shapes", "other_shape"),
+    ):
+        if result[key]:
+            blocks.append(names_list(title, result[key]))
+    return blocks
