@@ -50,6 +50,7 @@ _ENVIRONMENT = {
 
 
 _resumable = False  # the command that runs has --resume
+_pending: signal.Signals | None = None  # a signal that is to be sent again
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:  # such as --help > /dev/full
         discard_stdout()
         code = print_error(os_error_sentence(error, error.filename or "to standard output"), 1)
+    if not code and _pending is not None:
+        code = _interrupted(Interrupted(_pending))
     if not code:
         try:
             flush_stdout()
@@ -154,7 +157,10 @@ def _report_unraisable(ignored: sys.UnraisableHookArgs) -> None:
 
 
 def _send_again(number: signal.Signals) -> None:
-    """Send the signal to the main thread in 50 ms, when it may be where errors are not dropped."""
+    """Send the signal to the main thread in 50 ms, when it may be where errors are not dropped; a
+    command that ends before then is interrupted at its end."""
+    global _pending
+    _pending = number
 
     def send(main: int) -> None:
         time.sleep(0.05)
@@ -184,10 +190,12 @@ def _handle_signals() -> None:
 def on_signal(number: int, frame: FrameType | None) -> None:
     """Raise Interrupted, so that locks are released and staging stays resumable; a second signal
     ends the process at once, which staging survives as well."""
+    global _pending
     signal_number = signal.Signals(number)
     if _drops_errors(frame):
         _send_again(signal_number)
         return
+    _pending = None
     for other in _SIGNALS:
         if signal.getsignal(other) is on_signal:
             signal.signal(other, _on_second_signal)

@@ -358,8 +358,9 @@ def test_resuming_is_offered_by_commands_that_have_it(monkeypatch):
     assert run("theta", "8k", "1M").stderr == "regraft: interrupted\n"
 
 
+@pytest.mark.parametrize("more", ["time.sleep(60); print('it went on')", "pass  # it ends first"])
 @pytest.mark.parametrize("drops", ["__del__", "a weak reference's callback"])
-def test_a_signal_that_comes_where_python_drops_errors_is_not_lost(drops):
+def test_a_signal_that_comes_where_python_drops_errors_is_not_lost(drops, more):
     code = (
         "import os, signal, time, weakref; from regraft import shell\n"
         "def stop(*_): os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -369,7 +370,7 @@ def test_a_signal_that_comes_where_python_drops_errors_is_not_lost(drops):
         "def app(_):\n"
         f"    freed = Freed() if {drops == '__del__'} else Object()\n"
         "    reference = weakref.ref(freed, stop) if type(freed) is Object else None\n"
-        "    del freed; time.sleep(60); print('it went on')\n"
+        f"    del freed; {more}\n"
         "shell.run_app(app)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
