@@ -37,7 +37,7 @@ def assemble_record(
         matrix=matrix,
         models={
             source.name: EvaluatedModel(
-                place=str(source.place),
+                place=str(source.location),
                 fingerprint=source.fingerprint(),
                 context=work.contexts[source.name].describe(),
                 context_length=work.contexts[source.name].max_position_embeddings,

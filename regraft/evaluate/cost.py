@@ -76,7 +76,7 @@ def seconds(work: Work, device: torch.device) -> float:
 
 def _size(source: Source) -> tuple[int, int]:
     """(elements of all tensors, layers x hidden elements)."""
-    with Checkpoint.open(source.place) as checkpoint:
+    with Checkpoint.open(source.location) as checkpoint:
         config = checkpoint.config
         weights = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.tensors.values())
     return weights, int(config.get("num_hidden_layers", 0)) * int(config.get("hidden_size", 0))

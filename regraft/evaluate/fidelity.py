@@ -49,7 +49,7 @@ def add_adapters(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list
         raise InputError(
             "--adapter needs the model that the adapters were extracted from: donor=MODEL."
         )
-    opened = [Adapter.open(place) for place in adapters]
+    opened = [Adapter.open(location) for location in adapters]
     base = named.get("base") or Source("base", _recorded_base(opened[0]))
     fingerprint = base.fingerprint()
     for lora in opened:
@@ -75,7 +75,7 @@ def add_adapters(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list
             raise InputError(f"--adapter {lora.name} is given twice; give each adapter once.")
         names.add(name)
         spec = lora.context[1] if lora.context else named["donor"].spec()
-        result = [*result, Source(name, base.place, spec, lora.name)]
+        result = [*result, Source(name, base.location, spec, lora.name)]
         records[name] = EvaluatedAdapter(
             place=lora.name, rank=round(_mean_rank(lora), 3), sha256=digests(lora.folder)
         )
@@ -89,14 +89,14 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
     if source.adapter is None:
         yield source
         return
-    folder, adapter, place = spool / "adapted", source.adapter, source.place
+    folder, adapter, target = spool / "adapted", source.adapter, source.location
 
     def make() -> None:
-        apply_lora(adapter, place, folder, context="checkpoint", overwrite=True, resume=True)
+        apply_lora(adapter, target, folder, context="checkpoint", overwrite=True, resume=True)
 
     try:
         broadcast_from_first(mesh, make)
-        yield replace(source, place=str(folder), adapter=None)
+        yield replace(source, location=str(folder), adapter=None)
         barrier(mesh)
     finally:
         if mesh.rank == 0:
@@ -122,19 +122,19 @@ def _check(lora: Adapter, base: Source, donor: Source) -> None:
     if lora.record is not None:
         for recorded, source in ((lora.record.base, base), (lora.record.extended, donor)):
             full = recorded.fingerprint.startswith("full:")
-            with Checkpoint.open(source.place) as checkpoint:
+            with Checkpoint.open(source.location) as checkpoint:
                 same = checkpoint.fingerprint(full=full) == recorded.fingerprint
             if not same and source is base:
                 raise InputError(
-                    f"{base.place} is not the base that {lora.name} was extracted from "
+                    f"{base.location} is not the base that {lora.name} was extracted from "
                     f"({recorded.name}); give that one as base=MODEL."
                 )
             if not same:
                 progress.warn(
                     f"{lora.name} was extracted from {recorded.name}, which is not the donor "
-                    f"{source.place}: its fidelity is to another model."
+                    f"{source.location}: its fidelity is to another model."
                 )
-    with Checkpoint.open(base.place) as checkpoint:
+    with Checkpoint.open(base.location) as checkpoint:
         check_graft(lora, checkpoint, context="checkpoint").raise_refusals()
 
 

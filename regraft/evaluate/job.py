@@ -40,7 +40,7 @@ def evaluate_models(
 ) -> EvaluationRecord | EvaluationPlan | None:
     """Evaluate models and write result.json, figures and a page to `out`.
 
-    models: folders or Hub ids, 'name=place' to name one. With `matrix` the names are recipient,
+    models: folders or Hub ids, 'name=MODEL' to name one. With `matrix` the names are recipient,
     donor, graft and, optionally, recovered; the recipient with only the donor's RoPE is added.
     The adapters in `settings` are applied to the model named base, or to the one that they were
     extracted from, and compared with the model named donor, also without `matrix`.
@@ -80,7 +80,9 @@ def evaluate_models(
         lambda: Job(out, inputs=inputs, overwrite=overwrite, resume=resume, keep_refused=True),
     )
     work = prepare(list(models), chosen, matrix)
-    broadcast_from_first(mesh, lambda: job.add_inputs(str(source.place) for source in work.sources))
+    broadcast_from_first(
+        mesh, lambda: job.add_inputs(str(source.location) for source in work.sources)
+    )
     refuse_unsupported_parallelism(work, mesh)
     if dry_run:
         return EvaluationPlan(plan=plan(work, mesh.device))

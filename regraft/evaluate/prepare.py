@@ -161,19 +161,19 @@ def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
 def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
     named: dict[str, str] = {}
     for text in models:
-        name, sign, place = text.partition("=")
+        name, sign, location = text.partition("=")
         if not sign:
             path = Path(text)
-            name, place = (path.resolve() if path.name in ("", "..") else path).name, text
+            name, location = (path.resolve() if path.name in ("", "..") else path).name, text
         if name in named:
-            raise InputError(f"Two models are called {name}; name them: one={place} ...")
+            raise InputError(f"Two models are called {name}; name them: one={location} ...")
         if name in ("", ".", "..") or "/" in name:
-            raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=place.")
-        named[name] = place
+            raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=MODEL.")
+        named[name] = location
     if not named:
         raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
     if not matrix:
-        return [Source(name, place) for name, place in named.items()]
+        return [Source(name, location) for name, location in named.items()]
     needed, known = {"recipient", "donor", "graft"}, [role for role in ROLES if " " not in role]
     known += ["base"] if adapters else []
     if missing := sorted(needed - set(named)):
@@ -195,16 +195,16 @@ def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
 def _common_tokenizer(sources: list[Source]) -> Any:
     """The first model's tokenizer. Raises InputError if another model's is different."""
     first = sources[0].tokenizer()
-    vocabulary, seen = first.get_vocab(), {sources[0].place}
+    vocabulary, seen = first.get_vocab(), {sources[0].location}
     for source in sources[1:]:
-        if source.place in seen:
+        if source.location in seen:
             continue
-        seen.add(source.place)
+        seen.add(source.location)
         other = source.tokenizer().get_vocab()
         shared = vocabulary.keys() & other.keys()
         if len(shared) < 0.95 * len(vocabulary) or any(vocabulary[w] != other[w] for w in shared):
             raise InputError(
-                f"{sources[0].place} and {source.place} have different tokenizers, so they cannot "
-                "be given the same tokens; evaluate them one by one."
+                f"{sources[0].location} and {source.location} have different tokenizers, so "
+                "they cannot be given the same tokens; evaluate them one by one."
             )
     return first

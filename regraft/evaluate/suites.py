@@ -55,8 +55,8 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
         elif name.startswith(PREFIX):
             measures.append(name)
         elif name.split(":")[0] in READERS and ":" in name:
-            suite, _, place = name.partition(":")
-            tasks |= {task.name: task for task in READERS[suite](place)}
+            suite, _, path = name.partition(":")
+            tasks |= {task.name: task for task in READERS[suite](path)}
         else:
             local = [f"{suite}:PATH" for suite in READERS]
             known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *TASKS))

@@ -70,8 +70,8 @@ class Endpoint:
             secrets += [pair, encoded, parts.username, parts.password or ""]
         private = [part for part in path.split("/") if not _PUBLIC_SEGMENT.fullmatch(part)]
         secrets += [*private, parts.query, *(value for _, value in parse_qsl(parts.query))]
-        shown = "/".join(part and (_MASK if part in private else part) for part in path.split("/"))
-        self.masked_url = f"{parts.scheme}://{address}{shown}{'?' + _MASK if parts.query else ''}"
+        path = "/".join(part and (_MASK if part in private else part) for part in path.split("/"))
+        self.masked_url = f"{parts.scheme}://{address}{path}{'?' + _MASK if parts.query else ''}"
         self._secrets = secrets
 
     def post(self, body: bytes) -> bytes:

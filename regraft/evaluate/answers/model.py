@@ -21,11 +21,14 @@ from regraft.rope import ContextSpec
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. context: another model's RoPE and length, set in memory when the
-    model is loaded. adapter: an adapter that `fidelity.merged` applies before it is loaded."""
+    """Where a model comes from.
+
+    location: a folder or Hub id. context: another model's RoPE and length, set in memory when the
+    model is loaded. adapter: an adapter that `fidelity.merged` applies before it is loaded.
+    """
 
     name: str
-    place: str
+    location: str
     context: ContextSpec | None = None
     adapter: str | None = None
 
@@ -36,7 +39,7 @@ class Source:
 
     def config(self) -> dict[str, Any]:
         """config.json with the context applied. Raises CheckpointError for no checkpoint."""
-        with Checkpoint.open(self.place) as checkpoint:
+        with Checkpoint.open(self.location) as checkpoint:
             config = dict(checkpoint.config)
         return config if self.context is None else self.context.write_into(config)
 
@@ -46,19 +49,19 @@ class Source:
 
     def fingerprint(self) -> str:
         """The fingerprint of its weights."""
-        with Checkpoint.open(self.place) as checkpoint:
+        with Checkpoint.open(self.location) as checkpoint:
             return checkpoint.fingerprint()
 
     def tokenizer(self) -> Any:
         """Its tokenizer. Raises CheckpointError if it has none."""
-        with Checkpoint.open(self.place) as checkpoint:
+        with Checkpoint.open(self.location) as checkpoint:
             return load_tokenizer(checkpoint)
 
     def load(self, device: torch.device, mesh: Mesh | None = None) -> LanguageModel:
         """The model on a device, in the dtype of its config (float32 on a CPU for float16).
         mesh: the processes that evaluate it, by default this one."""
         assert self.adapter is None, "merge the adapter first"
-        with Checkpoint.open(self.place) as checkpoint:
+        with Checkpoint.open(self.location) as checkpoint:
             model = load_model(checkpoint, config=self.config())
         if device.type == "cpu" and model.dtype == torch.float16:
             model = model.float()

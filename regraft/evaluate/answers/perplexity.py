@@ -67,8 +67,8 @@ def key_tokens(
     if not windows:
         return None
     full = torch.stack(_nll(model, rows, budget))[:, len(rows[0]) // 2 - 1 :]
-    near = _windowed(model, rows, len(rows[0]) // 2, windows[-1], budget)
-    return [row.nonzero().flatten().tolist() for row in _key_mask(near, full)]
+    windowed = _windowed(model, rows, len(rows[0]) // 2, windows[-1], budget)
+    return [row.nonzero().flatten().tolist() for row in _key_mask(windowed, full)]
 
 
 def measure(
@@ -91,10 +91,10 @@ def measure(
     key_share = long_perplexity = None
     full = whole[:, length // 2 - 1 :]
     for window in _windows(rows):
-        near = _windowed(model, rows, length // 2, window, budget)
-        gain[str(window)] = round(float((near - full).mean()), 6)
-        gain_intervals[str(window)] = _interval((near - full).mean(1))
-        key = _key_mask(near, full)
+        windowed = _windowed(model, rows, length // 2, window, budget)
+        gain[str(window)] = round(float((windowed - full).mean()), 6)
+        gain_intervals[str(window)] = _interval((windowed - full).mean(1))
+        key = _key_mask(windowed, full)
     if gain:
         if keys is not None:
             key = torch.zeros_like(full, dtype=torch.bool)
@@ -128,8 +128,8 @@ def _windows(rows: Sequence[Sequence[int]]) -> list[int]:
     return [window for window in WINDOWS if 4 * window <= len(rows[0])]
 
 
-def _key_mask(near: Tensor, full: Tensor) -> Tensor:
-    return (near - full > _KEY) & (full < _KEY)
+def _key_mask(windowed: Tensor, full: Tensor) -> Tensor:
+    return (windowed - full > _KEY) & (full < _KEY)
 
 
 def _nll(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> list[Tensor]:

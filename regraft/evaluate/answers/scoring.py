@@ -32,7 +32,7 @@ class _Scored:
 
     score: float
     nll: float | None = None
-    said: str | None = None
+    text: str | None = None
 
 
 def answer(
@@ -70,7 +70,7 @@ def answer(
             scoring=scoring,
             score=own.score,
             nll=own.nll,
-            said=own.said,
+            said=own.text,
             hash=item.hash,
             twin=None if twin is None else twin.score,
             twin_nll=None if twin is None else twin.nll,
@@ -163,7 +163,7 @@ def _candidates(
         if candidate == item.references[0]:
             nll_of[number] = nll[0]
     return [
-        _Scored(score=float(best[n][1] == item.references[0]), nll=nll_of[n], said=best[n][1])
+        _Scored(score=float(best[n][1] == item.references[0]), nll=nll_of[n], text=best[n][1])
         for n, (item, _) in enumerate(prompts)
     ]
 
@@ -195,6 +195,6 @@ def _generate(
     for batch, results in zip(plan, map_over_processes(model.mesh, plan, work), strict=True):
         texts |= dict(zip(batch, results, strict=True))
     return [
-        _Scored(score=score_text(texts[n], item.references, item.scorer), said=texts[n])
+        _Scored(score=score_text(texts[n], item.references, item.scorer), text=texts[n])
         for n, (item, _) in enumerate(prompts)
     ]

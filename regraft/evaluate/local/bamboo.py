@@ -44,8 +44,8 @@ def _hypothesis(entry: dict[str, Any]) -> Case:
         f"\n\nStatement: {entry['hypothesis']}\n\nIs all of the statement so according to the "
         "paper? Answer with yes or no alone."
     )
-    wanted = "yes" if entry["answer"] else "no"
-    return _case("Read this paper.\n\n", entry["content"], after, wanted)
+    expected = "yes" if entry["answer"] else "no"
+    return _case("Read this paper.\n\n", entry["content"], after, expected)
 
 
 def _speaker(entry: dict[str, Any]) -> Case:
@@ -88,23 +88,23 @@ _TASKS: dict[str, tuple[Callable[[dict[str, Any]], Case], str, tuple[str, ...]]]
 }  # fmt: skip
 
 
-def read(place: str) -> list[Task]:
+def read(path: str) -> list[Task]:
     """A task for each file of a dataset. Raises InputError for files of another layout."""
     tasks = []
-    for path in files("bamboo", place):
-        kind = path.stem.split("_")[0]
+    for file in files("bamboo", path):
+        kind = file.stem.split("_")[0]
         if kind in _TASKS:
             make, scorer, needed = _TASKS[kind]
             try:
-                cases = [make(entry) for entry in entries("bamboo", path, needed)]
+                cases = [make(entry) for entry in entries("bamboo", file, needed)]
             except (TypeError, AttributeError) as error:
-                raise InputError(f"{path} is not of BAMBOO's layout: {error}.") from None
+                raise InputError(f"{file} is not of BAMBOO's layout: {error}.") from None
             if not cases:
-                raise InputError(f"{path} has no question; give another file of BAMBOO's.")
-            tasks.append(task(f"bamboo_{path.stem}", cases, scorer, _ROOM))
+                raise InputError(f"{file} has no question; give another file of BAMBOO's.")
+            tasks.append(task(f"bamboo_{file.stem}", cases, scorer, _ROOM))
     if not tasks:
         raise InputError(
-            f"--suite bamboo:{place} has no file of a task; their names start with "
+            f"--suite bamboo:{path} has no file of a task; their names start with "
             f"{', '.join(_TASKS)}."
         )
     return tasks

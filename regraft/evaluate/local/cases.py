@@ -79,32 +79,32 @@ def _no_oracle(_prompt: str) -> list[str]:
     return []
 
 
-def files(suite: str, place: str) -> list[Path]:
+def files(suite: str, path: str) -> list[Path]:
     """The .jsonl file, or all of them in the folder, sorted by name. Raises InputError if there is
     none."""
-    path = Path(place).expanduser()
-    found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
-    if not found:
+    root = Path(path).expanduser()
+    result = [root] if root.is_file() else sorted(root.rglob("*.jsonl"))
+    if not result:
         raise InputError(
-            f"--suite {suite}:{place} has no .jsonl file; give the suite's folder, unzipped, or "
+            f"--suite {suite}:{path} has no .jsonl file; give the suite's folder, unzipped, or "
             "one of its files."
         )
-    return found
+    return result
 
 
-def entries(suite: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The file's objects. Raises InputError naming the line that lacks one of the fields."""
-    found = []
+def entries(suite: str, path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
+    """The file's objects. Raises InputError naming the line that lacks a required field."""
+    result = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         remedy = f"give --suite {suite} its own files"
         entry = parse_json(line, f"{path} line {number}", remedy=remedy)
-        lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-        if not isinstance(entry, dict) or lacking:
+        missing = [name for name in required if not isinstance(entry, dict) or name not in entry]
+        if not isinstance(entry, dict) or missing:
             raise InputError(
-                f"{path} line {number} lacks {', '.join(lacking) or 'fields'}, so it is not of "
+                f"{path} line {number} lacks {', '.join(missing) or 'fields'}, so it is not of "
                 f"--suite {suite}'s layout."
             )
-        found.append(entry)
-    return found
+        result.append(entry)
+    return result

@@ -31,20 +31,20 @@ _TASKS = {
 }  # fmt: skip
 
 
-def read(place: str) -> list[Task]:
-    """A task for each dataset that is there. Raises InputError for files of another layout."""
+def read(path: str) -> list[Task]:
+    """A task for each dataset in `path`. Raises InputError for files of another layout."""
     tasks = []
-    for path in files("loogle", place):
-        if path.stem in _TASKS:
-            scorer, room, _ = _TASKS[path.stem]
-            cases = [case for entry in entries("loogle", path, ()) for case in _cases(path, entry)]
+    for file in files("loogle", path):
+        if file.stem in _TASKS:
+            scorer, room, _ = _TASKS[file.stem]
+            cases = [case for entry in entries("loogle", file, ()) for case in _cases(file, entry)]
             if not cases:
-                raise InputError(f"{path} has no question; give another file of LooGLE's.")
-            name = f"loogle_{path.stem}"
+                raise InputError(f"{file} has no question; give another file of LooGLE's.")
+            name = f"loogle_{file.stem}"
             tasks.append(task(name, cases, scorer, room, judged=scorer == "rouge_l"))
     if not tasks:
         raise InputError(
-            f"--suite loogle:{place} has no file of a task; these are named "
+            f"--suite loogle:{path} has no file of a task; these are named "
             f"{', '.join(f'{name}.jsonl' for name in _TASKS)}."
         )
     return tasks

@@ -18,7 +18,7 @@ from regraft.evaluate.tasks import Task
 _FIELDS = (
     "id", "input", "output", "document_start_index", "document_end_index", "truncation_seperator",
 )  # fmt: skip
-# scorer, and tokens that the paper's own runs keep for an answer
+# scorer, and tokens of an answer as in the paper's own runs
 _TASKS = {
     "gov_report": ("rouge", 1024), "summ_screen_fd": ("rouge", 512), "qmsum": ("rouge", 512),
     "squality": ("rouge", 512), "qasper": ("f1", 128), "narrative_qa": ("f1", 64),
@@ -27,21 +27,21 @@ _TASKS = {
 }  # fmt: skip
 
 
-def read(place: str) -> list[Task]:
-    """A task for each dataset that is there. Raises InputError where none has answers."""
-    found: dict[str, list[Case]] = {}
-    for path in files("zeroscrolls", place):
-        if name := _name(path):
-            found.setdefault(name, []).extend(_cases(path))
-    if not found:
+def read(path: str) -> list[Task]:
+    """A task for each dataset in `path`. Raises InputError where none has answers."""
+    cases_of: dict[str, list[Case]] = {}
+    for file in files("zeroscrolls", path):
+        if name := _name(file):
+            cases_of.setdefault(name, []).extend(_cases(file))
+    if not cases_of:
         raise InputError(
-            f"--suite zeroscrolls:{place} has no file of a task; it or its folder must be named "
+            f"--suite zeroscrolls:{path} has no file of a task; it or its folder must be named "
             f"{', '.join(_TASKS)}."
         )
-    tasks = {name: cases for name, cases in found.items() if cases}
+    tasks = {name: cases for name, cases in cases_of.items() if cases}
     if not tasks:
         raise InputError(
-            f"--suite zeroscrolls:{place} has no answers: those of the test files are not "
+            f"--suite zeroscrolls:{path} has no answers: those of the test files are not "
             "published; give the validation files."
         )
     return [

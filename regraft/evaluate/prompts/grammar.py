@@ -75,7 +75,7 @@ class _Story:
     def sentence(self) -> str:
         rng = self._rng
         who, other, third, fourth = rng.sample(self._cast, 4)
-        facts = {
+        fields = {
             "who": who["name"],
             "other": other["name"],
             "trade": other["trade"],
@@ -89,13 +89,13 @@ class _Story:
         }
         opening = rng.choice(_OPENINGS)
         deeds = {
-            "deed": self._fill(rng.choice(_DEEDS), {**facts, "other": third["name"]}),
-            "deed2": self._fill(rng.choice(_DEEDS), {**facts, "other": fourth["name"]}),
+            "deed": self._fill(rng.choice(_DEEDS), {**fields, "other": third["name"]}),
+            "deed2": self._fill(rng.choice(_DEEDS), {**fields, "other": fourth["name"]}),
         }
-        text = self._fill(opening, {**facts, **deeds})
+        text = self._fill(opening, {**fields, **deeds})
         return text[0].upper() + text[1:]
 
-    def _fill(self, text: str, facts: dict[str, str]) -> str:
+    def _fill(self, text: str, fields: dict[str, str]) -> str:
         rng = self._rng
         drawn = {
             "thing": f"{rng.choice(('a', 'the'))} {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}",
@@ -105,7 +105,7 @@ class _Story:
             "noun": rng.choice(NOUNS),
             "adjective": rng.choice(ADJECTIVES),
         }
-        return _ARTICLE.sub("an ", text.format_map({**drawn, **facts}))
+        return _ARTICLE.sub("an ", text.format_map({**drawn, **fields}))
 
     def _town(self) -> str:
         name = made_up(self._rng).capitalize()

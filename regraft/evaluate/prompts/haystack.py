@@ -95,14 +95,15 @@ class Fixed:
         self.name, self.ending, self._pieces = name, ending, pieces
 
     def pieces(self, seed: str, count: int) -> list[str]:
-        have = len(self._pieces)
-        if count > have:
+        available = len(self._pieces)
+        if count > available:
             raise UsedUp(
-                f"The text of {self.name} is too short: {have} sentences, and a prompt needs "
+                f"The text of {self.name} is too short: {available} sentences, and a prompt needs "
                 "more; give a longer text (it is never repeated), or lower --lengths."
             )
-        start = random.Random(f"{self.name} {seed}").randrange(have)
-        return [*self._pieces[start : start + count], *self._pieces[: max(0, start + count - have)]]
+        start = random.Random(f"{self.name} {seed}").randrange(available)
+        wrapped = max(0, start + count - available)
+        return [*self._pieces[start : start + count], *self._pieces[:wrapped]]
 
 
 def open_corpus(name: str) -> Corpus:
@@ -124,14 +125,14 @@ def open_corpus(name: str) -> Corpus:
 
 
 def split(text: str) -> list[str]:
-    """Sentences, each with the space or line end behind it; together they are the text again.
+    """Sentences, each with the space or line end behind it; their concatenation is the text.
 
     Very long sentences, as in scripts without a full stop, are split between words or, without
     spaces, anywhere."""
     return [
         part
-        for found in _SENTENCE.findall(text)
-        for part in (_STRETCH.findall(found) if len(found) > _LONGEST else [found])
+        for sentence in _SENTENCE.findall(text)
+        for part in (_STRETCH.findall(sentence) if len(sentence) > _LONGEST else [sentence])
         if part
     ]
 

@@ -102,15 +102,15 @@ def distinct(
 ) -> list[str]:
     """`count` different keys or values that are not in `taken`, to which they are added."""
     taken = set() if taken is None else taken
-    found: list[str] = []
-    while len(found) < count:
+    drawn: list[str] = []
+    while len(drawn) < count:
         made = key(rng) if kind == "words" else value(rng, kind)
         if kind == "words" and made in taken:  # pairs are limited; invented words are not
             made = f"{made}-{made_up(rng)}" if len(taken) > 10_000 else made
         if made not in taken:
             taken.add(made)
-            found.append(made)
-    return found
+            drawn.append(made)
+    return drawn
 
 
 def plural(noun: str) -> str:

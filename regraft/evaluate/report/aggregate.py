@@ -31,10 +31,10 @@ def cell(answers: Sequence[Answer], *, yes_or_no: bool = False) -> Cell:
     """The means over one cell's answers, with intervals. yes_or_no: the answers are, so
     precision and recall are given if they were generated."""
     scores = _scores(answers)
-    said = [answer.said for answer in answers if answer.said is not None]
+    texts = [answer.said for answer in answers if answer.said is not None]
     verdicts = [answer.judge for answer in answers if answer.judge is not None]
     clear = [verdict == "agrees" for verdict in verdicts if verdict != "no verdict"]
-    yes = detection(said, scores) if yes_or_no and said else None
+    yes = detection(texts, scores) if yes_or_no and texts else None
     depths = sorted(
         {answer.depth for answer in answers if answer.on_grid and answer.depth is not None}
     )
@@ -122,7 +122,7 @@ def _scores_by_cell(
     answers: Answers, tasks: Sequence[Task], models: Sequence[str]
 ) -> Iterator[tuple[str, int, dict[str, list[float]]]]:
     """(task, length, every model's scores item by item) of every cell, then of the comparable tasks
-    together, as 'all'."""
+    combined, as 'all'."""
     lengths = sorted({length for _, _, length in answers})
     for task, length in product([task.name for task in tasks], lengths):
         if (models[0], task, length) in answers:

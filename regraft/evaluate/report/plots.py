@@ -28,8 +28,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot. number: its place in the legend, the same in every plot; key: its name in
-    the page's script."""
+    """A line of a plot. number: its position in the legend, the same in every plot; key: its name
+    in the page's script."""
 
     name: str
     number: int

@@ -41,7 +41,7 @@ def introduction(result: EvaluationRecord) -> list[str]:
 
 
 def _fidelity(fidelity: FidelityRecord) -> list[str]:
-    """One sentence on the adapters, at the greatest length of all tasks together or the first."""
+    """One sentence on the adapters: of all tasks combined or the first, at the greatest length."""
     ratios = fidelity.ratios
     if not ratios:
         return []

@@ -1,4 +1,4 @@
-"""What a graft gained and kept: transfer, retention and effective length from scores.
+"""What a graft gained and preserved: transfer, retention and effective length from scores.
 
 With R the recipient, R' the recipient with only the donor's RoPE, D the donor, G the graft:
 

@@ -26,8 +26,10 @@ Scoring = Literal["teacher", "candidates", "generate"]
 
 @dataclass(frozen=True)
 class Draft:
-    """What a task writes: the question with its text, the same question without evidence, the
-    references in the order in which a good answer names them, the beginning of the answer (prefix).
+    """What a task writes for one item.
+
+    question: with its text; twin: the same without evidence; references: in the order in which a
+    good answer names them; prefix: the beginning of the answer.
     """
 
     question: str
@@ -40,9 +42,12 @@ class Draft:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt with its answer. answer: the right one, which follows `prompt`; spans: of the
-    references in it, in characters. tokens: of the prompt; unique: its share of text that is not
-    repeated; hash: of everything that a model is given."""
+    """A prompt with its answer.
+
+    answer: the right answer, which follows `prompt`; spans: (start, end) of each reference in
+    `answer`, in characters; tokens: length of the prompt; unique: share of the prompt's text that
+    is not repeated; hash: of prompt, twin, answer, references and candidates.
+    """
 
     task: str
     length: int
@@ -123,7 +128,7 @@ class Task:
         the task does not fit in it."""
         if length <= self.room:
             raise TooShort(
-                f"{self.name} keeps {self.room} tokens for its answer, so it needs more than "
+                f"{self.name} reserves {self.room} tokens for its answer, so it needs more than "
                 f"{length}; raise --lengths or leave it out."
             )
         draft = self.make(kit, length - self.room, number)
@@ -132,11 +137,11 @@ class Task:
         references = list(draft.references)
         answer, spans = listing(references if self.scorer == "all" else references[:1])
         ids = kit.prompter.ids(prompt)
-        shown = "\0".join((prompt, twin, answer, *references, *draft.candidates))
+        hashed = "\0".join((prompt, twin, answer, *references, *draft.candidates))
         return Item(
             self.name, length, number, prompt, twin, answer, spans, references,
             list(draft.candidates), self.scorer, len(ids), round(unique_share(ids), 4),
-            draft.facts, hashlib.sha256(shown.encode()).hexdigest()[:16],
+            draft.facts, hashlib.sha256(hashed.encode()).hexdigest()[:16],
         )  # fmt: skip
 
 
@@ -152,15 +157,15 @@ def listing(references: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     return text, spans
 
 
-def score_text(said: str, references: Sequence[str], scorer: Scorer) -> float:
+def score_text(text: str, references: Sequence[str], scorer: Scorer) -> float:
     """The score of a generated answer, 0 to 1.
 
     RULER's scorers (arXiv 2404.06654) are the share of references that occur in the answer (`all`)
     and whether any does (`part`); they ignore case, and ASCII control characters become line breaks
     first. For the other scorers see `text_scores`.
     """
-    said = _CONTROL.sub("\n", said.strip()).strip()
+    text = _CONTROL.sub("\n", text.strip()).strip()
     if scorer in METRICS:
-        return METRICS[scorer](said, references)
-    hits = [reference.lower() in said.lower() for reference in references]
+        return METRICS[scorer](text, references)
+    hits = [reference.lower() in text.lower() for reference in references]
     return float(any(hits)) if scorer == "part" else sum(hits) / len(hits)

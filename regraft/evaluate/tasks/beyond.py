@@ -1,7 +1,7 @@
 """Beyond retrieval: learning a rule from many shots, tracking state, walking a graph.
 
-Each answer depends on all of the prompt rather than on one place in it, and the problem grows with
-the length. There is no haystack: the text consists of evidence and of similar lines.
+Each answer depends on all of the prompt rather than on one passage, and the problem grows with the
+length. There is no haystack: the text consists of evidence and of similar lines.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def _shots(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("icl", budget, number)
     endings = rng.sample(["lan", "mor", "tis", "vek", "dun", "pra", "sol", "gim", "hub", "zet"], 8)
     labels = [str(n) for n in rng.sample(range(10, 100), 2 * _LABELS)]
-    of = dict(zip(endings, labels[:_LABELS], strict=True))
-    asked = rng.choice(endings)
+    label_of = dict(zip(endings, labels[:_LABELS], strict=True))
+    queried = rng.choice(endings)
     seed = rng.random()
 
     def word(more: random.Random, ending: str) -> str:
@@ -36,24 +36,24 @@ def _shots(kit: Kit, budget: int, number: int) -> Draft:
         lines = []
         for _ in range(rounds):
             for ending in more.sample(endings, _LABELS):
-                label = of[ending] if ruled else blind.choice(labels[_LABELS:])
+                label = label_of[ending] if ruled else blind.choice(labels[_LABELS:])
                 lines.append(f"Word: {word(more, ending)}\nLabel: {label}\n\n")
-        last = word(kit.rng("asked", seed), asked)
+        last = word(kit.rng("asked", seed), queried)
         return f"Each word has a label.\n\n{''.join(lines)}Word: {last}\n"
 
     prefix = "Label:"
     rounds = kit.fit("icl", build, budget, prefix, least=1)
     return Draft(
-        build(rounds), build(rounds, ruled=False), (of[asked],), prefix,
+        build(rounds), build(rounds, ruled=False), (label_of[queried],), prefix,
         tuple(labels[:_LABELS]), {"shots": rounds * _LABELS},
     )  # fmt: skip
 
 
 def _solve_shots(prompt: str) -> list[str]:
     """The label of the shots with the ending of the last word, if all have the same."""
-    asked = _LAST.findall(prompt)[-1][-3:]
-    found = {label for word, label in _SHOT.findall(prompt) if word.endswith(asked)}
-    return list(found) if len(found) == 1 else []
+    ending = _LAST.findall(prompt)[-1][-3:]
+    labels = {label for word, label in _SHOT.findall(prompt) if word.endswith(ending)}
+    return list(labels) if len(labels) == 1 else []
 
 
 _MOVE = re.compile(r"(\S+) goes to the (\S+)\.")

@@ -24,7 +24,7 @@ _SOCIETY = re.compile(
     r"The (.+?) was founded by (\w+ \w\. \w+) in \d+; its first treasurer was (\w+ \w\. \w+)\."
 )
 _PERSON = re.compile(r"(\w+ \w\. \w+), an? \w+, was born in (\w+), .+? and was buried in (\w+)\.")
-_ASKED = re.compile(r"Question: in which town was the (.+) of the (.+) (born|buried)\?")
+_QUESTION_PATTERN = re.compile(r"Question: in which town was the (.+) of the (.+) (born|buried)\?")
 _SHARED_PARTS = ((0,), (2,), (0, 1), (0, 2), (1, 2))  # parts that a similar name shares
 _MANY = 1000  # people; the names of later ones are not similar to the first one's
 _CANDIDATES = 5  # other people's towns
@@ -44,14 +44,14 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     archive = _Archive(rng)
     society = archive.society
     officers = [archive.person() for _ in OFFICES]
-    asked, twin_person = officers[office], archive.person()
-    answer = asked.towns[fact]
+    person, twin_person = officers[office], archive.person()
+    answer = person.towns[fact]
     archive.refused = answer.lower()
-    evidence = [_about_society(rng, society, officers), _about_person(rng, asked)]
+    evidence = [_about_society(rng, society, officers), _about_person(rng, person)]
     twin_evidence = [evidence[0], _about_person(rng, twin_person)]
     stream = archive.documents(officers[1 - office])
     others: list[str] = []
-    places = [rng.random() for _ in evidence]
+    positions = [rng.random() for _ in evidence]
     seed = rng.random()
 
     def build(units: int, gold: list[str] = evidence) -> str:
@@ -59,24 +59,22 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
             others.append(next(stream))
         texts = others[:units]
         random.Random(seed).shuffle(texts)
-        for place, text in zip(places, gold, strict=True):
-            texts.insert(round(place * len(texts)), text)
-        shown = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(texts, 1))
+        for position, text in zip(positions, gold, strict=True):
+            texts.insert(round(position * len(texts)), text)
+        numbered = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(texts, 1))
         return (
-            f"Documents of an archive follow; a question about them comes last.\n\n{shown}\n\n"
+            f"Documents of an archive follow; a question about them comes last.\n\n{numbered}\n\n"
             f"Question: in which town was the {OFFICES[office]} of the {society} {FACTS[fact]}?"
         )
 
     prefix = " Answer: in"
     units = kit.fit("archive", build, budget, prefix)
-    near = [
-        person.towns[fact]
-        for person in archive.people[: 2 + _CANDIDATES]
-        if person is not twin_person
+    other_towns = [
+        other.towns[fact] for other in archive.people[: 2 + _CANDIDATES] if other is not twin_person
     ]
     return Draft(
         build(units), build(units, twin_evidence), (answer,), prefix,
-        (answer, *(town for town in near if town != answer)), {"documents": units + 2},
+        (answer, *(town for town in other_towns if town != answer)), {"documents": units + 2},
     )  # fmt: skip
 
 
@@ -164,9 +162,9 @@ def _about_person(rng: random.Random, person: _Person) -> str:
 
 def _solve(prompt: str) -> list[str]:
     """Look up the society, then the person."""
-    office, society, fact = _ASKED.findall(prompt)[-1]
+    office, society, fact = _QUESTION_PATTERN.findall(prompt)[-1]
     officers = {name: names for name, *names in _SOCIETY.findall(prompt)}
-    towns = {name: found for name, *found in _PERSON.findall(prompt)}
+    towns = {name: pair for name, *pair in _PERSON.findall(prompt)}
     person = officers[society][OFFICES.index(office)]
     return [towns[person][FACTS.index(fact)]] if person in towns else []
 

@@ -26,12 +26,12 @@ def hide(pieces: Sequence[str], needles: Sequence[str], depths: Sequence[float])
     """
     starts = [0, *accumulate(map(len, pieces))]
     total = starts[-1]
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     for number, depth in enumerate(depths):
         at = max(i for i, start in enumerate(starts) if start <= depth * total)
-        places.append((at, number))
+        positions.append((at, number))
     out, done = [], 0
-    for at, number in sorted(places):
+    for at, number in sorted(positions):
         out += [*pieces[done:at], needles[number]]
         done = at
     return "".join([*out, *pieces[done:]])

@@ -23,8 +23,8 @@ SIGHTS = {
     "Sugarloaf Mountain": "Brazil",
 }  # fmt: skip
 _NEEDLE = "These days {name} has a flat right beside {sight}."
-_READ = re.compile(r"These days (\S+) has a flat right beside ([^.]+)\.")
-_ASKED = re.compile(r"Question: who, of all people named above, lives in (\w+)\?")
+_NEEDLE_PATTERN = re.compile(r"These days (\S+) has a flat right beside ([^.]+)\.")
+_QUESTION_PATTERN = re.compile(r"Question: who, of all people named above, lives in (\w+)\?")
 _OTHERS = 3
 
 
@@ -40,15 +40,15 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     depths = [depth, *(rng.random() for _ in others)]
     ending = kit.haystack.ending
     needle_text, twin_needle, *decoys = (
-        _NEEDLE.format(name=name, sight=place) + ending
-        for name, place in zip(names, (sight, spare, *others), strict=True)
+        _NEEDLE.format(name=name, sight=landmark) + ending
+        for name, landmark in zip(names, (sight, spare, *others), strict=True)
     )
-    ask = f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?"
+    question = f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?"
     prefix = f"\nAnswer: the one who lives in {SIGHTS[sight]} is"
 
     def build(units: int, needle: str = needle_text) -> str:
         pieces = kit.haystack.pieces(f"latent {number}", units)
-        return hide(pieces, [needle, *decoys], depths).rstrip() + ask
+        return hide(pieces, [needle, *decoys], depths).rstrip() + question
 
     units = kit.fit("latent", build, budget, prefix)
     candidates = (names[0], *names[2:])
@@ -58,8 +58,8 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
 
 
 def _solve(prompt: str) -> list[str]:
-    asked = _ASKED.findall(prompt)[-1]
-    return [name for name, sight in _READ.findall(prompt) if SIGHTS[sight] == asked]
+    country = _QUESTION_PATTERN.findall(prompt)[-1]
+    return [name for name, sight in _NEEDLE_PATTERN.findall(prompt) if SIGHTS[sight] == country]
 
 
 LATENT = Task("latent", _make, _solve, room=16)

@@ -31,7 +31,7 @@ _GROWING = ("append", "insert")
 _METHODS = (*_GROWING, *_GROWING, "pop", "remove", "reverse", "sort")
 _CALL = re.compile(r"^(\w+)\.(\w+)\((.*)\)$", re.MULTILINE)
 _START = re.compile(r"^(\w+) = (\[.*\])$", re.MULTILINE)
-_ASKED = re.compile(r"Question: what does print\((.+)\) show")
+_QUESTION_PATTERN = re.compile(r"Question: what does print\((.+)\) show")
 Program = tuple[list[Any], list[str], Any]  # first elements, operations, the printed value
 
 
@@ -111,12 +111,12 @@ def _idle(rng: random.Random, name: str, others: list[str], values: list[Any]) -
 
 def _solve(prompt: str) -> list[str]:
     """Execute all operations on the list."""
-    asked = _ASKED.findall(prompt)[-1]
+    queried = _QUESTION_PATTERN.findall(prompt)[-1]
     name, state, view_of = next(
         (name, ast.literal_eval(first), view_of)
         for name, first in _START.findall(prompt)
         for view, view_of in VIEWS.items()
-        if view.format(name) == asked
+        if view.format(name) == queried
     )
     for which, method, given in _CALL.findall(prompt):
         if which == name:

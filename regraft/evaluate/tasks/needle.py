@@ -15,10 +15,10 @@ from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 
 _NEEDLE = "The secret number of the {key} is {value}."
-_ASK = "\n\nQuestion: what {are} the secret {numbers} of the {key}, as told in the text above?"
+_QUESTION = "\n\nQuestion: what {are} the secret {numbers} of the {key}, as told in the text above?"
 _PREFIX = "\nAnswer: the secret {numbers} of the {key} {are}"
-_READ = re.compile(r"The secret number of the (\S+) is (\d+)\.")
-_ASKED = re.compile(r"Question: what \w+ the secret numbers? of the (\S+), as told")
+_NEEDLE_PATTERN = re.compile(r"The secret number of the (\S+) is (\d+)\.")
+_QUESTION_PATTERN = re.compile(r"Question: what \w+ the secret numbers? of the (\S+), as told")
 _NAMES = {
     "one": {"are": "is", "numbers": "number"},
     "several": {"are": "are", "numbers": "numbers"},
@@ -33,7 +33,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     key, spare = words.distinct(rng, "words", 2, taken)
     similar = [_similar_key(rng, key, taken) for _ in range(kit.decoys)]
     values = words.distinct(rng, "numbers", 2 * count + kit.decoys, taken)
-    # several needles are spread from the cell's depth to the end, as Kamradt's are
+    # several needles are spaced evenly from the cell's depth to the end, as Kamradt's are
     depths = [depth + (1 - depth) * i / count for i in range(count)]
     depths += [rng.random() for _ in similar]
     ending = kit.haystack.ending
@@ -46,12 +46,12 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
         for other, value in zip(similar, values[2 * count :], strict=True)
     ]
     names = _NAMES["one" if count == 1 else "several"]
-    ask, prefix = _ASK.format(key=key, **names), _PREFIX.format(key=key, **names)
+    question, prefix = _QUESTION.format(key=key, **names), _PREFIX.format(key=key, **names)
     name = f"needle {number}"
 
     def build(units: int, needles: list[str] = hidden) -> str:
         pieces = kit.haystack.pieces(name, units)
-        return hide(pieces, [*needles, *decoys], depths).rstrip() + ask
+        return hide(pieces, [*needles, *decoys], depths).rstrip() + question
 
     units = kit.fit("needle", build, budget, prefix)
     return Draft(
@@ -73,8 +73,8 @@ def _similar_key(rng: random.Random, key: str, taken: set[str]) -> str:
 
 def solve(prompt: str) -> list[str]:
     """The values of the key in the question."""
-    asked = _ASKED.findall(prompt)
-    return [value for key, value in _READ.findall(prompt) if asked and key == asked[-1]]
+    queried = _QUESTION_PATTERN.findall(prompt)[-1:]
+    return [value for key, value in _NEEDLE_PATTERN.findall(prompt) if key in queried]
 
 
 def room(needles: int) -> int:

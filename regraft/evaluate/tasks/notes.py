@@ -38,9 +38,9 @@ def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
 
 
 def _solve(prompt: str) -> list[str]:
-    said = prompt.split()
+    tokens = prompt.split()
     try:
-        return [" ".join(world.solve(said, len(said)))]
+        return [" ".join(world.solve(tokens, len(tokens)))]
     except ValueError:  # no such needle
         return []
 

@@ -48,9 +48,9 @@ class Quiz:
     def word_overlap(self, question: str) -> dict[str, float]:
         """For each document, the sum of log(documents / documents with the word) over the words
         that it shares with the question."""
-        asked = _words(question)
+        question_words = _words(question)
         return {
-            text: sum(self._rarity[word] for word in sorted(asked & bag))
+            text: sum(self._rarity[word] for word in sorted(question_words & bag))
             for text, bag in zip(self.documents, self._bags, strict=True)
         }
 
@@ -60,8 +60,8 @@ class Quiz:
 
     @cached_property
     def _rarity(self) -> dict[str, float]:
-        having = Counter(word for bag in self._bags for word in bag)
-        return {word: math.log(len(self._bags) / count) for word, count in having.items()}
+        document_count = Counter(word for bag in self._bags for word in bag)
+        return {word: math.log(len(self._bags) / count) for word, count in document_count.items()}
 
 
 def _words(text: str) -> set[str]:
@@ -109,10 +109,10 @@ def _hotpot(entries: list[dict[str, Any]]) -> Quiz:
     questions: list[Question] = []
     documents: set[str] = set()
     for entry in entries:
-        needed = {title for title, _ in entry["supporting_facts"]}
+        supporting_titles = {title for title, _ in entry["supporting_facts"]}
         context = {title: f"{title}\n{''.join(text)}" for title, text in entry["context"]}
         documents.update(context.values())
-        supporting = tuple(text for title, text in context.items() if title in needed)
+        supporting = tuple(text for title, text in context.items() if title in supporting_titles)
         questions.append(
             Question(
                 _text(entry["question"]), (_text(entry["answer"]),), supporting,

@@ -32,7 +32,7 @@ Metric = Callable[[str, Sequence[str]], float]
 
 
 def _best(score: Callable[[str, str], float]) -> Metric:
-    return lambda said, references: max(score(said, reference) for reference in references)
+    return lambda answer, references: max(score(answer, reference) for reference in references)
 
 
 def _words(text: str) -> list[str]:
@@ -42,50 +42,50 @@ def _words(text: str) -> list[str]:
 
 
 @_best
-def f1(said: str, reference: str) -> float:
+def f1(answer: str, reference: str) -> float:
     """Harmonic mean of the precision and the recall of words, repeated ones counted."""
-    ours, theirs = _words(said), _words(reference)
+    ours, theirs = _words(answer), _words(reference)
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
-def rouge(said: str, references: Sequence[str]) -> float:
+def rouge(answer: str, references: Sequence[str]) -> float:
     """Geometric mean of ROUGE-1, ROUGE-2 and ROUGE-L (F, stemmed)."""
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = _scorer(kinds, stem=True)
-    match = [scorer.score(reference, said) for reference in references]
+    match = [scorer.score(reference, answer) for reference in references]
     product = 1.0
     for kind in kinds:
         product *= max(score[kind].fmeasure for score in match)
     return float(product ** (1 / 3))
 
 
-def rouge_l(said: str, references: Sequence[str]) -> float:
+def rouge_l(answer: str, references: Sequence[str]) -> float:
     """Recall of the longest common subsequence of words."""
     scorer = _scorer(["rougeL"], stem=False)
-    return float(max(scorer.score(each, said)["rougeL"].recall for each in references))
+    return float(max(scorer.score(each, answer)["rougeL"].recall for each in references))
 
 
 @_best
-def letter(said: str, reference: str) -> float:
+def letter(answer: str, reference: str) -> float:
     """Whether the first single letter from A to D is the reference."""
-    match = _LETTER.search(said)
+    match = _LETTER.search(answer)
     return float(match is not None and match.group() == reference)
 
 
 @_best
-def percentage(said: str, reference: str) -> float:
+def percentage(answer: str, reference: str) -> float:
     """0.5 ** (difference / 10), with the first percentage in the answer, in points."""
-    match, expected = _PERCENTAGE.search(said), _PERCENTAGE.search(reference)
+    match, expected = _PERCENTAGE.search(answer), _PERCENTAGE.search(reference)
     if match is None or expected is None:
         return 0.0
     return float(0.5 ** (abs(float(match[1]) - float(expected[1])) / 10))
 
 
 @_best
-def order(said: str, reference: str) -> float:
+def order(answer: str, reference: str) -> float:
     """Share of pairs in the right order; one half by chance."""
-    match, expected = (re.findall(r"\d+", text) for text in (said, reference))
+    match, expected = (re.findall(r"\d+", text) for text in (answer, reference))
     if sorted(match) != sorted(expected):
         return 0.0
     pairs = set(combinations(expected, 2))
@@ -93,38 +93,38 @@ def order(said: str, reference: str) -> float:
 
 
 @_best
-def cloze(said: str, reference: str) -> float:
+def cloze(answer: str, reference: str) -> float:
     """Share of masks with exactly their entity; both are dictionaries in text."""
-    expected, match = _dictionary(reference), _dictionary(said)
+    expected, match = _dictionary(reference), _dictionary(answer)
     return sum(match.get(mask) == entity for mask, entity in expected.items()) / len(expected)
 
 
 @_best
-def same(said: str, reference: str) -> float:
+def same(answer: str, reference: str) -> float:
     """Whether the first line is the reference."""
-    first = said.strip().split("\n")[0]
+    first = answer.strip().split("\n")[0]
     return float(first.strip(" .").lower() == reference.strip(" .").lower())
 
 
 @_best
-def verdict(said: str, reference: str) -> float:
+def verdict(answer: str, reference: str) -> float:
     """Whether the answer is yes if and only if the reference is."""
-    return float(_yes(said) is (reference == "yes"))
+    return float(_yes(answer) is (reference == "yes"))
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well the answer yes was match."""
+    """Precision, recall and F1 of the answer yes."""
 
     precision: float
     recall: float
     f1: float
 
 
-def detection(said: Sequence[str], scores: Sequence[float]) -> Detection:
+def detection(answers: Sequence[str], scores: Sequence[float]) -> Detection:
     """Precision, recall and F1 of yes, from answers and whether they were right (score 1); 0 where
     nothing is yes."""
-    kinds = Counter((_yes(text), score == 1) for text, score in zip(said, scores, strict=True))
+    kinds = Counter((_yes(text), score == 1) for text, score in zip(answers, scores, strict=True))
     right, wrong, missed = kinds[True, True], kinds[True, False], kinds[False, False]
     return Detection(
         precision=round(right / max(1, right + wrong), 6),
@@ -133,8 +133,8 @@ def detection(said: Sequence[str], scores: Sequence[float]) -> Detection:
     )
 
 
-def _yes(said: str) -> bool:
-    return said.strip().lower().startswith("yes")
+def _yes(answer: str) -> bool:
+    return answer.strip().lower().startswith("yes")
 
 
 METRICS: dict[str, Metric] = {

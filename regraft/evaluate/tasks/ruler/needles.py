@@ -2,7 +2,7 @@
 
 Needles stand at grid depths in essays and at any line of noise and of needle haystacks. Which
 needle takes which position is the same in every item (NVIDIA shuffles them with a fixed seed),
-while the keys that are asked for are drawn anew.
+while the queried keys are drawn anew.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _replace(
     rng: random.Random, spec: NeedleSpec, needles: list[Needle], other_key: dict[str, str],
     taken: set[str],
 ) -> list[Needle]:  # fmt: skip
-    """The needles with other keys and values in place of those that are asked for."""
+    """The needles with other keys and values in place of the queried ones."""
     return [
         (other_key[key], words.distinct(rng, spec.value, 1, taken)[0])
         if key in other_key

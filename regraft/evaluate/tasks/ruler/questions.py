@@ -61,8 +61,8 @@ def _without_answer(
         supports = text in question.supporting
         return supports or (question.has_free_answer and question.answered_by(text))
 
-    shown = set(documents)
-    spare = [text for text in quiz.documents if text not in shown and not is_evidence(text)]
+    used = set(documents)
+    spare = [text for text in quiz.documents if text not in used and not is_evidence(text)]
     rng.shuffle(spare)
     replaced = [
         (spare.pop() if spare else None) if is_evidence(text) else text for text in documents
@@ -72,8 +72,8 @@ def _without_answer(
 
 def prompt(documents: list[str], question: str) -> str:
     """The numbered documents between two copies of the instruction, then the question."""
-    shown = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(documents, 1))
-    return f"{INSTRUCTION}{shown}\n\n{INSTRUCTION}Question: {question}"
+    numbered = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(documents, 1))
+    return f"{INSTRUCTION}{numbered}\n\n{INSTRUCTION}Question: {question}"
 
 
 def too_few(name: str, documents: int, budget: int) -> str:

@@ -24,8 +24,8 @@ _QUESTION = re.compile(r"Which variables hold the value (\d+) in the text above\
 
 def _make(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("vt", budget, number)
-    names = _variables(rng, 2 * (HOPS + 1), letters=5)
-    told, other = names[: HOPS + 1], names[HOPS + 1 :]
+    drawn = _variables(rng, 2 * (HOPS + 1), letters=5)
+    names, twin_names = drawn[: HOPS + 1], drawn[HOPS + 1 :]
     value, other_value = (str(n) for n in rng.sample(range(10_000, 100_000), 2))
     example = _example(kit, rng)
     prefix = _prefix(value)
@@ -34,9 +34,9 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
         positions = line_positions(kit.rng("vt lines", budget, number, lines), lines, HOPS + 1)
         return example + _question(lines, chain, positions, value)
 
-    chain, twin_chain = _chain(told, value), _chain(other, other_value)
+    chain, twin_chain = _chain(names, value), _chain(twin_names, other_value)
     lines = kit.fit("vt", lambda n: build(n, chain), budget, prefix, least=HOPS + 1)
-    return Draft(build(lines, chain), build(lines, twin_chain), tuple(told), prefix)
+    return Draft(build(lines, chain), build(lines, twin_chain), tuple(names), prefix)
 
 
 def _example(kit: Kit, rng: random.Random) -> str:
@@ -89,7 +89,7 @@ def _solve(prompt: str) -> list[str]:
     values: dict[str, str] = {}
     for name, source, number in _ASSIGNMENT.findall(prompt):
         values[name] = number or values[source]
-    return [name for name, held in values.items() if held == value]
+    return [name for name, result in values.items() if result == value]
 
 
 TRACKING = Task("vt", _make, _solve, room=30, haystack=False)

@@ -31,21 +31,21 @@ def _common(kit: Kit, budget: int, number: int) -> Draft:
     often, seldom = (30, 3) if budget + _COMMON_ROOM >= _SHORT else (6, 1)
     taken: set[str] = set()
     size = (40, 10, 3) if often == 30 else (20, 3, 1)
-    shown = _made_up(rng, COMMON, taken)
-    example = _list_question(rng, shown, _made_up(rng, size[0] - COMMON, taken), *size[1:])
-    example += f"{_LIST_PREFIX}{listing(shown)[0]}.\n\n"
-    told, other = _made_up(rng, COMMON, taken), _made_up(rng, COMMON, taken)
+    example_words = _made_up(rng, COMMON, taken)
+    example = _list_question(rng, example_words, _made_up(rng, size[0] - COMMON, taken), *size[1:])
+    example += f"{_LIST_PREFIX}{listing(example_words)[0]}.\n\n"
+    common, twin_common = _made_up(rng, COMMON, taken), _made_up(rng, COMMON, taken)
     fillers: list[str] = []
     order = kit.rng("cwe order", budget, number).random()
 
-    def build(units: int, common: list[str]) -> str:
+    def build(units: int, repeated: list[str]) -> str:
         if len(fillers) < units:
             fillers.extend(_made_up(rng, units - len(fillers), taken))
         shuffler = random.Random(order)
-        return example + _list_question(shuffler, common, fillers[:units], often, seldom)
+        return example + _list_question(shuffler, repeated, fillers[:units], often, seldom)
 
-    units = kit.fit("cwe", lambda n: build(n, told), budget, _LIST_PREFIX, least=1)
-    return Draft(build(units, told), build(units, other), tuple(told), _LIST_PREFIX)
+    units = kit.fit("cwe", lambda n: build(n, common), budget, _LIST_PREFIX, least=1)
+    return Draft(build(units, common), build(units, twin_common), tuple(common), _LIST_PREFIX)
 
 
 _LIST_PREFIX = " Answer: The 10 words that stand most often in the list are:"
@@ -54,27 +54,27 @@ _LIST_PREFIX = " Answer: The 10 words that stand most often in the list are:"
 def _list_question(
     rng: random.Random, common: list[str], others: list[str], often: int, seldom: int
 ) -> str:
-    said = [*common * often, *others * seldom]
-    rng.shuffle(said)
+    items = [*common * often, *others * seldom]
+    rng.shuffle(items)
     return (
         "Here is a numbered list of words, in which some stand more often than others. Remember "
-        f"those that stand most often.\n{_numbered(said)}\n"
+        f"those that stand most often.\n{_numbered(items)}\n"
         "Question: Which 10 words stand most often in the list above?"
     )
 
 
-def _numbered(said: list[str]) -> str:
-    return " ".join(f"{number}. {word}" for number, word in enumerate(said, 1))
+def _numbered(items: list[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(items, 1))
 
 
 def _made_up(rng: random.Random, count: int, taken: set[str]) -> list[str]:
-    found: list[str] = []
-    while len(found) < count:
+    result: list[str] = []
+    while len(result) < count:
         word = words.made_up(rng)
         if word not in taken and len(word) > 4:
             taken.add(word)
-            found.append(word)
-    return found
+            result.append(word)
+    return result
 
 
 def _solve_common(prompt: str) -> list[str]:
@@ -93,23 +93,23 @@ def _frequent(kit: Kit, budget: int, number: int) -> Draft:
     while len(drawn) < size - 1 + 3:
         drawn[words.coded(rng)] = None
     names = list(drawn)
-    told, other, rest = names[:3], names[3:6], names[6:]  # `other`: the twin's answer
+    answer, twin_answer, rest = names[:3], names[3:6], names[6:]
     order = rng.random()
 
     def build(units: int, frequent: list[str]) -> str:
-        said = []
+        sequence = []
         for rank, word in enumerate(["...", *frequent, *rest], 1):
-            said += [word] * int(units * rank**-ALPHA / _ZETA)
-        random.Random(order).shuffle(said)
+            sequence += [word] * int(units * rank**-ALPHA / _ZETA)
+        random.Random(order).shuffle(sequence)
         return (
             "Coded words repeat in the text below; track how often each does. Dots are noise. "
-            f"These are the words below.\n{' '.join(said)}\n"
+            f"These are the words below.\n{' '.join(sequence)}\n"
             "Question: Leaving out the dots, which three coded words are the most frequent above?"
         )
 
     # with 60 words the third and fourth differ in number: 2 and 1
-    units = kit.fit("fwe", lambda n: build(n, told), budget, _FREQUENT_PREFIX, least=60)
-    return Draft(build(units, told), build(units, other), tuple(told), _FREQUENT_PREFIX)
+    units = kit.fit("fwe", lambda n: build(n, answer), budget, _FREQUENT_PREFIX, least=60)
+    return Draft(build(units, answer), build(units, twin_answer), tuple(answer), _FREQUENT_PREFIX)
 
 
 def _solve_frequent(prompt: str) -> list[str]:
