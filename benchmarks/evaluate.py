@@ -60,10 +60,10 @@ def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> No
 
     def timed(items: list, scoring: Scoring, budget: int, room: int) -> tuple[float, list[bool]]:
         def ask(some: list) -> list[bool]:
-            found = answer(
+            answers = answer(
                 model, kit.prompter, some, scoring, budget=budget, room=room, twins=False
             )
-            return [one["score"] == 1 for one in found]
+            return [one.score == 1 for one in answers]
 
         ask(items[:4])  # warm
         began = time.perf_counter()

@@ -49,7 +49,7 @@ def main() -> None:
         others = [item.references[0] for item in items]
         items = [replace(item, candidates=_candidates(item, others)) for item in items]
         ours = {
-            way: [found["score"] for found in answer(
+            way: [one.score for one in answer(
                 model, prompter, items, way, budget=2048, room=NOTES.room, twins=False)]
             for way in ("teacher", "candidates", "generate")
         }  # fmt: skip
