@@ -29,7 +29,7 @@ from llama8b import (
     warm,
 )
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 
 PEFT_MERGE = """
 import sys, torch

@@ -23,7 +23,7 @@ import transformers
 from llama8b import add_quick, record
 
 from regraft.adapters.apply.apply import apply_lora
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Mix, training_row
 from regraft.demo import lessons, with_context
 from regraft.demo.exam import examine

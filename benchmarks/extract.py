@@ -33,7 +33,7 @@ from llama8b import (
 )
 
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ import models
 from evaluated import toy
 from forked import Children
 
-from regraft.checkpoint.manifest import MANIFEST, write_manifest
+from regraft.checkpoint.write.manifest import MANIFEST, write_manifest
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 ERRORS = {

@@ -25,7 +25,7 @@ import torch
 import yaml
 from llama8b import LLAMA_8B, TOY, Child, add_quick, environment, make, record, run, script, warm
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 
 TENSORS = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "kv"]
 WEIGHTS, DENSITY, T = (0.6, 0.4), 0.5, 0.35

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from regraft.adapters.extract.extract import extract_lora
     from regraft.adapters.inspect.inspect import inspect_model
     from regraft.adapters.reader import Adapter
-    from regraft.checkpoint.source import Checkpoint
+    from regraft.checkpoint.read.source import Checkpoint
     from regraft.demo import run_demo
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
     from regraft.evaluate.job import evaluate_models
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Adapter": "regraft.adapters.reader:Adapter",
-    "Checkpoint": "regraft.checkpoint.source:Checkpoint",
+    "Checkpoint": "regraft.checkpoint.read.source:Checkpoint",
     "CheckpointError": "regraft.errors:CheckpointError",
     "ContextSpec": "regraft.rope:ContextSpec",
     "InputError": "regraft.errors:InputError",

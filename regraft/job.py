@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from regraft.checkpoint.staging import Staging
-from regraft.checkpoint.target import check_overlap, check_target
+from regraft.checkpoint.write.staging import Staging
+from regraft.checkpoint.write.target import check_overlap, check_target
 
 
 class Job:

@@ -87,8 +87,8 @@ def _as_number(value: str | float) -> float | None:
 
 
 def _read(name: str) -> TrainedRope:
-    from regraft.checkpoint.files import read_json  # imports torch, which numbers do not need
-    from regraft.checkpoint.find import find
+    from regraft.checkpoint.read.files import read_json  # imports torch, which numbers do not need
+    from regraft.checkpoint.read.find import find
 
     config = read_json(find(name), "config.json")
     spec = ContextSpec.from_config(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regraft import cache
-from regraft.checkpoint import roles as module
+from regraft.checkpoint.hf import roles as module
 
 CONFIG = {
     "model_type": "llama",

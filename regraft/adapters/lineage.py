@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint, sample_blocks
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.source import Checkpoint, sample_blocks
 from regraft.errors import CheckpointError
 from regraft.records import DistanceRecord, RelationRecord
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regraft.checkpoint.config import meta_model
-from regraft.checkpoint.pretrained import load_peft_adapter
+from regraft.checkpoint.hf.pretrained import load_peft_adapter
 
 
 def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Tensor]]:

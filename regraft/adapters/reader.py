@@ -18,10 +18,10 @@ from torch import Tensor
 from regraft.adapters.config import contradictions, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.header import FLOAT_DTYPES
-from regraft.checkpoint.links import refuse_links_out
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.tensor_file import TensorFile
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.read.links import refuse_links_out
+from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import parse_json
 from regraft.records import AdapterRecord, read_record

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from regraft.adapters import lineage
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
-from regraft.checkpoint.layout import Planned, write_safetensors
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned, write_safetensors
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import rounding_error
 from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record

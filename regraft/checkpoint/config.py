@@ -1,7 +1,7 @@
 """The gate of configs: every config.json that transformers reads, it reads here.
 
 No code of a repository is run, and whatever transformers raises becomes one sentence that names the
-file. Models are built from configs in `regraft.checkpoint.pretrained`.
+file. Models are built from configs in `regraft.checkpoint.hf.pretrained`.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def with_context(model: Path, context: ContextSpec, out: Path) -> None:
 
 
 def _parameters(folder: Path) -> int:
-    from regraft.checkpoint.source import Checkpoint
+    from regraft.checkpoint.read.source import Checkpoint
 
     with Checkpoint.open(folder) as checkpoint:
         return sum(math.prod(info.shape) for info in checkpoint.tensors.values())

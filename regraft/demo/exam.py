@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from regraft.checkpoint.pretrained import load_model
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Row, Skill, exam_row, needle_count, prose_row
 from regraft.demo.lessons import Plan
 

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
 from regraft.evaluate.prepare import Work

@@ -20,7 +20,7 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.apply.check import check_graft
 from regraft.adapters.folder import digests
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers.distributed import barrier, broadcast_from_first
 from regraft.evaluate.answers.model import Source

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.write.staging import Staging
 from regraft.evaluate.answers.distributed import broadcast_from_first
 from regraft.parallel import Mesh
 from regraft.write import write_text

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 _LAYER = re.compile(r"^(?:(?:model|language_model|transformer)\.)*(?:layers|h)\.(\d+)\.")

@@ -10,7 +10,7 @@ import copy
 import json
 from typing import Any
 
-from regraft.checkpoint import roles
+from regraft.checkpoint.hf import roles
 from regraft.errors import InputError
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.match import layer_range

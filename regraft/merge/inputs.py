@@ -19,9 +19,9 @@ from regraft.adapters.apply.match import Change, match_changes
 from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.header import TensorInfo
-from regraft.checkpoint.roles import Role, roles
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.read.header import TensorInfo
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
 from regraft.merge.config_check import check_config

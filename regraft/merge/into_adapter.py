@@ -26,7 +26,7 @@ from regraft.adapters.writer import (
     write_adapter,
     write_adapter_record,
 )
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.svd import truncated_svd
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.plan import Output, Plan

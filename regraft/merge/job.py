@@ -17,8 +17,8 @@ import torch
 
 from regraft import progress
 from regraft.adapters.folder import RECORD
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.write.sink import CheckpointWriter
+from regraft.checkpoint.write.staging import Staging
 from regraft.device import each, full_precision, pick_device
 from regraft.errors import InputError
 from regraft.job import Job

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from regraft.checkpoint import roles
-from regraft.checkpoint.header import FLOAT_DTYPES
-from regraft.checkpoint.roles import Role
+from regraft.checkpoint.hf import roles
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.merge.inputs import Input, Inputs, at_layer
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe import Recipe, Slice, Source

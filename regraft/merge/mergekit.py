@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.checkpoint.layout import Planned, plan_shards
-from regraft.checkpoint.roles import roles
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.hf.roles import roles
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned, plan_shards
+from regraft.checkpoint.write.sink import CheckpointWriter
+from regraft.checkpoint.write.staging import Staging
 from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
 from regraft.merge import tokenizer_files

@@ -12,7 +12,7 @@ import yaml
 
 from regraft.adapters.folder import CONFIG as ADAPTER_CONFIG
 from regraft.adapters.folder import WEIGHTS
-from regraft.checkpoint.view import link_files, link_model
+from regraft.checkpoint.hf.view import link_files, link_model
 from regraft.document import Where
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.recipe import Recipe

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.layout import Planned, plan_shards
+from regraft.checkpoint.write.layout import Planned, plan_shards
 from regraft.errors import InputError
 from regraft.merge import parameters
 from regraft.merge.donor import output_config

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.adapters.folder import RECORD
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 from regraft.merge.chat_template import TEMPLATE_FILE, choose_template

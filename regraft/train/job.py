@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
-from regraft.checkpoint.target import staging_folder
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.staging import Staging
+from regraft.checkpoint.write.target import staging_folder
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import ModelRecord, read_record, versions, write_record

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError
 from regraft.rope import ContextSpec

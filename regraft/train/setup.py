@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from regraft.adapters import lineage
-from regraft.checkpoint.roles import roles
-from regraft.checkpoint.source import Checkpoint, sample_blocks
+from regraft.checkpoint.hf.roles import roles
+from regraft.checkpoint.read.source import Checkpoint, sample_blocks
 from regraft.errors import CheckpointError
 
 

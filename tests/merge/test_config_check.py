@@ -10,7 +10,7 @@ import models
 import pytest
 import yaml
 
-from regraft.checkpoint import roles
+from regraft.checkpoint.hf import roles
 from regraft.errors import InputError
 from regraft.merge.job import merge_models
 

@@ -131,7 +131,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def earlier_output(folder: Path, **files: str) -> Path:
     """A folder that regraft takes for an output of its own; file names have _ for the dot."""
-    from regraft.checkpoint.manifest import write_manifest
+    from regraft.checkpoint.write.manifest import write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

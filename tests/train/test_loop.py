@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from regraft import cli, progress
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.peft_check import peft_deltas
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError, RegraftError
 from regraft.records import to_json
 from regraft.rope import scaling_law

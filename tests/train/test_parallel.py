@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train_ranks import Ranks
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.recipe.recipe import Recipe

@@ -88,7 +88,7 @@ def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, t
 
 
 def test_noise_is_a_share_of_each_matrix(home, tmp_path):
-    from regraft.checkpoint.source import Checkpoint
+    from regraft.checkpoint.read.source import Checkpoint
     from regraft.parallel import Mesh
     from regraft.train.recipe.schema import Body
     from regraft.train.recovery import add_noise

@@ -21,9 +21,9 @@ from regraft.adapters.apply.stream import OutputTensor, TensorSums, output_tenso
 from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import CONFIG, RECORD, digests
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.layout import plan_shards
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import plan_shards
+from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.device import full_precision, pick_device
 from regraft.errors import InputError
 from regraft.job import Job

@@ -23,8 +23,8 @@ from regraft.adapters.apply.match import (
 from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import RECORD
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.records import BaseRecord, RelationRecord
 from regraft.rope import ContextSpec, parse_context

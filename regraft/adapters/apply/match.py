@@ -14,9 +14,9 @@ from torch import Tensor
 
 from regraft.adapters.extract.select import roles_of
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.header import FLOAT_DTYPES
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 
 HEAD = "lm_head.weight"  # where a tied model stores none

@@ -17,11 +17,11 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters.apply.match import Change, Match
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.header import TensorInfo
-from regraft.checkpoint.layout import Planned
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.read.header import TensorInfo
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.sink import CheckpointWriter
+from regraft.checkpoint.write.staging import Staging
 from regraft.device import each
 from regraft.errors import CheckpointError
 

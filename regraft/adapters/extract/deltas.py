@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regraft.adapters.extract.select import Module, shared_shape
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import fast_bfloat16, workers
 from regraft.errors import CheckpointError, InputError
 from regraft.lowrank.noise import Noise, rounding_noise

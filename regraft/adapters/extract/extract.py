@@ -30,9 +30,9 @@ from regraft.adapters.extract.select import (
 from regraft.adapters.peft_check import peft_deltas
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
-from regraft.checkpoint.layout import Planned
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned
 from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job

@@ -18,10 +18,10 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, Plan
-from regraft.checkpoint.layout import Planned, write_safetensors
-from regraft.checkpoint.roles import Role
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned, write_safetensors
+from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.noise import Floor, denoised_squares
 from regraft.lowrank.rank import (

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from regraft.adapters import lineage
-from regraft.checkpoint.header import FLOAT_DTYPES
-from regraft.checkpoint.roles import Role, roles
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import fast_bfloat16
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.lowrank.rank import RankRule, uniform_rank

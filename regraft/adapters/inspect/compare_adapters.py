@@ -15,7 +15,7 @@ from regraft.adapters.apply.check import check_graft
 from regraft.adapters.inspect.describe_checkpoint import context_of
 from regraft.adapters.inspect.figures import Factors, squared_product
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.records import to_json
 

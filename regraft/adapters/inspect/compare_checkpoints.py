@@ -14,9 +14,9 @@ from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
 from regraft.adapters.inspect.describe_checkpoint import context_of
 from regraft.adapters.inspect.figures import mean_and_range
-from regraft.checkpoint.header import FLOAT_DTYPES
-from regraft.checkpoint.roles import Role, roles
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
 from regraft.lowrank.noise import noise_floor
 from regraft.lowrank.svd import truncated_svd

@@ -11,7 +11,7 @@ from regraft.adapters.folder import DIFFERENCES, LINEAGE, WEIGHTS
 from regraft.adapters.inspect.figures import dtype_name, mean_and_range, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import readers
-from regraft.checkpoint.tensor_file import TensorFile
+from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.lowrank.effective_rank import effective_rank_of_factors
 from regraft.records import to_json
 

@@ -14,8 +14,8 @@ from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import RECORD
 from regraft.adapters.inspect.figures import dtype_name
 from regraft.checkpoint.config import meta_model
-from regraft.checkpoint.roles import roles, unknown
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import roles, unknown
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import read_json_object
 from regraft.records import GraftRecord, MergeRecord, read_record

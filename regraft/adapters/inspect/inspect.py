@@ -20,7 +20,7 @@ from regraft.adapters.inspect.describe_adapter import describe_adapter
 from regraft.adapters.inspect.describe_checkpoint import describe_checkpoint
 from regraft.adapters.inspect.tables import tables
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError
 

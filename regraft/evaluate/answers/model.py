@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.pretrained import load_model
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.records import SCHEMA_VERSION

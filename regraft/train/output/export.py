@@ -16,9 +16,9 @@ from regraft.adapters.writer import (
     write_adapter,
     write_adapter_record,
 )
-from regraft.checkpoint.layout import Planned, write_safetensors
-from regraft.checkpoint.roles import roles
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.roles import roles
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.layout import Planned, write_safetensors
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.records import (

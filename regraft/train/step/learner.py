@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regraft.checkpoint.config import load_config, meta_model
-from regraft.checkpoint.pretrained import empty_model, load_model
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.hf.pretrained import empty_model, load_model
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.train.recipe.schema import Body, Lora, trains_everything

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.records import to_json
 from regraft.rope import ContextSpec
@@ -572,7 +572,7 @@ def test_nan_that_no_sample_saw_is_named(tmp_path):
     extract_lora(base, long, tmp_path / "a", rank=4, verify=False)
     state = models.load(derivative)
     name = "model.layers.1.mlp.up_proj.weight"
-    from regraft.checkpoint.source import sample_blocks
+    from regraft.checkpoint.read.source import sample_blocks
 
     at = sample_blocks(state[name].numel())[3][1]
     state[name].view(-1)[at] = math.nan

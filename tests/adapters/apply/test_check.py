@@ -14,7 +14,7 @@ from regraft.adapters.apply.apply import apply_lora, summary
 from regraft.adapters.apply.check import check_graft, merged_context
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError, LineageError
 from regraft.merge.job import merge_models
 from regraft.rope import ContextSpec

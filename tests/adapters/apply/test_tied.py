@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.apply.check import check_graft
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.merge.job import merge_models
 

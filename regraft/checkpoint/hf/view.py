@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from regraft.checkpoint.files import INDEX
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import link_tokenizer, tokenizer_paths
+from regraft.checkpoint.hf.tokenizer import link_tokenizer, tokenizer_paths
+from regraft.checkpoint.read.files import INDEX
+from regraft.checkpoint.read.source import Checkpoint
 
 
 def link_model(checkpoint: Checkpoint, folder: Path) -> None:

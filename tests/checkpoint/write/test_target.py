@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from models import contents, earlier_output
 
-from regraft.checkpoint.manifest import MANIFEST, foreign_files, remove_output
-from regraft.checkpoint.staging import Staging
-from regraft.checkpoint.target import check_target
+from regraft.checkpoint.write.manifest import MANIFEST, foreign_files, remove_output
+from regraft.checkpoint.write.staging import Staging
+from regraft.checkpoint.write.target import check_target
 from regraft.errors import InputError
 
 

@@ -15,9 +15,9 @@ from models import LLAMA, save, weights
 import regraft
 from regraft.checkpoint.config import load_config, meta_model
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.pretrained import load_model
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -43,8 +43,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_nothing_else_in_the_package_loads_with_transformers() -> None:
     root = Path(regraft.__file__).parent
-    gates = {f"checkpoint/{name}.py" for name in ("config", "pretrained", "tokenizer")}
-    gates |= {"checkpoint/find.py"}  # in a sentence that tells how to convert a model
+    gates = {f"checkpoint/{name}.py" for name in ("config", "hf/pretrained", "hf/tokenizer")}
+    gates |= {"checkpoint/read/find.py"}  # in a sentence that tells how to convert a model
     calls = re.compile(
         r"\.from_pretrained\(|\bTokenizer\.from_|\.from_dict\(|get_class_from_dynamic_module"
         r"|\b(?:AutoModel|AutoConfig|AutoTokenizer|\w*CONFIG_MAPPING|PeftModel|PeftConfig)\b"

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from regraft.checkpoint.files import (
+from regraft.checkpoint.read.files import (
     INDEX,
     SINGLE,
     Files,
@@ -15,8 +15,8 @@ from regraft.checkpoint.files import (
     is_weights,
     read_json,
 )
-from regraft.checkpoint.header import TensorInfo
-from regraft.checkpoint.hub import Hub
+from regraft.checkpoint.read.header import TensorInfo
+from regraft.checkpoint.read.hub import Hub
 from regraft.errors import CheckpointError
 from regraft.input_files import unreadable
 

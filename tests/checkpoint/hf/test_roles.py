@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.checkpoint.roles import Role, roles, tied, tied_head, unknown
+from regraft.checkpoint.hf.roles import Role, roles, tied, tied_head, unknown
 from regraft.errors import CheckpointError
 
 TINY = {

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.checkpoint.disk import sync
-from regraft.checkpoint.journal import Journal
-from regraft.checkpoint.manifest import JOURNAL, MANIFEST, remove_output, write_manifest
-from regraft.checkpoint.target import (
+from regraft.checkpoint.write.disk import sync
+from regraft.checkpoint.write.journal import Journal
+from regraft.checkpoint.write.manifest import JOURNAL, MANIFEST, remove_output, write_manifest
+from regraft.checkpoint.write.target import (
     check_overlap,
     check_replaceable,
     check_target,

@@ -20,14 +20,14 @@ from models import contents, earlier_output
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from regraft.checkpoint import sink
-from regraft.checkpoint.files import INDEX
-from regraft.checkpoint.header import DTYPES
-from regraft.checkpoint.journal import Journal
-from regraft.checkpoint.layout import Planned, plan_shards, write_safetensors
-from regraft.checkpoint.sink import CheckpointWriter
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.read.files import INDEX
+from regraft.checkpoint.read.header import DTYPES
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write import sink
+from regraft.checkpoint.write.journal import Journal
+from regraft.checkpoint.write.layout import Planned, plan_shards, write_safetensors
+from regraft.checkpoint.write.sink import CheckpointWriter
+from regraft.checkpoint.write.staging import Staging
 from regraft.errors import InputError, OutputError
 
 JOURNAL = ".regraft-journal.jsonl"
@@ -263,7 +263,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_sink as t
-from regraft.checkpoint import disk, sink
+from regraft.checkpoint.write import disk, sink
 
 write_at, count = sink.write_at, 0
 def dying(fd, data, at):

@@ -20,9 +20,9 @@ NAMES = (
 SCRIPT = """
 import json, sys
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.pretrained import load_model
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.tokenizer import load_tokenizer
+from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.hf.tokenizer import load_tokenizer
 
 with Checkpoint.open("org/model") as model:
     seen = model.other_files()

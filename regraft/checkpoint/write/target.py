@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from regraft.checkpoint.manifest import MANIFEST, foreign_files, read_manifest
+from regraft.checkpoint.write.manifest import MANIFEST, foreign_files, read_manifest
 from regraft.errors import InputError, reading, writing
 
 

@@ -18,7 +18,7 @@ import torch
 
 from regraft.checkpoint.config import explained, load_config, quiet
 from regraft.checkpoint.finite import FLOATS, is_finite
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 

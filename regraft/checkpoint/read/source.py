@@ -24,12 +24,12 @@ import torch
 
 from regraft import progress
 from regraft.checkpoint.config import is_known, load_config
-from regraft.checkpoint.counts import check_counts
-from regraft.checkpoint.files import INDEX, Files, is_inside, is_other, read_json
-from regraft.checkpoint.find import check_index, find, shards_of
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.header import DTYPE_CODES, TensorInfo, parse_header
-from regraft.checkpoint.tensor_file import FileReader
+from regraft.checkpoint.read.counts import check_counts
+from regraft.checkpoint.read.files import INDEX, Files, is_inside, is_other, read_json
+from regraft.checkpoint.read.find import check_index, find, shards_of
+from regraft.checkpoint.read.header import DTYPE_CODES, TensorInfo, parse_header
+from regraft.checkpoint.read.tensor_file import FileReader
 from regraft.errors import CheckpointError
 
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK = 16, 64

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.checkpoint.disk import is_open_as
-from regraft.checkpoint.manifest import JOURNAL
+from regraft.checkpoint.write.disk import is_open_as
+from regraft.checkpoint.write.manifest import JOURNAL
 from regraft.errors import InputError, writing
 
 _SYNC_EVERY = 1.0  # seconds

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from regraft import progress
-from regraft.checkpoint.header import local_head
-from regraft.checkpoint.links import leads_out, refuse_links_out
+from regraft.checkpoint.read.header import local_head
+from regraft.checkpoint.read.links import leads_out, refuse_links_out
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 

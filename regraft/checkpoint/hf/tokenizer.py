@@ -19,7 +19,7 @@ from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 
 if TYPE_CHECKING:
-    from regraft.checkpoint.source import Checkpoint
+    from regraft.checkpoint.read.source import Checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",

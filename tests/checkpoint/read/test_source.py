@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from regraft.checkpoint.files import INDEX
-from regraft.checkpoint.header import DTYPES
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.files import INDEX
+from regraft.checkpoint.read.header import DTYPES
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
@@ -502,7 +502,7 @@ def test_unknown_tensor_and_bad_rows_are_refused(tmp_path: Path) -> None:
 CLIENT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 def answer(name, steps):

@@ -22,11 +22,11 @@ import torch
 import xxhash
 
 from regraft import progress
-from regraft.checkpoint.disk import CHUNK, chunks, need_space, preallocated, write_at
-from regraft.checkpoint.files import INDEX
-from regraft.checkpoint.layout import Planned, layout
-from regraft.checkpoint.source import Checkpoint
-from regraft.checkpoint.staging import Staging
+from regraft.checkpoint.read.files import INDEX
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.disk import CHUNK, chunks, need_space, preallocated, write_at
+from regraft.checkpoint.write.layout import Planned, layout
+from regraft.checkpoint.write.staging import Staging
 from regraft.errors import OutputError, writing
 
 _FLUSH = 16 << 20

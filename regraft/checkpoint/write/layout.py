@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.disk import chunks, need_space, preallocated, write_at
-from regraft.checkpoint.files import SINGLE
-from regraft.checkpoint.header import DTYPE_CODES
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.files import SINGLE
+from regraft.checkpoint.read.header import DTYPE_CODES
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.disk import chunks, need_space, preallocated, write_at
 from regraft.errors import writing
 
 

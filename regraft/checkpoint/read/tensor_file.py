@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.header import TensorInfo, local_head, parse_header
+from regraft.checkpoint.read.header import TensorInfo, local_head, parse_header
 from regraft.errors import CheckpointError
 from regraft.input_files import open_file, unreadable
 

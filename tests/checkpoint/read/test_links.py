@@ -11,7 +11,7 @@ from peft_folders import adapter
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.source import Checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 

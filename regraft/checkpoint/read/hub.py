@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regraft import progress
-from regraft.checkpoint.files import Folder, is_inside
-from regraft.checkpoint.header import MAX_HEADER, local_head
+from regraft.checkpoint.read.files import Folder, is_inside
+from regraft.checkpoint.read.header import MAX_HEADER, local_head
 from regraft.errors import CheckpointError
 
 

@@ -1,0 +1,1 @@
+"""Reading: the files of a model, the headers of its shards, its tensors one at a time."""

@@ -1,0 +1,1 @@
+"""Writing: an output folder, staged and published by rename, and the tensors of a model in it."""
