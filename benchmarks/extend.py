@@ -27,7 +27,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Mix, training_row
 from regraft.demo import lessons, with_context
 from regraft.demo.exam import examine
-from regraft.rope import ContextSpec, scaling_law
+from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.train.job import train_model
 
 HEAD = """
@@ -121,7 +121,9 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         spec = ContextSpec.from_config(base.config)
     theta = scaling_law(plan.theta, plan.trained, plan.target)
     with_context(
-        folder / "base", spec.extended(theta=theta, length=plan.target), folder / "theta-only"
+        folder / "base",
+        extend_context(spec, theta=theta, length=plan.target),
+        folder / "theta-only",
     )
     rng = random.Random(f"{seed} extend")
     for name, words, count in (("long", 1026, documents[0]), ("short", 66, documents[1])):

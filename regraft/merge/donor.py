@@ -15,7 +15,7 @@ from regraft.errors import InputError
 from regraft.merge.inputs import Input, Inputs
 from regraft.merge.match import layer_range
 from regraft.merge.recipe import Recipe
-from regraft.rope import ContextSpec
+from regraft.rope import ContextSpec, extend_context
 
 
 def find_donor(recipe: Recipe, inputs: Inputs) -> tuple[Input, str]:
@@ -41,7 +41,7 @@ def choose_context(recipe: Recipe, inputs: Inputs, donor: Input) -> tuple[Contex
     if changes:
         why = (f"{why}, " if why else "") + ", ".join(f"{k}={v}" for k, v in changes.items())
     try:
-        return chosen.contexts[-1].extended(**changes), why
+        return extend_context(chosen.contexts[-1], **changes), why
     except InputError as error:
         raise recipe.error(("context",), str(error)) from None
 

@@ -4,20 +4,16 @@ in either spelling and written back in both."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.errors import CheckpointError, InputError, did_you_mean
+from regraft.errors import CheckpointError, InputError
 from regraft.records import ContextRecord
 from regraft.rope.spelling import (
     DEFAULT_LENGTH,
     DEFAULT_THETA,
     LAYERED,
-    NEEDS_ORIGINAL,
-    REQUIRED,
-    SHARED,
     SLIDING_THETA,
     agree,
     by_layer_type,
@@ -33,7 +29,7 @@ from regraft.rope.spelling import (
     text_model,
     whole,
 )
-from regraft.units import format_tokens, parse_tokens
+from regraft.units import format_tokens
 
 
 @dataclass(frozen=True)
@@ -158,6 +154,19 @@ class ContextSpec:
         return is_layered(self.rope_parameters)
 
     @property
+    def main_layer_type(self) -> str | None:
+        """The layer type whose RoPE decides the context length, None where all layers rotate alike.
+
+        Raises CheckpointError where no layer type rotates.
+        """
+        if not self.is_layered:
+            return None
+        rotating = [kind for kind, value in self.rope_parameters.items() if value is not None]
+        if not rotating:
+            raise CheckpointError("rope_parameters names no layer type that rotates.")
+        return "full_attention" if "full_attention" in rotating else rotating[0]
+
+    @property
     def theta(self) -> float:
         """RoPE base; of the full-attention layers where layer types differ."""
         return float(self._main()["rope_theta"])
@@ -225,120 +234,7 @@ class ContextSpec:
         ]
         return f"{'; '.join(parts)}, {length}"
 
-    def extended(
-        self,
-        *,
-        theta: float | None = None,
-        length: int | None = None,
-        rope_type: str | None = None,
-        factor: float | None = None,
-        original: int | None = None,
-    ) -> ContextSpec:
-        """A copy with new values; what is not given stays.
-
-        A new `rope_type` drops the old family's parameters and takes `original` from this spec's
-        original (or present) length. Naming `rope_type` with a length but no `factor` sets factor
-        to length / original. Llama 3.1's low and high frequency factors are its published 1 and
-        4. Where layer types differ the full-attention layers change: the sliding ones never see
-        the longer context. Raises InputError for values the family cannot use.
-        """
-        main = dict(self._main())
-        family = main["rope_type"] if rope_type is None else rope_type
-        before = original or self.original_max_position_embeddings or self.max_position_embeddings
-        if family != main["rope_type"]:
-            if family not in REQUIRED:
-                raise InputError(
-                    f"'{family}' is no RoPE family{did_you_mean(family, REQUIRED)}; "
-                    f"choose from {', '.join(REQUIRED)}."
-                )
-            if family == "longrope":
-                raise InputError(
-                    "longrope needs a factor per dimension, which cannot be given here; "
-                    "take the context from a checkpoint that has them."
-                )
-            kept = {key: main[key] for key in SHARED if key in main}
-            main = {"rope_type": family, **kept}
-            if family == "llama3":
-                main |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        scales = "factor" in REQUIRED.get(family, ())
-        if family == "dynamic" and length not in (None, self.max_position_embeddings):
-            raise InputError(
-                "dynamic RoPE takes max_position_embeddings as the length before scaling; "
-                "leave the length out and give the factor."
-            )
-        if scales and factor is None and rope_type is not None and length is not None:
-            factor = length / before
-        if factor is not None:
-            if not scales:
-                raise InputError(
-                    f"RoPE family {family} takes no factor; "
-                    "leave it out or name a family, such as rope_type=yarn."
-                )
-            if not factor >= 1 or math.isinf(factor):
-                raise InputError(f"A RoPE factor must be at least 1, not {factor:g}.")
-            main["factor"] = factor
-        if scales and "factor" not in main:
-            raise InputError(f"RoPE family {family} needs a factor; give factor or length.")
-        if theta is not None:
-            main["rope_theta"] = theta
-        known = original or (
-            None if rope_type == "default" else self.original_max_position_embeddings
-        )
-        if family in NEEDS_ORIGINAL:
-            main["original_max_position_embeddings"] = known = before
-        parameters = {**self.rope_parameters, self._main_kind(): main} if self.is_layered else main
-        new_length = self.max_position_embeddings if length is None else length
-        return ContextSpec(parameters, new_length, known)
-
-    def _main_kind(self) -> str:
-        kinds = [kind for kind, value in self.rope_parameters.items() if value is not None]
-        if not kinds:
-            raise CheckpointError("rope_parameters names no layer type that rotates.")
-        return "full_attention" if "full_attention" in kinds else kinds[0]
-
     def _main(self) -> dict[str, Any]:
         """The parameters that decide the context length."""
-        if not self.is_layered:
-            return self.rope_parameters
-        return dict(self.rope_parameters[self._main_kind()])
-
-
-def parse_context(text: str, base: ContextSpec) -> ContextSpec:
-    """`--context theta=283461213,length=256k` applied to `base`.
-
-    Keys: theta, length, rope_type (or family), factor, original. Raises InputError for an unknown
-    key (with the nearest known one), a repeated key or a value that is no number.
-    """
-    names = {
-        "theta": "theta",
-        "length": "length",
-        "rope_type": "rope_type",
-        "family": "rope_type",
-        "factor": "factor",
-        "original": "original",
-    }
-    values: dict[str, Any] = {}
-    for item in text.split(","):
-        key, sign, value = (part.strip() for part in item.partition("="))
-        if not sign or not value:
-            raise InputError(
-                f"--context: '{item.strip()}' is not key=value, such as theta=8000000,length=128k."
-            )
-        if key not in names:
-            raise InputError(
-                f"--context: '{key}' is no setting{did_you_mean(key, names)}; "
-                f"choose from {', '.join(names)}."
-            )
-        name = names[key]
-        if name in values:
-            raise InputError(f"--context: '{key}' is given twice; keep one.")
-        if name in ("length", "original"):
-            values[name] = parse_tokens(value)
-        elif name == "rope_type":
-            values[name] = value
-        else:
-            try:
-                values[name] = float(value.replace("_", ""))
-            except ValueError:
-                raise InputError(f"--context: {key}={value} is not a number.") from None
-    return base.extended(**values)
+        kind = self.main_layer_type
+        return self.rope_parameters if kind is None else dict(self.rope_parameters[kind])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.rope import ContextSpec, scaling_law
+from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.rope.laws import men_bound, ntk
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Rope, Stage
@@ -88,14 +88,15 @@ def stage_context(
     family = None if rope.family == "keep" else rope.family
     longer = stage.length > current.max_position_embeddings
     if not longer and (family is None or family == current.rope_type):
-        return current.extended(theta=stage.theta)
+        return extend_context(current, theta=stage.theta)
     theta = stage.theta
     law = law_of(rope)
     if theta is None and longer and law != "keep":
         theta = float(round(_LAWS[law](base, stage.length, head_dim)))
     if (family or base.rope_type) == "dynamic":  # its length is the one before scaling
-        return base.extended(theta=theta, rope_type="dynamic", factor=rope.factor)
-    return base.extended(
+        return extend_context(base, theta=theta, rope_type="dynamic", factor=rope.factor)
+    return extend_context(
+        base,
         theta=theta,
         length=max(stage.length, current.max_position_embeddings),
         rope_type=family,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from regraft.errors import CheckpointError, InputError
 from regraft.rope import (
     ContextSpec,
+    extend_context,
     inverse_frequencies,
     longest_wavelength,
     men_bound,
@@ -306,7 +307,7 @@ def test_writing_keeps_key_order_and_everything_else() -> None:
 
 def test_gemma_3_keeps_a_theta_per_layer_type() -> None:
     spec = ContextSpec.from_config(GEMMA_3)
-    written = spec.extended(theta=8e6).write_into(GEMMA_3)
+    written = extend_context(spec, theta=8e6).write_into(GEMMA_3)
     assert written["rope_theta"] == 8e6
     assert written["rope_local_base_freq"] == 10000
     assert written["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
@@ -383,13 +384,13 @@ def test_context_text_extends_a_spec(text: str, expected: str) -> None:
 
 def test_extending_keeps_what_is_not_named() -> None:
     spec = ContextSpec.from_config(LLAMA_31)
-    assert spec.extended() == spec
-    longer = spec.extended(theta=1e7, length=262144)
+    assert extend_context(spec) == spec
+    longer = extend_context(spec, theta=1e7, length=262144)
     assert longer.rope_parameters == {**LLAMA3, "rope_theta": 1e7}
-    back = longer.extended(rope_type="default")
+    back = extend_context(longer, rope_type="default")
     assert back.rope_parameters == {"rope_type": "default", "rope_theta": 1e7}
     assert back.original_max_position_embeddings is None
-    assert spec.extended(rope_type="llama3", length=262144).rope_parameters["factor"] == 32
+    assert extend_context(spec, rope_type="llama3", length=262144).rope_parameters["factor"] == 32
 
 
 @pytest.mark.parametrize(
