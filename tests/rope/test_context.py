@@ -1,57 +1,19 @@
-"""RoPE: configs in two spellings, frequencies of every family, tables, theta laws."""
+"""ContextSpec: a config.json in two spellings, read and written."""
 
 from __future__ import annotations
 
-import decimal
 import json
-import math
 import subprocess
 import sys
-from decimal import Decimal
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rope_configs import GEMMA_3, LLAMA3, LLAMA_3, LLAMA_31, LONG, SHORT, plain
 
 from regraft.errors import CheckpointError, InputError
-from regraft.rope import (
-    ContextSpec,
-    extend_context,
-    inverse_frequencies,
-    longest_wavelength,
-    men_bound,
-    ntk,
-    parse_context,
-    scaling_law,
-    tables,
-    theta_report,
-)
+from regraft.rope import ContextSpec, extend_context
 from regraft.rope.spelling import DEFAULT_THETA, LAYERED
-
-HEAD_DIM = 64
-SHORT = [1.0 + 0.01 * i for i in range(HEAD_DIM // 2)]
-LONG = [1.0 + 0.5 * i for i in range(HEAD_DIM // 2)]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-LLAMA_3 = {"model_type": "llama", "max_position_embeddings": 8192, "rope_theta": 500000.0}
-LLAMA_31 = {**LLAMA_3, "max_position_embeddings": 131072, "rope_scaling": LLAMA3}
-GEMMA_3 = {
-    "model_type": "gemma3_text",
-    "max_position_embeddings": 131072,
-    "rope_theta": 1000000,
-    "rope_local_base_freq": 10000,
-    "rope_scaling": {"rope_type": "linear", "factor": 8},
-}
-
-
-def plain(theta: float = 500000.0, length: int = 8192) -> ContextSpec:
-    return ContextSpec({"rope_type": "default", "rope_theta": theta}, length)
 
 
 def as_transformers_reads(config: dict) -> ContextSpec:
@@ -350,7 +312,7 @@ def test_phi_3_gets_the_three_keys_its_old_class_accepts() -> None:
     assert written["original_max_position_embeddings"] == 4096
 
 
-# Describing and extending
+# Describing
 
 
 def test_describe_is_one_phrase() -> None:
@@ -364,276 +326,6 @@ def test_describe_is_one_phrase() -> None:
     assert plain(3580165449, 1048576).describe() == "theta 3580165449, 1M"
     layered = ContextSpec({"full_attention": None, "a": {"rope_theta": 1e4}}, 100)
     assert layered.describe() == "full no RoPE; a theta 10000, 100"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("theta=283461213,length=256k", "theta 283461213, 256k"),
-        (" theta = 8e6 ", "theta 8000000, 8k"),
-        ("family=yarn,length=64k", "yarn x8 (theta 500000, from 8k), 64k"),
-        ("rope_type=llama3,length=64k,factor=16", "llama3 x16 (theta 500000, from 8k), 64k"),
-        ("rope_type=linear,factor=2", "linear x2 (theta 500000), 8k"),
-        ("family=dynamic,factor=4", "dynamic x4 (theta 500000), 8k"),
-        ("family=yarn,original=4k,length=16k", "yarn x4 (theta 500000, from 4k), 16k"),
-    ],
-)
-def test_context_text_extends_a_spec(text: str, expected: str) -> None:
-    assert parse_context(text, plain()).describe() == expected
-
-
-def test_extending_keeps_what_is_not_named() -> None:
-    spec = ContextSpec.from_config(LLAMA_31)
-    assert extend_context(spec) == spec
-    longer = extend_context(spec, theta=1e7, length=262144)
-    assert longer.rope_parameters == {**LLAMA3, "rope_theta": 1e7}
-    back = extend_context(longer, rope_type="default")
-    assert back.rope_parameters == {"rope_type": "default", "rope_theta": 1e7}
-    assert back.original_max_position_embeddings is None
-    assert extend_context(spec, rope_type="llama3", length=262144).rope_parameters["factor"] == 32
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("tehta=1e6", "did you mean theta"),
-        ("lenght=8k", "did you mean length"),
-        ("zzz=1", "choose from theta"),
-        ("theta", "not key=value"),
-        ("theta=", "not key=value"),
-        ("theta=1,theta=2", "given twice"),
-        ("family=yarn,rope_type=yarn", "given twice"),
-        ("theta=big", "not a number"),
-        ("theta=inf", "finite number"),
-        ("theta=-5", "above 1"),
-        ("length=8q", "token count"),
-        ("factor=4", "takes no factor"),
-        ("family=yarm,factor=4", "did you mean yarn"),
-        ("family=yarn", "needs a factor"),
-        ("family=yarn,factor=0.5", "at least 1"),
-        ("family=yarn,length=4k", "at least 1"),
-        ("family=longrope,factor=4", "per dimension"),
-        ("family=dynamic,length=64k", "leave the length out"),
-        ("", "not key=value"),
-    ],
-)
-def test_bad_context_text_is_explained(text: str, words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
-        parse_context(text, plain())
-    assert str(caught.value).endswith(".")
-
-
-# Frequencies
-
-YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
-YARN["original_max_position_embeddings"] = 32768  # type: ignore[assignment]
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": SHORT,
-    "long_factor": LONG,
-    "original_max_position_embeddings": 4096,
-}
-CASES = {
-    "linear": ({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, 16384),
-    "dynamic": ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, 4096),
-    "yarn": (YARN, 131072),
-    "yarn betas": ({**YARN, "beta_fast": 16.0, "beta_slow": 2.0}, 131072),
-    "yarn not truncated": ({**YARN, "truncate": False}, 131072),
-    "yarn attention": ({**YARN, "attention_factor": 1.5}, 131072),
-    "yarn attention 0": ({**YARN, "attention_factor": 0.0}, 131072),
-    "yarn mscale": ({**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}, 131072),
-    "yarn one mscale": ({**YARN, "mscale": 0.7}, 131072),
-    "yarn factor 1": ({**YARN, "factor": 1.0}, 32768),
-    "yarn tiny original": ({**YARN, "original_max_position_embeddings": 8}, 131072),
-    "yarn huge original": ({**YARN, "original_max_position_embeddings": 2**30}, 2**32),
-    "yarn equal betas": ({**YARN, "beta_fast": 1.0, "truncate": False}, 131072),
-    "llama3": ({**LLAMA3, "rope_theta": 5e5}, 131072),
-    "llama3 x32": ({**LLAMA3, "rope_theta": 5e5, "factor": 32.0}, 131072),
-    "llama3 steep": ({**LLAMA3, "rope_theta": 5e5, "high_freq_factor": 1.01}, 131072),
-    "longrope": (LONGROPE, 131072),
-    "longrope factor": ({**LONGROPE, "factor": 8.0}, 131072),
-    "longrope attention": ({**LONGROPE, "attention_factor": 1.1}, 131072),
-    "longrope not extended": (LONGROPE, 4096),
-    "proportional": ({"rope_type": "proportional", "rope_theta": 1e6}, 131072),
-    "proportional quarter": (
-        {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
-        131072,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("partial", [None, 0.5])
-@pytest.mark.parametrize("stretch", [0.5, 1, 3])
-def test_frequencies_agree_with_transformers(
-    name: str, partial: float | None, stretch: float
-) -> None:
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope, length = CASES[name]
-    rope = dict(rope)
-    if partial is not None:
-        rope["partial_rotary_factor"] = partial
-        for key in {"short_factor", "long_factor"} & rope.keys():
-            rope[key] = rope[key][: HEAD_DIM // 4]  # type: ignore[index]
-    config = LlamaConfig(
-        hidden_size=4 * HEAD_DIM,
-        num_attention_heads=4,
-        max_position_embeddings=length,
-        rope_parameters=json.loads(json.dumps(rope)),
-    )
-    expected, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, seq_len=int(length * stretch))
-    spec = ContextSpec(rope, length)
-    found, attention = inverse_frequencies(spec, HEAD_DIM, int(length * stretch))
-
-    assert found.dtype == torch.float64
-    assert attention == pytest.approx(scale, rel=1e-12)
-    torch.testing.assert_close(found, expected.double(), rtol=3e-6, atol=0)
-    if stretch == 1:
-        torch.testing.assert_close(inverse_frequencies(spec, HEAD_DIM)[0], found)
-
-
-def test_plain_frequencies_are_powers_of_theta() -> None:
-    found, attention = inverse_frequencies(plain(), 128)
-    expected = [500000.0 ** (-2 * i / 128) for i in range(64)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-15)
-    assert attention == 1.0
-    slowest = 2 * math.pi / found[-1].item()
-    assert longest_wavelength(500000.0, 128) == pytest.approx(slowest, rel=1e-14)
-
-
-def test_longrope_is_frozen_from_the_target_length() -> None:
-    spec = ContextSpec(LONGROPE, 131072)
-    at_target = inverse_frequencies(spec, HEAD_DIM)[0]
-    within = inverse_frequencies(spec, HEAD_DIM, 4096)[0]
-    ratio = torch.tensor(LONG).double() / torch.tensor(SHORT).double()
-    torch.testing.assert_close(within / at_target, ratio, rtol=1e-6, atol=0)
-    with pytest.raises(InputError, match="another head size"):
-        inverse_frequencies(spec, 128)
-
-
-def test_layer_types_rotate_as_gemma_3_does() -> None:
-    from transformers import Gemma3TextConfig
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-
-    spec = ContextSpec.from_config(GEMMA_3)
-    module = Gemma3RotaryEmbedding(
-        Gemma3TextConfig.from_dict({**GEMMA_3, "head_dim": HEAD_DIM, "num_hidden_layers": 6})
-    )
-    for kind in ("full_attention", "sliding_attention"):
-        expected = getattr(module, f"{kind}_inv_freq").double()
-        found = inverse_frequencies(spec, HEAD_DIM, layer_type=kind)[0]
-        torch.testing.assert_close(found, expected, rtol=3e-6, atol=0)
-    default = inverse_frequencies(spec, HEAD_DIM)[0]
-    assert torch.equal(default, inverse_frequencies(spec, HEAD_DIM, layer_type="full_attention")[0])
-    with pytest.raises(InputError, match="chunked"):
-        inverse_frequencies(spec, HEAD_DIM, layer_type="chunked")
-
-
-def test_an_unknown_family_is_carried_but_not_computed() -> None:
-    config = {**LLAMA_3, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
-    spec = ContextSpec.from_config(config)
-    assert ContextSpec.from_config(spec.write_into(config)) == spec
-    with pytest.raises(InputError, match="'mrope' has no formula"):
-        inverse_frequencies(spec, HEAD_DIM)
-
-
-# Tables
-
-
-def exact(theta: int, dim: int, pair: int, position: int) -> tuple[float, float]:
-    """cos and sin of an angle formed in 60 decimal digits."""
-    with decimal.localcontext(prec=60):
-        pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
-        frequency = (Decimal(theta).ln() * Decimal(-2 * pair) / Decimal(dim)).exp()
-        angle = float((position * frequency) % (2 * pi))
-    return math.cos(angle), math.sin(angle)
-
-
-@pytest.mark.parametrize("theta", [500000, 45_200_000_000])
-def test_tables_are_exact_at_four_million_tokens_and_beyond(theta: int) -> None:
-    dim = 128
-    positions = torch.tensor([0, 1, 131071, 1048575, 2**22 - 1, 2**25 + 1])
-    cos, sin = tables(plain(theta, 2**22), dim, positions)
-    assert cos.dtype == sin.dtype == torch.float32
-    assert cos.shape == (6, dim)
-    frequencies = inverse_frequencies(plain(theta), dim)[0]
-    in_float32 = (positions.float()[:, None] * frequencies.float()).cos()
-
-    worst = worst_in_float32 = 0.0
-    for row, position in enumerate(positions.tolist()):
-        for pair in range(dim // 2):
-            c, s = exact(theta, dim, pair, position)
-            worst = max(worst, abs(cos[row, pair] - c), abs(sin[row, pair] - s))
-            worst_in_float32 = max(worst_in_float32, abs(in_float32[row, pair] - c))
-    assert worst < 1e-7
-    assert worst_in_float32 > 0.05
-
-
-def test_tables_have_transformers_layout_and_attention_factor() -> None:
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    config = LlamaConfig(
-        hidden_size=128,
-        num_attention_heads=2,
-        max_position_embeddings=131072,
-        rope_parameters={**YARN, "attention_factor": 1.25},
-    )
-    positions = torch.tensor([[0, 1, 5], [7, 100, 2]])
-    expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-    spec = ContextSpec(config.rope_parameters, 131072)
-    for found, other in zip(tables(spec, HEAD_DIM, positions), expected, strict=True):
-        assert found.shape == (2, 3, HEAD_DIM)
-        torch.testing.assert_close(found, other, atol=2e-5, rtol=0)
-
-
-# Laws
-
-
-def test_the_scaling_law_gives_gradients_published_thetas() -> None:
-    assert round(scaling_law(500000, 8192, 262144)) == 283461213
-    assert round(scaling_law(500000, 8192, 1048576)) == 3580165449
-
-
-def test_ntk_stretches_the_longest_wavelength_by_the_ratio() -> None:
-    stretched = longest_wavelength(ntk(500000, 8192, 65536, 128), 128)
-    assert stretched == pytest.approx(8 * longest_wavelength(500000, 128), rel=1e-12)
-
-
-def test_the_scaling_law_keeps_the_critical_dimension() -> None:
-    theta = scaling_law(500000, 8192, 65536)
-    share = [math.log(n / (2 * math.pi)) / math.log(t) for n, t in [(8192, 5e5), (65536, theta)]]
-    assert share[0] == pytest.approx(share[1], rel=1e-12)
-
-
-def test_the_bound_follows_mens_fit() -> None:
-    assert men_bound(1000) == pytest.approx(0.0424 * 10 ** (3 * 1.628), rel=1e-12)
-    assert round(men_bound(1048576), -6) == 268_000_000
-
-
-def test_the_report_warns_below_the_bound() -> None:
-    report = theta_report(8192, 1048576, 500000)
-    assert report["laws"]["scaling"]["theta"] == 3580165449
-    assert report["laws"]["ntk"]["below_bound"]
-    assert not report["laws"]["scaling"]["below_bound"]
-    assert not report["laws"]["bound"]["below_bound"]
-    assert report["base_wavelength"] == round(longest_wavelength(500000, 128))
-    (warning,) = report["warnings"]
-    assert "ntk" in warning
-    assert "1M" in warning
-    assert json.loads(json.dumps(report)) == report
-    assert theta_report(8192, 16384, 500000)["warnings"] == []
-
-
-@pytest.mark.parametrize(("theta", "trained", "target"), [(1, 8192, 9000), (1e4, 2, 9000)])
-def test_laws_refuse_numbers_they_do_not_hold_for(theta: float, trained: int, target: int) -> None:
-    with pytest.raises(InputError):
-        scaling_law(theta, trained, target)
-    with pytest.raises(InputError):
-        ntk(theta, trained, target, 128)
 
 
 def test_theta_needs_no_torch() -> None:
