@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import resource
 import shutil
@@ -36,18 +37,25 @@ class Outcome:
 
 
 def run(
-    argv: Sequence[str], folder: Path, *, allowed: Sequence[str], limit: float, memory: int
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    allowed: Sequence[str],
+    limit: float,
+    memory: int,
+    note_modules: bool = False,
 ) -> Outcome:
     """Run `regraft` with these arguments in the folder.
 
     allowed: prefixes of paths, relative to the folder, that may be written. limit: seconds until
-    the command counts as hanging. memory: resident bytes at which it is killed.
+    the command counts as hanging. memory: resident bytes at which it is killed. note_modules: write
+    the names of the modules that it has imported to `log-modules`.
     """
-    logs = {name: folder / f"log-{name}" for name in ("out", "err", "writes")}
+    logs = {name: folder / f"log-{name}" for name in ("out", "err", "writes", "modules")}
     start = time.monotonic()
     child = os.fork()
     if child == 0:
-        _child(argv, folder, logs, [str(folder / name) for name in allowed])
+        _child(argv, folder, logs, [str(folder / name) for name in allowed], note_modules)
     hang, peak = False, 0
     while True:
         done, status, usage = os.wait4(child, os.WNOHANG)
@@ -78,41 +86,46 @@ def run(
     )
 
 
-def import_everything() -> None:
-    """Import what commands import, so that a child starts at once."""
+def prepare_imports() -> None:
+    """Import what every command needs, and parse the command line's options once for all."""
     import matplotlib.figure
-    import matplotlib.pyplot
-    import peft
     import torch
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp
-    import transformers
     import transformers.models.llama.modeling_llama
+    import typer.main
 
-    from regraft.adapters.apply import apply
-    from regraft.adapters.extract import card, extract
-    from regraft.adapters.inspect import inspect
-    from regraft.evaluate import job as evaluation
-    from regraft.evaluate.report import figures
-    from regraft.merge import card as merge_card
-    from regraft.merge import job as merging
-    from regraft.train import job as training
-    from regraft.train import loop, theta_probe
-    from regraft.train.estimate import plan
+    from regraft.cli import app
+    from regraft.train.estimate import machine
 
-    modules = (apply, card, extract, inspect, evaluation, figures, merge_card, merging, training,
-               loop, theta_probe, plan, matplotlib, peft, transformers)  # fmt: skip
-    assert all(modules)
-    transformers.AutoTokenizer  # noqa: B018 (imported when first named)
-    transformers.AutoModelForCausalLM  # noqa: B018
+    assert transformers
     torch.set_num_threads(1)
     # A figure takes longer to draw than all the rest, and reads nothing.
     matplotlib.figure.Figure.savefig = lambda _, path, **__: Path(path).write_bytes(b"drawn")
+    machine._MEASURED_SECONDS = 0.0  # one product tells the rate of this CPU well enough
+    command = typer.main.get_command(app)
+    typer.main.get_command = lambda _: command
+
+
+def import_modules(folder: Path) -> None:
+    """Import what a command had imported when it ended, so that the next child need not."""
+    for name in (folder / "log-modules").read_text().splitlines():
+        if name not in sys.modules:
+            with suppress(Exception):
+                importlib.import_module(name)
+
+
+def freeze() -> None:
+    """What lies in memory now is of no garbage, and children share it."""
     gc.collect()
     gc.freeze()
 
 
-def _child(argv: Sequence[str], folder: Path, logs: dict[str, Path], allowed: list[str]) -> None:
+def _child(
+    argv: Sequence[str],
+    folder: Path,
+    logs: dict[str, Path],
+    allowed: list[str],
+    note_modules: bool,
+) -> None:
     """Does not return."""
     os.setpgid(0, 0)
     os.chdir(folder)
@@ -172,6 +185,8 @@ def _child(argv: Sequence[str], folder: Path, logs: dict[str, Path], allowed: li
 
         traceback.print_exc()
     finally:
+        if note_modules:
+            logs["modules"].write_text("\n".join(sys.modules))
         try:
             sys.stdout.flush()
             sys.stderr.flush()

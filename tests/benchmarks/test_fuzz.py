@@ -125,16 +125,14 @@ def test_outcomes_are_told_apart(
     monkeypatch: pytest.MonkeyPatch, outcome: str, code: int | None, stderr: str, stdout: str
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import fuzz
+    from fuzzing.report import classify
     from fuzzing.sandbox import Outcome
 
     ended = Outcome(code, stdout, stderr, 1.0, 10**8, [])
-    assert fuzz._classify(ended, "inspect in/base --json", False, []) == outcome
-    assert fuzz._classify(Outcome(0, "{}", "", 1.0, 3 * 10**9, []), "x", False, []) == "memory"
-    assert fuzz._classify(Outcome(0, "{}", "", 1.0, 1, []), "x", False, ["open /a"]) == (
-        "wrote outside"
-    )
-    assert fuzz._classify(Outcome(0, "{}", "", 1.0, 1, []), "x", True, []) == "changed an input"
+    assert classify(ended, "inspect in/base --json", False, []) == outcome
+    assert classify(Outcome(0, "{}", "", 1.0, 3 * 10**9, []), "x", False, []) == "memory"
+    assert classify(Outcome(0, "{}", "", 1.0, 1, []), "x", False, ["open /a"]) == ("wrote outside")
+    assert classify(Outcome(0, "{}", "", 1.0, 1, []), "x", True, []) == "changed an input"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.yaml", "a.safetensors", "a.txt"])
