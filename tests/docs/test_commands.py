@@ -91,7 +91,7 @@ def helps() -> Iterator[Command]:
     for name, command in typer.main.get_command(cli.app).commands.items():
         text = re.sub(r"\\\n\s*", "", command.help or "")
         for line in re.findall(r"^[^:\n]*: ((?:regraft|torchrun) .*)", text, re.M):
-            yield from found(ROOT / "regraft" / f"cli.py ({name})", line)
+            yield from found(ROOT / "regraft" / "commands" / f"{name.replace('-', '_')}.py", line)
 
 
 def found(page: Path, line: str) -> Iterator[Command]:

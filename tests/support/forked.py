@@ -61,20 +61,20 @@ class Children(WarmProcess):
 
 
 def _child(job: dict[str, Any], count: Path) -> None:
-    from regraft import shell
     from regraft.cli import app
+    from regraft.shell import process, signals
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored where this runs under &
         signal.signal(number, signal.SIG_DFL)
     lock, calls = threading.Lock(), 0
     main, handled = threading.main_thread(), threading.Event()
-    on_signal = shell.on_signal
+    on_signal = signals.on_signal
 
     def noting(number: int, frame: Any) -> None:
         handled.set()
         on_signal(number, frame)
 
-    shell.on_signal = noting
+    signals.on_signal = noting
 
     def counted(original: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -111,7 +111,7 @@ def _child(job: dict[str, Any], count: Path) -> None:
     if job["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
     try:
-        shell.run_app(app, job["argv"])
+        process.run_app(app, job["argv"])
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:

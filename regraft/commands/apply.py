@@ -1,0 +1,82 @@
+"""`regraft apply`: a model with an adapter merged into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import regraft
+from regraft.commands.options import (
+    Debug,
+    Device,
+    DryRun,
+    Force,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+    ShardSize,
+    Threads,
+    Verify,
+)
+from regraft.shell.command import Options, run_command
+from regraft.shell.printing import label_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.records import GraftRecord
+
+
+def apply(
+    adapter: Annotated[str, typer.Argument(help="An adapter: a folder or org/name\\[@revision].")],
+    checkpoint: Annotated[str, typer.Argument(help="The model to add the adapter to.")],
+    out: Out,
+    scale: Annotated[float, typer.Option(help="Factor of the adapter's change.")] = 1.0,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="RoPE and context length of the output: adapter, checkpoint, or values such as "
+            "theta=283461213,length=256k. \\[default: adapter, if CHECKPOINT has its base's]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16, float16 or float32. \\[default: as CHECKPOINT stores it]"),
+    ] = None,
+    max_shard_size: ShardSize = None,
+    verify: Verify = False,
+    force: Force = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write CHECKPOINT with ADAPTER merged into it, its context length included.
+
+    ADAPTER can be any LoRA in PEFT's format.
+
+    Example: regraft apply ctx-lora NousResearch/Hermes-2-Pro-Llama-3-8B -o hermes-262k
+    """
+
+    def show(record: GraftRecord) -> Iterable[RenderableType]:
+        from regraft.adapters.apply.apply import summary
+
+        yield label_table(f"Graft in {out}", summary(record))
+
+    run_command(
+        lambda: regraft.apply_lora(
+            adapter, checkpoint, out, scale=scale, context=context, max_shard_size=max_shard_size,
+            dtype=dtype, verify=verify, device=device, force=force, overwrite=overwrite,
+            resume=resume, dry_run=dry_run,
+        ),
+        show,
+        Options(as_json, quiet, debug, threads, resumable=True),
+    )  # fmt: skip

@@ -1,0 +1,148 @@
+"""`regraft evaluate`: how well models use their context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+import regraft
+from regraft.commands.options import (
+    Debug,
+    Device,
+    DryRun,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    Threads,
+)
+from regraft.shell.command import Options, run_command
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.evaluate.result import EvaluationPlan, EvaluationRecord
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Models: a folder or org/name\\[@revision], or name=MODEL to name it."),
+    ],
+    out: Out,
+    matrix: Annotated[
+        bool,
+        typer.Option(
+            "--matrix",
+            help="Compare recipient=.. donor=.. graft=.. \\[recovered=..]: how much of the donor's "
+            "ability the graft has, and what it lost.",
+        ),
+    ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An adapter extracted from donor=MODEL, measured on its base (base=MODEL where "
+            "its record names none that is available). Repeat it for other ranks."
+        ),
+    ] = None,
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="needle, ruler, beyond, toy, perplexity, drift, names of tasks, lm-eval:TASK, or "
+            "with files of yours zeroscrolls:PATH, loogle:PATH, bamboo:PATH; separated by commas."
+        ),
+    ] = "needle,perplexity,drift",
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt lengths in tokens, such as 4k,8k. \\[default: the context length, its "
+            "half, quarter and eighth]"
+        ),
+    ] = None,
+    items: Annotated[int, typer.Option(help="Questions per task and length.")] = 50,
+    haystack: Annotated[
+        str, typer.Option(help="grammar, code, world, or a text file or folder.")
+    ] = "grammar",
+    qa: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A SQuAD or HotpotQA file for the tasks qa_1 and qa_hard_1; repeat it for qa_2."
+        ),
+    ] = None,
+    needles: Annotated[
+        int, typer.Option(help="Needles in a prompt of the needle task; all are asked for.")
+    ] = 1,
+    decoys: Annotated[int, typer.Option(help="Needles with a similar key in each prompt.")] = 0,
+    depths: Annotated[int, typer.Option(help="Depths of the needle task.")] = 5,
+    sigmoid: Annotated[
+        bool, typer.Option("--sigmoid", help="Place more depths near both ends.")
+    ] = False,
+    scoring: Annotated[
+        str, typer.Option(help="auto, teacher (teacher forcing) or generate.")
+    ] = "auto",
+    twins: Annotated[
+        bool, typer.Option(help="Ask every question without its evidence, too.")
+    ] = True,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
+    texts: Annotated[int, typer.Option(help="Texts for perplexity and drift.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Items of each lm-eval task.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of an API with OpenAI's /chat/completions, such as http://localhost:8000/v1, "
+            "whose model judges free answers as well. Its key: REGRAFT_JUDGE_KEY or OPENAI_API_KEY."
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Name of the judge's model there.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
+    ] = None,
+    context_parallel: Annotated[
+        int, typer.Option(help="Processes of torchrun that share the tokens of one prompt.")
+    ] = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how well models use their context; with --matrix, what a graft gained and lost.
+
+    Example: regraft evaluate --matrix recipient=hermes donor=llama-262k graft=hermes-262k -o report
+
+    Judged: regraft evaluate hermes-262k -o report --suite qa_hard_1 --qa dev-v2.0.json \\
+        --judge http://localhost:8000/v1 --judge-model qwen
+
+    On 8 GPUs: torchrun --nproc-per-node 8 -m regraft evaluate hermes-262k -o report
+    """
+
+    def show(
+        result: EvaluationRecord | EvaluationPlan | None,
+    ) -> Iterable[RenderableType]:
+        from regraft.evaluate.report.screen import render
+
+        return render(cast("EvaluationRecord", result))  # a plan is printed by the shell
+
+    run_command(
+        lambda: regraft.evaluate_models(
+            models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
+            haystack=haystack, qa=tuple(qa or ()), needles=needles, decoys=decoys, depths=depths,
+            sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts, limit=limit,
+            batch=batch, adapters=tuple(adapter or ()), judge=judge, judge_model=judge_model,
+            device=device, context_parallel=context_parallel, seed=seed, overwrite=overwrite,
+            resume=resume, dry_run=dry_run,
+        ),
+        show,
+        Options(as_json, quiet, debug, threads, resumable=True),
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""`regraft extract-lora`: the difference between two models as a LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import regraft
+from regraft.commands.options import (
+    Debug,
+    Device,
+    DryRun,
+    Force,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    Threads,
+)
+from regraft.shell.command import Options, run_command
+from regraft.shell.printing import label_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.records import AdapterRecord
+
+
+class Layout(StrEnum):
+    portable = "portable"
+    compact = "compact"
+    exact = "exact"
+
+
+def extract_lora(
+    base: Annotated[
+        str, typer.Argument(help="The original model: a folder or org/name\\[@revision].")
+    ],
+    extended: Annotated[
+        str, typer.Argument(help="The model trained from BASE for a longer context.")
+    ],
+    out: Out,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="A number, or auto: the singular values above the rounding of the stored weights. "
+            "\\[default: 64]"
+        ),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose ranks that capture this share of the energy above rounding: 0.9."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Choose ranks so that the adapter has this size, such as 300MB."),
+    ] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="portable: one rank, read by PEFT, vLLM, SGLang and llama.cpp; compact: a rank "
+            "per module, PEFT only; exact: compact plus the differences of norms, embeddings and "
+            "head."
+        ),
+    ] = Layout.portable,
+    modules: Annotated[
+        str,
+        typer.Option(
+            help="all-linear, attention, mlp, last parts of module names, or regular expressions; "
+            "separated by commas."
+        ),
+    ] = "all-linear",
+    dtype: Annotated[
+        str, typer.Option(help="Type of the stored factors: bfloat16, float16 or float32.")
+    ] = "bfloat16",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute LAPACK's full SVD (slow) instead.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Load the adapter with PEFT and compare every module.")
+    ] = True,
+    full_fingerprint: Annotated[
+        bool, typer.Option("--full-fingerprint", help="Hash every byte of both models.")
+    ] = False,
+    force: Force = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Extract the difference between EXTENDED and BASE as a LoRA adapter.
+
+    Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
+    """
+
+    def show(record: AdapterRecord) -> Iterable[RenderableType]:
+        from regraft.adapters.extract.evidence import summary
+
+        yield label_table(f"Adapter in {out}", summary(record))
+
+    run_command(
+        lambda: regraft.extract_lora(
+            base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout.value,
+            modules=modules, dtype=dtype, exact=exact, verify=verify,
+            full_fingerprint=full_fingerprint, device=device, seed=seed, force=force,
+            overwrite=overwrite, resume=resume, dry_run=dry_run,
+        ),
+        show,
+        Options(as_json, quiet, debug, threads, resumable=True),
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""`regraft inspect`: a model or adapter described, or two compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import regraft
+from regraft.commands.options import Debug, Device, Json, Quiet, Threads
+from regraft.shell.command import Options, run_command
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
+    other: Annotated[str | None, typer.Argument(help="A second one, to compare with.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Describe a model or adapter; with OTHER, how the two are related.
+
+    Example: regraft inspect base extended
+    """
+
+    def show(result: dict[str, Any]) -> Iterable[RenderableType]:
+        from regraft.adapters.inspect.inspect import tables
+
+        return tables(result)
+
+    run_command(
+        lambda: regraft.inspect_model(path, other, device=device),
+        show,
+        Options(as_json, quiet, debug, threads),
+    )

@@ -1,0 +1,63 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from regraft.shell.stdout import write_stdout
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check everything, print bytes, memory and time; write nothing."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an earlier output, or discard an interrupted run and start again.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of torch. \\[default: torch's choice]")
+]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the random parts: the same seed gives the same bytes.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Python's traceback after an error.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Continue where the check of lineage refuses.")
+]
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Read every byte back from disk and compare hashes.")
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(help="Largest shard, such as 5GB. \\[default: shards as in the model copied]"),
+]
+
+
+def schema_option(schema: Callable[[], dict[str, Any]]) -> Any:
+    """The option --schema, which prints the JSON schema that `schema` returns and exits."""
+
+    def print_schema(requested: bool) -> None:
+        if requested:
+            write_stdout(json.dumps(schema(), indent=1) + "\n")
+            raise typer.Exit
+
+    return typer.Option(
+        "--schema",
+        callback=print_schema,
+        is_eager=True,
+        help="Print the JSON schema of a recipe and exit.",
+    )

@@ -1,0 +1,48 @@
+"""`regraft plan`: memory and time of a training, estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import regraft
+from regraft.commands.options import Debug, Json, Quiet
+from regraft.shell.command import Options, run_command
+from regraft.shell.printing import label_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.train.estimate.plan import TrainingPlan
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="Such as 8xH100-80. \\[default: this machine's GPUs, else its CPU]"),
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Memory of all nodes together, such as 1TB.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Estimate memory and time of a training and what would reduce them; nothing is run.
+
+    Example: regraft plan examples/train-pose-lora.yaml --gpus H200 --host-memory 128GiB
+    """
+
+    def show(result: TrainingPlan) -> Iterable[RenderableType]:
+        from regraft.train.estimate.plan import lines
+
+        yield label_table(f"Plan of {recipe}", lines(result))
+
+    run_command(
+        lambda: regraft.plan_training(recipe, gpus=gpus, host_memory=host_memory),
+        show,
+        Options(as_json, quiet, debug),
+    )

@@ -1,0 +1,73 @@
+"""`regraft train`: extending a context, or recovering a graft, by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import regraft
+from regraft.commands.options import (
+    Debug,
+    Device,
+    DryRun,
+    Json,
+    Overwrite,
+    Quiet,
+    Resume,
+    Threads,
+    schema_option,
+)
+from regraft.shell.command import Options, run_command
+from regraft.shell.printing import label_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.train.record import TrainingRecord
+
+
+def _schema() -> dict[str, Any]:
+    from regraft.train.recipe.recipe import schema
+
+    return schema()
+
+
+Schema = Annotated[bool, schema_option(_schema)]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder to write; not needed by --dry-run.")
+    ] = None,
+    schema: Schema = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Extend a model's context or recover a graft, by full fine-tuning or LoRA.
+
+    Example: regraft train examples/extend-toy.yaml -o toy-1k
+
+    On 8 GPUs: torchrun --nproc-per-node 8 -m regraft train recipe.yaml -o out
+    """
+
+    def show(record: TrainingRecord) -> Iterable[RenderableType]:
+        from regraft.train.output.summary import summary
+
+        yield label_table(f"Trained {record.export} in {out}", summary(record))
+
+    run_command(
+        lambda: regraft.train_model(
+            recipe, out, device=device, overwrite=overwrite, resume=resume, dry_run=dry_run
+        ),
+        show,
+        Options(as_json, quiet, debug, threads, resumable=True),
+    )

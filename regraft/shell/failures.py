@@ -1,0 +1,43 @@
+"""What is printed for an error, and the exit code it gives."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+
+from regraft.errors import RegraftError, os_error_sentence
+from regraft.shell.signals import Interrupted, ignore_signals
+
+
+def print_error(message: str, code: int) -> int:
+    """Print 'regraft: message' as one line on stderr, where it can be written. Returns the code."""
+    with suppress(OSError, ValueError):
+        print(f"regraft: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def print_interrupt(error: KeyboardInterrupt) -> int:
+    """Print the line of an interrupted command. Returns the exit code, 128 + signal."""
+    if not isinstance(error, Interrupted):
+        error = Interrupted(signal.SIGINT)
+    ignore_signals()
+    return print_error(str(error), 128 + error.signal)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(one line, exit code) for any exception."""
+    if isinstance(error, RegraftError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); close other programs or use a smaller --rank", 1
+    if isinstance(error, OSError):
+        return os_error_sentence(error, error.filename, "access"), 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return "not enough GPU memory; use --device cpu or a smaller --rank", 1
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return (
+        f"an error that regraft does not know ({type(error).__name__}: {first}); please report "
+        "it with what --debug shows",
+        1,
+    )

@@ -1,0 +1,105 @@
+"""One command: its result as JSON or tables, or one line and an exit code for its error."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import models
+import pytest
+from commands import refused, run
+
+from regraft.errors import OutputError
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> tuple[Path, Path, Path]:
+    return models.family(tmp_path_factory.mktemp("family"))
+
+
+def test_json_is_one_object_on_stdout_whatever_libraries_say(family, tmp_path, children):
+    base, long, derivative = family
+    done = children.run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--json")
+    assert done["code"] == 0, done["err"]
+    assert json.loads(done["out"]) == json.loads((tmp_path / "a/regraft.json").read_text())
+    assert done["out"].count("\n") == 1
+    assert done["err"] == ""
+    (tmp_path / "a/regraft.json").unlink()
+    (tmp_path / "a/regraft-lineage.safetensors").unlink()
+    done = children.run("apply", tmp_path / "a", derivative, "-o", tmp_path / "out", "--json")
+    assert done["code"] == 0, done["err"]
+    assert json.loads(done["out"])["kind"] == "graft"
+    assert re.fullmatch(r"regraft: warning: [^\n]* carries no context[^\n]*\n", done["err"])
+
+
+def test_json_says_no_infinity(monkeypatch):
+    from regraft import theta
+
+    monkeypatch.setattr(
+        theta, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
+    )
+    assert "NaN or infinity" in refused(run("theta", "8k", "1M", "--json"), 1)
+
+
+def test_a_dry_run_shows_sizes_for_people_and_writes_nothing(family, tmp_path):
+    base, long, _ = family
+    shown = run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--dry-run")
+    assert shown.exit_code == 0
+    assert re.search(r"write +14\.8 kB", shown.stdout)
+    assert "_bytes" not in shown.stdout
+    parsed = json.loads(
+        run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--dry-run", "--json")
+        .stdout
+    )  # fmt: skip
+    assert parsed["plan"]["write_bytes"] == 14848
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_brackets_in_names_are_shown_as_they_are(family, tmp_path):
+    done = run(
+        "extract-lora", *family[:2], "-o", tmp_path / "[red]x[1]", "--rank", 2, "--no-verify"
+    )
+    assert "[red]x[1]" in done.stdout.replace("\n", "")
+    assert (tmp_path / "[red]x[1]" / "regraft.json").is_file()
+
+
+def test_quiet_says_nothing_on_stderr(family, tmp_path):
+    done = run("extract-lora", *family[:2], "-o", tmp_path / "a", "--rank", 2, "-q")
+    assert done.exit_code == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OutputError("Cannot write x: the disk is full."), 1, "Cannot write x"),
+        (MemoryError("3 GB"), 1, "not enough memory"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "Cannot access /x/y: the disk is full"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "not enough GPU memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_failure_is_one_line_and_its_code(error, code, said, monkeypatch):
+    from regraft import theta
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(theta, "theta_report", fail)
+    assert said in refused(run("theta", "8k", "1M"), code)
+    if code == 1:
+        assert type(run("theta", "8k", "1M", "--debug").exception) is type(error)
+
+
+def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
+    from regraft import theta
+
+    monkeypatch.setattr(theta, "theta_report", lambda *_: 1 / 0)
+    result = run("theta", "8k", "1M")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: division by zero" in result.stderr
+    assert isinstance(run("theta", "8k", "1M", "--debug").exception, ZeroDivisionError)
