@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from regraft.train.step.tiles import tile_mlp
+
 _PIECE = 1 << 26  # bytes
 
 
@@ -32,7 +34,7 @@ def save_memory(
     for layer in layers:
         if tile:
             mlp: Any = layer.mlp
-            mlp.forward = _tiled(mlp.forward, tile)
+            tile_mlp(mlp, tile)
         if recompute:
             layer.forward = _recomputed(layer.forward, store)
     return store
@@ -46,18 +48,6 @@ def _recomputed(forward: Callable[..., Any], store: HostStore | None) -> Callabl
             return checkpoint(forward, hidden_states, use_reentrant=False, **rest)
         with saved_tensors_hooks(store.pack, store.unpack):
             return checkpoint(forward, hidden_states, use_reentrant=False, **rest)
-
-    return run
-
-
-def _tiled(forward: Callable[[Tensor], Tensor], tile: int) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        if x.shape[1] <= tile:
-            return forward(x)
-        parts = x.split(tile, 1)
-        if not torch.is_grad_enabled():
-            return torch.cat([forward(part) for part in parts], 1)
-        return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts], 1)
 
     return run
 
