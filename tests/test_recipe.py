@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from regraft.document import Document
 from regraft.errors import InputError
-from regraft.merge.recipe import Recipe as MergeRecipe
+from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 from regraft.recipe import BaseRecipe, Mistakes
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
 

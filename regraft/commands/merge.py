@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def _schema() -> dict[str, Any]:
-    from regraft.merge.schema import schema
+    from regraft.merge.recipe.schema import schema
 
     return schema()
 

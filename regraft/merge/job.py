@@ -22,18 +22,26 @@ from regraft.checkpoint.write.staging import Staging
 from regraft.device import each, full_precision, pick_device
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.merge import conflicts, into_adapter, mergekit, tokenizer_files
-from regraft.merge.card import write_card
-from regraft.merge.describe import plan_lines, summary
-from regraft.merge.donor import choose_context, find_donor
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.match import check_relatives, expert_notes
+from regraft.merge.files.config import choose_context, find_donor
+from regraft.merge.files.files import Files, choose_files, write_files
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.inputs.match import check_relatives, expert_notes
+from regraft.merge.inputs.vocabulary import compare_vocabularies
+from regraft.merge.mergekit.engine import (
+    check_for_mergekit,
+    reason_for_mergekit,
+    run_mergekit,
+    tokenizer_key,
+)
 from regraft.merge.methods.registry import get
-from regraft.merge.plan import Output, Plan, make_plan
-from regraft.merge.recipe import Recipe
-from regraft.merge.schema import schema
-from regraft.merge.stream import Tally, merged, threads
-from regraft.merge.vocabulary import compare_vocabularies
+from regraft.merge.native import into_adapter
+from regraft.merge.native.plan import Output, Plan, make_plan
+from regraft.merge.native.stream import Tally, merged, threads
+from regraft.merge.recipe.recipe import Recipe
+from regraft.merge.recipe.schema import schema
+from regraft.merge.report import conflicts
+from regraft.merge.report.card import write_card
+from regraft.merge.report.describe import plan_lines, summary
 from regraft.records import (
     AdapterRecord,
     MergeContext,
@@ -126,19 +134,19 @@ def merge_models(
                 return adapter
             if checked.plan is not None:
                 writer = CheckpointWriter(staging, checked.plan.shards, verify=verify)
-                tokenizer_files.write(writer, staging.folder, checked.plan.config, checked.files)
+                write_files(writer, staging.folder, checked.plan.config, checked.files)
                 sums = _stream(checked.plan, parsed.body.scale, seed, writer, staging, where)
                 report = conflicts.report(checked.plan.outputs, sums)
                 record = replace(
                     record, totals=report.totals, roles=report.roles, tensors=report.tensors
                 )
             else:
-                made = mergekit.run(
+                made = run_mergekit(
                     parsed, inputs, checked.donor, checked.context, checked.files, staging,
                     seed=seed, device=where, max_shard_bytes=shard_bytes, verify=verify,
                 )  # fmt: skip
                 writer = made.writer
-                tokenizer_files.write(writer, staging.folder, made.config, made.files)
+                write_files(writer, staging.folder, made.config, made.files)
                 if made.files is not checked.files:
                     aligned = "mergekit, which aligned the vocabularies"
                     record = replace(record, donor=replace(donor, tokenizer=aligned))
@@ -163,26 +171,26 @@ class _Checked:
     why: str
     context: ContextSpec
     policy: str
-    files: tokenizer_files.Files
+    files: Files
     notes: list[str]
 
 
 def _check(recipe: Recipe, inputs: Inputs, engine: str, shard_bytes: int | None) -> _Checked:
     """Check that the inputs fit together, and choose donor, context and files. Raises InputError by
     line."""
-    reason = mergekit.reason(recipe, inputs, engine)
+    reason = reason_for_mergekit(recipe, inputs, engine)
     donor, why = find_donor(recipe, inputs)
     notes = check_relatives(recipe, inputs, donor)
     context, policy = choose_context(recipe, inputs, donor)
-    files = tokenizer_files.choose(recipe, inputs, donor)
+    files = choose_files(recipe, inputs, donor)
     if reason is not None:
-        mergekit.check(recipe, inputs)
+        check_for_mergekit(recipe, inputs)
         return _Checked(reason, None, donor, why, context, policy, files, notes)
     method = get(recipe.body.merge_method)
     notes += expert_notes(inputs, method)
     vocabulary = None
     vocabularies = compare_vocabularies(inputs)
-    if mergekit.tokenizer_key(recipe) is not None:
+    if tokenizer_key(recipe) is not None:
         vocabulary = vocabularies.rows
     elif vocabularies.difference is not None:
         notes.append(

@@ -16,8 +16,8 @@ def test_every_path_on_the_page_exists():
     paths = [code for code in CODE if re.fullmatch(r"[\w/]+\.py|[\w/]+/", code)]
     assert len(paths) > 60
     local = ("extract/", "apply/", "inspect/", "methods/", "recipe/", "step/", "estimate/",
-             "output/", "tasks/", "prompts/", "answers/", "local/", "report/",
-             "read/", "write/", "hf/")  # fmt: skip
+             "output/", "inputs/", "native/", "files/", "tasks/", "prompts/", "answers/", "local/",
+             "report/", "read/", "write/", "hf/")  # fmt: skip
     for path in paths:
         if path in local:
             assert list(PACKAGE.glob(f"*/{path}")), path

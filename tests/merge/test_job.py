@@ -356,7 +356,7 @@ def test_donor_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
     record = merge_models(recipe, tmp_path / "out", dry_run=True)
     assert record.donor.config == record.donor.tokenizer == "b"
     code = (
-        "import sys; from regraft.merge.recipe import Recipe\n"
+        "import sys; from regraft.merge.recipe.recipe import Recipe\n"
         "print(*(ref for ref, _ in Recipe.read(sys.argv[1]).references()))"
     )
     for seed in "0123":
@@ -496,7 +496,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_block_size_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regraft.merge import stream
+    from regraft.merge.native import stream
 
     recipe = {**LONG_TIES, "models": of("a", "b", "long", weight=0.5, density=0.6),
               "context": "long"}  # fmt: skip
@@ -739,10 +739,10 @@ def test_mergekit_reads_what_was_checked_and_shows_its_progress(
 def test_vocabularies_that_cannot_be_aligned_are_refused_before_mergekit_starts(
     words: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.merge import mergekit
+    from regraft.merge.mergekit import engine
 
-    monkeypatch.setattr(mergekit, "_run", None)
-    monkeypatch.setattr(mergekit.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine, "_run", None)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: name)
     shutil.copytree("b", tmp_path / "other")
     give_tokenizer(tmp_path / "other", words)
     recipe = {"merge_method": "linear", "models": of("a_words", str(tmp_path / "other"), weight=1),
@@ -754,10 +754,10 @@ def test_vocabularies_that_cannot_be_aligned_are_refused_before_mergekit_starts(
 def test_shapes_are_compared_before_mergekit_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.merge import mergekit
+    from regraft.merge.mergekit import engine
 
-    monkeypatch.setattr(mergekit, "_run", None)
-    monkeypatch.setattr(mergekit.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine, "_run", None)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: name)
     wide = {**CONFIG, "intermediate_size": 128}
     models.save(tmp_path / "wide", wide, models.weights(wide))
     recipe = {"merge_method": "ram", "base_model": "base",

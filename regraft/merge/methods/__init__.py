@@ -3,12 +3,12 @@
     from regraft.merge.methods import get, merge_tensors, names
     merged = merge_tensors("ties", [a, b], base, {"weight": [1.0, 0.5], "density": 0.3})
 
-`registry` says how a method is declared and called, `parameter` what it takes, `blocks` what it
-walks over. Every other file is one family of methods, or what several share (`top_k`: exact
-thresholds, `reduce`: sums, `noise`: reproducible randomness).
+`registry` declares and calls methods, `parameter` checks their parameters, `blockwise/` has what
+several methods share: row blocks, sums, exact thresholds, reproducible noise, sparsification. Every
+other file is one family of methods.
 """
 
-from regraft.merge.methods.blocks import Blocks, StoredBlocks
+from regraft.merge.methods.blockwise.blocks import Blocks, StoredBlocks
 from regraft.merge.methods.parameter import REQUIRED, Parameter
 from regraft.merge.methods.registry import Method, get, merge_tensors, method, names
 

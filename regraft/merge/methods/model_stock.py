@@ -7,8 +7,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from regraft.merge.methods.blocks import Blocks
-from regraft.merge.methods.reduce import Gram, gram_rows
+from regraft.merge.methods.blockwise.blocks import Blocks
+from regraft.merge.methods.blockwise.reduce import Gram, gram_rows
 from regraft.merge.methods.registry import method
 
 _LEAST_PRODUCT = 1e-6  # of two norms, and the least denominator: mergekit's

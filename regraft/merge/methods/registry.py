@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError, did_you_mean
-from regraft.merge.methods.blocks import BLOCK, Blocks, StoredBlocks
+from regraft.merge.methods.blockwise.blocks import BLOCK, Blocks, StoredBlocks
 from regraft.merge.methods.parameter import REQUIRED, Parameter, parameter_of
 
 FAMILIES = (

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regraft.merge.methods.blocks import Blocks
+from regraft.merge.methods.blockwise.blocks import Blocks
+from regraft.merge.methods.blockwise.reduce import as_rows, first_row, row_sums, rows_and_columns
+from regraft.merge.methods.blockwise.top_k import ALL, Cut, largest
 from regraft.merge.methods.parameter import Fraction, Positive
-from regraft.merge.methods.reduce import as_rows, first_row, row_sums, rows_and_columns
 from regraft.merge.methods.registry import method
-from regraft.merge.methods.top_k import ALL, Cut, largest
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regraft.merge.methods.blocks import Blocks
+from regraft.merge.methods.blockwise.blocks import Blocks
+from regraft.merge.methods.blockwise.reduce import Gram, gram_rows
 from regraft.merge.methods.linear import blend, check_weights
 from regraft.merge.methods.parameter import Count, PerInput, Positive
-from regraft.merge.methods.reduce import Gram, gram_rows
 from regraft.merge.methods.registry import method
 
 _NEARLY_PARALLEL = 0.9995  # |cosine| above which slerp interpolates linearly, as in mergekit

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from regraft.lowrank.svd import truncated_svd
-from regraft.merge.methods.blocks import Block
+from regraft.merge.methods.blockwise.blocks import Block
+from regraft.merge.methods.blockwise.sparsify import Sparsifier, trim
 from regraft.merge.methods.parameter import Count, Fraction, PerInput, Positive
 from regraft.merge.methods.registry import method
-from regraft.merge.methods.sparsify import Sparsifier, trim
 from regraft.merge.methods.task import elect_and_add
 
 _ROUNDING = 1e-6  # singular values below this share of the largest are rounding in float32

@@ -32,11 +32,17 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
+from regraft.merge.methods.blockwise.reduce import first_row
+from regraft.merge.methods.blockwise.sparsify import (
+    Sparsifier,
+    draw,
+    draw_by_rank,
+    trim,
+    trim_both_ends,
+)
 from regraft.merge.methods.linear import NEGLIGIBLE, vanishes
 from regraft.merge.methods.parameter import Fraction, PerInput
-from regraft.merge.methods.reduce import first_row
 from regraft.merge.methods.registry import method
-from regraft.merge.methods.sparsify import Sparsifier, draw, draw_by_rank, trim, trim_both_ends
 
 Variant = Literal["mergekit", "paper", "peft"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.merge.methods import REQUIRED, StoredBlocks, get, merge_tensors, names
-from regraft.merge.methods import top_k as select
-from regraft.merge.methods.noise import uniform
-from regraft.merge.methods.reduce import row_sums
-from regraft.merge.methods.top_k import Cut, largest
+from regraft.merge.methods.blockwise import top_k as select
+from regraft.merge.methods.blockwise.noise import uniform
+from regraft.merge.methods.blockwise.reduce import row_sums
+from regraft.merge.methods.blockwise.top_k import Cut, largest
 
 # A setting of every method at which it does something; two inputs unless it takes one.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -26,14 +26,14 @@ from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
 from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
-from regraft.merge import tokenizer_files
-from regraft.merge.donor import output_config
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.match import match_tensors
-from regraft.merge.mergekit_recipe import mergekit_yaml
-from regraft.merge.recipe import Recipe
-from regraft.merge.schema import BRIDGED
-from regraft.merge.vocabulary import check_alignable, compare_vocabularies, embedding_rows
+from regraft.merge.files.config import output_config
+from regraft.merge.files.files import Files, with_new_tokenizer
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.inputs.match import match_tensors
+from regraft.merge.inputs.vocabulary import check_alignable, compare_vocabularies, embedding_rows
+from regraft.merge.mergekit.translate import mergekit_yaml
+from regraft.merge.recipe.recipe import Recipe
+from regraft.merge.recipe.schema import BRIDGED
 from regraft.records import TensorMerge
 from regraft.rope import ContextSpec
 
@@ -49,7 +49,7 @@ _LAST_LINES = 4  # of mergekit's standard error, for a message
 _STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<all>\d+) ")
 
 
-def reason(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
+def reason_for_mergekit(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
     """Why the merge has to run in mergekit; None if it runs natively.
 
     Raises InputError where the requested engine cannot do it.
@@ -101,7 +101,7 @@ def tokenizer_key(recipe: Recipe) -> str | None:
     return None if recipe.body.tokenizer_source is None else "tokenizer_source"
 
 
-def check(recipe: Recipe, inputs: Inputs) -> None:
+def check_for_mergekit(recipe: Recipe, inputs: Inputs) -> None:
     """Refuse what mergekit would report only after minutes: shapes, layers, tokens without a row.
 
     Raises InputError by line.
@@ -120,16 +120,16 @@ class MergekitResult:
 
     writer: CheckpointWriter
     config: dict[str, Any]
-    files: tokenizer_files.Files
+    files: Files
     tensors: dict[str, TensorMerge]
 
 
-def run(
+def run_mergekit(
     recipe: Recipe,
     inputs: Inputs,
     donor: Input,
     context: ContextSpec,
-    files: tokenizer_files.Files,
+    files: Files,
     staging: Staging,
     *,
     seed: int,
@@ -172,7 +172,7 @@ def run(
             layers=layers, vocabulary=made.tensors[embedding].shape[0], dtypes=dtypes,
         )  # fmt: skip
         if recipe.body.tokenizer is not None or recipe.body.tokenizer_source is not None:
-            files = tokenizer_files.realigned(files, made)
+            files = with_new_tokenizer(files, made)
     return MergekitResult(writer, config, files, tensors)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from regraft.markdown import last_name
-from regraft.merge.conflicts import role
-from regraft.merge.inputs import Inputs
-from regraft.merge.methods.blocks import BLOCK
-from regraft.merge.plan import Output, Plan
-from regraft.merge.stream import threads
+from regraft.merge.inputs.inputs import Inputs
+from regraft.merge.methods.blockwise.blocks import BLOCK
+from regraft.merge.native.plan import Output, Plan
+from regraft.merge.native.stream import threads
+from regraft.merge.report.conflicts import role
 from regraft.records import AdapterRecord, MergeFigures, MergeRecord
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes

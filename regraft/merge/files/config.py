@@ -12,9 +12,9 @@ from typing import Any
 
 from regraft.checkpoint.hf import roles
 from regraft.errors import InputError
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.match import layer_range
-from regraft.merge.recipe import Recipe
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.inputs.match import layer_range
+from regraft.merge.recipe.recipe import Recipe
 from regraft.rope import ContextSpec, extend_context
 
 

@@ -25,9 +25,9 @@ from typing import Any
 from regraft.document import Where
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.registry import Method, get, names
-from regraft.merge.references import ModelRef
-from regraft.merge.schema import BRIDGED, MAX_INPUTS, Body, InputModel, OutputSlice
-from regraft.merge.settings import Setting, parse_setting
+from regraft.merge.recipe.references import ModelRef
+from regraft.merge.recipe.schema import BRIDGED, MAX_INPUTS, Body, InputModel, OutputSlice
+from regraft.merge.recipe.settings import Setting, parse_setting
 from regraft.recipe import BaseRecipe, Mistakes
 
 # Parameters that one block of the recipe states, and the location of the block.

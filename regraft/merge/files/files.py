@@ -15,13 +15,13 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
-from regraft.merge.chat_template import TEMPLATE_FILE, choose_template
-from regraft.merge.donor import config_bytes
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.recipe import Recipe
+from regraft.merge.files.chat_template import TEMPLATE_FILE, choose_template
+from regraft.merge.files.config import config_bytes
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.recipe.recipe import Recipe
 from regraft.records import MergeDonor
 
-TOKENIZER = (
+_TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "spiece.model", "chat_template*", "generation_config.json",
 )  # fmt: skip
@@ -50,14 +50,14 @@ class Files:
         )
 
 
-def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
+def choose_files(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
     """Choose the files. Raises InputError for a tokenizer source that is no input."""
-    chosen = source(recipe, inputs, donor).checkpoint
-    names = [name for name in chosen.other_files() if is_tokenizer(name)]
+    chosen = _tokenizer_source(recipe, inputs, donor).checkpoint
+    names = [name for name in chosen.other_files() if _is_tokenizer(name)]
     others = [
         name
         for name in donor.checkpoint.other_files()
-        if not is_tokenizer(name) and name not in _OWN
+        if not _is_tokenizer(name) and name not in _OWN
     ]
     template = choose_template(recipe, inputs)
     if template is not None and (path := chosen.file("tokenizer_config.json")) is not None:
@@ -65,14 +65,14 @@ def choose(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
     return Files(chosen, names, donor.checkpoint, others, template)
 
 
-def realigned(files: Files, made: Checkpoint) -> Files:
+def with_new_tokenizer(files: Files, made: Checkpoint) -> Files:
     """`files` with the tokenizer that mergekit made for the new vocabulary."""
-    names = [name for name in made.other_files() if is_tokenizer(name)]
+    names = [name for name in made.other_files() if _is_tokenizer(name)]
     generation = [name for name in files.tokenizer if name == "generation_config.json"]
     return replace(files, donor=made, tokenizer=names, others=files.others + generation)
 
 
-def source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
+def _tokenizer_source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
     """The input whose tokenizer the output gets if all vocabularies are equal."""
     ref, where = recipe.body.tokenizer_source, "tokenizer_source"
     if recipe.body.tokenizer is not None:
@@ -85,7 +85,9 @@ def source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
     raise recipe.error((where,), f"the tokenizer's source {ref} is no input of this recipe.")
 
 
-def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files: Files) -> None:
+def write_files(
+    writer: CheckpointWriter, folder: Path, config: dict[str, Any], files: Files
+) -> None:
     """Put config, tokenizer and other files into the staging folder."""
     writer.add_file("config.json", config_bytes(config))
     for one, names in ((files.other_donor, files.others), (files.donor, files.tokenizer)):
@@ -103,5 +105,5 @@ def write(writer: CheckpointWriter, folder: Path, config: dict[str, Any], files:
         writer.add_file(settings.name, config_bytes(content))
 
 
-def is_tokenizer(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in TOKENIZER)
+def _is_tokenizer(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _TOKENIZER)

@@ -9,8 +9,8 @@ from regraft import progress
 from regraft.errors import InputError
 from regraft.merge.methods.parameter import Parameter
 from regraft.merge.methods.registry import Method
-from regraft.merge.recipe import Recipe, Scope, Slice, Source
-from regraft.merge.settings import Condition
+from regraft.merge.recipe.recipe import Recipe, Scope, Slice, Source
+from regraft.merge.recipe.settings import Condition
 
 
 def warn_unused(recipe: Recipe, method: Method) -> None:

@@ -24,9 +24,9 @@ from regraft.checkpoint.read.header import TensorInfo
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.document import Where
 from regraft.errors import CheckpointError, InputError
-from regraft.merge.config_check import check_config
-from regraft.merge.recipe import Recipe
-from regraft.merge.references import ModelRef
+from regraft.merge.inputs.config_check import check_config
+from regraft.merge.recipe.recipe import Recipe
+from regraft.merge.recipe.references import ModelRef
 from regraft.records import MergedAdapter, MergeInput, RelationRecord
 from regraft.rope import ContextSpec
 

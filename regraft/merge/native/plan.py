@@ -13,12 +13,12 @@ import torch
 
 from regraft.checkpoint.write.layout import Planned, plan_shards
 from regraft.errors import InputError
-from regraft.merge import parameters
-from regraft.merge.donor import output_config
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.match import Group, Member, StoredTensor, match_tensors
+from regraft.merge.files.config import output_config
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.inputs.match import Group, Member, StoredTensor, match_tensors
 from regraft.merge.methods.registry import Method
-from regraft.merge.recipe import Recipe, Slice, Source
+from regraft.merge.recipe import parameters
+from regraft.merge.recipe.recipe import Recipe, Slice, Source
 from regraft.rope import ContextSpec
 
 _SHARD_BYTES = 5_000_000_000  # transformers' default, where no input shows how to cut

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.merge.match import StoredTensor
-from regraft.merge.plan import Output, dtype_name
-from regraft.merge.stream import Tally
+from regraft.merge.inputs.match import StoredTensor
+from regraft.merge.native.plan import Output, dtype_name
+from regraft.merge.native.stream import Tally
 from regraft.records import (
     ChangeFigures,
     MergeFigures,

@@ -9,10 +9,10 @@ import pytest
 
 from regraft.document import Document
 from regraft.errors import InputError
-from regraft.merge.recipe import Recipe
-from regraft.merge.references import ModelRef
-from regraft.merge.schema import schema
-from regraft.merge.settings import Condition
+from regraft.merge.recipe.recipe import Recipe
+from regraft.merge.recipe.references import ModelRef
+from regraft.merge.recipe.schema import schema
+from regraft.merge.recipe.settings import Condition
 
 PLAIN = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - model: b\n"
 
@@ -259,7 +259,7 @@ def test_schema_has_every_key_method_and_parameter() -> None:
 
 
 def test_examples_are_recipes() -> None:
-    examples = sorted((Path(__file__).parents[2] / "examples").glob("merge-*.yaml"))
+    examples = sorted((Path(__file__).parents[3] / "examples").glob("merge-*.yaml"))
     assert len(examples) >= 3
     for path in examples:
         recipe = Recipe.read(path)

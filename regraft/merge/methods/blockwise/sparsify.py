@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from regraft.merge.methods.blocks import Blocks
-from regraft.merge.methods.noise import uniform
-from regraft.merge.methods.reduce import as_rows, row_sums, rows_and_columns
-from regraft.merge.methods.top_k import Cut, Stream, largest
+from regraft.merge.methods.blockwise.blocks import Blocks
+from regraft.merge.methods.blockwise.noise import uniform
+from regraft.merge.methods.blockwise.reduce import as_rows, row_sums, rows_and_columns
+from regraft.merge.methods.blockwise.top_k import Cut, Stream, largest
 
 _NO_NORM = 1e-7  # L1 norms below it are not matched, as in mergekit
 

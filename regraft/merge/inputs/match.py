@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from regraft.checkpoint.hf import roles
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.header import FLOAT_DTYPES
-from regraft.merge.inputs import Input, Inputs, at_layer
+from regraft.merge.inputs.inputs import Input, Inputs, at_layer
 from regraft.merge.methods.registry import Method
-from regraft.merge.recipe import Recipe, Slice, Source
+from regraft.merge.recipe.recipe import Recipe, Slice, Source
 
 StoredTensor = tuple[Input, str]
 """An input and the name of a tensor in its checkpoint."""

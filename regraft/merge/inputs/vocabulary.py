@@ -9,8 +9,8 @@ from pathlib import Path
 from regraft.document import Where
 from regraft.errors import CheckpointError
 from regraft.input_files import parse_json, read_bytes
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.recipe import Recipe
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

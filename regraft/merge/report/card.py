@@ -9,7 +9,7 @@ from typing import Any
 from regraft.adapters.serving import readers_of_record
 from regraft.drawing import figure, legend, styles
 from regraft.markdown import Markdown, last_name, render
-from regraft.merge.describe import labels, measured_from_base, pair_label, summary
+from regraft.merge.report.describe import labels, measured_from_base, pair_label, summary
 from regraft.records import (
     AdapterRecord,
     ChangeFigures,

@@ -28,10 +28,10 @@ from regraft.adapters.writer import (
 )
 from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.svd import truncated_svd
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.plan import Output, Plan
-from regraft.merge.recipe import Recipe
-from regraft.merge.stream import Tally, merged
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.native.plan import Output, Plan
+from regraft.merge.native.stream import Tally, merged
+from regraft.merge.recipe.recipe import Recipe
 from regraft.records import (
     AdapterRecord,
     ContextChange,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from regraft.errors import InputError
-from regraft.merge.methods.blocks import BLOCK, Block
+from regraft.merge.methods.blockwise.blocks import BLOCK, Block
 from regraft.merge.methods.registry import Method
-from regraft.merge.plan import Output
+from regraft.merge.native.plan import Output
 
 _CUDA_BLOCK = 1 << 25
 

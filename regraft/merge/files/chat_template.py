@@ -8,8 +8,8 @@ from pathlib import Path
 
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object, read_text
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.recipe import Recipe
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.recipe.recipe import Recipe
 
 TEMPLATE_FILE = "chat_template.jinja"
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from regraft.errors import InputError, did_you_mean
-from regraft.merge.references import ModelRef, Reference
-from regraft.merge.settings import SETTING_SCHEMA, Settings
+from regraft.merge.recipe.references import ModelRef, Reference
+from regraft.merge.recipe.settings import SETTING_SCHEMA, Settings
 from regraft.units import parse_tokens
 
 MAX_INPUTS = 256

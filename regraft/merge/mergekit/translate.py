@@ -14,9 +14,9 @@ from regraft.adapters.folder import CONFIG as ADAPTER_CONFIG
 from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.hf.view import link_files, link_model
 from regraft.document import Where
-from regraft.merge.inputs import Input, Inputs
-from regraft.merge.recipe import Recipe
-from regraft.merge.references import ModelRef, parse_reference
+from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.recipe.recipe import Recipe
+from regraft.merge.recipe.references import ModelRef, parse_reference
 
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
 _REFERENCES = ("model", "base_model", "source", "tokenizer_source")  # keys that name a model

@@ -1,0 +1,1 @@
+"""What the output gets beside its weights: config, context, tokenizer, chat template."""

@@ -1,0 +1,1 @@
+"""What methods share: arithmetic on row blocks whose bits do not depend on the blocks' size."""

@@ -1,0 +1,1 @@
+"""What a merge reports: the figures of every tensor, the lines on screen, the card."""
