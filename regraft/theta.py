@@ -88,9 +88,9 @@ def _as_number(value: str | float) -> float | None:
 
 def _read(name: str) -> TrainedRope:
     from regraft.checkpoint.read.files import read_json  # imports torch, which numbers do not need
-    from regraft.checkpoint.read.find import find
+    from regraft.checkpoint.read.find import find_files
 
-    config = read_json(find(name), "config.json")
+    config = read_json(find_files(name), "config.json")
     spec = ContextSpec.from_config(config)
     _, text = text_model(config)
     try:

@@ -24,28 +24,28 @@ NAMES = ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_h
 
 
 @pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "cache"))
-    module._build.cache_clear()
+    module._cached_model_tensors.cache_clear()
     yield tmp_path / "cache" / "roles"
-    module._build.cache_clear()
+    module._cached_model_tensors.cache_clear()
 
 
 def ask() -> dict[str, module.Role]:
-    module._build.cache_clear()
-    return module.roles(CONFIG, NAMES)
+    module._cached_model_tensors.cache_clear()
+    return module.tensor_roles(CONFIG, NAMES)
 
 
 def test_roles_are_the_same_from_the_cache_without_asking_transformers(
-    kept: Path, monkeypatch: pytest.MonkeyPatch
+    entries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = ask()
-    assert len(list(kept.iterdir())) == 1
+    assert len(list(entries.iterdir())) == 1
 
     def refuse(_: dict) -> None:
         raise AssertionError("asked transformers again")
 
-    monkeypatch.setattr(module, "_ask_transformers", refuse)
+    monkeypatch.setattr(module, "_read_model_class", refuse)
     assert ask() == first
     monkeypatch.setattr(module, "version", lambda _: "another release")
     with pytest.raises(AssertionError, match="again"):
@@ -53,9 +53,9 @@ def test_roles_are_the_same_from_the_cache_without_asking_transformers(
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"kinds": {}}'])
-def test_a_damaged_entry_is_found_anew(kept: Path, damage: str) -> None:
+def test_a_damaged_entry_is_found_anew(entries: Path, damage: str) -> None:
     first = ask()
-    (entry,) = kept.iterdir()
+    (entry,) = entries.iterdir()
     entry.write_text(damage)
     assert ask() == first
     assert json.loads(entry.read_text())["kinds"]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from regraft.checkpoint.hf.roles import Role
-from regraft.checkpoint.read.source import Checkpoint, sample_blocks
+from regraft.checkpoint.read.sample import sample_blocks
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 from regraft.records import DistanceRecord, RelationRecord
 

@@ -22,7 +22,7 @@ from regraft.adapters import lineage
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned, write_safetensors
+from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import rounding_error
 from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record
@@ -45,11 +45,14 @@ class AdapterModule:
             return f"{stem}A", f"{stem}B"
         return f"{PREFIX}{self.name}.lora_A.weight", f"{PREFIX}{self.name}.lora_B.weight"
 
-    def planned(self, rank: int, dtype: torch.dtype) -> list[Planned]:
+    def planned(self, rank: int, dtype: torch.dtype) -> list[PlannedTensor]:
         """A and B as stored at `rank`."""
         rows, columns = self.shape if self.kind == "linear" else self.shape[::-1]
         key_a, key_b = self.keys()
-        return [Planned(key_a, (rank, columns), dtype), Planned(key_b, (rows, rank), dtype)]
+        return [
+            PlannedTensor(key_a, (rank, columns), dtype),
+            PlannedTensor(key_b, (rows, rank), dtype),
+        ]
 
 
 def write_adapter(
@@ -62,7 +65,7 @@ def write_adapter(
     dtype: torch.dtype,
     uniform_rank: int | None,
     base_name: str | None = None,
-    differences: tuple[list[Planned], Iterable[tuple[str, Tensor]]] = ([], ()),
+    differences: tuple[list[PlannedTensor], Iterable[tuple[str, Tensor]]] = ([], ()),
 ) -> dict[str, float]:
     """Write all files but regraft.json and the card; module -> ||B A - stored B A||_F^2.
 
@@ -93,7 +96,7 @@ def write_adapter(
     _write(
         folder / LINEAGE,
         samples,
-        [Planned(name, tuple(values.shape), values.dtype) for name, values in samples],
+        [PlannedTensor.like(name, values) for name, values in samples],
         {"roles": json.dumps({name: asdict(role) for name, role in roles.items()})},
     )
     planned, dense = differences
@@ -214,7 +217,7 @@ def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
 def _write(
     path: Path,
     tensors: Iterable[tuple[str, Tensor]],
-    planned: list[Planned],
+    planned: list[PlannedTensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     write_safetensors(path, iter(tensors), planned, {"format": "pt", **(metadata or {})})

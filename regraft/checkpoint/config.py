@@ -1,7 +1,7 @@
-"""The gate of configs: every config.json that transformers reads, it reads here.
+"""A config.json as transformers reads it; nothing else in the package gives one to transformers.
 
 No code of a repository is run, and whatever transformers raises becomes one sentence that names the
-file. Models are built from configs in `regraft.checkpoint.hf.pretrained`.
+file. `regraft.checkpoint.hf.pretrained` builds models with weights from these configs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ import torch
 from regraft.errors import CheckpointError
 
 # Keys of config.json that make transformers fetch code or kernels, or read other files.
-_NEVER = {"auto_map", "kernel_config", "fusion_config", "transformers_weights", "custom_generate"}
+_CODE_KEYS = {
+    "auto_map",
+    "kernel_config",
+    "fusion_config",
+    "transformers_weights",
+    "custom_generate",
+}
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """'TypeError: what it says', in one line without its last full stop."""
+    """The error as 'TypeError: its message', on one line and without a full stop at the end."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:length]}" if text else type(error).__name__
 
 
 @contextmanager
-def explained(subject: str, remedy: str) -> Iterator[None]:
-    """Raise whatever a foreign library raises as CheckpointError '{subject} (...); {remedy}.'"""
+def explain_errors(subject: str, remedy: str) -> Iterator[None]:
+    """Turn any error of another library into a CheckpointError '{subject} (...); {remedy}.'"""
     try:
         yield
     except (CheckpointError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -55,7 +61,7 @@ def load_config(raw: Mapping[str, Any], where: str = "") -> Any:
             f"transformers {transformers.__version__} does not know model_type {kind!r}"
             f"{remote}; regraft works with the architectures transformers has built in."
         )
-    with explained(f"transformers {transformers.__version__} refuses config.json{of}",
+    with explain_errors(f"transformers {transformers.__version__} refuses config.json{of}",
                    "correct the config"), quiet():  # fmt: skip
         return CONFIG_MAPPING[kind].from_dict(without_code(dict(raw)))
 
@@ -68,18 +74,39 @@ def is_known(raw: Mapping[str, Any]) -> bool:
     return isinstance(kind, str) and kind in CONFIG_MAPPING
 
 
+def ties_head(raw: Mapping[str, Any], where: str = "") -> bool:
+    """Whether a config says that the output head is the embedding.
+
+    That is `tie_word_embeddings`, at the top or in `text_config`; without it, the default of the
+    model type in transformers.
+    """
+    text = raw.get("text_config")
+    for level in (raw, text if isinstance(text, dict) else {}):
+        if isinstance(level.get("tie_word_embeddings"), bool):
+            return bool(level["tie_word_embeddings"])
+    if not is_known(raw):
+        return False
+    return bool(getattr(load_config(raw, where), "tie_word_embeddings", False))
+
+
 def without_code(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config without keys that fetch code, at every level. Which attention kernel the author
-    had installed says nothing about a model, and a name with a slash is downloaded."""
+    """The config without keys that fetch code, at every level.
+
+    The attention implementation goes too: it says what the author had installed, and transformers
+    downloads one whose name has a slash.
+    """
     return {
         key: without_code(value) if isinstance(value, dict) else value
         for key, value in raw.items()
-        if key not in _NEVER and not str(key).endswith("_implementation")
+        if key not in _CODE_KEYS and not str(key).endswith("_implementation")
     }
 
 
 def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
-    """The model of a config.json on the meta device, weights neither made nor initialized."""
+    """The model of a config.json on the meta device, so without weights.
+
+    The class is the one that the config names, else the causal language model of its type.
+    """
     import transformers
 
     named = raw.get("architectures")
@@ -89,7 +116,7 @@ def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
         model_class = getattr(transformers, architecture, None)
     of = f" of {where}" if where else ""
     config = load_config(raw, where)
-    with explained(
+    with explain_errors(
         f"transformers {transformers.__version__} cannot build "
         f"{architecture or raw['model_type']} from config.json{of}", "correct the config",
     ), quiet(), torch.device("meta"):  # fmt: skip
@@ -101,7 +128,7 @@ def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars, reports and warnings: what matters is raised or said by us."""
+    """Silence transformers' progress bars, reports and warnings; regraft raises what matters."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

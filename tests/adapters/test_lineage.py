@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from regraft.adapters import lineage
-from regraft.checkpoint.hf.roles import roles
-from regraft.checkpoint.read.source import Checkpoint, sample_blocks
+from regraft.checkpoint.hf.roles import tensor_roles
+from regraft.checkpoint.read.sample import sample_blocks
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 
@@ -22,7 +23,7 @@ def family(tmp_path_factory):
 
 def sketch(folder):
     with Checkpoint.open(folder) as checkpoint:
-        return lineage.sketch(checkpoint), roles(checkpoint.config, checkpoint.tensors)
+        return lineage.sketch(checkpoint), tensor_roles(checkpoint.config, checkpoint.tensors)
 
 
 def relate(one, other):

@@ -22,7 +22,7 @@ from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import CONFIG, RECORD, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import plan_shards
+from regraft.checkpoint.write.shard_plan import plan_shards
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.device import full_precision, pick_device
 from regraft.errors import InputError

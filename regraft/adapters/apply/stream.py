@@ -19,7 +19,7 @@ from regraft.adapters.apply.match import Change, Match
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.header import TensorInfo
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
 from regraft.device import each
@@ -38,8 +38,8 @@ class OutputTensor:
     change: Change | None
 
     @property
-    def planned(self) -> Planned:
-        return Planned(self.name, self.source.shape, self.dtype)
+    def planned(self) -> PlannedTensor:
+        return PlannedTensor(self.name, self.source.shape, self.dtype)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError, InputError
 from regraft.job import Job
@@ -208,7 +208,7 @@ def _write(
         uniform_rank=uniform_rank,
         differences=(
             [
-                Planned(name, shape, difference_dtype(shape, dtype))
+                PlannedTensor(name, shape, difference_dtype(shape, dtype))
                 for name, shape in shapes.items()
             ],
             dense(),

@@ -20,7 +20,7 @@ from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, Plan
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned, write_safetensors
+from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.noise import Floor, denoised_squares
@@ -239,7 +239,7 @@ class Factorizer:
     def _save(self, module: Module, svd: LowRank) -> None:
         b, a = svd.factors()
         factors = {"A": a.cpu().contiguous(), "B": b.cpu().contiguous()}
-        plan = [Planned(side, tuple(part.shape), part.dtype) for side, part in factors.items()]
+        plan = [PlannedTensor.like(side, part) for side, part in factors.items()]
         write_safetensors(self._spooled(module), factors.items(), plan)
 
     def _spooled(self, module: Module) -> Path:

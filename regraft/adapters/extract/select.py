@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from regraft.adapters import lineage
-from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.hf.roles import Role, tensor_roles
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import fast_bfloat16
@@ -68,7 +68,7 @@ def context_of(checkpoint: Checkpoint) -> ContextSpec:
 def roles_of(checkpoint: Checkpoint) -> dict[str, Role]:
     """What each tensor of the checkpoint is. Raises CheckpointError naming it."""
     with naming(checkpoint):
-        return roles(checkpoint.config, checkpoint.tensors)
+        return tensor_roles(checkpoint.config, checkpoint.tensors)
 
 
 def make_plan(
@@ -153,7 +153,7 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
         names.append(name)
     extra = [name for name in e.tensors if name not in b.tensors]
     with naming(e):
-        own = roles(e.config, extra) if extra else {}
+        own = tensor_roles(e.config, extra) if extra else {}
     for name, role in own.items():
         if role.kind != "other" and not (role.kind == "head" and b.tied):
             raise CheckpointError(

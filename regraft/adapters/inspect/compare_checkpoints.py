@@ -14,7 +14,7 @@ from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
 from regraft.adapters.inspect.describe_checkpoint import context_of
 from regraft.adapters.inspect.figures import mean_and_range
-from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.hf.roles import Role, tensor_roles
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
@@ -32,7 +32,7 @@ def compare_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> d
     for matrices only; `above_noise` is the share of ||D||^2 that rounding to the
     stored dtypes cannot explain.
     """
-    role_of = roles(b.config, b.tensors)
+    role_of = tensor_roles(b.config, b.tensors)
     relation = lineage.relate(lineage.sketch(b), lineage.sketch(e), role_of)
     names, incomparable = _comparable(b, e, role_of)
     facts = _measure(b, e, names, role_of, device)

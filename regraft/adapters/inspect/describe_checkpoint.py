@@ -14,7 +14,7 @@ from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import RECORD
 from regraft.adapters.inspect.figures import dtype_name
 from regraft.checkpoint.config import meta_model
-from regraft.checkpoint.hf.roles import roles, unknown
+from regraft.checkpoint.hf.roles import tensor_roles, unknown_tensors
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import read_json_object
@@ -40,8 +40,8 @@ def context_of(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Describe a model; `kind` is 'graft' or 'merge' if its regraft.json states it."""
     infos = checkpoint.tensors
-    role_of = roles(checkpoint.config, infos)
-    unknown_tensors = unknown(checkpoint.config, infos)
+    role_of = tensor_roles(checkpoint.config, infos)
+    not_in_model = unknown_tensors(checkpoint.config, infos)
     text = meta_model(checkpoint.config).config.get_text_config()
     heads = getattr(text, "num_attention_heads", None)
     hidden = getattr(text, "hidden_size", None)
@@ -50,9 +50,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         row = by_role.setdefault(role_of[name].kind, {"tensors": 0, "parameters": 0})
         row["tensors"] += 1
         row["parameters"] += math.prod(info.shape)
-    skipped = set(unknown_tensors) | {
-        name for name in infos if name.endswith("rotary_emb.inv_freq")
-    }
+    skipped = set(not_in_model) | {name for name in infos if name.endswith("rotary_emb.inv_freq")}
     if checkpoint.tied:
         skipped |= {name for name in infos if role_of[name].kind == "head"}
     description: dict[str, Any] = {
@@ -80,7 +78,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     # the fingerprint of a Hub model would download every shard
     description["fingerprint"] = None if checkpoint.revision else checkpoint.fingerprint()
     description["roles"] = by_role
-    description["unknown_tensors"] = unknown_tensors
+    description["unknown_tensors"] = not_in_model
     return description | _origin(checkpoint)
 
 

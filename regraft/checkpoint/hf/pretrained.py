@@ -1,10 +1,9 @@
-"""The gate of models: every model and PEFT adapter that holds weights is built here.
+"""Models and PEFT adapters with weights; nothing else in the package builds them.
 
-From a `Checkpoint`, and nothing beside it: the weights are the tensors that the checkpoint lists,
-read through it, so no pytorch_model.bin, adapter_config.json or file that config.json names instead
-is ever opened, and no code of a repository is run. Config and tensors are compared before anything
-is built. Whatever transformers raises becomes one sentence that names the file.
-Configs and tokenizers have gates of their own, `config` and `tokenizer` beside this file.
+A model gets the tensors that its `Checkpoint` lists, read by regraft, so transformers opens no
+pytorch_model.bin, adapter_config.json or file that config.json names, and runs no code of a
+repository. Config and tensors are compared before anything is built. Whatever transformers raises
+becomes one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.config import explained, load_config, quiet
+from regraft.checkpoint.config import explain_errors, load_config, quiet
 from regraft.checkpoint.finite import FLOATS, is_finite
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The causal language model of a checkpoint on the meta device, for weights that come later.
+    """The causal language model of a checkpoint on the meta device; its weights are loaded later.
 
     Raises CheckpointError as `load_model` does.
     """
     import transformers
 
     config = load_config(checkpoint.config, checkpoint.name)
-    with explained(f"config.json of {checkpoint.name} makes no causal language model",
+    with explain_errors(f"config.json of {checkpoint.name} makes no causal language model",
                    "correct the config"), quiet(), torch.device("meta"):  # fmt: skip
         return transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=False
@@ -43,13 +42,13 @@ def load_model(
     config: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """The causal language model of a checkpoint in memory, in eval mode, on the CPU.
+    """The causal language model of a checkpoint, in memory on the CPU, in eval mode.
 
-    config: another config.json to build it by, such as one with another RoPE. dtype: of its
-    weights; None: what its config says, else what most of it is stored in.
+    config: a config.json to use instead of the checkpoint's own, such as one with another RoPE.
+    dtype: of the weights; None: the dtype in the config, else that of most stored bytes.
 
     Raises CheckpointError where config and tensors disagree in number, shape or kind, where a
-    tensor is missing, of integers, or holds NaN or infinity, and for what transformers raises.
+    tensor is missing, holds integers, NaN or infinity, and for what transformers raises.
     """
     from transformers import GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -59,29 +58,35 @@ def load_model(
     built = load_config(raw, name)
     if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CheckpointError(f"{name} is a {built.model_type}, which is no causal language model.")
-    _compare(checkpoint, built)
-    chosen = dtype or _stored_dtype(checkpoint, built)
+    _check_tensors(checkpoint, built)
+    dtype = dtype or _stored_dtype(checkpoint, built)
     generation = None
     if (path := checkpoint.file("generation_config.json")) is not None:
         from regraft.input_files import read_json_object
 
         settings = read_json_object(path, CheckpointError)
-        with explained(f"{path} is refused by transformers", "correct or remove it"), quiet():
+        with (
+            explain_errors(f"{path} is refused by transformers", "correct or remove it"),
+            quiet(),
+        ):
             generation = GenerationConfig.from_dict(settings)
     checkpoint.fetch()
     source = _Source(checkpoint)
-    with explained(f"{name} cannot be loaded", "check its config.json and weights"), quiet():
+    with (
+        explain_errors(f"{name} cannot be loaded", "check its config.json and weights"),
+        quiet(),
+    ):
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(built)]
         try:
             model, info = model_class.from_pretrained(
-                None, config=built, state_dict=source.tensors(), dtype=chosen,
+                None, config=built, state_dict=source.tensors(), dtype=dtype,
                 generation_config=generation, output_loading_info=True,
                 ignore_mismatched_sizes=True, trust_remote_code=False, local_files_only=True,
             )  # fmt: skip
         except Exception:
-            source.raise_refused()
+            source.raise_error()
             raise
-    source.raise_refused()
+    source.raise_error()
     # transformers fills these with random numbers
     broken = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if broken:
@@ -101,7 +106,7 @@ def load_peft_adapter(model: Any, folder: Path) -> Any:
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         # It also warns of merging into a tied embedding; here nothing is merged.
         warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
-        with explained(
+        with explain_errors(
             "PEFT does not load the adapter", "please report it, or go on with --no-verify"
         ):
             return PeftModel.from_pretrained(
@@ -110,11 +115,11 @@ def load_peft_adapter(model: Any, folder: Path) -> Any:
 
 
 class _Source:
-    """The tensors of a checkpoint as transformers takes them, read when they are materialized."""
+    """The tensors of a checkpoint for transformers, each read when transformers needs it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._refused: CheckpointError | None = None
+        self._error: CheckpointError | None = None
 
     def tensors(self) -> dict[str, _Lazy]:
         return {name: _Lazy(self, name) for name in self._checkpoint.tensors}
@@ -128,17 +133,17 @@ class _Source:
                     "weights are broken, download or make the model again."
                 )
         except CheckpointError as error:
-            self._refused = error  # transformers reports errors of its threads in its own words
+            self._error = error  # transformers reports errors of its threads in its own words
             raise
         return tensor
 
-    def raise_refused(self) -> None:
-        if self._refused is not None:
-            raise self._refused
+    def raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
 class _Lazy:
-    """A tensor that is read by `[...]`, like a slice of the safetensors library."""
+    """A tensor that is read by indexing, like a slice of the safetensors library."""
 
     def __init__(self, source: _Source, name: str) -> None:
         self._source, self._name = source, name
@@ -147,15 +152,16 @@ class _Lazy:
         return self._source.read(self._name)[index]
 
 
-def _compare(checkpoint: Checkpoint, built: Any) -> None:
-    """Raise CheckpointError where the model of a config is not the one whose tensors are stored.
+def _check_tensors(checkpoint: Checkpoint, built: Any) -> None:
+    """Raise CheckpointError where the stored tensors are not those of the config's model.
 
-    By name where both spell it alike, by the number of elements in all where they do not.
+    Tensors of the same name are compared by shape and dtype, all others by their number of elements
+    in total.
     """
     import transformers
 
     name = checkpoint.name
-    with explained(f"config.json of {name} makes no causal language model",
+    with explain_errors(f"config.json of {name} makes no causal language model",
                    "correct the config"), quiet(), torch.device("meta"):  # fmt: skip
         model = transformers.AutoModelForCausalLM.from_config(built, trust_remote_code=False)
     parameters = dict(model.named_parameters())
@@ -171,11 +177,11 @@ def _compare(checkpoint: Checkpoint, built: Any) -> None:
                 f"Tensor '{key}' of {name} is {str(info.dtype).removeprefix('torch.')}, and "
                 "weights are floating-point numbers; use a checkpoint that is not quantised."
             )
-    wanted = sum(parameter.numel() for parameter in parameters.values())
+    expected = sum(parameter.numel() for parameter in parameters.values())
     stored = sum(torch.Size(info.shape).numel() for info in checkpoint.tensors.values())
-    if wanted > 2 * stored:  # tied matrices are stored once
+    if expected > 2 * stored:  # tied matrices are stored once
         raise CheckpointError(
-            f"config.json of {name} describes {wanted:,} weights and {stored:,} are stored; "
+            f"config.json of {name} describes {expected:,} weights and {stored:,} are stored; "
             "correct the config or download the model again."
         )
 

@@ -1,13 +1,13 @@
-"""Which tensor is what: projection, embedding, head, norm or bias, and in which layer.
+"""The role of each tensor: projection, embedding, head, norm or bias, and in which layer.
 
-The answer comes from the model class itself, built by transformers on the meta device (no memory,
-no weights: 20 ms for an 8B model), not from a table of names. So every architecture transformers
-knows is known here, with its own tied keys. The cost is the import: 2 to 3 s on top of torch, so
-the answer for a config is kept in the user's cache folder (see `regraft.cache`).
+Roles come from the model class, built by transformers on the meta device (no memory, no weights:
+20 ms for an 8B model), not from a table of names, so every architecture of transformers is known
+here, with its tied keys. The import of transformers takes 2 to 3 s on top of torch's, so the roles
+for a config are kept in the user's cache folder (see `regraft.cache`).
 
-Checkpoints may spell names otherwise than the class does: without `model.`, with
-`language_model.`, or with one matrix per expert where transformers 5 holds a stack. Names are
-brought home the way transformers' own loader does it, then by ignoring such prefixes.
+A checkpoint may spell names differently than the class: without `model.`, with `language_model.`,
+or with one matrix per expert where transformers 5 holds a stack. Names are matched as transformers'
+loader matches them, then without such prefixes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ Kind = Literal["projection", "embedding", "head", "norm", "bias", "other"]
 
 @dataclass(frozen=True)
 class Role:
-    """What one tensor is to its model.
+    """The part that one tensor plays in its model.
 
     kind: projection (the weight of an nn.Linear inside a layer), embedding, head, norm, bias (of
-        whatever module), or other (expert stacks, routers, buffers, what the model does not know).
+        whatever module), or other (expert stacks, routers, buffers, tensors that the model does not
+        have).
     module: path of the owning module in the transformers model, such as
         'model.layers.3.self_attn.q_proj', however the checkpoint spells it.
     leaf: last part of `module`, 'q_proj' or 'input_layernorm'; for a bare parameter its own name.
     layer: index of the layer, or None outside the layers.
-    block: the part of the layer, 'self_attn' or 'mlp'; '' for what hangs on the layer itself.
+    block: the part of the layer, 'self_attn' or 'mlp'; '' for modules directly in the layer.
     """
 
     kind: Kind
@@ -46,55 +47,50 @@ class Role:
     block: str
 
 
-def roles(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Role]:
+def tensor_roles(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Role]:
     """Tensor name -> role, for a checkpoint with this config.json.
 
-    A name the model does not know is `other`; see `unknown`. Raises CheckpointError when the
-    installed transformers cannot build the model from `config`.
+    A name that the model does not have is `other`; see `unknown_tensors`. Raises CheckpointError
+    when the installed transformers cannot build the model from `config`.
     """
-    layout = _layout_of(config)
-    return {name: _role(layout, name) for name in names}
+    model = _model_tensors(config)
+    return {name: _role(model, name) for name in names}
 
 
-def unknown(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """The names, in order, that the model has no place for.
+def unknown_tensors(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The names, in order, that the model does not have.
 
-    Rotary frequencies that old checkpoints stored are not among them. Raises as `roles` does.
+    Rotary frequencies that old checkpoints stored are not among them. Raises as `tensor_roles`.
     """
-    layout = _layout_of(config)
+    model = _model_tensors(config)
     return [
         name
         for name in names
-        if layout.home(name) is None and not name.endswith("rotary_emb.inv_freq")
+        if model.find(name) is None and not name.endswith("rotary_emb.inv_freq")
     ]
 
 
-def tied(config: Mapping[str, Any]) -> dict[str, str]:
-    """Tensors that are another tensor, such as {'lm_head.weight': 'model.embed_tokens.weight'}.
-
-    In the model's own spelling, empty when nothing is tied; a checkpoint may store either or both.
-    Raises as `roles` does.
-    """
-    return dict(_layout_of(config).tied)
-
-
-def tied_head(config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding. Raises as `roles` does."""
-    layout = _layout_of(config)
-    return any(layout.kinds.get(name) == "head" for name in layout.tied)
+def has_tied_head(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding. Raises as `tensor_roles`."""
+    model = _model_tensors(config)
+    return any(model.kinds.get(name) == "head" for name in model.tied)
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """What the meta model says: kind of every tensor, tied names, and ways to find a name."""
+class _ModelTensors:
+    """The tensors of the model class: the kind of each, the tied ones, and how to find a name.
+
+    tied: name -> the tensor that it is, such as 'lm_head.weight' -> 'model.embed_tokens.weight'.
+    bare: name without wrapping prefixes -> the model's name.
+    """
 
     kinds: dict[str, Kind]
     tied: dict[str, str]
-    bare: dict[str, str]  # name without wrapping prefixes -> the model's name
+    bare: dict[str, str]
     prefixes: frozenset[str]
     config_json: str
 
-    def home(self, name: str) -> str | None:
+    def find(self, name: str) -> str | None:
         """The model's name for a checkpoint's tensor, or None."""
         if name in self.kinds:
             return name
@@ -103,15 +99,15 @@ class _Layout:
         for candidate in (name, rename_source_key(name, *_conversions(self.config_json))[0]):
             if candidate in self.kinds:
                 return candidate
-            if found := self.bare.get(_without_prefixes(candidate, self.prefixes)):
-                return found
+            if match := self.bare.get(_without_prefixes(candidate, self.prefixes)):
+                return match
         return None
 
 
-def _role(layout: _Layout, name: str) -> Role:
-    home = layout.home(name)
-    kind: Kind = "other" if home is None else layout.kinds[home]
-    path = home or name
+def _role(model: _ModelTensors, name: str) -> Role:
+    model_name = model.find(name)
+    kind: Kind = "other" if model_name is None else model.kinds[model_name]
+    path = model_name or name
     module, _, parameter = path.rpartition(".")
     leaf = module.rpartition(".")[2] if parameter in ("weight", "bias") else parameter
     index = _layer_part(module)
@@ -123,35 +119,35 @@ def _role(layout: _Layout, name: str) -> Role:
 
 
 def _layer_part(module: str) -> int | None:
-    """Where in a dotted path the layer's number stands, if it is in a layer at all."""
+    """Index of the part of a dotted path that is the layer's number; None outside the layers."""
     return next((i for i, part in enumerate(module.split(".")) if part.isdigit()), None)
 
 
-def _layout_of(config: Mapping[str, Any]) -> _Layout:
+def _model_tensors(config: Mapping[str, Any]) -> _ModelTensors:
     try:
         text = json.dumps(config, sort_keys=True)
     except TypeError as error:
         raise CheckpointError(f"config.json holds something that is not JSON: {error}.") from None
-    return _build(text)
+    return _cached_model_tensors(text)
 
 
 @lru_cache(maxsize=8)
-def _build(config_json: str) -> _Layout:
-    kept = cache.Entry("roles", version("transformers"), config_json)
-    known = kept.read()
-    if not isinstance(known, dict) or known.keys() != {"kinds", "tied", "prefixes"}:
-        known = _ask_transformers(config_json)
-        kept.write(known)
-    prefixes = frozenset(known["prefixes"])
+def _cached_model_tensors(config_json: str) -> _ModelTensors:
+    entry = cache.Entry("roles", version("transformers"), config_json)
+    read = entry.read()
+    if not isinstance(read, dict) or read.keys() != {"kinds", "tied", "prefixes"}:
+        read = _read_model_class(config_json)
+        entry.write(read)
+    prefixes = frozenset(read["prefixes"])
     bare: dict[str, str] = {}
-    for name in known["kinds"]:
+    for name in read["kinds"]:
         bare.setdefault(_without_prefixes(name, prefixes), name)
-    return _Layout(known["kinds"], known["tied"], bare, prefixes, config_json)
+    return _ModelTensors(read["kinds"], read["tied"], bare, prefixes, config_json)
 
 
 @lru_cache(maxsize=8)
 def _conversions(config_json: str) -> tuple[list[Any], list[Any]]:
-    """What transformers' loader renames and what it converts for this model."""
+    """The renamings and the other conversions of transformers' loader for this model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -160,9 +156,8 @@ def _conversions(config_json: str) -> tuple[list[Any], list[Any]]:
     return renamings, [item for item in transforms if not isinstance(item, WeightRenaming)]
 
 
-def _ask_transformers(config_json: str) -> dict[str, Any]:
-    """The kinds of all tensors, the tied ones and the wrapping prefixes, as the model class has
-    them."""
+def _read_model_class(config_json: str) -> dict[str, Any]:
+    """The kinds of all tensors, the tied ones and the wrapping prefixes, as JSON can hold them."""
     from torch import nn
 
     model = meta_model(json.loads(config_json))

@@ -1,8 +1,9 @@
-"""The gate of tokenizers: built by transformers from a model's tokenizer files and nothing else.
+"""The tokenizer of a model, built by transformers; nothing else in the package builds tokenizers.
 
-The files are linked into a folder of their own, `auto_map` taken out of their settings, so no code
-of a repository is run, asked for or even within reach. Whatever transformers and the tokenizers
-library raise, panics of Rust included, becomes one sentence that names the file.
+transformers gets a temporary folder with links to the tokenizer files and nothing else, without
+`auto_map` in their settings, so that it finds no code of the repository to run. Whatever
+transformers and the tokenizers library raise, Rust panics included, becomes one sentence that names
+the file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.checkpoint.config import explained, without_code
+from regraft.checkpoint.config import explain_errors, without_code
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 
@@ -44,12 +45,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         link_tokenizer(paths, checkpoint.config, Path(folder.name))
         _check_core(paths)
         others = ", ".join(name for name in sorted(paths) if name != "tokenizer.json")
-        with explained(f"The tokenizer of {checkpoint.name} cannot be built from {others or 'it'}",
-                       _REMEDY):  # fmt: skip
+        subject = f"The tokenizer of {checkpoint.name} cannot be built from {others or 'it'}"
+        with explain_errors(subject, _REMEDY):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder.name, trust_remote_code=False, local_files_only=True
             )
-            # what is wrong with some settings shows only when they are used
+            # some wrong settings fail only when they are used
             tokenizer.get_vocab()
             tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
             tokenizer.name_or_path = checkpoint.name
@@ -62,7 +63,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def tokenizer_paths(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Name -> local path of the files that a tokenizer is built from."""
+    """The files that a tokenizer is built from: name -> local path."""
     paths = {}
     for name in checkpoint.other_files():
         if any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES):
@@ -73,7 +74,10 @@ def tokenizer_paths(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def link_tokenizer(paths: dict[str, Path], config: dict[str, Any], folder: Path) -> None:
-    """Link the files, and write settings and config.json without what names code or other files."""
+    """Link tokenizer files into `folder`, settings and config.json as copies that name no code.
+
+    paths: name -> file, as `tokenizer_paths` gives them. config: the model's config.json.
+    """
     for name, path in paths.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,5 +99,5 @@ def _check_core(paths: dict[str, Path]) -> None:
         return
     from tokenizers import Tokenizer
 
-    with explained(f"{path} is refused by the tokenizers library", _REMEDY):
+    with explain_errors(f"{path} is refused by the tokenizers library", _REMEDY):
         Tokenizer.from_file(str(path))

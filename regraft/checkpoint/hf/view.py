@@ -1,8 +1,8 @@
-"""A model or adapter as a folder that another program may open: links to what regraft checked.
+"""A folder of links to a model or adapter, for a program that regraft runs.
 
 Another program reads whatever lies in a folder: a pytorch_model.bin beside weights of an unusual
-name, an adapter beside a full model, code that `auto_map` names. Here it gets the shards that the
-checkpoint lists, with an index, and the config and tokenizer files without what names code.
+name, an adapter beside a full model, code that `auto_map` names. A folder made here has only the
+shards that the checkpoint lists, with an index, and config and tokenizer files that name no code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does config.json count more layers than the model has tensors? Asked before it is built."""
+"""Check that config.json counts no more layers than the model has tensors, before it is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from regraft.errors import CheckpointError
 
-_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks|experts|labels)$|^n_?(?:layer|block|expert)s?$")
+_COUNT_KEYS = re.compile(r"(?:^|_)(?:layers?|blocks|experts|labels)$|^n_?(?:layer|block|expert)s?$")
 _MOST_LABELS = 1_000_000
 
 
@@ -20,7 +20,7 @@ def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
     for level in _levels(config):
         for key, value in level.items():
             most = _MOST_LABELS if key.endswith(("labels", "experts")) else tensors
-            if type(value) is int and value > most and _COUNT.search(key):
+            if type(value) is int and value > most and _COUNT_KEYS.search(key):
                 raise CheckpointError(
                     f"config.json of {where} says {key}: {value}, and the model has {tensors} "
                     "tensors; correct the config."
@@ -28,9 +28,9 @@ def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
 
 
 def _levels(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The config and the configs of its parts, however deep."""
-    waiting: list[Mapping[str, Any]] = [config]
-    while waiting:
-        level = waiting.pop()
+    """The config and the configs nested in it, at any depth."""
+    stack: list[Mapping[str, Any]] = [config]
+    while stack:
+        level = stack.pop()
         yield level
-        waiting += [value for value in level.values() if isinstance(value, dict)]
+        stack += [value for value in level.values() if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""Where a model's files are, and which are what: weights, or what a copy needs beside them."""
+"""The files of a model: where they are, which hold weights, and which a copy of it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _OTHER_FORMATS = {"original", "onnx", "gguf", "openvino", "coreml"}
-# Of how a model came about, by regraft and by trainers: a copy came about differently.
+# Records and figures of how a model was made, by regraft and by trainers; a copy has its own.
 _HISTORY = {
     "regraft.json", "train.json", "metrics.jsonl", "watch.jsonl", "recipe.yaml", "curves.png",
     "graft.png", "merge.png", "trainer_state.json", "tensorboard", "wandb", "runs",
@@ -25,30 +25,36 @@ _WEIGHT_SUFFIXES = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5",
     ".msgpack",
 )  # fmt: skip
-# What could be run where a copy of the model is opened.
+# Files that a program could run when it opens a copy of the model.
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".dll", ".sh", ".pkl", ".pickle")
 
 
 class Files(Protocol):
+    """The files of one model, in a folder or on the Hub."""
+
     where: str  # for messages
-    remedy: str  # for messages: how a missing shard is got
-    revision: str | None
+    remedy: str  # for messages: how to get a missing shard
+    revision: str | None  # commit on the Hub
 
     def names(self) -> list[str]:
         """Relative names of all files, with forward slashes."""
 
-    def has(self, name: str) -> bool: ...
+    def has(self, name: str) -> bool:
+        """Whether the model has a file of this name."""
 
     def path(self, name: str) -> Path:
         """The local path of a file that exists, downloaded if need be."""
 
     def heads(self, shards: list[str]) -> list[tuple[bytes, int]]:
-        """Of each shard: its first bytes (8 + header, or as many as there are) and its size."""
+        """(first bytes, file size) of each shard; 8 bytes and the header, or all if fewer."""
 
-    def fetch(self, names: list[str]) -> None: ...
+    def fetch(self, names: list[str]) -> None:
+        """Download these files, all at once."""
 
 
 class Folder:
+    """The files of a model in a local folder; links that lead out of it do not count."""
+
     def __init__(self, root: Path) -> None:
         self.revision: str | None = None
         self.root = root
@@ -57,7 +63,7 @@ class Folder:
         self._warned: set[str] = set()
 
     def names(self) -> list[str]:
-        found = []
+        result = []
         for folder, subfolders, names in os.walk(self.root):
             subfolders[:] = [
                 s for s in subfolders if not s.startswith(".") and s not in _OTHER_FORMATS
@@ -66,11 +72,11 @@ class Folder:
                 path = Path(folder) / name
                 relative = path.relative_to(self.root).as_posix()
                 if not leads_out(self.root, path):
-                    found.append(relative)
+                    result.append(relative)
                 elif relative not in self._warned:
                     self._warned.add(relative)
                     progress.warn(f"{path} is a link to a file outside the model and is left out.")
-        return found
+        return result
 
     def has(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -104,13 +110,18 @@ def is_inside(name: str) -> bool:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file at the top of a model is one of its shards, as far as its name tells."""
+    """Whether the name is that of a safetensors shard at the top of a model."""
     return (
         name.endswith(".safetensors") and "/" not in name and not name.startswith((".", "adapter_"))
     )
 
 
-def is_other(name: str) -> bool:
+def belongs_in_copy(name: str) -> bool:
+    """Whether a copy of the model needs this file beside weights and config.json.
+
+    Tokenizer, chat template, generation config and licence belong in it; code, READMEs, hidden
+    files, weights in other formats and records of how the model was made do not.
+    """
     *folders, base = PurePosixPath(name).parts
     return not (
         name == "config.json"

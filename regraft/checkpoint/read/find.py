@@ -1,4 +1,4 @@
-"""From a name to the files of a model: what it means, which shards there are, whether all agree."""
+"""Find the files of a model by its name, and check that its index and shards agree."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _PICKLES = (".bin", ".pt", ".pth")
 
 
-def find(name: str) -> Files:
-    """The folder or Hub repository that `name` means, known to look like a model."""
+def find_files(name: str) -> Files:
+    """The files of a local folder or of a Hub model `org/name[@revision]`.
+
+    Raises CheckpointError where there is neither, or where the files are not those of a model with
+    config.json and safetensors weights.
+    """
     path = Path(name).expanduser()
     files: Files
     try:
@@ -104,12 +108,13 @@ def check_index(
     weight_map: dict[str, str],
     headers: dict[str, tuple[list[TensorInfo], dict[str, str]]],
 ) -> None:
+    """Raise CheckpointError where the index and the headers of the shards disagree."""
     stored = {info.name: shard for shard, (infos, _) in headers.items() for info in infos}
     for tensor, shard in weight_map.items():
         if stored.get(tensor) != shard:
-            there = f"it is in {stored[tensor]}" if tensor in stored else "it is in no shard"
+            actual = f"it is in {stored[tensor]}" if tensor in stored else "it is in no shard"
             raise CheckpointError(
-                f"{INDEX} of {files.where} puts tensor '{tensor}' in {shard}, but {there}; "
+                f"{INDEX} of {files.where} puts tensor '{tensor}' in {shard}, but {actual}; "
                 "download the model again."
             )
     for tensor, shard in stored.items():

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, every number of it checked.
+"""The header of a safetensors file, with every number in it checked.
 
 The format: 8 bytes little-endian header length, a JSON header, the data
-(https://huggingface.co/docs/safetensors). The reader is our own because we need absolute offsets,
+(https://huggingface.co/docs/safetensors). We read it ourselves because we need absolute offsets,
 and errors that say what to do.
 """
 
@@ -33,7 +33,7 @@ MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `offset` is absolute in the shard file, `nbytes` its size there."""
+    """A tensor in a shard file. offset: from the start of the file; nbytes: its size there."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,9 +46,11 @@ class TensorInfo:
 def parse_header(
     shard: str, head: bytes, size: int, *, where: str, remedy: str = "download it again"
 ) -> tuple[list[TensorInfo], dict[str, str]]:
-    """The tensors of a shard by offset and its `__metadata__`, every number checked.
+    """The tensors of a shard in the order of their offsets, and its `__metadata__`.
 
-    head: at least 8 bytes and the header, or the whole file if it is shorter. size: of the file.
+    head: the first bytes, at least 8 and the header, or the whole file if it is shorter. size: of
+    the file, in bytes. Raises CheckpointError, ending in `remedy`, where tensors do not fill the
+    file exactly or have a dtype that regraft does not read.
     """
     path = f"{where}/{shard}"
 
@@ -114,6 +116,7 @@ def parse_header(
 
 
 def local_head(path: Path) -> tuple[bytes, int]:
+    """(first bytes, file size) of a shard on disk, as `parse_header` takes them."""
     with open_file(path, CheckpointError) as file:
         fd = file.fileno()
         size = os.fstat(fd).st_size

@@ -1,4 +1,4 @@
-"""A model on the Hub: small files and headers at first, a shard when a tensor of it is read."""
+"""A model on the Hub: small files and headers first, a shard when one of its tensors is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from regraft.errors import CheckpointError
 
 
 class Hub:
-    """A Hub repository at one commit; files come from huggingface_hub's cache or the network."""
+    """The files of a Hub repository at one commit, from huggingface_hub's cache or the network.
+
+    Offline, only files in the cache exist.
+    """
 
     def __init__(self, repo: str, revision: str | None) -> None:
         from huggingface_hub import HfApi, constants
@@ -28,14 +31,14 @@ class Hub:
         self.repo = repo
         self.where = repo if revision is None else f"{repo}@{revision}"
         self.remedy = "the repository is incomplete, so choose another"
-        self._snapshot: Path | None = None  # set when offline: only what lies there exists
+        self._snapshot: Path | None = None  # the folder in the cache, when offline
         try:
             info = HfApi().model_info(repo, revision=revision, timeout=20)
             self.revision: str | None = info.sha
             listed = [sibling.rfilename for sibling in info.siblings or []]
             self._names = [name for name in listed if is_inside(name)]
             if "config.json" in self._names:
-                # By its branch, not its commit: so the cache learns where the branch points, and
+                # By branch, not by commit, so that the cache stores where the branch points and
                 # the model opens offline by the same name.
                 self._download("config.json", revision or "main")
         except HFValidationError as error:
@@ -114,7 +117,7 @@ class Hub:
         return head, size
 
     def _explain(self, error: Exception, name: str | None = None) -> CheckpointError:
-        """One sentence for what the Hub answered."""
+        """The answer of the Hub as one sentence."""
         from huggingface_hub import errors
 
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -167,7 +170,7 @@ def _get_range(url: str, first: int, last: int) -> tuple[bytes, int]:
 
 @contextmanager
 def _hub_bars() -> Iterator[None]:
-    """huggingface_hub's own progress bars, silent when ours are."""
+    """Silence huggingface_hub's progress bars where ours are silent."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,

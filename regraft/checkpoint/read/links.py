@@ -1,8 +1,8 @@
 """Symbolic links in a model or adapter folder: those that lead out of it are not followed.
 
 A downloaded folder may link to any file of the user, which would be read as a part of the model and
-copied into what is made of it. The links of the Hub cache, from a snapshot to the blobs beside it,
-are its own.
+copied into what is made of it. Links of the Hub cache, from a snapshot to the blobs beside it, are
+allowed.
 """
 
 from __future__ import annotations

@@ -2,18 +2,16 @@
 
 `Checkpoint.open` takes a local folder or a Hub id `org/name[@revision]`, reads the safetensors
 headers and checks them against the files, the index and each other, so that a broken download is
-named before any work starts. Tensors are read into memory of their own, whole or in part, never
-through a memory map: a file that is truncated meanwhile is an error and not the end of the
-process, and no change to a tensor reaches another reader. From the Hub only headers (range
-requests) and small files are fetched at first; a shard is downloaded when a tensor of it is first
-read.
+named before any work starts. Tensors are read into new memory, whole or in part, never through a
+memory map: a file that is truncated meanwhile is an error and not the end of the process, and a
+change to a tensor reaches no other reader. From the Hub only headers (range requests) and small
+files are fetched at first; a shard is downloaded when one of its tensors is first read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -23,21 +21,21 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.checkpoint.config import is_known, load_config
+from regraft.checkpoint.config import ties_head
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.read.counts import check_counts
-from regraft.checkpoint.read.files import INDEX, Files, is_inside, is_other, read_json
-from regraft.checkpoint.read.find import check_index, find, shards_of
+from regraft.checkpoint.read.files import INDEX, Files, belongs_in_copy, is_inside, read_json
+from regraft.checkpoint.read.find import check_index, find_files, shards_of
 from regraft.checkpoint.read.header import DTYPE_CODES, TensorInfo, parse_header
+from regraft.checkpoint.read.sample import sample_blocks
 from regraft.checkpoint.read.tensor_file import FileReader
 from regraft.errors import CheckpointError
 
-_SAMPLE_BLOCKS, _SAMPLE_BLOCK = 16, 64
 _BLOCK = 1 << 22  # elements read at a time, where a tensor is read in parts
 
 
 class Checkpoint:
-    """A model's config and tensors, lazily. Use as a context manager, or `close` it.
+    """A model's config and tensors, read when they are needed. A context manager, or `close` it.
 
     name       the folder or Hub id as the user wrote it
     revision   the resolved commit of a Hub id, None for a folder
@@ -86,7 +84,7 @@ class Checkpoint:
         names the file and what to do. Reads headers only.
         """
         name = str(source)
-        files = find(name)
+        files = find_files(name)
         config = read_json(files, "config.json")
         shards, weight_map = shards_of(files)
         headers = {
@@ -107,7 +105,7 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the files; one that is read again is opened again."""
+        """Close the shard files; reading a tensor later opens its file again."""
         with self._opening:
             for reader in self._readers.values():
                 reader.close()
@@ -119,7 +117,7 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as stored, read into memory of its own.
+        """The tensor as stored, in new memory.
 
         Raises CheckpointError for an unknown name, and where the file ends before the tensor does.
         """
@@ -127,7 +125,7 @@ class Checkpoint:
         return self._read(info, 0, prod(info.shape)).view(info.shape)
 
     def rows(self, name: str, start: int, stop: int, step: int = 1) -> torch.Tensor:
-        """Rows [start, stop) of dimension 0, every `step`-th; only they are read."""
+        """Every `step`-th of the rows [start, stop) of dimension 0; only these are read."""
         info = self._info(name)
         if not info.shape or not 0 <= start <= stop <= info.shape[0]:
             raise IndexError(f"rows [{start}, {stop}) of '{name}', whose shape is {[*info.shape]}")
@@ -140,7 +138,7 @@ class Checkpoint:
         return self._read(info, start * width, stop * width).view(stop - start, *info.shape[1:])
 
     def elements(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) of the flattened tensor, fewer where it ends before; 1-D."""
+        """Elements [start, stop) of the flattened tensor, 1-D; fewer where the tensor ends."""
         info = self._info(name)
         return self._read(info, start, min(stop, prod(info.shape)))
 
@@ -163,11 +161,7 @@ class Checkpoint:
         )
 
     def sample(self, name: str) -> torch.Tensor:
-        """1-D, stored dtype, copied: the whole tensor up to 1024 elements, else 16 blocks of 64.
-
-        The blocks lie one in each sixteenth of the tensor, at a place drawn from a generator
-        seeded with the element count, so tensors of one size are sampled at the same places.
-        """
+        """The elements of `sample_blocks`, 1-D, in the stored dtype."""
         info = self._info(name)
         if info.nbytes == 0:
             return torch.empty(0, dtype=info.dtype)
@@ -175,10 +169,10 @@ class Checkpoint:
         return torch.cat(blocks)
 
     def fingerprint(self, *, full: bool = False) -> str:
-        """'sampled:<sha256>' over sorted names, shapes, dtypes and samples; cached.
+        """'sampled:<sha256>' over names in order, shapes, dtypes and samples; cached.
 
-        `full=True` gives 'full:<sha256>' over all bytes instead. Neither depends on how the model
-        is cut into shards. Of a Hub model both download the shards they read.
+        full: 'full:<sha256>' over all bytes instead. Neither depends on how the model is cut into
+        shards. For a Hub model both download the shards that they read.
         """
         if full not in self._fingerprints:
             self._fingerprints[full] = self._fingerprint(full)
@@ -203,7 +197,7 @@ class Checkpoint:
         return f"{'full' if full else 'sampled'}:{digest.hexdigest()}"
 
     def chunks(self, name: str, size: int = 1 << 20) -> Iterator[memoryview]:
-        """The tensor's bytes in order, in one reused buffer: each chunk is valid until the next."""
+        """The tensor's bytes in order, up to `size` at a time, in one buffer that is used again."""
         info = self._info(name)
         if info.nbytes == 0:
             return
@@ -224,16 +218,14 @@ class Checkpoint:
     def other_files(self) -> list[str]:
         """Sorted relative names of what a copy of the model needs beside weights and config.json.
 
-        That is the tokenizer, chat template, generation config and licence; not code, README,
-        hidden files, weights in other formats and their folders, or records and figures of how
-        this one came about.
+        See `files.belongs_in_copy`.
         """
-        return sorted(name for name in self._files.names() if is_other(name))
+        return sorted(name for name in self._files.names() if belongs_in_copy(name))
 
     def fetch(self, names: Iterable[str] | None = None) -> None:
         """Download the shards that hold these tensors (None: all); nothing to do for a folder."""
-        wanted = {self._info(name).shard for name in (self.tensors if names is None else names)}
-        self._files.fetch([shard for shard in self.shards if shard in wanted])
+        needed = {self._info(name).shard for name in (self.tensors if names is None else names)}
+        self._files.fetch([shard for shard in self.shards if shard in needed])
 
     def shard_path(self, shard: str) -> Path:
         """The shard file on disk, downloaded if need be."""
@@ -243,23 +235,22 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the output head is the embedding.
 
-        True if the config says so (`tie_word_embeddings`, at the top or in `text_config`; where it
-        is silent, the default of the model type in transformers) and no separate head is stored,
-        or one with the embedding's very bytes.
+        True if the config ties them (see `ties_head`), and either no head is stored or one with
+        the same bytes as the embedding.
         """
         if self._tied is None:
-            self._tied = _ties(self.config, self.name) and self._one_matrix()
+            self._tied = ties_head(self.config, self.name) and self._head_is_embedding()
         return self._tied
 
-    def _one_matrix(self) -> bool:
+    def _head_is_embedding(self) -> bool:
         """Whether no head is stored, or one equal to the embedding."""
         head = next((n for n in self.tensors if n.endswith("lm_head.weight")), None)
         embedding = next(
             (n for n in self.tensors if n.endswith(("embed_tokens.weight", "wte.weight"))), None
         )
-        return head is None or (embedding is not None and self._same(head, embedding))
+        return head is None or (embedding is not None and self._same_bytes(head, embedding))
 
-    def _same(self, one: str, other: str) -> bool:
+    def _same_bytes(self, one: str, other: str) -> bool:
         a, b = self._info(one), self._info(other)
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
@@ -274,28 +265,3 @@ class Checkpoint:
         if name not in self.tensors:
             raise CheckpointError(f"{self.name} has no tensor '{name}'.")
         return self.tensors[name]
-
-
-def _ties(config: dict[str, Any], name: str) -> bool:
-    """`tie_word_embeddings` of a config, or the model type's default in transformers."""
-    text = config.get("text_config")
-    for level in (config, text if isinstance(text, dict) else {}):
-        if isinstance(level.get("tie_word_embeddings"), bool):
-            return bool(level["tie_word_embeddings"])
-    if not is_known(config):
-        return False
-    return bool(getattr(load_config(config, name), "tie_word_embeddings", False))
-
-
-def sample_blocks(count: int) -> list[tuple[int, int]]:
-    """Element ranges [start, stop) that `sample` reads from a tensor of `count` elements."""
-    if count <= _SAMPLE_BLOCKS * _SAMPLE_BLOCK:
-        return [(0, count)]
-    draw = random.Random(count)
-    blocks = []
-    for i in range(_SAMPLE_BLOCKS):
-        first = i * count // _SAMPLE_BLOCKS
-        last = (i + 1) * count // _SAMPLE_BLOCKS - _SAMPLE_BLOCK
-        start = first + int(draw.random() * (last - first + 1))
-        blocks.append((start, start + _SAMPLE_BLOCK))
-    return blocks

@@ -1,7 +1,7 @@
-"""A safetensors file, read by pread into memory of its own, whole tensors or parts of them.
+"""A safetensors file, read with pread into new memory, whole tensors or parts of them.
 
-A memory map would be cheaper, but ends the process (SIGBUS) where another one truncates the file,
-and lets a change to a tensor reach every other reader.
+A memory map would be cheaper, but it ends the process (SIGBUS) where another one truncates the
+file, and a change to a tensor would reach every other reader.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class FileReader:
         self._file = open_file(path, CheckpointError)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def fill(self, buffer: memoryview, offset: int) -> None:
@@ -56,13 +57,13 @@ class FileReader:
 
 
 class TensorFile:
-    """The tensors of one safetensors file. Use as a context manager, or let it go.
+    """The tensors of one safetensors file. A context manager; the file closes with the object, too.
 
     tensors: by name, in file order; metadata: the `__metadata__` of the header.
     """
 
     def __init__(self, path: Path, remedy: str = "download it again") -> None:
-        """Raises CheckpointError, ending in `remedy`, for what is not a whole safetensors file."""
+        """Raises CheckpointError, ending in `remedy`, unless this is a whole safetensors file."""
         head, size = local_head(path)
         infos, self.metadata = parse_header(
             path.name, head, size, where=str(path.parent), remedy=remedy
@@ -77,6 +78,7 @@ class TensorFile:
         self._reader.close()
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape; nothing is read."""
         return self.tensors[name].shape
 
     def tensor(self, name: str) -> Tensor:

@@ -31,7 +31,7 @@ def need_space(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def preallocated(path: Path, head: bytes, size: int) -> int:
-    """A descriptor of the file with its header written and its space reserved.
+    """A descriptor of a file of `size` bytes that begins with `head`, its space on disk reserved.
 
     A file that already has this header and size keeps its bytes.
     """
@@ -64,12 +64,14 @@ def chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 def write_at(fd: int, data: memoryview, at: int) -> None:
+    """Write all of `data` at the offset `at`, whatever the file's position is."""
     while data:
         count = os.pwrite(fd, data, at)
         data, at = data[count:], at + count
 
 
 def is_open_as(path: Path, fd: int) -> bool:
+    """Whether `fd` is the file that `path` names now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:
@@ -77,6 +79,7 @@ def is_open_as(path: Path, fd: int) -> bool:
 
 
 def sync(path: Path) -> None:
+    """Have the disk store what the file or folder holds (fsync)."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,11 +1,11 @@
-"""The journal of a staging folder: which pieces of a job are finished. Its lock is the folder's.
+"""The journal of a staging folder: which pieces of a job are finished. It also locks the folder.
 
-The first line names the job, every other line a finished piece and what is known of it:
+The first line names the job, every other line a finished piece and facts about it:
 
     {"job": "5f2c..."}
     {"key": "tensor:model.norm.weight", "bytes": 8192, "xxh3": "91c0..."}
 
-A line is appended after the bytes it vouches for. A torn last line is dropped.
+A line is appended after the bytes that it names are written. A torn last line is dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Recorded:
 
 
 class Journal:
-    """The open, locked journal of a staging folder, which is created where it is missing.
+    """The open, locked journal of a staging folder, created where there is none.
 
     Raises InputError where another process has the lock.
     """
@@ -48,7 +48,7 @@ class Journal:
         self._fd: int | None = self._open_locked(folder, target)
 
     def read(self) -> Recorded:
-        """What an earlier run recorded."""
+        """The content, up to the first line that is not complete."""
         job, pieces, whole = None, {}, 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
@@ -92,6 +92,7 @@ class Journal:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._fd is None
 
     def _open_locked(self, folder: Path, target: Path) -> int:

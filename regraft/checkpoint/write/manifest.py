@@ -6,8 +6,8 @@ Every published folder holds `.regraft-files.json`:
      "files": {"README.md": {"bytes": 2012, "xxh3": "91c0..."},
                "model.safetensors": {"bytes": 16060556376}}}
 
-Files of up to 16 MiB carry a hash, larger ones their size only: hashing a model again takes
-minutes. A file that is not listed, or that has changed since, is foreign: it belongs to the user.
+Files of up to 16 MiB have a hash, larger ones only their size: hashing a model again takes minutes.
+A file that is not listed, or that has changed since, is foreign: it belongs to the user.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
+        """The entry of a file as it is now."""
         size = path.stat().st_size
         if size > _LARGEST_HASHED:
             return cls(size)
@@ -45,7 +46,7 @@ class FileEntry:
 
 
 def write_manifest(folder: Path) -> None:
-    """List all files of `folder`, but for the manifest and the journal at its top."""
+    """Write the list of all files of `folder`, except the manifest and the journal at its top."""
     entries = {
         name: {key: value for key, value in asdict(FileEntry.of(path)).items() if value is not None}
         for name, path in sorted(_files(folder))
@@ -73,7 +74,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def remove_output(folder: Path) -> list[str]:
-    """Remove the files that regraft wrote, then empty folders; the names of the files that stay.
+    """Remove the files that regraft wrote, then empty folders. Returns the files that stay.
 
     The manifest goes last, so that an interrupted removal can be repeated.
     """

@@ -1,9 +1,9 @@
-"""The life of an output folder: nothing half-written is ever visible, and a killed run resumes.
+"""An output folder from its first file to its publication: nothing half-written is ever visible.
 
 Everything is written to a hidden staging folder beside the target. A journal there names each
-finished piece with the hash of its bytes; `publish` renames the folder onto the target. Data is not
-synced before its journal line: after a power cut a line may vouch for bytes that never reached the
-disk, which is why a resumed run checks every hash before it trusts one.
+finished piece with the hash of its bytes, so that a killed run resumes; `publish` renames the
+folder onto the target. Data is not synced before its journal line: after a power cut a line may
+name bytes that never reached the disk, so a resumed run checks every hash.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from regraft.checkpoint.write.disk import sync
 from regraft.checkpoint.write.journal import Journal
 from regraft.checkpoint.write.manifest import JOURNAL, MANIFEST, remove_output, write_manifest
 from regraft.checkpoint.write.target import (
-    check_overlap,
     check_replaceable,
     check_target,
     replaced_folder,
     staging_folder,
 )
 from regraft.errors import InputError, OutputError, os_error_sentence, writing
-
-__all__ = ["Staging", "check_target"]
 
 _SPOOL = ".regraft-spool"
 
@@ -44,9 +41,9 @@ class Staging:
     again (with `resume`: continues if the job is the same) and may replace the target.
 
     As a context manager it keeps the folder when the block fails, so that `resume` works, unless
-    nothing was recorded, or (without `keep_refused`) the input itself was refused: no resumed run
-    could get further with it. Raises InputError for what the user has to decide, OutputError where
-    the disk refuses.
+    nothing was recorded, or (without `keep_refused`) the input was refused, so that a resumed run
+    would fail again. Raises InputError for what the user has to decide, OutputError where the disk
+    refuses.
     """
 
     def __init__(
@@ -78,13 +75,9 @@ class Staging:
                 self.close()
                 raise
 
-    def refuse_if_inside(self, inputs: Iterable[str | Path]) -> None:
-        """Raise InputError if the target overlaps one of these inputs."""
-        check_overlap(self.target, inputs)
-
     @property
     def spool(self) -> Path:
-        """A folder in the staging folder for what later steps of the job need; not published."""
+        """A folder in the staging folder for intermediate files of the job; not published."""
         folder = self.folder / _SPOOL
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -104,10 +97,11 @@ class Staging:
         self._before_close.append(action)
 
     def publish(self) -> None:
-        """Make the folder the target: listed, synced, without journal and spool, by rename.
+        """Rename the folder onto the target, after writing the manifest and syncing all files.
 
-        A target that is replaced is first moved aside, so that old or new always exists whole; if
-        the process dies in between, the next run for this target puts the old one back.
+        An earlier output is first moved aside, so that the old or the new one always exists
+        complete; if the process dies in between, the next run for this target puts the old one
+        back. Journal and spool are not published.
         """
         self._finish_writers()
         self._publishing = True
@@ -212,9 +206,9 @@ class Staging:
             return
         remaining = remove_output(self._replaced)
         if remaining:
-            kept = self._replaced.with_name(f"{self.target.name}-kept-{os.getpid()}")
+            aside = self._replaced.with_name(f"{self.target.name}-kept-{os.getpid()}")
             (self._replaced / MANIFEST).unlink(missing_ok=True)
-            self._replaced.rename(kept)
+            self._replaced.rename(aside)
             progress.warn(
-                f"{kept} holds what came into the replaced output meanwhile: {remaining[0]}"
+                f"{aside} holds what came into the replaced output meanwhile: {remaining[0]}"
             )

@@ -1,7 +1,7 @@
-"""May a command write or replace this folder? Asked before the work and again before publishing.
+"""Check whether a command may write or replace a folder, before its work and before publishing.
 
-An output must not overlap an input in either direction, nor replace anything but an earlier
-output whose files are all as regraft wrote them (see `manifest`).
+An output must not overlap an input in either direction. It may only replace an earlier output
+whose files are all as regraft wrote them (see `manifest`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import copy
 import json
 from typing import Any
 
-from regraft.checkpoint.hf import roles
+from regraft.checkpoint.hf.roles import has_tied_head
 from regraft.errors import InputError
 from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.inputs.match import layer_range
@@ -101,7 +101,7 @@ def output_config(
     if len(dtypes) == 1:
         keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
         config.update(dict.fromkeys(keys, next(iter(dtypes))))
-    if not donor.checkpoint.tied and roles.tied_head(donor.checkpoint.config):
+    if not donor.checkpoint.tied and has_tied_head(donor.checkpoint.config):
         config["tie_word_embeddings"] = False
     try:
         return context.write_into(config)

@@ -19,7 +19,7 @@ from regraft.adapters.apply.match import Change, match_changes
 from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.hf.roles import Role, roles
+from regraft.checkpoint.hf.roles import Role, tensor_roles
 from regraft.checkpoint.read.header import TensorInfo
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.document import Where
@@ -36,7 +36,7 @@ class Input:
 
     def __init__(self, ref: ModelRef, checkpoint: Checkpoint, adapter: Adapter | None) -> None:
         self.ref, self.checkpoint, self.adapter = ref, checkpoint, adapter
-        self.role_of: dict[str, Role] = roles(checkpoint.config, checkpoint.tensors)
+        self.role_of: dict[str, Role] = tensor_roles(checkpoint.config, checkpoint.tensors)
         self.names = {name_in_transformers(name, role): name for name, role in self.role_of.items()}
         if len(self.names) < len(self.role_of):
             self.names = {name: name for name in self.role_of}

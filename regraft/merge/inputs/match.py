@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from regraft.checkpoint.hf import roles
-from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.hf.roles import Role, unknown_tensors
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.merge.inputs.inputs import Input, Inputs, at_layer
 from regraft.merge.methods.registry import Method
@@ -95,7 +94,7 @@ def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
                 where[one], f"{pair[0]} has its output head tied to the embedding and {pair[1]} "
                 "has a head of its own; store the tied model with a head first (untie it).",
             )  # fmt: skip
-        unknown = roles.unknown(other, one.checkpoint.tensors)
+        unknown = unknown_tensors(other, one.checkpoint.tensors)
         for name in one.checkpoint.tensors:
             if one.info(name).dtype not in FLOAT_DTYPES and name not in unknown:
                 raise recipe.error(
@@ -169,7 +168,7 @@ def _tensor_positions(
 
 def _names_of(one: Input, layer: int | None) -> Iterator[tuple[str, str]]:
     """(name in transformers, role) of what the input stores in a layer, or outside the layers."""
-    unknown = set(roles.unknown(one.checkpoint.config, one.checkpoint.tensors))
+    unknown = set(unknown_tensors(one.checkpoint.config, one.checkpoint.tensors))
     for name, stored in one.names.items():
         role = one.role_of[stored]
         dropped = stored in unknown or stored.endswith("rotary_emb.inv_freq")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from regraft import progress
-from regraft.checkpoint.hf.roles import roles
+from regraft.checkpoint.hf.roles import tensor_roles
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned, plan_shards
+from regraft.checkpoint.write.shard_plan import PlannedTensor, plan_shards
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
 from regraft.document import Where
@@ -147,8 +147,8 @@ def run_mergekit(
         _run(recipe, inputs, donor, staging.spool, folder, seed, device)
         staging.record("mergekit")
     with Checkpoint.open(folder) as made:
-        role_of = roles(made.config, made.tensors)
-        planned = [Planned(name, info.shape, info.dtype) for name, info in made.tensors.items()]
+        role_of = tensor_roles(made.config, made.tensors)
+        planned = [PlannedTensor.like(name, info) for name, info in made.tensors.items()]
         shards = plan_shards(planned, like=made, max_shard_bytes=max_shard_bytes)
         writer = CheckpointWriter(staging, shards, verify=verify)
         for name in made.tensors:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.write.layout import Planned, plan_shards
+from regraft.checkpoint.write.shard_plan import PlannedTensor, plan_shards
 from regraft.errors import InputError
 from regraft.merge.files.config import output_config
 from regraft.merge.inputs.inputs import Input, Inputs
@@ -59,7 +59,7 @@ class Plan:
     method: Method
     outputs: list[Output]
     config: dict[str, Any]
-    shards: dict[str, list[Planned]]
+    shards: dict[str, list[PlannedTensor]]
 
     @property
     def read_bytes(self) -> int:
@@ -95,7 +95,7 @@ def make_plan(
     if not same and max_shard_bytes is None:
         max_shard_bytes = _SHARD_BYTES
     shards = plan_shards(
-        [Planned(out.name, out.shape, out.dtype) for out in outputs],
+        [PlannedTensor(out.name, out.shape, out.dtype) for out in outputs],
         like=donor.checkpoint if same else None,
         max_shard_bytes=max_shard_bytes,
     )

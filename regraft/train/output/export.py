@@ -16,9 +16,9 @@ from regraft.adapters.writer import (
     write_adapter,
     write_adapter_record,
 )
-from regraft.checkpoint.hf.roles import roles
+from regraft.checkpoint.hf.roles import tensor_roles
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned, write_safetensors
+from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.records import (
@@ -96,7 +96,7 @@ def export_adapter(
     roundings = write_adapter(
         folder,
         base,
-        roles(base.config, base.tensors),
+        tensor_roles(base.config, base.tensors),
         modules,
         pairs.values(),
         dtype=dtype,
@@ -208,8 +208,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_safetensors(path, ordered.items(), _planned(ordered), {"format": "pt"})
 
 
-def _planned(tensors: Mapping[str, Tensor]) -> list[Planned]:
-    return [Planned(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]
+def _planned(tensors: Mapping[str, Tensor]) -> list[PlannedTensor]:
+    return [PlannedTensor.like(name, value) for name, value in tensors.items()]
 
 
 def _refuse_nonfinite(tensors: Mapping[str, Tensor]) -> None:

@@ -572,7 +572,7 @@ def test_nan_that_no_sample_saw_is_named(tmp_path):
     extract_lora(base, long, tmp_path / "a", rank=4, verify=False)
     state = models.load(derivative)
     name = "model.layers.1.mlp.up_proj.weight"
-    from regraft.checkpoint.read.source import sample_blocks
+    from regraft.checkpoint.read.sample import sample_blocks
 
     at = sample_blocks(state[name].numel())[3][1]
     state[name].view(-1)[at] = math.nan

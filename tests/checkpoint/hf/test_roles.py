@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.checkpoint.hf.roles import Role, roles, tied, tied_head, unknown
+from regraft.checkpoint.hf.roles import Role, has_tied_head, tensor_roles, unknown_tensors
 from regraft.errors import CheckpointError
 
 TINY = {
@@ -50,11 +50,11 @@ def state_names(config: dict) -> list[str]:
 def test_every_tensor_of_a_real_model_has_its_role(family: str, tie: bool) -> None:
     config = config_of(family, tie_word_embeddings=tie)
     names = state_names(config)
-    found = roles(config, names)
+    found = tensor_roles(config, names)
     _, norms, biased = FAMILIES[family]
 
     assert list(found) == names
-    assert unknown(config, names) == []
+    assert unknown_tensors(config, names) == []
     assert "other" not in {role.kind for role in found.values()}
     for layer in (0, 1):
         inside = [role for role in found.values() if role.layer == layer]
@@ -70,18 +70,17 @@ def test_every_tensor_of_a_real_model_has_its_role(family: str, tie: bool) -> No
         "model.norm.weight": "norm",
         "lm_head.weight": "head",
     }
-    assert tied_head(config) is tie
-    assert tied(config) == ({"lm_head.weight": "model.embed_tokens.weight"} if tie else {})
+    assert has_tied_head(config) is tie
 
 
 def test_silence_about_tying_means_what_the_class_means() -> None:
-    assert tied_head(config_of("gemma")) is True
-    assert tied_head(config_of("llama")) is False
+    assert has_tied_head(config_of("gemma")) is True
+    assert has_tied_head(config_of("llama")) is False
 
 
 def test_module_is_the_path_peft_would_address() -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
-    assert roles(config_of("llama"), [name])[name] == Role(
+    assert tensor_roles(config_of("llama"), [name])[name] == Role(
         "projection", "model.layers.1.self_attn.q_proj", "q_proj", 1, "self_attn"
     )
 
@@ -95,7 +94,7 @@ def test_module_is_the_path_peft_would_address() -> None:
     ],
 )
 def test_wrapping_prefixes_do_not_hide_a_tensor(spelling: str) -> None:
-    role = roles(config_of("llama"), [spelling])[spelling]
+    role = tensor_roles(config_of("llama"), [spelling])[spelling]
     assert (role.kind, role.module) == ("projection", "model.layers.1.mlp.up_proj")
 
 
@@ -107,21 +106,21 @@ def test_text_names_are_found_in_a_multimodal_model() -> None:
         "vision_config": {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 32},
     }
     name = "language_model.model.layers.1.mlp.up_proj.weight"  # as Gemma 3 was published
-    role = roles(config, [name])[name]
+    role = tensor_roles(config, [name])[name]
     assert (role.kind, role.layer, role.block) == ("projection", 1, "mlp")
     assert role.module == "model.language_model.layers.1.mlp.up_proj"
 
 
 def test_old_rotary_buffers_are_other_and_not_unknown() -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    assert roles(config_of("llama"), [name])[name].kind == "other"
-    assert unknown(config_of("llama"), [name]) == []
+    assert tensor_roles(config_of("llama"), [name])[name].kind == "other"
+    assert unknown_tensors(config_of("llama"), [name]) == []
 
 
 def test_names_the_model_has_no_place_for_are_listed() -> None:
     names = ["model.layers.2.mlp.up_proj.weight", "model.norm.weight", "wte.weight"]
-    assert unknown(config_of("llama"), names) == [names[0], names[2]]
-    assert roles(config_of("llama"), names)["wte.weight"].kind == "other"
+    assert unknown_tensors(config_of("llama"), names) == [names[0], names[2]]
+    assert tensor_roles(config_of("llama"), names)["wte.weight"].kind == "other"
 
 
 def test_expert_stacks_are_other_in_both_spellings() -> None:
@@ -135,27 +134,27 @@ def test_expert_stacks_are_other_in_both_spellings() -> None:
         "model.layers.0.mlp.experts.gate_up_proj",
         "model.layers.0.block_sparse_moe.gate.weight",
     ]
-    found = roles(config, names)
+    found = tensor_roles(config, names)
     assert {role.kind for role in found.values()} == {"other"}
     assert found[names[0]] == found[names[1]]
     assert found[names[1]].leaf == "gate_up_proj"
-    assert unknown(config, names) == []
+    assert unknown_tensors(config, names) == []
 
 
 def test_a_config_without_architectures_is_a_causal_model() -> None:
     config = {k: v for k, v in config_of("qwen3").items() if k != "architectures"}
-    assert roles(config, ["lm_head.weight"])["lm_head.weight"].kind == "head"
+    assert tensor_roles(config, ["lm_head.weight"])["lm_head.weight"].kind == "head"
 
 
 def test_the_authors_attention_kernel_is_not_needed() -> None:
     config = config_of("llama", _attn_implementation="flash_attention_2")
-    assert roles(config, ["lm_head.weight"])["lm_head.weight"].kind == "head"
+    assert tensor_roles(config, ["lm_head.weight"])["lm_head.weight"].kind == "head"
 
 
 def test_a_large_model_costs_no_memory() -> None:
     config = config_of("llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80)
     name = "model.layers.79.mlp.down_proj.weight"
-    assert roles(config, [name])[name].layer == 79
+    assert tensor_roles(config, [name])[name].layer == 79
 
 
 @pytest.mark.parametrize(
@@ -170,6 +169,6 @@ def test_a_large_model_costs_no_memory() -> None:
 )
 def test_an_unusable_config_is_explained_in_a_sentence(change: dict, words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
-        roles(config_of("llama", **change), ["lm_head.weight"])
+        tensor_roles(config_of("llama", **change), ["lm_head.weight"])
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")

@@ -28,7 +28,7 @@ from regraft.merge.job import merge_models
 def test_a_config_that_contradicts_the_tensors_is_refused(
     change: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roles, "_ask_transformers", None)
+    monkeypatch.setattr(roles, "_read_model_class", None)
     folder = models.save(tmp_path / "model", models.LLAMA, models.weights(models.LLAMA))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))

@@ -1,4 +1,4 @@
-"""Which shard a tensor goes to and where in it, planned before the first one comes."""
+"""The plan of a model's files: which tensor goes to which shard, and where in it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from typing import Any
 import torch
 
 from regraft.checkpoint.read.files import SINGLE
-from regraft.checkpoint.read.header import DTYPE_CODES
+from regraft.checkpoint.read.header import DTYPE_CODES, TensorInfo
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.disk import chunks, need_space, preallocated, write_at
 from regraft.errors import writing
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """A tensor that is going to be written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @classmethod
+    def like(cls, name: str, tensor: torch.Tensor | TensorInfo) -> PlannedTensor:
+        """A tensor with the shape and dtype of another one."""
+        return cls(name, tuple(tensor.shape), tensor.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -34,17 +39,18 @@ class Planned:
 
 
 def plan_shards(
-    tensors: list[Planned], *, like: Checkpoint | None, max_shard_bytes: int | None
-) -> dict[str, list[Planned]]:
+    tensors: list[PlannedTensor], *, like: Checkpoint | None, max_shard_bytes: int | None
+) -> dict[str, list[PlannedTensor]]:
     """Shard file -> its tensors, each shard in the order of `tensors`.
 
-    max_shard_bytes: cut greedily at this size (a larger tensor gets a shard of its own), named as
-    transformers does: model.safetensors or model-00001-of-0000N.safetensors. Else `like`: tensors
-    go to the shard that holds them there, new ones to the last. With neither, one file.
+    max_shard_bytes: fill shards up to this size (a larger tensor gets a shard of its own) and name
+    them as transformers does: model.safetensors or model-00001-of-0000N.safetensors.
+    like: without `max_shard_bytes`, put each tensor into the shard that holds it in this
+    checkpoint, new ones into the last. With neither, all tensors go to one file.
     """
     if max_shard_bytes is None and like is not None and len(like.shards) > 1:
         last = list(like.shards)[-1]
-        plan: dict[str, list[Planned]] = {shard: [] for shard in like.shards}
+        plan: dict[str, list[PlannedTensor]] = {shard: [] for shard in like.shards}
         for tensor in tensors:
             info = like.tensors.get(tensor.name)
             plan[last if info is None else info.shard].append(tensor)
@@ -69,23 +75,23 @@ def plan_shards(
 def write_safetensors(
     path: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
-    plan: list[Planned],
+    plan: list[PlannedTensor],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """One safetensors file, streamed: header from `plan`, then the tensors as they come.
+    """Write one safetensors file from a stream of tensors, in any order, one in memory at a time.
 
-    Tensors come in any order and are held one at a time. The file appears under its name when it
-    is whole. Raises ValueError if they are not those planned, OutputError if the disk refuses.
+    The file gets its name when it is complete. Raises ValueError if the tensors are not those of
+    `plan`, OutputError if the disk refuses.
     """
-    places = {tensor.name: tensor for tensor in plan}
-    head, offsets, size = layout(plan, metadata)
+    expected = {tensor.name: tensor for tensor in plan}
+    head, offsets, size = build_header(plan, metadata)
     part = path.with_name(f".{path.name}.part")
     need_space(path.parent, {part.name: size})
     with writing(path):
         fd = preallocated(part, head, size)
         try:
             for name, tensor in tensors:
-                planned = places.pop(name)
+                planned = expected.pop(name)
                 if (tuple(tensor.shape), tensor.dtype) != (planned.shape, planned.dtype):
                     raise ValueError(
                         f"'{name}' is {tensor.dtype} {list(tensor.shape)}, planned were "
@@ -95,8 +101,8 @@ def write_safetensors(
                 for chunk in chunks(tensor):
                     write_at(fd, chunk, at)
                     at += len(chunk)
-            if places:
-                raise ValueError(f"planned tensors were not given: {sorted(places)[:3]}")
+            if expected:
+                raise ValueError(f"planned tensors were not given: {sorted(expected)[:3]}")
             os.fsync(fd)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -106,10 +112,10 @@ def write_safetensors(
         part.replace(path)
 
 
-def layout(
-    tensors: list[Planned], metadata: dict[str, str] | None
+def build_header(
+    tensors: list[PlannedTensor], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, int], int]:
-    """Header bytes, absolute offset of each tensor, and size of the file."""
+    """(header bytes, offset of each tensor from the start of the file, size of the file)."""
     header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
     at = 0
     # Stable: one dtype keeps the given order. Larger items first keeps all of them aligned.
