@@ -6,11 +6,16 @@ import hashlib
 import platform
 from importlib.metadata import version
 
+from regraft import __version__
+
 
 def versions() -> dict[str, str]:
-    """Return the versions of regraft, the libraries it computes with, and Python."""
-    names = ("regraft", "torch", "transformers", "peft")
-    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+    """Return the versions of regraft, the libraries it computes with, and Python.
+
+    regraft's own is not asked from the installed packages: it may run from a checkout.
+    """
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {"regraft": __version__, **libraries, "python": platform.python_version()}
 
 
 def derive_seed(seed: int, name: str) -> int:

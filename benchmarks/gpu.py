@@ -1,0 +1,292 @@
+"""Qualification of regraft on one GPU: what is right, how fast it is, how much it holds.
+
+    python benchmarks/gpu.py -o OUT [--quick] [--part NAME ...] [--seconds 570]
+    python benchmarks/gpu.py -o OUT --rehearse        # tiny, on a CPU
+    python benchmarks/gpu.py --table OUT
+
+Parts run in order of their value, each in a process of its own with its own time limit, until the
+seconds are used up. Every figure is a line of OUT/gpu.jsonl that is on disk at once, so that a
+part that fails or hangs, or a machine that is taken away, loses nothing; OUT/gpu.log has all that
+the parts print, and OUT/gpu.md, written at the end or by --table, the tables. `docs/gpu.md` says
+what is checked. Exit codes: 0 all that was checked holds; 1 something does not, or a part did not
+end; 2 there is no GPU, or a package is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qualification.processes import Outcome, fresh, run_part
+from qualification.report import OK, Line, Report, read, tables
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "numpy", "xxhash",
+            "typer", "rich", "jinja2", "matplotlib", "yaml", "pydantic")  # fmt: skip
+_IMPORTED = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "peft", "regraft.cli",
+             "transformers.models.llama.modeling_llama", "matplotlib.backends.backend_agg",
+             "matplotlib.font_manager")  # fmt: skip
+_NO_GPU = 3  # exit code of the first part
+_LEAST = 6.0  # seconds below which no part is started
+_MACHINE = 60.0  # seconds for CUDA to start in a first process
+
+
+@dataclass(frozen=True)
+class Part:
+    """name: for --part. function: module and name in `qualification`. seconds: at most, in full and
+    with --quick; 0: not part of that."""
+
+    name: str
+    function: str
+    seconds: float
+    quick: float = 0.0
+
+
+PARTS = (
+    Part("kernels", "kernels:check_kernels", 60, 25),
+    Part("nccl", "distributed:check_distributed", 40, 25),
+    Part("step", "step:check_step", 60, 30),
+    Part("offload", "offload:check_offload", 40, 20),
+    Part("extract", "extraction:check_extraction", 90, 35),
+    Part("merge", "commands:check_merge", 60, 30),
+    Part("constants", "machine:measure_constants", 25, 15),
+    Part("64k", "lengths:measure_64k", 80),
+    Part("levers", "lengths:measure_levers", 100, 30),
+    Part("long", "lengths:measure_long_rows", 100),
+    Part("longest", "lengths:measure_longest", 60),
+    Part("evaluate", "evaluation:check_evaluation", 70),
+    Part("wide", "kernels:check_long_rows", 50),
+    Part("128k", "lengths:measure_128k", 100),
+)
+_FIRST = Part("machine", "machine:describe_machine", _MACHINE, _MACHINE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--out", type=Path, default=Path("gpu-out"))
+    parser.add_argument("--part", action="append", choices=[part.name for part in PARTS])
+    parser.add_argument("--quick", action="store_true", help="small sizes: about two minutes")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together")
+    parser.add_argument("--table", type=Path, help="only write the tables of this folder")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # of a fresh interpreter
+    arguments = parser.parse_args()
+    if arguments.table:
+        if not (arguments.table / "gpu.jsonl").is_file():
+            return _refuse(f"there is no gpu.jsonl in {arguments.table}")
+        return _conclude(arguments.table)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return _refuse(_missing(missing))
+    scale = "rehearse" if arguments.rehearse else "quick" if arguments.quick else "full"
+    if arguments.one:
+        return _one(*arguments.one, scale=scale, out=arguments.out)
+    return Run(arguments.out, scale, arguments.seconds, arguments.part).run()
+
+
+def _missing(names: Sequence[str]) -> str:
+    text = f"not installed here: {', '.join(names)}."
+    if "pydantic" in names:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        text += (
+            f" Carry the wheels of pydantic, pydantic-core (for Python {version}), annotated-types "
+            "and typing-inspection, and put the folder they are installed to on PYTHONPATH."
+        )
+    return text
+
+
+class Run:
+    """One run of several parts. names: of the parts; None: those of the scale."""
+
+    def __init__(self, out: Path, scale: str, seconds: float, names: Sequence[str] | None) -> None:
+        self.began = time.monotonic()
+        self.out, self.scale, self.seconds = out, scale, seconds
+        self.parts = [part for part in PARTS if part.name in names] if names else [
+            part for part in PARTS if scale != "quick" or part.quick
+        ]  # fmt: skip
+        self.file, self.log = out / "gpu.jsonl", out / "gpu.log"
+        self.fresh = False
+
+    def run(self) -> int:
+        """Run the parts and write the tables; the exit code."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("")
+        self.log.write_text("")
+        # Asked through NVML, torch does not start CUDA here, which no fork would survive.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self.folder = Path(tempfile.mkdtemp(prefix="regraft-gpu-"))
+        os.environ["REGRAFT_CACHE"] = str(self.folder / "cache")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            _preload()
+            code = self._machine()
+            if code:
+                return code
+            for part in self.parts:
+                self._part(part)
+        except KeyboardInterrupt:
+            Report(self.file, "all parts").end("interrupted", self._elapsed())
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return _conclude(self.out)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def _left(self) -> float:
+        """Seconds for parts; a second is kept for the tables."""
+        return self.seconds - self._elapsed() - 1
+
+    def _machine(self) -> int:
+        """The first part; it says whether there is a GPU, and whether CUDA starts after a fork."""
+        print(f"imports: {self._elapsed():.1f} s", flush=True)
+        outcome = self._start(_FIRST, _MACHINE)
+        if outcome.code == _NO_GPU and self.scale != "rehearse" and _has_device_file():
+            self.fresh = True
+            outcome = self._start(_FIRST, _MACHINE)
+        if outcome.code == 0:
+            return 0
+        if outcome.code == _NO_GPU:
+            import torch
+
+            return _refuse(
+                f"torch {torch.__version__} sees no GPU here; run this where it does, or rehearse "
+                "it on a CPU with --rehearse"
+            )
+        Report(self.file, _FIRST.name).end(_how(outcome), outcome.seconds, outcome.tail)
+        return _conclude(self.out)
+
+    def _part(self, part: Part) -> None:
+        report = Report(self.file, part.name)
+        limit = part.quick if self.scale == "quick" and part.quick else part.seconds
+        limit = min(limit, self._left())
+        if limit < _LEAST:
+            report.end("no time left", 0)
+            return
+        outcome = self._start(part, limit)
+        tail = "" if outcome.code == 0 else outcome.tail
+        report.end(_how(outcome), outcome.seconds, tail)
+
+    def _start(self, part: Part, limit: float) -> Outcome:
+        print(f"{part.name}: at {self._elapsed():.0f} s, {limit:.0f} s at most", flush=True)
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"\n===== {part.name}\n")
+        deadline = time.monotonic() + limit
+        folder, out, scale = self.folder, self.out, self.scale
+        if self.fresh:
+            arguments = ["-o", str(out), *([] if scale == "full" else [f"--{scale}"]), "--one"]
+            work = fresh([*arguments, part.name, part.function, str(folder), str(deadline)])
+        else:
+
+            def work() -> object:
+                sys.exit(_one(part.name, part.function, folder, deadline, scale=scale, out=out))
+
+        size = self.file.stat().st_size
+        outcome = run_part(work, self.log, limit)
+        with self.file.open(encoding="utf-8") as file:
+            file.seek(size)
+            print(file.read(), end="", flush=True)
+        print(f"{part.name}: {_how(outcome)}, {outcome.seconds:.1f} s", flush=True)
+        if outcome.code and outcome.code != _NO_GPU:
+            print(outcome.tail, flush=True)
+        return outcome
+
+
+def _one(
+    name: str, function: str, folder: Path | str, deadline: float | str, *, scale: Any, out: Path
+) -> int:
+    """Run one part in this process."""
+    import torch
+    from qualification.scope import Scope
+
+    rehearsing = scale == "rehearse"
+    if not rehearsing and not torch.cuda.is_available():
+        return _NO_GPU
+    device = torch.device("cpu" if rehearsing else "cuda:0")
+    if not rehearsing:
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return _NO_GPU
+        torch.cuda.set_device(device)
+    scope = Scope(scale, device, Path(folder), float(deadline))
+    module, _, called = function.partition(":")
+    run = getattr(importlib.import_module(f"qualification.{module}"), called)
+    run(scope, Report(out / "gpu.jsonl", name))
+    return 0
+
+
+def _preload() -> None:
+    """Import what the parts need, once for all; without CUDA, which no fork would survive."""
+    from regraft.shell import set_environment
+
+    set_environment()
+    import peft  # noqa: F401
+    import torch
+    import torch.distributed.checkpoint
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    for part in (_FIRST, *PARTS):
+        try:
+            importlib.import_module(f"qualification.{part.function.partition(':')[0]}")
+        except Exception as error:  # the part will say so itself
+            print(f"{part.name} cannot be imported: {error}", file=sys.stderr)
+    import torch
+
+    assert not torch.cuda.is_initialized()
+
+
+def _has_device_file() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists()
+
+
+def _how(outcome: Outcome) -> str:
+    if outcome.code == 0:
+        return OK
+    if outcome.code is None:
+        return "time limit"
+    if outcome.code < 0:
+        return f"killed by {signal.Signals(-outcome.code).name}"
+    return "failed"
+
+
+def _conclude(out: Path) -> int:
+    """Write and print the tables of what is in the folder; the exit code."""
+    lines = read(out / "gpu.jsonl")
+    text = tables(lines)
+    (out / "gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if _all_hold(lines) else 1
+
+
+def _all_hold(lines: Sequence[Line]) -> bool:
+    return bool(lines) and all(line.ok for line in lines)
+
+
+def _refuse(message: str) -> int:
+    print(f"gpu.py: {message}", file=sys.stderr)
+    return 2
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

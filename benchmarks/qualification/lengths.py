@@ -1,0 +1,201 @@
+"""Steps of Llama-3-8B at long rows: time, MFU and memory, each memory saver, the longest row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qualification.report import Report
+from qualification.scope import GIB, LAYERS, Scope
+from qualification.trainee import Measured, OutOfMemory, Trainee, card_peak, extrapolated
+from regraft.parallel.kernels.kernel import Grads, Kernel
+from regraft.train.estimate.budget import Shape
+from regraft.train.estimate.machine import available_memory
+from regraft.train.recipe.schema import Memory
+
+BOTH = {"offload": True, "tiled_mlp": 8192}
+_WAYS: dict[str, dict[str, Any]] = {
+    "recomputed": {},
+    "offload": {"offload": True},
+    "tiled_mlp": {"tiled_mlp": 8192},
+    "offload and tiled_mlp": BOTH,
+}
+
+
+def measure_64k(scope: Scope, report: Report) -> None:
+    """All layers of the model, the most common way to train it."""
+    _measure_whole(scope, report, scope.pick(65536, 16384, 64), {})
+
+
+def measure_128k(scope: Scope, report: Report) -> None:
+    """All layers at 128k tokens, their inputs on the host."""
+    _measure_whole(scope, report, scope.pick(131072, 32768, 64), {"offload": True})
+
+
+def _measure_whole(scope: Scope, report: Report, length: int, memory: dict[str, Any]) -> None:
+    layers = scope.pick(LAYERS, LAYERS, 2)
+    began = scope.left()
+    trainee = Trainee(scope, layers, length, memory)
+    report.figure("model made", seconds=began - scope.left(), layers=layers)
+    name = ", ".join(memory) or "recomputed"
+    for turn in ("first", "second"):
+        measured = trainee.measure(length)
+        report.figure(f"{name}, {turn}", **measured.values(card_peak(scope)))
+        if scope.left() < 1.3 * measured.seconds:
+            break
+
+
+def measure_levers(scope: Scope, report: Report) -> None:
+    """Steps of few layers with each memory saver and kernel, continued to all layers."""
+    length = scope.pick(65536, 32768, 64)
+    counts = scope.pick((2, 4), (2, 3), (1, 2))
+    for name, memory in {**_WAYS, **_other_switches()}.items():
+        _line(scope, report, name, length, counts, memory)
+    _line(scope, report, "kept", scope.pick(16384, 8192, 64), counts, {"checkpoint": False})
+    if scope.device.type == "cuda":
+        _line(scope, report, "recomputed, flash", length, counts, {}, "flash")
+
+
+def measure_long_rows(scope: Scope, report: Report) -> None:
+    """128k and 256k tokens, by few layers."""
+    _line(scope, report, "offload", scope.pick(131072, 32768, 64), (2, 3), {"offload": True})
+    for length in scope.pick((131072, 262144), (32768,), (128,)):
+        _line(scope, report, "offload and tiled_mlp", length, (2, 3), BOTH)
+
+
+def _other_switches() -> dict[str, dict[str, Any]]:
+    """Switches of the recipe's block that are off by default and not named here."""
+    known = {"checkpoint", *(key for way in _WAYS.values() for key in way)}
+    return {
+        name: {name: True}
+        for name, field in Memory.model_fields.items()
+        if field.default is False and name not in known
+    }
+
+
+def _line(
+    scope: Scope, report: Report, name: str, length: int, counts: tuple[int, int],
+    memory: dict[str, Any], kernel: str = "auto",
+) -> None:  # fmt: skip
+    """Two models of few layers, and the straight line through them."""
+    peak = card_peak(scope)
+    measured: list[Measured] = []
+    for layers in counts:
+        if measured and scope.left() < 3 * measured[0].seconds + 3:
+            report.figure(f"{name}: no time left", layers=layers, length=length)
+            return
+        try:
+            measured.append(Trainee(scope, layers, length, memory, kernel).measure(length))
+        except OutOfMemory as error:
+            report.figure(f"{name}: out of memory", layers=layers, length=length,
+                          error=str(error)[:200])  # fmt: skip
+            return
+        finally:
+            scope.clear()
+        report.figure(name, **measured[-1].values(peak))
+    report.figure(f"{name}, continued", **extrapolated(*measured).values(peak))
+
+
+# The longest row
+
+
+def measure_longest(scope: Scope, report: Report) -> None:
+    """The longest row of the whole model that the device's memory holds.
+
+    Two layers train beside as much memory as the weights, gradients and moments of the others take;
+    with `offload` only two layers' inputs are on the device at a time, whatever their number.
+    Attention is replaced by a kernel that allocates what the real one does and computes nothing,
+    which makes a step linear in the length: peaks of two lengths give the length that should fit,
+    and it and a longer one are tried. The host needs `host_GiB` for the layers' inputs.
+    """
+    layers = scope.pick(LAYERS, LAYERS, 4)
+    trainee = Trainee(scope, 2, 1 << 20, BOTH)
+    shape = trainee.throughput.shape
+    ballast = _others(scope, trainee, layers - 2)
+    with _Idle(trainee.mesh.kernel) as kernel:
+        short, long = scope.pick((65536, 131072), (16384, 32768), (64, 128))
+        real = trainee.measure(short)
+        kernel.idle = True
+        idle = trainee.measure(short)
+        report.figure("real attention", length=short, **real.peaks)
+        report.figure("idle attention", length=short, **idle.peaks)
+        more = trainee.measure(long)
+        report.figure("idle attention", length=long, **more.peaks)
+        if scope.device.type != "cuda":
+            return
+        total = torch.cuda.mem_get_info(scope.device)[1] / GIB
+        outside = more.peaks["used_GiB"] - torch.cuda.memory_reserved(scope.device) / GIB
+        a_token = (more.peaks["active_GiB"] - idle.peaks["active_GiB"]) / (long - short)
+        excess = real.peaks["active_GiB"] - idle.peaks["active_GiB"]  # grows with the length
+        a_token += excess / short
+        fits = short + (total - outside - 0.5 - real.peaks["active_GiB"]) / a_token
+        fits = int(0.97 * fits) // 4096 * 4096
+        report.figure("should fit", length=fits, KiB_a_token=a_token * 2**20,
+                      outside_GiB=outside, **_host(shape, fits))  # fmt: skip
+        for length in (fits, int(1.1 * fits) // 4096 * 4096):
+            scope.clear()
+            try:
+                measured = trainee.measure(length)
+            except OutOfMemory as error:
+                report.figure("out of memory", length=length, error=str(error)[:200])
+                break
+            report.figure("fits", length=length, step_s=measured.seconds, **measured.peaks)
+    del ballast
+
+
+def _host(shape: Shape, length: int) -> dict[str, float]:
+    needed = 2 * shape.hidden * LAYERS * length / GIB
+    return {"host_GiB": needed, "host_free_GiB": available_memory() / GIB}
+
+
+def _others(scope: Scope, trainee: Trainee, layers: int) -> Tensor:
+    """As many bytes as `layers` more layers take: weights, and LoRA's weights, gradients and
+    moments in float32."""
+    layer = trainee.learner.layers[0]
+    size = 0
+    for parameter in layer.parameters():
+        states = 4 if parameter.requires_grad else 1
+        size += parameter.numel() * parameter.element_size() * states
+    return torch.empty(size * layers, dtype=torch.uint8, device=scope.device)
+
+
+class _Idle:
+    """Attention through the kernel as chosen, or through one that only allocates."""
+
+    def __init__(self, name: str) -> None:
+        from regraft.parallel import shards
+
+        self._module: Any = shards
+        self._choose, self._name, self.idle = self._module.choose, name, False
+
+    def __enter__(self) -> _Idle:
+        def choose(*arguments: Any) -> Kernel:
+            kernel = self._choose(*arguments)
+            return _OnlyAllocates(kernel.name) if self.idle else kernel
+
+        self._module.choose = choose
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._module.choose = self._choose
+
+
+class _OnlyAllocates(Kernel):
+    """out and lse, dq, dk and dv in the layouts of the real kernels, filled with zeros."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.zeros_like(q.transpose(1, 2).contiguous()).transpose(1, 2)
+        return out, q.new_zeros(q.shape[:-1], dtype=torch.float32)
+
+    def backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -1,0 +1,149 @@
+"""The GPU qualification: its rehearsal on a CPU, and parts that fail, hang or die."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The script as a module; what it sets in the environment is undone."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("PYTORCH_NVML_BASED_CUDA_CHECK", "CUBLAS_WORKSPACE_CONFIG", "HF_HUB_OFFLINE",
+                 "REGRAFT_CACHE", "OMP_WAIT_POLICY", "KMP_BLOCKTIME",
+                 "PYTORCH_CUDA_ALLOC_CONF"):  # fmt: skip
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    return importlib.import_module("gpu")
+
+
+def call(gpu, monkeypatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, arguments)])
+    return gpu.main()
+
+
+def test_every_part_holds_on_a_cpu_and_leaves_tables(tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "gpu.py", "--rehearse", "-o", tmp_path],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    text = (tmp_path / "gpu.md").read_text()
+    names = ("kernels", "nccl", "step", "offload", "extract", "merge", "constants", "64k", "levers",
+             "long", "longest", "evaluate", "wide", "128k")  # fmt: skip
+    assert all(f"| {name} | ok |" in text for name in names)
+    assert "do not hold" not in text
+
+
+def test_without_a_gpu_one_sentence_says_so(gpu, monkeypatch, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert call(gpu, monkeypatch, "-o", tmp_path) == 2
+    assert "sees no GPU here" in capsys.readouterr().err
+    assert (tmp_path / "gpu.jsonl").read_text() == ""
+
+
+def test_without_pydantic_the_wheels_to_carry_are_named(gpu, monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "pydantic" else find(name)
+    )
+    assert call(gpu, monkeypatch, "--rehearse", "-o", tmp_path) == 2
+    message = capsys.readouterr().err
+    assert "not installed here: pydantic." in message
+    assert all(name in message for name in ("pydantic-core", "annotated-types"))
+    assert "typing-inspection" in message
+
+
+def test_parts_that_hang_die_or_fail_leave_their_lines_and_the_rest_runs(
+    gpu, monkeypatch, tmp_path, capsys
+):
+    """Parts as a user meets them when a kernel hangs, the driver kills, or an import fails."""
+    import qualification.offload as module
+
+    def hang(scope, report):
+        report.figure("before it hangs", steps=1)
+        time.sleep(60)
+
+    def die(scope, report):
+        report.check("before it dies", True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def fail(scope, report):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fine(scope, report):
+        report.check("works", 1 + 1 == 2, left_s=scope.left())
+
+    for work in (hang, die, fail, fine):
+        monkeypatch.setattr(module, work.__name__, work, raising=False)
+    Part = gpu.Part
+    parts = tuple(Part(name, f"offload:{name}", 20) for name in ("die", "fail", "fine"))
+    monkeypatch.setattr(gpu, "PARTS", (Part("hang", "offload:hang", 3), *parts))
+    monkeypatch.setattr(gpu, "_LEAST", 1.0)
+    monkeypatch.setattr(gpu, "_preload", lambda: None)
+    began = time.monotonic()
+    assert call(gpu, monkeypatch, "--rehearse", "-o", tmp_path) == 1
+    assert time.monotonic() - began < 20
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    ends = {line["part"]: line["name"] for line in lines if line["kind"] == "end"}
+    assert ends == {
+        "hang": "time limit", "die": "killed by SIGSEGV", "fail": "failed", "fine": "ok"
+    }  # fmt: skip
+    names = [line["name"] for line in lines]
+    assert "before it hangs" in names
+    assert "before it dies" in names
+    text = (tmp_path / "gpu.md").read_text()
+    assert "illegal memory access" in text
+    assert "in hang" in text  # where it hung, written before it was killed
+
+
+def test_no_part_starts_after_the_seconds_are_used_up(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "_preload", lambda: None)
+    code = call(gpu, monkeypatch, "--rehearse", "--part", "64k", "--seconds", 3, "-o", tmp_path)
+    assert code == 1
+    assert "| 64k | no time left |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_what_a_part_started_ends_with_it(gpu, tmp_path):
+    from qualification.processes import run_part
+
+    note = tmp_path / "pid"
+
+    def work() -> None:
+        child = subprocess.Popen(["sleep", "100"])
+        note.write_text(str(child.pid))
+        time.sleep(100)
+
+    assert run_part(work, tmp_path / "log", 1.5).code is None
+    stat = Path(f"/proc/{note.read_text()}/stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and stat.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_tables_of_a_run_that_was_cut_off(gpu, monkeypatch, tmp_path, capsys):
+    from qualification.report import Report
+
+    Report(tmp_path / "gpu.jsonl", "machine").machine(card="H100", driver="580")
+    Report(tmp_path / "gpu.jsonl", "kernels").check("flash", False, error=0.25, causal=True)
+    with (tmp_path / "gpu.jsonl").open("a") as file:
+        file.write('{"part": "step", "kind": "fig')
+    assert call(gpu, monkeypatch, "--table", tmp_path) == 1
+    text = capsys.readouterr().out
+    assert "# GPU qualification: H100\n" in text
+    assert "- kernels: flash: error 0.25, causal yes" in text
+    assert "| flash | 0.25 | yes | **no** |" in text
+    assert call(gpu, monkeypatch, "--table", tmp_path / "nowhere") == 2
