@@ -21,6 +21,7 @@ from pathlib import Path
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _POLL = 0.02  # seconds
 _TAIL = 1500  # characters
+_HUNG = "Timeout ("  # with which faulthandler begins
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,16 @@ def run_part(work: Callable[[], object], log: Path, limit: float) -> Outcome:
             os.killpg(child, signal.SIGKILL)
         if not ended:
             os.waitpid(child, 0)
+    return Outcome(code, time.monotonic() - began, _tail(log, start))
+
+
+def _tail(log: Path, start: int) -> str:
+    """The end of what was printed; where it hung, the innermost calls, which are printed first."""
     with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 4 * _TAIL))
-        tail = file.read().decode(errors="replace")[-_TAIL:].strip()
-    return Outcome(code, time.monotonic() - began, tail)
+        file.seek(max(start, log.stat().st_size - 20 * _TAIL))
+        text = file.read().decode(errors="replace").strip()
+    at = text.rfind(_HUNG)
+    return text[at : at + _TAIL] if at >= 0 else text[-_TAIL:]
 
 
 def fresh(arguments: list[str]) -> Callable[[], object]:

@@ -6,7 +6,7 @@ import hashlib
 import platform
 from importlib.metadata import version
 
-from regraft import __version__
+from regraft.version import VERSION
 
 
 def versions() -> dict[str, str]:
@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
     regraft's own is not asked from the installed packages: it may run from a checkout.
     """
     libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
-    return {"regraft": __version__, **libraries, "python": platform.python_version()}
+    return {"regraft": VERSION, **libraries, "python": platform.python_version()}
 
 
 def derive_seed(seed: int, name: str) -> int:

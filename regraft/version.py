@@ -1,0 +1,3 @@
+"""The version of regraft, known without an installed package."""
+
+VERSION = "0.1.0"
