@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from regraft.shell.command import Options, run_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from regraft.adapters.inspect.results import Inspection
 
 
 def inspect(
@@ -29,8 +31,8 @@ def inspect(
     Example: regraft inspect base extended
     """
 
-    def show(result: dict[str, Any]) -> Iterable[RenderableType]:
-        from regraft.adapters.inspect.inspect import tables
+    def show(result: Inspection) -> Iterable[RenderableType]:
+        from regraft.adapters.inspect.tables import tables
 
         return tables(result)
 

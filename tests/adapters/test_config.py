@@ -78,7 +78,7 @@ def test_factors_that_the_config_leaves_out_are_said(
     base = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
     with pytest.warns(UserWarning, match=rf"factors of 1 modules, '{Q}'.*{settings}.*leave out"):
         apply_lora(folder, base, tmp_path / "out", dry_run=True)
-    assert any(settings in text for text in inspect_model(str(folder))["warnings"])
+    assert any(settings in text for text in inspect_model(str(folder)).warnings)
 
 
 @pytest.mark.parametrize(

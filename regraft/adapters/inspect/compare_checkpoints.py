@@ -13,138 +13,142 @@ from regraft.adapters import lineage
 from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
 from regraft.adapters.inspect.describe_checkpoint import context_of
-from regraft.adapters.inspect.figures import mean_and_range
+from regraft.adapters.inspect.figures import mean
+from regraft.adapters.inspect.results import (
+    CheckpointComparison,
+    ComparedCheckpoint,
+    ComparedContexts,
+    MatrixChange,
+    TensorChange,
+    TotalChange,
+)
 from regraft.checkpoint.hf.roles import Role, tensor_roles
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
 from regraft.lowrank.noise import noise_floor
 from regraft.lowrank.svd import truncated_svd
-from regraft.records import to_json
-
-Fact = dict[str, Any]
 
 
-def compare_checkpoints(b: Checkpoint, e: Checkpoint, device: torch.device) -> dict[str, Any]:
-    """Return relation, contexts, and exact figures of e - b per tensor, role, layer and leaf.
+def compare_checkpoints(
+    first: Checkpoint, second: Checkpoint, device: torch.device
+) -> CheckpointComparison:
+    """Relation, contexts, and exact figures of second - first per tensor, role, layer and leaf.
 
-    Every shared weight is read once. `effective_rank` and `above_noise` are those of the delta,
-    for matrices only; `above_noise` is the share of ||D||^2 that rounding to the
-    stored dtypes cannot explain.
+    Every shared weight is read once. Effective rank and share above the noise of rounding are
+    figures of matrices only.
     """
-    role_of = tensor_roles(b.config, b.tensors)
-    relation = lineage.relate(lineage.sketch(b), lineage.sketch(e), role_of)
-    names, incomparable = _comparable(b, e, role_of)
-    facts = _measure(b, e, names, role_of, device)
-    return {
-        "kind": "checkpoints",
-        "first": _identity(b),
-        "second": _identity(e),
-        "relation": to_json(relation),
-        "context": _contexts(b, e),
-        "total": _total(facts.values()),
-        "roles": _grouped(facts, lambda fact: fact["role"]),
-        "layers": _grouped(facts, lambda fact: fact["layer"]),
-        "leaves": _grouped(facts, lambda fact: fact["leaf"] if "effective_rank" in fact else None),
-        "only_in_first": [name for name in b.tensors if name not in e.tensors],
-        "only_in_second": [name for name in e.tensors if name not in b.tensors],
-        "not_comparable": incomparable,
-        "rows_added": {
-            name: e.tensors[name].shape[0] - b.tensors[name].shape[0]
+    role_of = tensor_roles(first.config, first.tensors)
+    relation = lineage.relate(lineage.sketch(first), lineage.sketch(second), role_of)
+    names, not_comparable = _comparable(first, second, role_of)
+    changes = _measure(first, second, names, role_of, device)
+    return CheckpointComparison(
+        first=_identity(first),
+        second=_identity(second),
+        relation=relation,
+        context=_contexts(first, second),
+        total=_total(changes.values()),
+        roles=_grouped(changes, lambda change: change.role),
+        layers=_grouped(changes, lambda change: change.layer),
+        leaves=_grouped(
+            changes, lambda change: change.leaf if isinstance(change, MatrixChange) else None
+        ),
+        only_in_first=[name for name in first.tensors if name not in second.tensors],
+        only_in_second=[name for name in second.tensors if name not in first.tensors],
+        not_comparable=not_comparable,
+        rows_added={
+            name: second.tensors[name].shape[0] - first.tensors[name].shape[0]
             for name in names
-            if e.tensors[name].shape != b.tensors[name].shape
+            if second.tensors[name].shape != first.tensors[name].shape
         },
-        "definitions": {
-            "relative_delta": "||second - first|| / ||first||, Frobenius norms over shared entries",
-            "cosine": "<first, second> / (||first|| ||second||)",
-            "effective_rank": "of D = second - first: ||D||_F^4 / ||D'D||_F^2",
-            "above_noise": "share of ||D||_F^2 that rounding to the stored dtypes cannot explain",
-        },
-        "tensors": facts,
-    }
+        tensors=changes,
+    )
 
 
-def _identity(checkpoint: Checkpoint) -> Fact:
-    return {
-        "name": checkpoint.name,
-        "revision": checkpoint.revision,
-        "model_type": checkpoint.config.get("model_type"),
-        "bytes": checkpoint.total_bytes,
-    }
+def _identity(checkpoint: Checkpoint) -> ComparedCheckpoint:
+    return ComparedCheckpoint(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        model_type=checkpoint.config.get("model_type"),
+        bytes=checkpoint.total_bytes,
+    )
 
 
-def _contexts(b: Checkpoint, e: Checkpoint) -> Fact:
-    (first, first_text), (second, second_text) = context_of(b), context_of(e)
-    return {
-        "first": first.to_json() if first else None,
-        "second": second.to_json() if second else None,
-        "first_text": first_text,
-        "second_text": second_text,
-        "same": first == second,
-    }
+def _contexts(first: Checkpoint, second: Checkpoint) -> ComparedContexts:
+    (one, one_text), (other, other_text) = context_of(first), context_of(second)
+    return ComparedContexts(
+        first=one.to_record() if one else None,
+        second=other.to_record() if other else None,
+        first_text=one_text,
+        second_text=other_text,
+        same=one == other,
+    )
 
 
 def _comparable(
-    b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]
+    first: Checkpoint, second: Checkpoint, role_of: Mapping[str, Role]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the tensors whose entries can be subtracted, and {other shared tensor: reason}."""
-    names, incomparable = [], {}
-    for name, info in b.tensors.items():
-        other = e.tensors.get(name)
+    """The tensors whose entries can be subtracted, and {other shared tensor: reason}."""
+    names, not_comparable = [], {}
+    for name, info in first.tensors.items():
+        other = second.tensors.get(name)
         if other is None:
             continue
         rows_only = (
             role_of[name].kind in ("embedding", "head") and info.shape[1:] == other.shape[1:]
         )
         if not (info.shape == other.shape or rows_only):
-            incomparable[name] = f"{list(info.shape)} and {list(other.shape)}"
+            not_comparable[name] = f"{list(info.shape)} and {list(other.shape)}"
         elif info.dtype not in FLOAT_DTYPES or other.dtype not in FLOAT_DTYPES:
-            incomparable[name] = f"{info.dtype} and {other.dtype}"
+            not_comparable[name] = f"{info.dtype} and {other.dtype}"
         else:
             names.append(name)
-    return names, incomparable
+    return names, not_comparable
 
 
 def _measure(
-    b: Checkpoint,
-    e: Checkpoint,
+    first: Checkpoint,
+    second: Checkpoint,
     names: list[str],
     role_of: Mapping[str, Role],
     device: torch.device,
-) -> dict[str, Fact]:
+) -> dict[str, TensorChange]:
+    """The change of each tensor, in the order of `names`."""
     matrices = []
     for name in names:
-        role, shape = role_of[name], shared_shape(b, e, name)
+        role, shape = role_of[name], shared_shape(first, second, name)
         if role.kind in ("projection", "embedding", "head") and len(shape) == 2 and min(shape):
             matrices.append(Module(role.module, name, "linear", (shape[0], shape[1])))
     others = sorted(set(names) - {module.tensor for module in matrices})
-    facts: dict[str, Fact] = {}
-
-    def add(name: str, shape: tuple[int, ...], sums: list[float]) -> Fact:
-        role = role_of[name]
-        dd, bb, bd = sums
-        ee = max(bb + 2 * bd + dd, 0.0)
-        facts[name] = {
-            "role": role.kind, "layer": role.layer, "leaf": role.leaf, "shape": list(shape),
-            **_figures(dd, bb, ee, bb + bd),
-        }  # fmt: skip
-        return facts[name]
-
-    work = sum(math.prod(b.tensors[name].shape) for name in names)
+    changes: dict[str, TensorChange] = {}
+    work = sum(math.prod(first.tensors[name].shape) for name in names)
     with progress.bar("Comparing", max(1, work)) as bar:
-        for module, delta in deltas(b, e, matrices, device):
+        for module, delta in deltas(first, second, matrices, device):
             sums = [delta.squared_norm, delta.squared_base, delta.dot]
-            add(module.tensor, module.shape, sums).update(_spectral(delta))
+            changes[module.tensor] = MatrixChange(
+                **_change(role_of[module.tensor], module.shape, *sums), **_spectral(delta)
+            )
             bar.advance(math.prod(module.shape), text=module.name)
         for name in others:
-            shape = shared_shape(b, e, name)
-            add(name, shape, compare(b, e, name))
+            shape = shared_shape(first, second, name)
+            sums = compare(first, second, name)
+            changes[name] = TensorChange(**_change(role_of[name], shape, *sums))
             bar.advance(math.prod(shape), text=name)
-    return {name: facts[name] for name in names}
+    return {name: changes[name] for name in names}
 
 
-def _figures(dd: float, bb: float, ee: float, be: float) -> Fact:
-    """From ||d||^2, ||b||^2, ||e||^2 and <b, e>. None where a quotient is undefined."""
+def _change(role: Role, shape: tuple[int, ...], dd: float, bb: float, bd: float) -> dict[str, Any]:
+    """The fields of `TensorChange`, from ||d||^2, ||first||^2 and <first, d>."""
+    ee = max(bb + 2 * bd + dd, 0.0)
+    return {
+        "role": role.kind, "layer": role.layer, "leaf": role.leaf, "shape": list(shape),
+        **_norms(dd, bb, ee, bb + bd),
+    }  # fmt: skip
+
+
+def _norms(dd: float, bb: float, ee: float, be: float) -> dict[str, Any]:
+    """The norms and quotients of `TensorChange` and `TotalChange`, from ||d||^2, ||first||^2,
+    ||second||^2 and <first, second>; None where a quotient is undefined."""
     return {
         "delta_norm": math.sqrt(dd),
         "norm": math.sqrt(bb),
@@ -155,8 +159,8 @@ def _figures(dd: float, bb: float, ee: float, be: float) -> Fact:
     }
 
 
-def _spectral(delta: Delta) -> Fact:
-    """Effective rank, largest singular value and share above the rounding noise of one delta."""
+def _spectral(delta: Delta) -> dict[str, Any]:
+    """The fields that `MatrixChange` adds."""
     squared = delta.squared_norm
     if squared == 0:
         return {"effective_rank": 0.0, "spectral_norm": 0.0, "above_noise": None}
@@ -170,35 +174,37 @@ def _spectral(delta: Delta) -> Fact:
     }
 
 
-def _grouped(facts: Mapping[str, Fact], key: Callable[[Fact], str | int | None]) -> dict[str, Fact]:
-    groups: dict[str | int, list[Fact]] = {}
-    for fact in facts.values():
-        if (value := key(fact)) is not None:
-            groups.setdefault(value, []).append(fact)
+def _grouped(
+    changes: Mapping[str, TensorChange], key: Callable[[TensorChange], str | int | None]
+) -> dict[str, TotalChange]:
+    """The totals of the changes with the same key, numbers in order; those without are left out."""
+    groups: dict[str | int, list[TensorChange]] = {}
+    for change in changes.values():
+        if (value := key(change)) is not None:
+            groups.setdefault(value, []).append(change)
     order = sorted(groups, key=lambda value: value if isinstance(value, int) else 0)
     return {str(value): _total(groups[value]) for value in order}
 
 
-def _total(members: Iterable[Fact]) -> Fact:
-    """Figures of several tensors, as of their concatenation."""
-    facts = list(members)
-    dd, bb, ee = (
-        sum(fact[key] ** 2 for fact in facts) for key in ("delta_norm", "norm", "other_norm")
-    )
-    matrices = [f for f in facts if f.get("effective_rank")]
-    measured = [f for f in matrices if f["above_noise"] is not None]
-    energy = sum(f["delta_norm"] ** 2 for f in measured)
-    return {
-        "tensors": len(facts),
-        "changed": sum(fact["delta_norm"] > 0 for fact in facts),
-        "parameters": sum(math.prod(fact["shape"]) for fact in facts),
-        **_figures(dd, bb, ee, sum(fact["product"] for fact in facts)),
-        **(
-            mean_and_range("effective_rank", (f["effective_rank"] for f in matrices))
-            if matrices
-            else {}
-        ),
-        "above_noise": sum(f["above_noise"] * f["delta_norm"] ** 2 for f in measured) / energy
+def _total(members: Iterable[TensorChange]) -> TotalChange:
+    """The change of several tensors, as of their concatenation."""
+    changes = list(members)
+    dd = sum(change.delta_norm**2 for change in changes)
+    bb = sum(change.norm**2 for change in changes)
+    ee = sum(change.other_norm**2 for change in changes)
+    matrices = [c for c in changes if isinstance(c, MatrixChange) and c.effective_rank]
+    ranks = [change.effective_rank for change in matrices]
+    energies = [(c.above_noise, c.delta_norm**2) for c in matrices if c.above_noise is not None]
+    energy = sum(squared for _, squared in energies)
+    return TotalChange(
+        tensors=len(changes),
+        changed=sum(change.delta_norm > 0 for change in changes),
+        parameters=sum(math.prod(change.shape) for change in changes),
+        **_norms(dd, bb, ee, sum(change.product for change in changes)),
+        effective_rank=mean(ranks) if ranks else None,
+        effective_rank_min=min(ranks, default=None),
+        effective_rank_max=max(ranks, default=None),
+        above_noise=sum(share * squared for share, squared in energies) / energy
         if energy
         else None,
-    }
+    )

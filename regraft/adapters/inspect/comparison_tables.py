@@ -1,9 +1,8 @@
-"""Tables for two compared folders: checkpoints, adapters, or an adapter and a checkpoint."""
+"""The tables of two compared folders: checkpoints, adapters, or an adapter and a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regraft.adapters.inspect.formatting import (
     arrow,
@@ -20,6 +19,12 @@ from regraft.adapters.inspect.formatting import (
     spectrum_cells,
     with_revision,
 )
+from regraft.adapters.inspect.results import (
+    AdapterComparison,
+    CheckpointComparison,
+    GraftInspection,
+    SampledBase,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,58 +33,58 @@ if TYPE_CHECKING:
 BAR_WIDTH = 16  # characters of the longest bar
 
 
-def checkpoints_tables(result: Mapping[str, Any]) -> list[Table | Text]:
-    """Tables of `compare_checkpoints`."""
-    total, context = result["total"], result["context"]
+def checkpoints_tables(result: CheckpointComparison) -> list[Table | Text]:
+    """The tables of two compared models."""
+    total, context = result.total, result.context
     lines = [
-        ("first", with_revision(result["first"]["name"], result["first"]["revision"])),
-        ("second", with_revision(result["second"]["name"], result["second"]["revision"])),
+        ("first", with_revision(result.first.name, result.first.revision)),
+        ("second", with_revision(result.second.name, result.second.revision)),
         ("relation", _relation(result)),
-        ("context", arrow(context["first_text"], context["second_text"])),
+        ("context", arrow(context.first_text, context.second_text)),
     ]
-    if total["tensors"]:
+    if total.tensors:
         lines += [
             (
                 "change",
-                f"norm {total['delta_norm']:.4g}, {percent(total['relative_delta'])} of the "
-                f"first's weights, cosine {cosine(total['cosine'])}",
+                f"norm {total.delta_norm:.4g}, {percent(total.relative_delta)} of the "
+                f"first's weights, cosine {cosine(total.cosine)}",
             ),
-            ("changed", f"{total['changed']} of {count(total['tensors'], 'tensor')}"),
+            ("changed", f"{total.changed} of {count(total.tensors, 'tensor')}"),
         ]
-    if total["above_noise"] is not None:
-        lines.append(("above rounding", f"{total['above_noise']:.1%} of the change's energy"))
+    if total.above_noise is not None:
+        lines.append(("above rounding", f"{total.above_noise:.1%} of the change's energy"))
     lines += [
         ("vocabulary", f"{abs(n)} rows {'added' if n > 0 else 'removed'} ({name})")
-        for name, n in result["rows_added"].items()
+        for name, n in result.rows_added.items()
     ]
     blocks: list[Table | Text] = [pairs_table("Two checkpoints", lines)]
     headings = ["tensors", "changed", "norm", "relative", "cosine"]
-    if result["roles"]:
+    if result.roles:
         roles = column_table("By role", ["role", *headings])
-        for role, row in result["roles"].items():
-            roles.add_row(role, str(row["tensors"]), str(row["changed"]), *change_cells(row))
+        for role, row in result.roles.items():
+            roles.add_row(role, str(row.tensors), str(row.changed), *change_cells(row))
         blocks.append(roles)
     matrices = ["effective rank", "above rounding"]
-    if result["leaves"] and total["changed"]:
+    if result.leaves and total.changed:
         leaves = column_table("By kind of matrix", ["matrix", "count", "relative", *matrices])
-        for leaf, row in result["leaves"].items():
+        for leaf, row in result.leaves.items():
             leaves.add_row(
-                leaf, str(row["tensors"]), percent(row["relative_delta"]), *spectrum_cells(row)
+                leaf, str(row.tensors), percent(row.relative_delta), *spectrum_cells(row)
             )
         blocks.append(leaves)
-    if result["layers"] and total["changed"]:
+    if result.layers and total.changed:
         layers = column_table(
             "By layer", ["layer", "norm", "relative", "cosine", "above rounding", ""]
         )
-        largest = max(row["relative_delta"] or 0.0 for row in result["layers"].values())
-        for layer, row in result["layers"].items():
-            share = (row["relative_delta"] or 0.0) / largest if largest else 0.0
+        largest = max(row.relative_delta or 0.0 for row in result.layers.values())
+        for layer, row in result.layers.items():
+            share = (row.relative_delta or 0.0) / largest if largest else 0.0
             layers.add_row(
                 layer, *change_cells(row), spectrum_cells(row)[1], "━" * round(BAR_WIDTH * share)
             )
         layers.columns[-1].justify = "left"
         blocks.append(layers)
-    if total["changed"] and result["leaves"]:
+    if total.changed and result.leaves:
         blocks.append(
             note(
                 "Effective rank: of D = second - first, ||D||⁴ / ||D'D||², smallest to largest; "
@@ -87,95 +92,92 @@ def checkpoints_tables(result: Mapping[str, Any]) -> list[Table | Text]:
                 "both checkpoints to their stored dtypes cannot explain."
             )
         )
-    for title, key in (
-        ("Only in the first", "only_in_first"),
-        ("Only in the second", "only_in_second"),
-        ("In both, but with other shapes or dtypes", "not_comparable"),
+    for title, names in (
+        ("Only in the first", result.only_in_first),
+        ("Only in the second", result.only_in_second),
+        ("In both, but with other shapes or dtypes", list(result.not_comparable)),
     ):
-        if result[key]:
-            blocks.append(names_list(title, result[key]))
+        if names:
+            blocks.append(names_list(title, names))
     return blocks
 
 
-def _relation(result: Mapping[str, Any]) -> str:
+def _relation(result: CheckpointComparison) -> str:
     """The verdict in words: from the sampled weights, corrected by the comparison of all
     weights."""
-    total = result["total"]
-    unmatched = any(result[key] for key in ("only_in_first", "only_in_second", "not_comparable"))
-    if not total["tensors"]:
+    total = result.total
+    unmatched = result.only_in_first or result.only_in_second or result.not_comparable
+    if not total.tensors:
         return "unknown: no tensor has the same name and shape in both"
-    if not total["changed"] and not unmatched and not result["rows_added"]:
+    if not total.changed and not unmatched and not result.rows_added:
         return "the same weights (all compared)"
-    if result["relation"]["verdict"] == "stranger":
+    if result.relation.verdict == "stranger":
         return "strangers: the weights are unrelated"
     return "relatives: one was made from the other, or both from the same model"
 
 
-def adapter_on_checkpoint_tables(result: Mapping[str, Any]) -> list[Table | Text]:
-    """Tables of `compare_adapter_with_checkpoint`."""
-    context, relation = result["context"], result["relation"]
+def adapter_on_checkpoint_tables(result: GraftInspection) -> list[Table | Text]:
+    """The tables of an adapter and a checkpoint."""
+    context, relation = result.context, result.relation
     lines = [
-        ("adapter", result["adapter"]),
-        ("checkpoint", result["checkpoint"]),
+        ("adapter", result.adapter),
+        ("checkpoint", result.checkpoint),
         (
             "modules fit",
-            f"yes, {count(result['changed_tensors'], 'tensor')} of {result['tensors']} would change"
-            if result["fits"] and result["changed_tensors"] is not None
-            else ("yes" if result["fits"] else "no"),
+            f"yes, {count(result.changed_tensors, 'tensor')} of {result.tensors} would change"
+            if result.fits and result.changed_tensors is not None
+            else ("yes" if result.fits else "no"),
         ),
     ]
     if relation:
-        lines.append(("distance from its base", role_distances(relation["roles"])))
-        lines.append(("relation", relation["verdict"]))
-    elif result["fits"]:
+        lines.append(("distance from its base", role_distances(relation.roles)))
+        lines.append(("relation", relation.verdict))
+    elif result.fits:
         lines.append(("distance from its base", "unknown: the adapter has no sample of it"))
-    lines.append(("checkpoint's context", context["checkpoint"]))
-    if context["adapter_extended"]:
-        lines.append(
-            ("adapter's context", arrow(context["adapter_base"], context["adapter_extended"]))
-        )
-    if context["output"]:
-        lines.append(("context after apply", f"{context['output']} (the {context['policy']}'s)"))
-    elif result["fits"]:
+    lines.append(("checkpoint's context", context.checkpoint))
+    if context.adapter_base and context.adapter_extended:
+        lines.append(("adapter's context", arrow(context.adapter_base, context.adapter_extended)))
+    if context.output:
+        lines.append(("context after apply", f"{context.output} (the {context.policy}'s)"))
+    elif result.fits:
         lines.append(("context after apply", "undecided"))
-    lines.append(("regraft apply", "would succeed" if not result["refused"] else "would refuse:"))
-    lines += [("", sentence) for sentence in result["refused"]]
-    lines += [("warning", sentence) for sentence in result["warnings"]]
+    lines.append(("regraft apply", "would succeed" if not result.refused else "would refuse:"))
+    lines += [("", sentence) for sentence in result.refused]
+    lines += [("warning", sentence) for sentence in result.warnings]
     return [pairs_table("An adapter and a checkpoint", lines)]
 
 
-def adapters_tables(result: Mapping[str, Any]) -> list[Table | Text]:
-    """Tables of `compare_adapters`."""
-    base, total = result["base"], result["total"]
-    same = {True: "the same", False: "different", None: "unknown"}[base["same"]]
-    distance = f", {percent(base['distance'])} apart" if base.get("distance") else ""
+def adapters_tables(result: AdapterComparison) -> list[Table | Text]:
+    """The tables of two compared adapters."""
+    base, total = result.base, result.total
+    same = {True: "the same", False: "different", None: "unknown"}[base.same]
+    distance = ""
+    if isinstance(base, SampledBase) and base.distance:
+        distance = f", {percent(base.distance)} apart"
     lines = []
-    for position in ("first", "second"):
-        one = result[position]
-        lines.append((position, f"{one['name']}, {count(one['modules'], 'module')}"))
-        lines.append(
-            ("", f"{one['context'] or 'no context'}, on {one['base'] or 'an unnamed base'}")
-        )
-    lines.append(("base", f"{same} (by {base['how']}){distance}"))
-    if result["context_same"] is not None:
-        lines.append(("context", "the same" if result["context_same"] else "different"))
-    lines.append(("shared modules", str(total["modules"])))
+    for position, one in (("first", result.first), ("second", result.second)):
+        lines.append((position, f"{one.name}, {count(one.modules, 'module')}"))
+        lines.append(("", f"{one.context or 'no context'}, on {one.base or 'an unnamed base'}"))
+    lines.append(("base", f"{same} (by {base.how}){distance}"))
+    if result.context_same is not None:
+        lines.append(("context", "the same" if result.context_same else "different"))
+    lines.append(("shared modules", str(total.modules)))
     blocks: list[Table | Text] = [pairs_table("Two adapters", lines)]
-    if total["modules"]:
+    if total.modules:
         leaves = column_table(
             "The changes", ["module", "count", "norm", "other", "cosine", "overlap", "by chance"]
         )
-        for leaf, row in [*result["leaves"].items(), ("all", total)]:
+        for leaf, row in [*result.leaves.items(), ("all", total)]:
             leaves.add_row(
-                leaf, str(row["modules"]), f"{row['norm']:.4g}", f"{row['other_norm']:.4g}",
-                cosine(row["cosine"]), decimal(row["overlap"]), decimal(row["by_chance"]),
+                leaf, str(row.modules), f"{row.norm:.4g}", f"{row.other_norm:.4g}",
+                cosine(row.cosine), decimal(row.overlap), decimal(row.by_chance),
             )  # fmt: skip
-        blocks += [leaves, note(f"Overlap: {result['definitions']['overlap']}.")]
-    for title, key in (
-        ("Only in the first", "only_in_first"),
-        ("Only in the second", "only_in_second"),
-        ("In both, but with other shapes", "other_shape"),
+        blocks += [leaves, note(f"Overlap: {result.definitions['overlap']}.")]
+    for title, names in (
+        ("Only in the first", result.only_in_first),
+        ("Only in the second", result.only_in_second),
+        ("In both, but with other shapes", result.other_shape),
     ):
-        if result[key]:
-            blocks.append(names_list(title, result[key]))
+        if names:
+            blocks.append(names_list(title, names))
     return blocks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,20 +11,22 @@ Factors = tuple[Tensor, Tensor]  # B (m, r), A (r, n)
 
 
 def squared_product(first: Factors, second: Factors) -> float:
-    """Return <B A, B2 A2> = tr(B'B2 A2 A') in float64, without forming a dense product."""
+    """<B A, B2 A2> = tr(B'B2 A2 A') in float64, without forming a dense product."""
     (b, a), (b2, a2) = first, second
     left, right = b.double().T @ b2.double(), a.double() @ a2.double().T
     return float((left * right).sum())
 
 
-def mean_and_range(key: str, values: Iterable[float]) -> dict[str, float]:
-    """Return {key: mean, key_min: least, key_max: greatest} of one or more values."""
-    numbers = list(values)
-    return {
-        key: sum(numbers) / len(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)
-    }  # fmt: skip
+def mean(values: Sequence[float]) -> float:
+    """The mean of one or more values."""
+    return sum(values) / len(values)
+
+
+def leaf_of(tensor: str) -> str:
+    """'q_proj' for 'model.layers.3.self_attn.q_proj.weight'."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return 'bfloat16' for torch.bfloat16."""
+    """'bfloat16' for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

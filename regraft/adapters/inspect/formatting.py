@@ -1,9 +1,12 @@
-"""Cells, tables and lists that the output of `regraft inspect` consists of."""
+"""The cells, tables and lists that `regraft inspect` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from regraft.adapters.inspect.results import TotalChange
+from regraft.records import DistanceRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,7 +16,7 @@ LISTED = 8  # longest list of names printed in full; --json has all
 
 
 def pairs_table(title: str, lines: Iterable[Iterable[str]]) -> Table:
-    """Return a two-column table of (label, text) lines under a title."""
+    """A two-column table of (label, text) lines under a title."""
     from rich.table import Table
     from rich.text import Text
 
@@ -29,7 +32,7 @@ def pairs_table(title: str, lines: Iterable[Iterable[str]]) -> Table:
 
 
 def column_table(title: str, headings: list[str]) -> Table:
-    """Return an empty table with a title and these headings, its first column left-aligned."""
+    """An empty table with a title and these headings, its first column left-aligned."""
     from rich.table import Table
 
     table = Table(
@@ -42,14 +45,14 @@ def column_table(title: str, headings: list[str]) -> Table:
 
 
 def note(text: str) -> Text:
-    """Return a dim paragraph, for the definitions below a table."""
+    """A dim paragraph, for the definitions below a table."""
     from rich.text import Text
 
     return Text(f"\n{text}", style="dim")
 
 
 def names_list(title: str, names: Iterable[str]) -> Text:
-    """Return a titled list of names, cut after LISTED."""
+    """A titled list of names, cut after LISTED."""
     from rich.text import Text
 
     listed = list(names)
@@ -59,57 +62,57 @@ def names_list(title: str, names: Iterable[str]) -> Text:
 
 
 def arrow(before: str, after: str) -> str:
-    """Return 'before  ->  after', or one value where both are equal."""
+    """'before  ->  after', or one value where both are equal."""
     return f"{before}  ->  {after}" if before != after else f"{after} (both)"
 
 
-def change_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the cells norm, relative change and cosine of a row."""
-    return f"{row['delta_norm']:.4g}", percent(row["relative_delta"]), cosine(row["cosine"])
+def change_cells(row: TotalChange) -> tuple[str, str, str]:
+    """The cells norm, relative change and cosine of a row."""
+    return f"{row.delta_norm:.4g}", percent(row.relative_delta), cosine(row.cosine)
 
 
-def spectrum_cells(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the cells effective rank and share above rounding noise of a row."""
-    share = row["above_noise"]
+def spectrum_cells(row: TotalChange) -> tuple[str, str]:
+    """The cells effective rank and share above rounding noise of a row."""
+    share = row.above_noise
     ranks = "-"
-    if row.get("effective_rank_max"):
-        ranks = range_text(row["effective_rank_min"], row["effective_rank_max"], "{:.1f}")
+    if row.effective_rank_min is not None and row.effective_rank_max is not None:
+        ranks = range_text(row.effective_rank_min, row.effective_rank_max, "{:.1f}")
     return ranks, "-" if share is None else f"{share:.1%}"
 
 
 def range_text(low: float, high: float, form: str) -> str:
-    """Return 'low to high', or one number where both are formatted alike."""
+    """'low to high', or one number where both are formatted alike."""
     least, most = form.format(low), form.format(high)
     return least if least == most else f"{least} to {most}"
 
 
-def role_distances(roles: Mapping[str, Any]) -> str:
-    """Return the sampled distance of each role as 'role percent, ...'."""
-    return ", ".join(f"{role} {percent(fact['distance'])}" for role, fact in roles.items())
+def role_distances(roles: Mapping[str, DistanceRecord]) -> str:
+    """The sampled distance of each role as 'role percent, ...'."""
+    return ", ".join(f"{role} {percent(record.distance)}" for role, record in roles.items())
 
 
 def percent(share: float | None) -> str:
-    """Return a share as a percentage with at least two significant digits, '-' for None."""
+    """A share as a percentage with at least two significant digits, '-' for None."""
     if share is None:
         return "-"
     return f"{share:.2%}" if share >= 1e-3 or share == 0 else f"{100 * share:.2g}%"
 
 
 def cosine(value: float | None) -> str:
-    """Return a cosine with five decimals, '-' for None."""
+    """A cosine with five decimals, '-' for None."""
     return "-" if value is None else f"{value:.5f}"
 
 
 def decimal(value: float | None) -> str:
-    """Return a number with three decimals, '-' for None."""
+    """A number with three decimals, '-' for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def count(number: int, noun: str) -> str:
-    """Return '1 noun' or 'n nouns'."""
+    """'1 noun' or 'n nouns'."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def with_revision(name: str | None, revision: str | None) -> str:
-    """Return 'name @ revision', the revision cut to 12 characters."""
+    """'name @ revision', the revision cut to 12 characters."""
     return f"{name or 'not named'}{f' @ {revision[:12]}' if revision else ''}"

@@ -1,14 +1,9 @@
-"""`regraft inspect`: describe one model or adapter, or compare two, as a dict and as tables.
-
-from regraft.adapters.inspect.inspect import inspect_model, tables
-result = inspect_model("base", "extended")
-"""
+"""`inspect_model`: describe one model or adapter, or compare two."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from regraft.adapters.folder import CONFIG
 from regraft.adapters.inspect.compare_adapters import (
@@ -18,23 +13,19 @@ from regraft.adapters.inspect.compare_adapters import (
 from regraft.adapters.inspect.compare_checkpoints import compare_checkpoints
 from regraft.adapters.inspect.describe_adapter import describe_adapter
 from regraft.adapters.inspect.describe_checkpoint import describe_checkpoint
-from regraft.adapters.inspect.tables import tables
+from regraft.adapters.inspect.results import Inspection
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError
 
-__all__ = ["inspect_model", "tables"]
-
 
 @full_precision()
-def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> dict[str, Any]:
+def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> Inspection:
     """Describe the model or adapter at `path`, or compare it with the one at `other`.
 
-    `kind` of the result: 'checkpoint', 'adapter', 'graft' or 'merge' (a checkpoint whose
-    regraft.json states what it was made from), 'checkpoints', 'adapters', 'checkpoint and adapter'.
-    Two checkpoints are read whole, tensor by tensor; everything else takes seconds. The dict is
-    valid JSON.
+    The result depends on what the folders hold, see `results`. Two checkpoints are read whole,
+    tensor by tensor; everything else takes seconds. device: where differences are decomposed.
 
     Raises CheckpointError (neither model nor adapter, broken files, NaN), InputError (an adapter
     that is no plain LoRA; device).

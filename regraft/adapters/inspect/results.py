@@ -1,0 +1,401 @@
+"""Results of `inspect_model`, one class for each kind. `records.to_json` makes JSON of them.
+
+Norms are Frobenius norms. In a comparison d = second - first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from regraft.records import (
+    AdapterTotals,
+    BaseRecord,
+    ContextRecord,
+    NotCaptured,
+    RelationRecord,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointContext(ContextRecord):
+    """A model's context. longest_wavelength: tokens per rotation of the slowest frequency, None
+    where the frequencies are unknown."""
+
+    theta: float
+    rope_type: str
+    longest_wavelength: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSize:
+    """The tensors of one role and their elements."""
+
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftOrigin:
+    """What a graft was made from. lines: (label, text) as `regraft apply` prints them."""
+
+    adapter: str
+    checkpoint: str
+    versions: dict[str, str]
+    lines: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOrigin:
+    """What a merged model was made from. lines: (label, text)."""
+
+    method: str
+    inputs: list[str]
+    versions: dict[str, str]
+    lines: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDescription:
+    """One model. kind: 'graft' or 'merge' where the regraft.json beside the model says so.
+
+    parameters: a tied head counts once. bytes: of all tensors. dtypes: tensors by dtype.
+    tokenizer_max_length: None where the tokenizer states no limit. fingerprint: None for a Hub
+    model, whose shards it would download. unknown_tensors: those that the model class does not
+    have.
+    """
+
+    kind: Literal["checkpoint", "graft", "merge"] = "checkpoint"
+    name: str
+    revision: str | None
+    architecture: str | None
+    model_type: str | None
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    shards: int
+    layers: int | None
+    hidden_size: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int
+    vocabulary: int | None
+    tied: bool
+    context: CheckpointContext | None
+    context_text: str
+    tokenizer_max_length: int | None
+    fingerprint: str | None
+    roles: dict[str, RoleSize]
+    unknown_tensors: list[str]
+    made: GraftOrigin | MergeOrigin | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedContext(ContextRecord):
+    """A context and its description in words."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterContexts:
+    """The contexts of an adapter's base and of the model that the adapter makes of it."""
+
+    base: DescribedContext
+    extended: DescribedContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleFigures:
+    """One module of an adapter. change_norm: ||s B A||."""
+
+    shape: list[int]
+    rank: int
+    scaling: float
+    parameters: int
+    change_norm: float
+    effective_rank: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafFigures:
+    """All modules of an adapter with the same last name, such as q_proj. effective_rank: mean."""
+
+    modules: int
+    rank_min: int
+    rank_max: int
+    parameters: int
+    change_norm: float
+    effective_rank: float
+    effective_rank_min: float
+    effective_rank_max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterDescription:
+    """One adapter. Values that only regraft.json states are None for an adapter from elsewhere.
+
+    parameters: of the factors; bytes: of the weight files. leaves: by last part of the module name.
+    replaced: tensors stored whole (modules_to_save); differences: dense differences beside the
+    factors; ignored: keys that change nothing. carries_lineage: whether the base can be recognised
+    by its weights. readers: program -> how it loads the adapter, or why it does not.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    name: str
+    base: str | None
+    base_revision: str | None
+    base_fingerprint: str | None
+    extended: str | None
+    method: str | None
+    merged_from: list[str]
+    layout: str | None
+    rule: str | None
+    rank_min: int
+    rank_max: int
+    lora_alpha: float | None
+    scaling_min: float | None
+    scaling_max: float | None
+    rslora: bool
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    change_norm: float
+    leaves: dict[str, LeafFigures]
+    replaced: list[str]
+    differences: list[str]
+    ignored: list[str]
+    context: AdapterContexts | None
+    carries_lineage: bool
+    totals: AdapterTotals | None
+    not_captured: dict[str, NotCaptured] | None
+    warnings: list[str]
+    readers: dict[str, str]
+    modules: dict[str, ModuleFigures]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedCheckpoint:
+    """One of two compared models."""
+
+    name: str
+    revision: str | None
+    model_type: str | None
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedContexts:
+    """The contexts of two models; None where a config has none, whose text says why."""
+
+    first: ContextRecord | None
+    second: ContextRecord | None
+    first_text: str
+    second_text: str
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorChange:
+    """The change of one tensor.
+
+    norm: of the first; other_norm: of the second; product: <first, second>. relative_delta and
+    cosine are None where the quotient is undefined.
+    """
+
+    role: str
+    layer: int | None
+    leaf: str
+    shape: list[int]
+    delta_norm: float
+    norm: float
+    other_norm: float
+    relative_delta: float | None
+    cosine: float | None
+    product: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixChange(TensorChange):
+    """The change of a matrix. effective_rank: ||d||^4 / ||d'd||^2; above_noise: share of ||d||^2
+    that rounding to the stored dtypes cannot explain, None where the matrices are equal."""
+
+    effective_rank: float
+    spectral_norm: float
+    above_noise: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalChange:
+    """The change of several tensors taken together; fields as in `TensorChange`.
+
+    effective_rank: mean over the matrices that changed, None where none did.
+    """
+
+    tensors: int
+    changed: int
+    parameters: int
+    delta_norm: float
+    norm: float
+    other_norm: float
+    relative_delta: float | None
+    cosine: float | None
+    product: float
+    effective_rank: float | None = None
+    effective_rank_min: float | None = None
+    effective_rank_max: float | None = None
+    above_noise: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointComparison:
+    """Two models, tensor by tensor.
+
+    roles, layers, leaves: totals by role, by layer and by last part of the module name (matrices
+    only). not_comparable: tensor of both -> the two shapes or dtypes. rows_added: tensor -> rows
+    that the second has more.
+    """
+
+    kind: Literal["checkpoints"] = "checkpoints"
+    first: ComparedCheckpoint
+    second: ComparedCheckpoint
+    relation: RelationRecord
+    context: ComparedContexts
+    total: TotalChange
+    roles: dict[str, TotalChange]
+    layers: dict[str, TotalChange]
+    leaves: dict[str, TotalChange]
+    only_in_first: list[str]
+    only_in_second: list[str]
+    not_comparable: dict[str, str]
+    rows_added: dict[str, int]
+    definitions: dict[str, str] = field(
+        default_factory=lambda: {
+            "relative_delta": "||second - first|| / ||first||, Frobenius norms over shared entries",
+            "cosine": "<first, second> / (||first|| ||second||)",
+            "effective_rank": "of D = second - first: ||D||_F^4 / ||D'D||_F^2",
+            "above_noise": "share of ||D||_F^2 that rounding to the stored dtypes cannot explain",
+        }
+    )
+    tensors: dict[str, TensorChange]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedAdapter:
+    """One of two compared adapters. context: 'before -> after'."""
+
+    name: str
+    base: str | None
+    modules: int
+    context: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameBase:
+    """Whether two adapters have the same base, None where that is unknown, and how it was decided:
+    by fingerprint, sampled weights or name."""
+
+    same: bool | None
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledBase(SameBase):
+    """The bases compared by sampled weights. distance: ||a - b|| / ||a||."""
+
+    verdict: str
+    distance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorComparison:
+    """The changes of one module in two adapters.
+
+    overlap: mean of overlap_out and overlap_in, for the leading left and right singular vectors;
+    by_chance: its expectation for random subspaces of the same sizes; directions: the dimension of
+    the smaller subspace. All are None where a change is zero.
+    """
+
+    norm: float
+    other_norm: float
+    product: float
+    cosine: float | None
+    overlap: float | None
+    overlap_out: float | None = None
+    overlap_in: float | None = None
+    by_chance: float | None = None
+    directions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorTotal:
+    """The changes of several modules in two adapters; overlap, by_chance: means."""
+
+    modules: int
+    norm: float
+    other_norm: float
+    cosine: float | None
+    overlap: float | None
+    by_chance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterComparison:
+    """Two adapters, module by module. context_same: None where one carries no context."""
+
+    kind: Literal["adapters"] = "adapters"
+    first: ComparedAdapter
+    second: ComparedAdapter
+    base: SameBase
+    context_same: bool | None
+    total: FactorTotal
+    leaves: dict[str, FactorTotal]
+    only_in_first: list[str]
+    only_in_second: list[str]
+    other_shape: list[str]
+    definitions: dict[str, str]
+    modules: dict[str, FactorComparison]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftContexts:
+    """Contexts in words: of the checkpoint, of the adapter's base and extended model, and of what
+    `regraft apply` would write; policy: who decided the last, see `Verdict`."""
+
+    checkpoint: str
+    adapter_base: str | None
+    adapter_extended: str | None
+    output: str | None
+    policy: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftInspection:
+    """What `regraft apply` would do with an adapter and a checkpoint.
+
+    fits: whether every module has its tensor; if not, `refused` says why and what depends on it is
+    None. refused: reasons for which `apply` would stop. See `Verdict` for the others.
+    """
+
+    kind: Literal["checkpoint and adapter"] = "checkpoint and adapter"
+    adapter: str
+    checkpoint: str
+    fits: bool
+    modules: int
+    changed_tensors: int | None
+    tensors: int
+    relation: RelationRecord | None
+    base: BaseRecord | None
+    already_present: float | None
+    context: GraftContexts
+    refused: list[str]
+    warnings: list[str]
+
+
+Inspection = (
+    CheckpointDescription
+    | AdapterDescription
+    | CheckpointComparison
+    | AdapterComparison
+    | GraftInspection
+)
