@@ -20,8 +20,9 @@ are cut from each other only where `documents` says so; positions may jump (PoSE
 
 Files, each importing only from those before it: `layout` (which token lies where), `kernels/`
 (attention with its log-sum-exp, one file a device; `spans` runs a kernel over spans, `choose` picks
-one), `exchange/` (`gather`, `ring` and `ulysses`; `choose` picks one), `mesh` (processes), `shards`
-(cut and join), `attention` (what transformers calls).
+one), `kept` (a result that waits for a recomputation), `exchange/` (`gather`, `ring` and `ulysses`;
+`choose` picks one), `mesh` (processes), `shards` (cut and join), `attention` (what transformers
+calls).
 """
 
 from regraft.parallel.attention import NAME, attach

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +16,9 @@ from regraft.parallel.exchange.choose import Work, pick
 from regraft.parallel.exchange.gather import Gather
 from regraft.parallel.exchange.ring import Ring
 from regraft.parallel.exchange.ulysses import over_heads
+from regraft.parallel.kept import KeptAttention
 from regraft.parallel.kernels.choose import choose
+from regraft.parallel.kernels.spans import Rows
 from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
 from regraft.parallel.mesh import Processes
 
@@ -38,6 +40,10 @@ class Shard:
     """As the caller gave it."""
     documents: tuple[Starts, ...]
     """Where documents begin: one tuple for each row, or a single one that all rows share."""
+    kept: KeptAttention | None = None
+    """Of the layer that this is given to: where its attention waits for a recomputation."""
+    spans: dict[int | None, Rows] = field(default_factory=dict)
+    """This rank's spans against the keys of each rank of a ring, or all keys (None), once made."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Causal attention over the whole sequence of this rank's q [B, H, s, D], k and v
@@ -69,15 +75,21 @@ class Shard:
     def _over_context(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mesh, group = self.mesh, self.mesh.group("context")
         kernel = choose(q.device.type, q.dtype, q.shape[-1], mesh.kernel)
-        rank, ranks, length = mesh.context_rank, mesh.context, self.length
         if group is not None and self.algorithm(q, k)[0] == "ring":
-            rows_of = [
-                [ring_spans(rank, source, ranks, length, starts) for starts in self.documents]
-                for source in range(ranks)
+            rows_of = [self._spans(source) for source in range(mesh.context)]
+            return Ring.apply(q, k, v, rows_of, kernel, scale, group, self.kept)
+        return Gather.apply(q, k, v, self._spans(None), kernel, scale, group, self.kept)
+
+    def _spans(self, source: int | None) -> Rows:
+        if source not in self.spans:
+            rank, ranks, length = self.mesh.context_rank, self.mesh.context, self.length
+            self.spans[source] = [
+                gather_spans(rank, ranks, length, starts)
+                if source is None
+                else ring_spans(rank, source, ranks, length, starts)
+                for starts in self.documents
             ]
-            return Ring.apply(q, k, v, rows_of, kernel, scale, group)
-        rows = [gather_spans(rank, ranks, length, starts) for starts in self.documents]
-        return Gather.apply(q, k, v, rows, kernel, scale, group)
+        return self.spans[source]
 
 
 class Mesh(Processes):

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,6 +134,8 @@ def job_attention(rank: int) -> dict[str, dict[str, float]]:
 def _attention_errors(
     mesh: Any, starts: list[list[int]], dtype: torch.dtype, wrong: bool = False
 ) -> dict[str, float]:
+    from regraft.parallel.kept import KeptAttention
+
     length, scale = 64, 0.3
     generator = torch.Generator().manual_seed(mesh.data_rank)
     shapes = ((2, 8, length, 16), (2, 4, length, 16), (2, 4, length, 16), (2, 8, length, 16))
@@ -151,6 +154,13 @@ def _attention_errors(
     got = part["context_parallel"].attend(lq, lk, lv, scale)
     results = [got, *torch.autograd.grad(got, (lq, lk, lv), mine[3])]
     assert all(t.dtype == dtype for t in results)
+    kept = replace(part["context_parallel"], kept=KeptAttention())  # a layer that is recomputed
+    first, again = (kept.attend(lq, lk, lv, scale) for _ in range(2))
+    for a, b in zip(
+        [again, *torch.autograd.grad(again, (lq, lk, lv), mine[3])], results, strict=True
+    ):
+        assert torch.equal(a, b)
+    assert torch.equal(first, got)
     return {
         label: float((a.detach().double() - local(mesh, b.detach(), 2)).abs().max())
         for label, a, b in zip(("out", "dq", "dk", "dv"), results, truth, strict=True)

@@ -12,12 +12,14 @@ scattered back one head behind.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from regraft.parallel.kept import KeptAttention
 from regraft.parallel.kernels.kernel import Kernel, accumulator
 from regraft.parallel.kernels.spans import (
     Rows,
@@ -37,7 +39,7 @@ class Gather(torch.autograd.Function):
     """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
 
     `rows` are this rank's `gather_spans`; `group` is the process group of the context dimension
-    (None: one process, k and v are whole).
+    (None: one process, k and v are whole); `kept` has the result, or takes it.
     """
 
     @staticmethod
@@ -50,16 +52,10 @@ class Gather(torch.autograd.Function):
         kernel: Kernel,
         scale: float,
         group: dist.ProcessGroup | None,
+        kept: KeptAttention | None = None,
     ) -> Tensor:
-        run = single_run(rows) if group is None else None
-        if run is not None:  # one kernel call: no buffer beside what it returns
-            out, lse = run_forward(kernel, q, k, v, run, scale)
-            out = out.to(q.dtype)
-        else:
-            out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=accumulator(q.dtype))
-            for heads, keys, values in _by_head(q, k, v, group):
-                joined = (out[:, heads], lse[:, heads])
-                attend(kernel, q[:, heads], keys, values, rows, scale, *joined, once=True)
+        compute = partial(_attention, q, k, v, rows, kernel, scale, group)
+        out, lse = compute() if kept is None else kept(compute)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rows, ctx.kernel, ctx.scale, ctx.group = rows, kernel, scale, group
         return out
@@ -73,7 +69,28 @@ class Gather(torch.autograd.Function):
             dq, dk, dv = run_backward(ctx.kernel, dout, q, k, v, out, lse, run, ctx.scale)
         else:
             dq, (dk, dv) = _gradients(ctx, dout, q, k, v, out, lse)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None, None
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Rows,
+    kernel: Kernel,
+    scale: float,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """(out in q's type, lse)."""
+    run = single_run(rows) if group is None else None
+    if run is not None:  # one kernel call: no buffer beside what it returns
+        out, lse = run_forward(kernel, q, k, v, run, scale)
+        return out.to(q.dtype), lse
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=accumulator(q.dtype))
+    for heads, keys, values in _by_head(q, k, v, group):
+        joined = (out[:, heads], lse[:, heads])
+        attend(kernel, q[:, heads], keys, values, rows, scale, *joined, once=True)
+    return out, lse
 
 
 def _gradients(

@@ -12,12 +12,14 @@ one before it sent; partial outputs are joined in float32 too. A rank with no bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from regraft.parallel.kept import KeptAttention
 from regraft.parallel.kernels.kernel import Kernel, accumulator
 from regraft.parallel.kernels.spans import Rows, attend, attend_backward, empty_result
 
@@ -28,7 +30,8 @@ class Ring(torch.autograd.Function):
     """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
 
     `rows_of[source]` are this rank's `ring_spans` against the keys of rank `source`; `group` is the
-    process group of the context dimension, of two ranks or more.
+    process group of the context dimension, of two ranks or more; `kept` has the result, or takes
+    it.
     """
 
     @staticmethod
@@ -41,16 +44,10 @@ class Ring(torch.autograd.Function):
         kernel: Kernel,
         scale: float,
         group: dist.ProcessGroup,
+        kept: KeptAttention | None = None,
     ) -> Tensor:
-        n, rank = group.size(), group.rank()
-        out, lse = empty_result(q)
-        kv = torch.stack((k, v))
-        for step in range(n):
-            coming = _pass_on(kv, group, _KV) if step + 1 < n else None
-            attend(kernel, q, kv[0], kv[1], rows_of[(rank - step) % n], scale, out, lse)
-            if coming is not None:
-                kv = coming.wait()
-        out = out.to(q.dtype)
+        compute = partial(_attention, q, k, v, rows_of, kernel, scale, group)
+        out, lse = compute() if kept is None else kept(compute)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rows_of, ctx.kernel, ctx.scale, ctx.group = rows_of, kernel, scale, group
         return out
@@ -78,7 +75,28 @@ class Ring(torch.autograd.Function):
                 kv = coming.wait()
         assert behind is not None
         dk, dv = behind.wait()  # the last step brings every rank its own
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None, None
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows_of: Sequence[Rows],
+    kernel: Kernel,
+    scale: float,
+    group: dist.ProcessGroup,
+) -> tuple[Tensor, Tensor]:
+    """(out in q's type, lse)."""
+    n, rank = group.size(), group.rank()
+    out, lse = empty_result(q)
+    kv = torch.stack((k, v))
+    for step in range(n):
+        coming = _pass_on(kv, group, _KV) if step + 1 < n else None
+        attend(kernel, q, kv[0], kv[1], rows_of[(rank - step) % n], scale, out, lse)
+        if coming is not None:
+            kv = coming.wait()
+    return out.to(q.dtype), lse
 
 
 class _Message:

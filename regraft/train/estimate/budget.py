@@ -10,7 +10,9 @@ state     stored parameters and the optimizer's moments, a teacher's parameters,
           the narrow copy that autocast keeps of trained matrices
 gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
 G         what FSDP gathers at a time: both embeddings and two layers, a narrow copy of one of each
-a         2 d L bytes of layer inputs a token (recomputing), two layers' if they wait on the host
+a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h) L of attention's output
+          and log-sum-exp where they are kept (q = h heads of their size); two layers' if they wait
+          on the host
 w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
           width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
           recomputation that of every layer
@@ -52,6 +54,9 @@ class Shape:
     vocabulary: int
     kv: int
     """Key-value heads x head size."""
+    heads: int
+    head: int
+    """Size of a head."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], parameters: int, trained: int) -> Shape:
@@ -66,6 +71,8 @@ class Shape:
             int(config["intermediate_size"]),
             int(config["vocab_size"]),
             int(config.get("num_key_value_heads") or heads) * head,
+            heads,
+            head,
         )
 
 
@@ -78,6 +85,7 @@ class Switches:
 
     checkpoint: bool = True
     offload: bool = False
+    keep_attention: bool = False
     tiled: bool = False
     frozen_bytes: float = 2
     trained_bytes: float = 12
@@ -89,8 +97,12 @@ class Switches:
 
 
 def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, float, float]:
-    """Bytes of each token that a device holds: kept layer inputs, working set, on the host."""
-    inputs = float(switches.element * shape.hidden * shape.layers)
+    """Bytes of each token: what the layers keep on the device, the working set of one layer's
+    backward, on the host."""
+    inputs = switches.element * shape.hidden
+    if switches.keep_attention:
+        inputs += (switches.element * shape.head + max(4, switches.element)) * shape.heads
+    inputs *= shape.layers
     working = _ATTENTION_BYTES * shape.hidden
     if not switches.tiled:
         working += _MLP_BYTES * shape.intermediate
@@ -102,8 +114,8 @@ def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, 
     if not switches.checkpoint:
         return 0.0, working * shape.layers, 0.0
     if switches.offload:
-        return 2 * inputs / shape.layers, working, inputs
-    return inputs, working, 0.0
+        return 2 * inputs / shape.layers, working, float(inputs)
+    return float(inputs), working, 0.0
 
 
 def memory(
@@ -164,18 +176,25 @@ def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
 
 
 def step_flops(
-    shape: Shape, tokens: int, *, full: bool, checkpoint: bool, distill: bool = False
+    shape: Shape,
+    tokens: int,
+    *,
+    full: bool,
+    checkpoint: bool,
+    keep_attention: bool = False,
+    distill: bool = False,
 ) -> float:
     """Floating-point operations of one row: forward, recomputation and backward, and the forward
-    of a teacher of the same shape with `distill`.
+    of a teacher of the same shape with `distill`. keep_attention: it is not recomputed.
 
     Linear layers 2 P a token forward and 2 P (frozen) or 4 P (trained) backward; causal attention
-    2 S^2 d L forward and 2.5 times that backward.
+    2 S^2 q L forward and 2.5 times that backward.
     """
     extra = int(checkpoint) + int(distill)
     passes = 2 + 2 * extra + (4 if full else 2)
     matrices = shape.parameters - shape.vocabulary * shape.hidden  # looking up costs nothing
-    attention = 2.0 * tokens**2 * shape.hidden * shape.layers * (3.5 + extra)
+    repeated = extra - int(checkpoint and keep_attention)
+    attention = 2.0 * tokens**2 * shape.heads * shape.head * shape.layers * (3.5 + repeated)
     return passes * matrices * tokens + attention
 
 
@@ -205,7 +224,7 @@ def alternatives(
         ("offload", {"checkpoint": True, "offload": True}),
         ("offload and tiled_mlp", {"checkpoint": True, "offload": True, "tiled": True}),
     ):
-        other = replace(switches, **change)
+        other = replace(switches, **change, keep_attention=False)
         if other not in [known for _, known in options]:
             options.append((name, other))
     return [(name, option, longest(shape, option, machine)) for name, option in options]

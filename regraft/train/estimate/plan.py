@@ -143,6 +143,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
     return Switches(
         checkpoint=body.memory.checkpoint,
         offload=body.memory.offload and not on_cpu,
+        keep_attention=body.memory.checkpoint and body.memory.keep_attention,
         tiled=body.memory.tiled_mlp > 0,
         frozen_bytes=element,
         trained_bytes=max(4, element) + moments,
@@ -194,6 +195,7 @@ def estimate_stage(
         window,
         full=trains_everything(recipe.body),
         checkpoint=switches.checkpoint,
+        keep_attention=switches.keep_attention,
         distill=switches.distill,
     )
     passes = math.ceil(stage.batch * context / (rows * machine.devices))

@@ -203,6 +203,11 @@ class Parallel(Block):
 class Memory(Block):
     checkpoint: bool = Field(default=True, description="recompute layers in the backward pass")
     offload: bool = Field(default=False, description="keep layer inputs in host memory")
+    keep_attention: bool = Field(
+        default=False,
+        description="keep the result of every layer's attention, which is then not recomputed; as "
+        "many bytes as layer inputs, and offloaded with them",
+    )
     tiled_mlp: Annotated[int, Field(ge=0)] = Field(
         default=0, description="tokens per tile of the MLP; 0: all at once"
     )

@@ -139,6 +139,7 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
         learner.layers,
         recompute=body.memory.checkpoint,
         offload=body.memory.offload,
+        keep_attention=body.memory.keep_attention,
         tile=body.memory.tiled_mlp,
     )
     return learner

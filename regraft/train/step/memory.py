@@ -1,8 +1,9 @@
 """Memory savers for long sequences: recomputed layers, layer inputs on the host, a tiled MLP.
 
 Of each recomputed layer only its input survives the forward pass: 8 KiB a token for Llama-3-8B,
-256 KiB over its layers. With `offload` that waits in pinned host memory, copied on a stream of its
-own and fetched one layer ahead. "Arctic Long Sequence Training" (arXiv 2506.13996) describes the
+256 KiB over its layers; as much again where the attention's result is kept, which then is not
+computed twice. With `offload` both wait in pinned host memory, copied on a stream of their own and
+fetched one layer ahead. "Arctic Long Sequence Training" (arXiv 2506.13996) describes the
 same three measures. None of them changes a bit of the result.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,18 +19,25 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from regraft.parallel.kept import KeptAttention
+from regraft.parallel.shards import KEY
 from regraft.train.step.tiles import tile_mlp
 
 _PIECE = 1 << 26  # bytes
 
 
 def save_memory(
-    layers: Iterable[nn.Module], *, recompute: bool, offload: bool, tile: int
+    layers: Iterable[nn.Module],
+    *,
+    recompute: bool,
+    offload: bool = False,
+    keep_attention: bool = False,
+    tile: int = 0,
 ) -> HostStore | None:
     """Wrap the decoder layers of a transformers model in place. Returns the store if they offload.
 
-    tile: tokens of the MLP at a time, 0 for all at once. Forwards are wrapped, not calls, so that
-    hooks on the modules (FSDP's) stay outside.
+    offload, keep_attention: of recomputed layers. tile: tokens of the MLP at a time, 0 for all at
+    once. Forwards are wrapped, not calls, so that hooks on the modules (FSDP's) stay outside.
     """
     store = HostStore() if offload and recompute else None
     for layer in layers:
@@ -36,14 +45,21 @@ def save_memory(
             mlp: Any = layer.mlp
             tile_mlp(mlp, tile)
         if recompute:
-            layer.forward = _recomputed(layer.forward, store)
+            layer.forward = _recomputed(layer.forward, store, keep_attention)
     return store
 
 
-def _recomputed(forward: Callable[..., Any], store: HostStore | None) -> Callable[..., Any]:
+def _recomputed(
+    forward: Callable[..., Any], store: HostStore | None, keep_attention: bool
+) -> Callable[..., Any]:
     def run(hidden_states: Tensor, **rest: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(hidden_states, **rest)
+        if keep_attention:
+            kept = KeptAttention()
+            if store is not None:
+                kept = KeptAttention(store.pack_more, store.unpack)
+            rest[KEY] = replace(rest[KEY], kept=kept)
         if store is None:
             return checkpoint(forward, hidden_states, use_reentrant=False, **rest)
         with saved_tensors_hooks(store.pack, store.unpack):
@@ -53,10 +69,10 @@ def _recomputed(forward: Callable[..., Any], store: HostStore | None) -> Callabl
 
 
 class HostStore:
-    """Layer inputs in host memory between forward and backward.
+    """Layer inputs, and what else belongs to a layer, in host memory between forward and backward.
 
     On CUDA, copies go over a stream of their own into pinned buffers that are used again, and the
-    input of layer i - 1 is fetched while layer i recomputes. Elsewhere they are plain copies.
+    tensors of layer i - 1 are fetched while layer i recomputes. Elsewhere they are plain copies.
 
     Device memory is freed in the order of the computing stream, so that the host may run ahead of
     the GPU: a tensor is held until that stream has been told to wait for its copy, and fetched
@@ -67,10 +83,10 @@ class HostStore:
 
     def __init__(self) -> None:
         self.moved = 0
-        self._stored: dict[int, tuple[Tensor | list[Tensor], torch.Size, torch.device]] = {}
+        self._stored: dict[int, _Stored] = {}
         self._sending: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._fetched: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
-        self._next = 0
+        self._last = self._layer = 0
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
         self._stream: torch.cuda.Stream | None = None
 
@@ -79,32 +95,43 @@ class HostStore:
         return len(self._stored)
 
     def pack(self, tensor: Tensor) -> int | Tensor:
-        """Send a tensor to the host; the handle by which `unpack` returns it."""
+        """Send the input of a layer to the host; the handle by which `unpack` returns it."""
         if tensor.numel() == 0:  # the placeholder of torch's checkpoint
             return tensor
+        self._layer = self._last + 1
+        return self.pack_more(tensor)
+
+    def pack_more(self, tensor: Tensor) -> int:
+        """The same for another tensor of the layer whose input was packed last."""
         self.moved += tensor.numel() * tensor.element_size()
-        self._next += 1
-        stored = self._send(tensor.detach()) if tensor.is_cuda else tensor.detach().clone()
-        self._stored[self._next] = stored, tensor.shape, tensor.device
-        return self._next
+        self._last += 1
+        strides = tensor.stride()
+        axes = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+        dense = tensor.detach().permute(axes)  # contiguous where memory is dense in another order
+        data = self._send(dense) if tensor.is_cuda else dense.clone()
+        self._stored[self._last] = _Stored(data, axes, dense.shape, tensor.device, self._layer)
+        return self._last
 
     def unpack(self, handle: int | Tensor) -> Tensor:
-        """Bring a tensor back; the fetch of the one packed before it begins."""
+        """Bring a tensor back; the rest of its layer and the layer before it are on their way."""
         if isinstance(handle, Tensor):
             return handle
         self._release_sent(0)
         ahead = self._fetched.pop(handle) if handle in self._fetched else None
         result, arrival = ahead or self._fetch(handle)
-        stored, _, _ = self._stored.pop(handle)
+        stored = self._stored.pop(handle)
         if arrival is not None:
             # the stream that computes now, which under FSDP is not always the default one
             torch.cuda.current_stream().wait_event(arrival)
-            for piece in stored:
+            for piece in stored.data:
                 self._free.setdefault((piece.numel(), piece.dtype), []).append(piece)
-            before = handle - 1
-            if before in self._stored and before not in self._fetched:
-                self._fetched[before] = self._fetch(before)
-        return result
+            before = self._stored.get(stored.layer - 1)  # the last tensor of the layer before
+            for layer in [stored.layer] + ([before.layer] if before else []):
+                for other in [i for i, one in self._stored.items() if one.layer == layer]:
+                    if other not in self._fetched:
+                        self._fetched[other] = self._fetch(other)
+        inverse = sorted(range(len(stored.axes)), key=stored.axes.__getitem__)
+        return result.permute(inverse)
 
     def _side_stream(self) -> torch.cuda.Stream:
         if self._stream is None:
@@ -134,18 +161,30 @@ class HostStore:
         return free.pop() if free else torch.empty_like(like, device="cpu", pin_memory=True)
 
     def _fetch(self, handle: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The tensor, and on CUDA what to wait for before it is read."""
-        stored, shape, device = self._stored[handle]
-        if isinstance(stored, Tensor):
-            return stored, None
-        result = torch.empty(shape, dtype=stored[0].dtype, device=device)
+        """The tensor in the order of its memory, and on CUDA what to wait for before it is read."""
+        stored = self._stored[handle]
+        if isinstance(stored.data, Tensor):
+            return stored.data, None
+        result = torch.empty(stored.shape, dtype=stored.data[0].dtype, device=stored.device)
         side = self._side_stream()
         side.wait_stream(torch.cuda.current_stream())  # what used this memory before is done
         with torch.cuda.stream(side):
-            copy_pieces(stored, result)
+            copy_pieces(stored.data, result)
             arrival = torch.cuda.Event()
             arrival.record(side)
         return result, arrival
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor on the host, in pieces where it came from a GPU. axes: of the tensor, in the order
+    of its memory; shape: in that order; layer: the handle of its layer's input."""
+
+    data: Tensor | list[Tensor]
+    axes: list[int]
+    shape: torch.Size
+    device: torch.device
+    layer: int
 
 
 def to_pieces(tensor: Tensor, buffer: Callable[[Tensor], Tensor]) -> list[Tensor]:

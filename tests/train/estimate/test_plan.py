@@ -19,7 +19,7 @@ from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import GIB, parse_machine
 from regraft.train.recipe.schema import Body, trains_everything
 
-LLAMA_8B = Shape(8_030_261_248, 8_030_261_248, 4096, 32, 14336, 128256, 1024)
+LLAMA_8B = Shape(8_030_261_248, 8_030_261_248, 4096, 32, 14336, 128256, 1024, 32, 128)
 LORA = 42_000_000  # parameters of rank 16 on all linear layers
 # Live GiB of the real step on each device, traced by shape alone as in tests/support/traced_memory,
 # with FSDP2 over a fake process group: layers, everything trained, switches, thousands of tokens,
@@ -32,6 +32,8 @@ TRACED = [
     (32, False, Switches(), 256, 8, 20.6),
     (32, False, Switches(), 512, 8, 36.5),
     (32, False, Switches(offload=True, tiled=True), 1024, 8, 25.4),
+    (8, False, Switches(keep_attention=True), 64, 1, 28.22),
+    (8, False, Switches(keep_attention=True, tiled=True), 64, 1, 22.21),
     (4, False, Switches(), 256, 8, 12.15),
     (4, True, Switches(), 64, 1, 43.23),
     (4, True, Switches(tiled=True), 128, 1, 47.83),
@@ -44,7 +46,7 @@ TRACED = [
 def llama(layers: int, everything: bool) -> Shape:
     parameters = layers * 218_112_000 + 2 * 128256 * 4096 + 4096
     trained = parameters if everything else LORA * layers // 32
-    return Shape(parameters, trained, 4096, layers, 14336, 128256, 1024)
+    return Shape(parameters, trained, 4096, layers, 14336, 128256, 1024, 32, 128)
 
 
 @pytest.mark.parametrize(("layers", "everything", "switches", "tokens", "devices", "live"), TRACED)
@@ -56,8 +58,14 @@ def test_the_formula_is_never_below_the_live_bytes_of_the_real_step(
     assert live <= device / GIB <= live * (1.25 if everything else 1.05)
 
 
-@pytest.mark.parametrize(("method", "tile"), [("lora", 0), ("lora", 16384), ("recover", 0)])
-def test_the_formula_follows_the_step_as_it_is(method, tile):
+@pytest.mark.parametrize(
+    ("method", "memory"),
+    [
+        ("lora", {}), ("lora", {"tiled_mlp": 16384}), ("lora", {"keep_attention": True}),
+        ("recover", {}),
+    ],
+)  # fmt: skip
+def test_the_formula_follows_the_step_as_it_is(method, memory):
     """Two layers of Llama-3-8B's width over 64k tokens, traced now: a change of the step that
     needs more memory is noticed here."""
     sizes = {
@@ -67,7 +75,7 @@ def test_the_formula_follows_the_step_as_it_is(method, tile):
     body = Body(
         model="m", method=method, dtype="bfloat16", lora={"rank": 16, "norms": False},
         stages=[{"length": 64, "steps": 1}], data={"sources": [{"name": "a", "text": "a"}]},
-        memory={"tiled_mlp": tile},
+        memory=memory,
     )  # fmt: skip
     live, learner = traced_peak(sizes, body, 65536)
     config = learner.model.config.to_dict()
@@ -136,7 +144,7 @@ def test_time_and_links_of_a_step():
 
 def test_a_step_never_takes_less_than_starting_its_operators():
     """A toy on a fast GPU: 2 layers of 2,200 operators, 5 microseconds each, in 3 passes."""
-    toy = Shape(300_000, 300_000, 128, 2, 192, 246, 64)
+    toy = Shape(300_000, 300_000, 128, 2, 192, 246, 64, 4, 32)
     gpus = parse_machine("H100", None)
     assert budget.step_seconds(toy, gpus, 1e9, 3) == pytest.approx(0.066)
     large = budget.step_seconds(LLAMA_8B, gpus, 9.4e16, 1)
@@ -155,7 +163,7 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     result = plan.plan_training(recipe)
     assert "this CPU" in result.machine.name
     (stage,) = result.stages
-    shape = Shape(result.model.parameters, 0, 128, 2, 192, len(WORDS), 64)
+    shape = Shape(result.model.parameters, 0, 128, 2, 192, len(WORDS), 64, 4, 32)
     flops = 4 * budget.step_flops(shape, 1024, full=True, checkpoint=True)
     assert stage.step_seconds == pytest.approx(flops / result.machine.assumed_rate)
     assert result.machine.assumed_rate < 1e9
@@ -233,3 +241,18 @@ def test_examples_can_be_planned_by_their_shape():
     gpus = parse_machine("8xH200", None)
     most = budget.longest(LLAMA_8B, plan.switches_of(gradient, gpus), gpus)
     assert 2**20 < most < 2**23
+
+
+def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputation():
+    shape = llama(32, False)
+    kept = Switches(offload=True, keep_attention=True)
+    a_token = shape.layers * (2 * 4096 + 2 * 4096 + 4 * 32)
+    _, host = budget.memory(shape, kept, 65536, 1, 1)
+    assert host == 65536 * a_token
+    on_device, _ = budget.memory(shape, budget.replace(kept, offload=False), 65536, 1, 1)
+    assert on_device > budget.memory(shape, kept, 65536, 1, 1)[0] + 0.9 * host
+    flops = [
+        budget.step_flops(shape, 65536, full=False, checkpoint=True, keep_attention=keep)
+        for keep in (False, True)
+    ]
+    assert flops[0] - flops[1] == 2 * 65536**2 * 4096 * 32

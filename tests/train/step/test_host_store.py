@@ -116,3 +116,20 @@ def test_fetched_tensors_are_the_computing_streams_memory(gpu, monkeypatch):
     assert set(allocated_on) == {"compute"}
     assert len(allocated_on) == 4
     assert len(store) == 0
+
+
+def test_the_tensors_of_a_layer_and_of_the_one_before_are_fetched_together(gpu):
+    store, layers, layout = HostStore(), [], (1, 2, 3, 4)
+    for _ in range(4):
+        made = [torch.randn(layout), torch.randn(1, 3, 2, 4).transpose(1, 2), torch.randn(1, 2, 3)]
+        handles = [store.pack(made[0]), store.pack_more(made[1]), store.pack_more(made[2])]
+        layers.append((handles, made))
+    for number in (3, 2, 1, 0):
+        handles, made = layers[number]
+        for i, (handle, tensor) in enumerate(zip(handles, made, strict=True)):
+            result = store.unpack(handle)
+            assert torch.equal(result, tensor)
+            assert result.stride() == tensor.stride()
+            before = layers[number - 1][0] if number else []
+            assert set(store._fetched) == {*handles[i + 1 :], *before}
+    assert len(store) == 0

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from regraft.data.batch import IGNORED
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh, attach
+from regraft.parallel.kernels.kernel import CpuFlash
 from regraft.rope import ContextSpec
 from regraft.train.contexts import stage_context
 from regraft.train.recipe.schema import Rope, Stage
@@ -129,18 +130,26 @@ def step(model, documents=None):
     [
         {"recompute": True, "offload": False, "tile": 0},
         {"recompute": True, "offload": True, "tile": 0},
+        {"recompute": True, "offload": False, "tile": 0, "keep_attention": True},
+        {"recompute": True, "offload": True, "tile": 16, "keep_attention": True},
         {"recompute": True, "offload": True, "tile": 16},
         {"recompute": False, "offload": False, "tile": 20},
     ],
 )
-def test_memory_savers_do_not_change_the_result(how):
+def test_memory_savers_do_not_change_the_result(how, monkeypatch):
+    calls, attention = [], CpuFlash.square_or_full
+    monkeypatch.setattr(CpuFlash, "square_or_full", lambda *a: calls.append(a) or attention(*a))
     plain, saving = tiny(), tiny()
     for model in (plain, saving):
         attach(model)
     store = save_memory(saving.model.layers, **how)
     documents = [(0, 20), (0,)]
     loss, grads = step(plain, documents)
+    calls.clear()
     ours, our_grads = step(saving, documents)
+    kept = how.get("keep_attention", False)
+    attentions = 3 * 3  # layers x documents, one row at a time
+    assert len(calls) == attentions * (2 if how["recompute"] and not kept else 1)
     if how["tile"]:  # a matrix product over fewer rows may sum in another order
         torch.testing.assert_close(ours, loss, rtol=1e-14, atol=0)
         torch.testing.assert_close(our_grads, grads, rtol=1e-12, atol=1e-13)
@@ -149,7 +158,8 @@ def test_memory_savers_do_not_change_the_result(how):
         assert all(torch.equal(a, b) for a, b in zip(our_grads, grads, strict=True))
     if how["offload"]:
         assert store is not None
-        assert store.moved == 3 * 2 * 48 * 32 * 8  # one input a layer, nothing else
+        inputs, lse = 2 * 48 * 32 * 8, 2 * 48 * 4 * 8  # of a layer; attention's output is as large
+        assert store.moved == 3 * (2 * inputs + lse if kept else inputs)
         assert len(store) == 0
 
 
