@@ -234,7 +234,7 @@ def _one(
 
 def _preload() -> None:
     """Import what the parts need, once for all; without CUDA, which no fork would survive."""
-    from regraft.shell import set_environment
+    from regraft.shell.process import set_environment
 
     set_environment()
     import peft  # noqa: F401
