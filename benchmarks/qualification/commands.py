@@ -23,13 +23,13 @@ def regraft(*arguments: object) -> float:
 
     In this process, whose imports are done: a command of its own would add them.
     """
-    from regraft import shell
     from regraft.cli import app
+    from regraft.shell.process import run_app
 
     began = time.perf_counter()
     code: object = 0
     try:
-        shell.run_app(app, [str(argument) for argument in arguments])
+        run_app(app, [str(argument) for argument in arguments])
     except SystemExit as stop:
         code = stop.code
     if code:

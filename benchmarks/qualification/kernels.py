@@ -156,7 +156,8 @@ def _sampled_errors(
     inputs: list[Tensor], out: Tensor, lse: Tensor, grads: tuple[Tensor, ...], rows: list[int],
     heads: list[int], scale: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Largest ||row - exact row|| / ||exact row|| of each result over some rows of some heads.
+    """Largest ||row - exact row|| / ||exact row|| of each result over some rows of some heads; of
+    dq, where the terms of dS cancel in short rows, over the norm of the terms if that is larger.
 
     P = exp(scale q k' - lse); dq = scale dS k, dk = scale dS' q, dv = P' dout, where
     dS = P (dout v' - sum(dout out)). Rows of dk and dv see the queries from their own on, over all
@@ -168,8 +169,8 @@ def _sampled_errors(
     ratio = q.shape[0] // k.shape[0]
     worst = dict.fromkeys(NAMES, 0.0)
 
-    def note(name: str, value: Tensor, exact: Tensor) -> None:
-        error = float((value.double() - exact).norm() / exact.norm())
+    def note(name: str, value: Tensor, exact: Tensor, size: Tensor | None = None) -> None:
+        error = float((value.double() - exact).norm() / (exact if size is None else size).norm())
         worst[name] = max(worst[name], error if error == error else float("inf"))
 
     for head in heads:
@@ -181,8 +182,10 @@ def _sampled_errors(
             note("out", out[head, row], exact)
             note("lse", lse[head, row], scores.logsumexp(0))
             delta = (dout[head, row].double() * exact).sum()
-            slope = p * (values[: row + 1] @ dout[head, row].double() - delta)
-            note("dq", dq[head, row], slope @ keys[: row + 1] * scale)
+            products = values[: row + 1] @ dout[head, row].double()
+            exact = (p * (products - delta)) @ keys[: row + 1] * scale
+            terms = (p * (products.abs() + delta.abs())).square() @ keys[: row + 1].square()
+            note("dq", dq[head, row], exact, torch.maximum(terms.sqrt() * scale, exact.abs()))
     for kv_head in {head // ratio for head in heads}:
         for row in rows:
             exact_k = exact_v = 0.0
