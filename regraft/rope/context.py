@@ -93,7 +93,10 @@ class ContextSpec:
         modern, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
         if not isinstance(modern, Mapping) or not isinstance(scaling, Mapping):
             raise CheckpointError("config.json: rope_parameters and rope_scaling must be objects.")
+        length = whole(length, "max_position_embeddings")
         original = config.get("original_max_position_embeddings")
+        if original is not None:
+            original = whole(original, "original_max_position_embeddings")
         if not rotates_by_layer(model_type, config):
             theta = DEFAULT_THETA.get(model_type)
             merged = agree(modern, legacy_block(config), theta, length, original)

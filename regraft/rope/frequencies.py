@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from regraft.errors import InputError
+from regraft.errors import InputError, short_repr
 from regraft.rope.context import ContextSpec
 from regraft.rope.spelling import REQUIRED, longrope_scale
 
@@ -33,11 +33,28 @@ def inverse_frequencies(
     theta beyond max_position_embeddings) and `longrope` (long factors beyond the original length).
     layer_type: which entry of a layered spec; full_attention by default.
     Formulas are those of transformers 5.23 `ROPE_INIT_FUNCTIONS`, evaluated in float64.
-    Raises InputError for a family without a formula here or a layer type that does not rotate.
+    Raises InputError for a family without a formula here, a layer type that does not rotate, and
+    parameters that give no numbers.
     """
+    rope = spec.of_layer(layer_type)
+    try:
+        frequencies, attention = _frequencies(spec, rope, head_dim, length)
+        is_finite = bool(frequencies.isfinite().all()) and math.isfinite(attention)
+    except (ArithmeticError, ValueError):  # such as log of 0, floor of NaN
+        is_finite = False
+    if not is_finite:
+        raise InputError(
+            f"RoPE family '{rope['rope_type']}' with these parameters gives no finite frequencies: "
+            f"{short_repr({key: rope[key] for key in rope if key != 'rope_type'})}; correct them."
+        )
+    return frequencies, attention
+
+
+def _frequencies(
+    spec: ContextSpec, rope: Mapping[str, Any], head_dim: int, length: int | None
+) -> tuple[torch.Tensor, float]:
     import torch
 
-    rope = spec.of_layer(layer_type)
     length = length or spec.max_position_embeddings
     kind = rope["rope_type"]
     theta = rope["rope_theta"]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, short_repr
 from regraft.units import format_tokens
 
 # Families whose frequencies depend on the length before extension.
@@ -31,6 +31,10 @@ _FAMILY_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 _FLOATS = (
     "rope_theta", "factor", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
     "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
+_POSITIVE = (
+    "factor", "partial_rotary_factor", "beta_fast", "beta_slow",
+    "low_freq_factor", "high_freq_factor",
 )  # fmt: skip
 # Model types whose layers rotate differently by kind, with the theta each kind has when the
 # config is silent (transformers 5.23 `default_theta`), and the legacy key of the sliding theta.
@@ -147,6 +151,11 @@ def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json contradicts itself: one RoPE block has type {kind} and rope_type "
             f"{result['rope_type']}; keep the one the weights were trained with."
         )
+    if not isinstance(result.get("rope_type", ""), str):
+        raise CheckpointError(
+            f"rope_type must be the name of a RoPE family, not {short_repr(result['rope_type'])}; "
+            "write the one the weights were trained with, such as default or yarn."
+        )
     if "long_factor" in result and result.get("rope_type") in ("su", "yarn"):
         result["rope_type"] = "longrope"  # its names in the first Phi-3 configs
     if "rope_type" not in result and result.keys() - set(SHARED):
@@ -174,18 +183,25 @@ def canonical(block: Mapping[str, Any], length: int, original: int | None) -> di
             result[key] = _number(result[key], key)
     if not result["rope_theta"] > 1:
         raise CheckpointError(f"rope_theta must be above 1, not {result['rope_theta']:g}.")
+    for key in _POSITIVE:
+        if not result.get(key, 1.0) > 0:
+            raise CheckpointError(f"{key} of RoPE must be above 0, not {result[key]:g}.")
+    if result.get("partial_rotary_factor", 1.0) > 1:
+        raise CheckpointError(
+            f"partial_rotary_factor is a part of a head, 1 at most, not "
+            f"{result['partial_rotary_factor']:g}."
+        )
+    key = "original_max_position_embeddings"
+    inside = whole(result[key], key) if key in result else None
     if kind in NEEDS_ORIGINAL:
-        inside = result.get("original_max_position_embeddings")
         if inside is not None and original is not None and inside != original:
             raise CheckpointError(
                 f"config.json contradicts itself: original_max_position_embeddings is {inside} in "
                 f"its RoPE parameters but {original} at top level; keep the right one."
             )
-        result["original_max_position_embeddings"] = whole(
-            inside or original or length, "original_max_position_embeddings"
-        )
+        result[key] = inside or whole(original or length, key)
     if kind == "yarn" and "factor" not in result:
-        result["factor"] = length / result["original_max_position_embeddings"]
+        result["factor"] = length / result[key]
     for key, default in _FAMILY_DEFAULTS.items():
         if result.get(key) == default:
             del result[key]
@@ -205,10 +221,14 @@ def _settle_longrope(rope: dict[str, Any], length: int) -> None:
     transformers 4.57 overrides it with length / original where 5.23 believes it; the attention
     factor both believe.
     """
-    rope["short_factor"] = [_number(value, "short_factor") for value in rope["short_factor"]]
-    rope["long_factor"] = [_number(value, "long_factor") for value in rope["long_factor"]]
+    for key in ("short_factor", "long_factor"):
+        if not isinstance(rope[key], list):
+            raise CheckpointError(f"{key} must be a list of numbers, not {short_repr(rope[key])}.")
+        rope[key] = [_number(value, key) for value in rope[key]]
     factor = rope.pop("factor", None)
     original = rope["original_max_position_embeddings"]
+    if original == 1:
+        raise CheckpointError("RoPE family longrope needs an original length above 1.")
     if factor is not None and factor != length / original:
         rope.setdefault("attention_factor", longrope_scale(factor, original))
 

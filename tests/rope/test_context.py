@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from rope_configs import GEMMA_3, LLAMA3, LLAMA_3, LLAMA_31, LONG, SHORT, plain
 
 from regraft.errors import CheckpointError, InputError
-from regraft.rope import ContextSpec, extend_context
-from regraft.rope.spelling import DEFAULT_THETA, LAYERED
+from regraft.rope import ContextSpec, extend_context, inverse_frequencies
+from regraft.rope.spelling import DEFAULT_THETA, LAYERED, REQUIRED
 
 
 def as_transformers_reads(config: dict) -> ContextSpec:
@@ -310,6 +311,75 @@ def test_phi_3_gets_the_three_keys_its_old_class_accepts() -> None:
     written = ContextSpec.from_config(config).write_into(config)
     assert written["rope_scaling"] == config["rope_scaling"]
     assert written["original_max_position_embeddings"] == 4096
+
+
+# Anything in place of a setting
+
+_KEYS = (
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "short_factor",
+    "long_factor", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
+    "truncate", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+    "full_attention", "sliding_attention", "text_config",
+)  # fmt: skip
+_NUMBERS = st.sampled_from((1, 2, 8, 256, 0, -1, 0.5, 1e-300, 1e300, 2**31, 10**18, 10**90))
+_VALUES = st.one_of(
+    st.none(), st.booleans(), _NUMBERS, st.sampled_from(("", "a", "yarn", "1")),
+    st.lists(_NUMBERS, max_size=8), st.dictionaries(st.sampled_from(("", *_KEYS)), _NUMBERS),
+)  # fmt: skip
+_FAMILIES = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from((*REQUIRED, "su", "a"))},
+    optional=dict.fromkeys(_KEYS[2:], _NUMBERS)
+    | {key: st.lists(_NUMBERS, min_size=8, max_size=8) for key in ("short_factor", "long_factor")},
+)
+_BLOCKS = st.one_of(_FAMILIES, st.dictionaries(st.sampled_from(_KEYS), _VALUES), _VALUES)
+_CONFIGS = st.fixed_dictionaries(
+    {
+        "model_type": st.sampled_from(("llama", "gemma3", "olmo3", "phi3", "mixtral", "")),
+        "max_position_embeddings": st.one_of(st.just(256), _VALUES),
+    },
+    optional={
+        "rope_parameters": st.one_of(
+            _BLOCKS, st.dictionaries(st.sampled_from(("full_attention", "b")), _BLOCKS)
+        ),
+        "rope_scaling": _BLOCKS,
+        **dict.fromkeys(
+            ("rope_theta", "partial_rotary_factor", "text_config", "rope_local_base_freq",
+             "original_max_position_embeddings"), _VALUES,
+        ),
+    },
+)  # fmt: skip
+
+
+@given(_CONFIGS)
+@settings(max_examples=600, deadline=None)
+def test_any_json_is_a_context_with_frequencies_or_a_sentence(config: dict[str, object]) -> None:
+    try:
+        spec = ContextSpec.from_config(config)
+        assert ContextSpec.from_json(spec.to_json()) == spec
+        assert ContextSpec.from_config(spec.write_into(config)) == spec
+        frequencies, attention = inverse_frequencies(spec, 16)
+        assert frequencies.isfinite().all()
+        assert math.isfinite(attention)
+        assert spec.describe()
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": ["yarn"]}, r"rope_type must be the name .*, not \['yarn'\]"),
+        ({"type": 3}, "rope_type must be the name"),
+        ({"rope_type": "longrope", "short_factor": 3, "long_factor": [1.0]}, "list of numbers"),
+        ({"rope_type": "linear", "factor": 0}, "factor of RoPE must be above 0"),
+        ({"original_max_position_embeddings": "a"}, "must be a whole number of tokens"),
+        ({"partial_rotary_factor": 2}, "1 at most"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(rope: dict[str, object], message: str) -> None:
+    config = {"model_type": "llama", "max_position_embeddings": 256, "rope_scaling": rope}
+    with pytest.raises(CheckpointError, match=message):
+        ContextSpec.from_config(config)
 
 
 # Describing
