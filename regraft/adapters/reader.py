@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regraft.adapters.config import contradictions, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
-from regraft.checkpoint.finite import is_finite
+from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.links import refuse_links_out
@@ -161,6 +161,7 @@ class Adapter:
         """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A.
 
         linear: the module is known to be an nn.Linear, where PEFT ignores fan_in_fan_out.
+        Raises CheckpointError for NaN, infinity, and a product that float32 may not hold.
         """
         module = self.modules[tensor]
         b = self._weights.tensor(module.key_b).float()
@@ -169,6 +170,13 @@ class Adapter:
             raise CheckpointError(
                 f"{self.name} has NaN or infinite numbers in the factors of '{module.name}'; "
                 "make the adapter again."
+            )
+        b_norm, a_norm = norm_bound(b) * abs(module.scaling), norm_bound(a)
+        if not max(b_norm, a_norm, b_norm * a_norm) <= LARGEST_NORM:
+            raise CheckpointError(
+                f"The factors of '{module.name}' in {self.name} have the norms {b_norm:.1e} and "
+                f"{a_norm:.1e}, and regraft computes with numbers up to {LARGEST_NORM:.1e}; make "
+                "the adapter again."
             )
         if self._transposed(module, linear):
             b, a = a.T, b.T

@@ -1,11 +1,17 @@
-"""Whether all numbers of a tensor are finite: the one check for NaN and infinity."""
+"""Whether all numbers of a tensor are finite, and whether those of a product can be: the checks
+for NaN, infinity and overflow."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # weights as numbers
+
+# Squares of norms below this are float32 numbers.
+LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -21,3 +27,11 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype not in FLOATS:
         tensor = tensor.float()
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
+def norm_bound(*factors: Tensor) -> float:
+    """An upper bound on the Frobenius norm of the product of matrices: the product of theirs.
+
+    In float64, so that it is finite for all that float32 holds.
+    """
+    return math.prod(float(torch.linalg.vector_norm(f, dtype=torch.float64)) for f in factors)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import Adapter
 from regraft.adapters.writer import AdapterModule, peft_config
+from regraft.checkpoint.finite import LARGEST_NORM
 from regraft.errors import CheckpointError, InputError, RegraftError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -67,6 +68,28 @@ def test_a_plain_adapter_is_b_a_times_alpha_over_r(tmp_path):
 def test_scaling_follows_pefts_patterns(config, scaling, tmp_path):
     lora = Adapter.open(adapter(tmp_path / "a", config))
     assert lora.modules[f"{Q}.weight"].scaling == pytest.approx(scaling)
+
+
+@pytest.mark.parametrize(
+    ("b", "a", "alpha"),
+    [(1e10, 1e10, 4), (1e30, 1e-20, 4), (1e-20, 1e30, 4), (1.0, 1.0, 1e30), (3e38, 3e38, 4)],
+)
+def test_factors_whose_product_or_squares_overflow_float32_are_refused(tmp_path, b, a, alpha):
+    key = f"base_model.model.{Q}.lora_"
+    tensors = {f"{key}A.weight": torch.full((4, 64), a), f"{key}B.weight": torch.full((64, 4), b)}
+    lora = Adapter.open(adapter(tmp_path / "a", {"lora_alpha": alpha}, tensors))
+    with pytest.raises(CheckpointError, match=rf"factors of '{Q}'.*have the norms .*make the"):
+        lora.factors(f"{Q}.weight")
+
+
+def test_factors_up_to_the_largest_norm_are_computed_with(tmp_path):
+    key = f"base_model.model.{Q}.lora_"
+    tensors = {
+        f"{key}A.weight": torch.full((4, 64), LARGEST_NORM**0.5 / 17),
+        f"{key}B.weight": torch.full((64, 4), LARGEST_NORM**0.5 / 17),
+    }
+    b, a = Adapter.open(adapter(tmp_path / "a", {"lora_alpha": 4}, tensors)).factors(f"{Q}.weight")
+    assert (b @ a).square().sum().isfinite()
 
 
 @pytest.mark.parametrize(
