@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, RegraftError
 
 # Keys of config.json that make transformers fetch code or kernels, or read other files.
 _CODE_KEYS = {
@@ -32,10 +32,15 @@ def one_line(error: BaseException, length: int = 200) -> str:
 
 @contextmanager
 def explain_errors(subject: str, remedy: str) -> Iterator[None]:
-    """Turn any error of another library into a CheckpointError '{subject} (...); {remedy}.'"""
+    """Turn any error of another library into a CheckpointError '{subject} (...); {remedy}.'
+
+    Our own errors and full memory pass as they are: they have a sentence already.
+    """
     try:
         yield
-    except (CheckpointError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (RegraftError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # panics of Rust are no Exception
         raise CheckpointError(f"{subject} ({one_line(error)}); {remedy}.") from error
@@ -89,6 +94,13 @@ def ties_head(raw: Mapping[str, Any], where: str = "") -> bool:
     return bool(getattr(load_config(raw, where), "tie_word_embeddings", False))
 
 
+def architecture_of(raw: Mapping[str, Any]) -> str | None:
+    """The class of the model, such as LlamaForCausalLM; None where config.json names none."""
+    named = raw.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) else None
+
+
 def without_code(raw: dict[str, Any]) -> dict[str, Any]:
     """The config without keys that fetch code, at every level.
 
@@ -109,10 +121,9 @@ def meta_model(raw: Mapping[str, Any], where: str = "") -> Any:
     """
     import transformers
 
-    named = raw.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
+    architecture = architecture_of(raw)
     model_class: Any = None
-    if isinstance(architecture, str) and architecture.isidentifier():
+    if architecture is not None and architecture.isidentifier():
         model_class = getattr(transformers, architecture, None)
     of = f" of {where}" if where else ""
     config = load_config(raw, where)

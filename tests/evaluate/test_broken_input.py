@@ -130,6 +130,32 @@ def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path) -> No
     assert model.generate(prompts[:1], 6) == [until]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3},
+        {"repetition_penalty": 9.0, "min_new_tokens": 6},
+        {"max_length": 2, "max_new_tokens": -1},
+        {"cache_implementation": "static", "compile_config": 3},
+        {"suppress_tokens": "a", "bad_words_ids": [[1]], "forced_bos_token_id": "a"},
+        {"stop_strings": ["a"], "guidance_scale": "a", "penalty_alpha": 0.6, "top_k": "a"},
+        {"bos_token_id": "a", "use_cache": "a", "num_return_sequences": 7, "return_dict": [1]},
+    ],
+)
+def test_greedy_text_does_not_depend_on_the_authors_generation_settings(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    folder = toy(tmp_path / "m")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    plain = Source("m", str(folder)).load(CPU).generate([[1, 5, 9, 40]], 6)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert Source("m", str(folder)).load(CPU).generate([[1, 5, 9, 40]], 6) == plain
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_beams": 3, "max_length": 5}))
+    assert Source("m", str(folder)).load(CPU).generate([[1, 5, 9, 40]], 6) == plain
+
+
 def test_drift_is_over_the_tokens_that_both_models_have(tmp_path: Path) -> None:
     held = weights(CONFIG)
     small = Source("a", str(save(tmp_path / "a", CONFIG, held))).load(CPU)

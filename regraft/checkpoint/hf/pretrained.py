@@ -18,7 +18,8 @@ import torch
 from regraft.checkpoint.config import explain_errors, load_config, quiet
 from regraft.checkpoint.finite import FLOATS, is_finite
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, short_repr
+from regraft.input_files import read_json_object
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -49,6 +50,9 @@ def load_model(
 
     Raises CheckpointError where config and tensors disagree in number, shape or kind, where a
     tensor is missing, holds integers, NaN or infinity, and for what transformers raises.
+
+    Its generation_config has the stop tokens of generation_config.json or config.json and nothing
+    else: beams, penalties and lengths of the author's would make greedy text something else.
     """
     from transformers import GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -60,16 +64,7 @@ def load_model(
         raise CheckpointError(f"{name} is a {built.model_type}, which is no causal language model.")
     _check_tensors(checkpoint, built)
     dtype = dtype or _stored_dtype(checkpoint, built)
-    generation = None
-    if (path := checkpoint.file("generation_config.json")) is not None:
-        from regraft.input_files import read_json_object
-
-        settings = read_json_object(path, CheckpointError)
-        with (
-            explain_errors(f"{path} is refused by transformers", "correct or remove it"),
-            quiet(),
-        ):
-            generation = GenerationConfig.from_dict(settings)
+    generation = GenerationConfig(eos_token_id=_stop_tokens(checkpoint, built))
     checkpoint.fetch()
     source = _Source(checkpoint)
     with (
@@ -184,6 +179,26 @@ def _check_tensors(checkpoint: Checkpoint, built: Any) -> None:
             f"config.json of {name} describes {expected:,} weights and {stored:,} are stored; "
             "correct the config or download the model again."
         )
+
+
+def _stop_tokens(checkpoint: Checkpoint, built: Any) -> list[int] | None:
+    """The ids of the tokens after which generation stops."""
+    settings: Mapping[str, Any] = {}
+    where = f"generation_config.json of {checkpoint.name}"
+    if (path := checkpoint.file("generation_config.json")) is not None:
+        settings = read_json_object(path, CheckpointError, remedy="correct or remove it")
+    if (stops := settings.get("eos_token_id")) is None:
+        stops = getattr(built.get_text_config(), "eos_token_id", None)
+        where = f"config.json of {checkpoint.name}"
+    if stops is None or stops == []:
+        return None
+    tokens = stops if isinstance(stops, list) else [stops]
+    if not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+        raise CheckpointError(
+            f"eos_token_id in {where} is {short_repr(stops)}, and a token has a whole number; "
+            "correct it."
+        )
+    return tokens
 
 
 def _stored_dtype(checkpoint: Checkpoint, built: Any) -> torch.dtype:

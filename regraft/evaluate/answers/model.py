@@ -204,23 +204,23 @@ class LanguageModel:
     def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Greedy continuations of prompts of one length, by transformers' generate: at most `most`
         new token ids for each, without the stop token."""
+        from transformers import GenerationConfig
         from transformers.utils import logging
 
         self._check(prompts)
+        stops = self.model.generation_config.eos_token_id or []
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # the warning about the context length was given before
         try:
             out = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-                pad_token_id=0, logits_processor=[self._refuse_nan],
+                ids, GenerationConfig(max_new_tokens=most, do_sample=False, pad_token_id=0),
+                attention_mask=torch.ones_like(ids), logits_processor=[self._refuse_nan],
             )  # fmt: skip
         finally:
             logging.set_verbosity(verbosity)
-        stops = self.model.generation_config.eos_token_id
-        stops = set(stops if isinstance(stops, list) else [stops])
         # after the stop token a row is padded to the longest answer of the batch
-        return [_until(stops, [int(i) for i in row[ids.shape[1] :]]) for row in out]
+        return [_until(set(stops), [int(i) for i in row[ids.shape[1] :]]) for row in out]
 
     def _pad(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids [B, longest], zeros on the right. Raises InputError as `_check` does."""

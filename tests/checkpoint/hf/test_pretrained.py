@@ -13,12 +13,12 @@ from evaluated import toy
 from models import LLAMA, save, weights
 
 import regraft
-from regraft.checkpoint.config import load_config, meta_model
+from regraft.checkpoint.config import explain_errors, load_config, meta_model
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.hf.pretrained import load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, InputError, LineageError, OutputError
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -168,17 +168,41 @@ def test_a_broken_tokenizer_is_refused_by_the_name_of_its_file(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["3", "[]", '{"max_new_tokens": -1}', '{"compile_config": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["3", "[]", '{"eos_token_id": "a"}', '{"eos_token_id": -1}', '{"eos_token_id": [[1]]}',
+     '{"eos_token_id": true}', '{"eos_token_id": 99999999999999999999}', '{"eos_token_id": {}}'],
+)  # fmt: skip
 def test_a_broken_generation_config_is_refused(tmp_path: Path, text: str) -> None:
     folder = save(tmp_path / "m", LLAMA, weights(LLAMA))
     (folder / "generation_config.json").write_text(text)
     assert "generation_config.json" in refusal(folder)
 
 
-def test_the_generation_config_of_the_model_is_used(tmp_path: Path) -> None:
-    folder = save(tmp_path / "m", LLAMA, weights(LLAMA))
-    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert loaded(folder).generation_config.eos_token_id == [7, 9]
+def test_the_stop_tokens_are_those_of_the_generation_config_else_of_the_config(
+    tmp_path: Path,
+) -> None:
+    folder = save(tmp_path / "m", {**LLAMA, "eos_token_id": 5}, weights(LLAMA))
+    (folder / "generation_config.json").unlink()
+    assert loaded(folder).generation_config.eos_token_id == [5]
+    settings = {"eos_token_id": [7, 9], "num_beams": 4, "max_new_tokens": -1, "compile_config": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    loaded_settings = loaded(folder).generation_config.to_diff_dict()
+    loaded_settings.pop("transformers_version")
+    assert loaded_settings == {"eos_token_id": [7, 9]}
+
+
+def test_our_own_errors_and_full_memory_need_no_explanation() -> None:
+    for error in (LineageError("Strangers."), InputError("Too few."), OutputError("Full disk."),
+                  torch.OutOfMemoryError("GPU"), MemoryError("host")):  # fmt: skip
+        with pytest.raises(type(error)) as caught, explain_errors("It failed", "mend it"):
+            raise error
+        assert caught.value is error
+    with (
+        pytest.raises(CheckpointError, match=r"^It failed \(KeyError: 1\); mend it\.$"),
+        explain_errors("It failed", "mend it"),
+    ):
+        raise KeyError(1)
 
 
 def test_dtype_is_the_configs_or_what_is_asked_for(tmp_path: Path) -> None:
