@@ -21,13 +21,14 @@ from regraft.adapters.inspect.results import (
     MergeOrigin,
     RoleSize,
 )
-from regraft.checkpoint.config import meta_model
+from regraft.checkpoint.config import architecture_of, meta_model
 from regraft.checkpoint.hf.roles import Role, tensor_roles, unknown_tensors
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.input_files import read_json_object
 from regraft.records import GraftRecord, MergeRecord, read_record
 from regraft.rope import ContextSpec, inverse_frequencies
+from regraft.rope.spelling import text_model
 
 _REMEDY = "copy the model again or delete the file"  # for a broken regraft.json
 _ROPE_KEYS = ("rope_theta", "rope_parameters", "rope_scaling")
@@ -39,7 +40,7 @@ def context_of(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
     try:
         spec = ContextSpec.from_config(config)
     except CheckpointError as error:
-        blocks = config, config.get("text_config") or {}
+        blocks = config, text_model(config)[1]
         states_rope = any(key in block for key in _ROPE_KEYS for block in blocks)
         return None, str(error) if states_rope else "no RoPE in the config"
     return spec, spec.describe()
@@ -64,7 +65,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointDescription:
         kind=kinds.get(type(made), "checkpoint"),
         name=checkpoint.name,
         revision=checkpoint.revision,
-        architecture=(checkpoint.config.get("architectures") or [None])[0],
+        architecture=architecture_of(checkpoint.config),
         model_type=checkpoint.config.get("model_type"),
         parameters=sum(math.prod(i.shape) for n, i in infos.items() if n not in skipped),
         bytes=checkpoint.total_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -121,3 +122,14 @@ def test_a_broken_record_is_named(folders: dict[str, Path], tmp_path: Path) -> N
     (folder / RECORD).write_text('{"kind": "graft"}')
     with pytest.raises(CheckpointError, match=r"regraft\.json lacks the key 'adapter'"):
         inspect_model(str(folder))
+
+
+@pytest.mark.parametrize("named", ["LlamaForCausalLM", 3, [["LlamaForCausalLM"]], [None], {}, []])
+def test_architectures_of_another_type_name_none(tmp_path: Path, named: object) -> None:
+    folder = save(tmp_path / "m", LLAMA, weights(LLAMA))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": named}))
+    try:
+        assert inspect_model(folder).architecture is None
+    except CheckpointError as error:
+        assert "config.json" in str(error)  # noqa: PT017
