@@ -1,16 +1,15 @@
-"""`regraft theta`: the RoPE base for a longer context, from lengths as written or from a model.
+"""`regraft theta`: the RoPE base for a longer context, from numbers or from a model.
 
-Of a model only config.json is read: its theta, its context length and the size of its heads.
+Only the config.json of a model is read: its theta, context length and head size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import InputError
-from regraft.rope import ContextSpec, theta_report
+from regraft.rope import ContextSpec, ThetaReport, theta_report
 from regraft.rope.spelling import text_model
 from regraft.units import parse_tokens
 
@@ -20,12 +19,21 @@ DEFAULT_HEAD_DIM = 128
 
 @dataclass(frozen=True)
 class TrainedRope:
-    """What a law starts from. length: trained context in tokens. warning: why a law may not fit."""
+    """The RoPE that a law starts from. length: trained context in tokens. warning: why a law may
+    not hold for it."""
 
     length: int
     theta: float
     head_dim: int
     warning: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThetaChoice(ThetaReport):
+    """All laws, and the theta of the chosen one."""
+
+    law: str
+    theta: int
 
 
 def theta_for(
@@ -35,8 +43,8 @@ def theta_for(
     base: str | float | None = None,
     law: str = "scaling",
     head_dim: int | None = None,
-) -> dict[str, Any]:
-    """`rope.theta_report` with the chosen law's value as "theta".
+) -> ThetaChoice:
+    """The theta of every law for a longer context, and that of `law`.
 
     trained: a length such as '8k', or a model (folder or org/name[@revision]). target: the length
     to reach. base: a theta, or the model to read it from; default: the model given as `trained`,
@@ -45,18 +53,19 @@ def theta_for(
     """
     rope = trained_rope(trained, base, head_dim)
     report = theta_report(rope.length, parse_tokens(target), rope.theta, rope.head_dim)
-    if law not in report["laws"]:
-        raise InputError(f"--law '{law}' is not one of {', '.join(report['laws'])}.")
-    if rope.warning is not None:
-        report["warnings"].append(rope.warning)
-    return {**report, "law": law, "theta": report["laws"][law]["theta"]}
+    if law not in report.laws:
+        raise InputError(f"--law '{law}' is not one of {', '.join(report.laws)}.")
+    warnings = [*report.warnings, *([rope.warning] if rope.warning else [])]
+    return ThetaChoice(
+        **vars(replace(report, warnings=warnings)), law=law, theta=report.laws[law].theta
+    )
 
 
 def trained_rope(
     trained: str | int, base: str | float | None = None, head_dim: int | None = None
 ) -> TrainedRope:
-    """Theta, length and head size from the arguments of `theta_for`; what is given as a number
-    stands before what a model says."""
+    """Theta, length and head size from the arguments of `theta_for`; a number that is given has
+    precedence over the model's."""
     model = str(trained) if _names_model(trained) else None
     theta: float | None = None
     if base is not None:
@@ -64,12 +73,12 @@ def trained_rope(
         if theta is None:
             model = model or str(base)
             theta = _read(str(base)).theta
-    found = _read(model) if model is not None else None
-    length = found.length if found and _names_model(trained) else parse_tokens(trained)
+    read = _read(model) if model is not None else None
+    length = read.length if read and _names_model(trained) else parse_tokens(trained)
     if theta is None:
-        theta = found.theta if found else DEFAULT_THETA
-    size = head_dim or (found.head_dim if found else DEFAULT_HEAD_DIM)
-    return TrainedRope(length, theta, size, found.warning if found else None)
+        theta = read.theta if read else DEFAULT_THETA
+    size = head_dim or (read.head_dim if read else DEFAULT_HEAD_DIM)
+    return TrainedRope(length, theta, size, read.warning if read else None)
 
 
 def _names_model(value: str | int) -> bool:

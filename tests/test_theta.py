@@ -50,8 +50,8 @@ def test_base_may_be_the_model_and_numbers_stand_before_it(model):
 
 
 def test_the_defaults_are_llama_3s():
-    assert theta_for("8k", 262144)["theta"] == 283461213
-    assert theta_for(8192, "256k")["head_dim"] == 128
+    assert theta_for("8k", 262144).theta == 283461213
+    assert theta_for(8192, "256k").head_dim == 128
 
 
 def test_a_model_with_scaled_rope_is_said(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from regraft.shell.printing import label_table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from regraft.theta import ThetaChoice
     from regraft.train.theta_probe import ThetaProbe
 
 
@@ -56,13 +57,13 @@ def theta(
     Of a model: regraft theta NousResearch/Hermes-2-Pro-Llama-3-8B 64k
     """
 
-    def show_laws(report: dict[str, Any]) -> Iterable[RenderableType]:
+    def show_laws(report: ThetaChoice) -> Iterable[RenderableType]:
         from regraft import progress
         from regraft.rope.laws import describe_laws
 
         for line in describe_laws(report):
             progress.note(line)
-        yield str(report["theta"])
+        yield str(report.theta)
 
     def show_probe(report: ThetaProbe) -> Iterable[RenderableType]:
         from regraft.train.theta_probe import table

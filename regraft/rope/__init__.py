@@ -21,10 +21,18 @@ from regraft.rope.context import ContextSpec
 from regraft.rope.context_option import parse_context
 from regraft.rope.extend import extend_context
 from regraft.rope.frequencies import inverse_frequencies, tables
-from regraft.rope.laws import longest_wavelength, men_bound, ntk, scaling_law, theta_report
+from regraft.rope.laws import (
+    ThetaReport,
+    longest_wavelength,
+    men_bound,
+    ntk,
+    scaling_law,
+    theta_report,
+)
 
 __all__ = [
     "ContextSpec",
+    "ThetaReport",
     "extend_context",
     "inverse_frequencies",
     "longest_wavelength",

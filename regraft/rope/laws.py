@@ -8,7 +8,7 @@ Bounds Context Length", arXiv 2405.14591).
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from regraft.errors import InputError
 from regraft.units import format_tokens
@@ -35,7 +35,7 @@ def ntk(theta: float, trained: int, target: int, head_dim: int) -> float:
 
 
 def men_bound(target: int) -> float:
-    """Least theta that can tell tokens `target` apart: 0.0424 * L ** 1.628.
+    """Least theta with which positions `target` tokens apart can be told apart: 0.0424 L ** 1.628.
 
     Men et al., arXiv 2405.14591 (fit of their table). Below it perplexity looks fine and
     retrieval fails.
@@ -44,17 +44,42 @@ def men_bound(target: int) -> float:
 
 
 def longest_wavelength(theta: float, head_dim: int) -> float:
-    """Tokens per turn of the slowest pair of dimensions: 2 pi * theta ** ((d - 2) / d)."""
+    """Tokens per rotation of the slowest pair of dimensions: 2 pi * theta ** ((d - 2) / d)."""
     _check_head(head_dim)
     return 2 * math.pi * theta ** ((head_dim - 2) / head_dim)
 
 
-def theta_report(trained: int, target: int, base: float, head_dim: int = 128) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class LawTheta:
+    """The theta of one law, and tokens per rotation of the slowest pair of dimensions, both rounded
+    to whole numbers. below_bound: whether theta lies below Men's bound."""
+
+    theta: int
+    longest_wavelength: int
+    below_bound: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThetaReport:
+    """Every law for one extension.
+
+    trained, target: lengths in tokens; base: theta of the model. laws: 'scaling', 'ntk' and
+    'bound'. base_wavelength: the longest wavelength with theta `base`. warnings: sentences.
+    """
+
+    trained: int
+    target: int
+    base: float
+    head_dim: int
+    laws: dict[str, LawTheta]
+    base_wavelength: int
+    warnings: list[str]
+
+
+def theta_report(trained: int, target: int, base: float, head_dim: int = 128) -> ThetaReport:
     """Every law for extending `trained` to `target` tokens from theta `base`.
 
-    Returns {"trained", "target", "base", "head_dim", "laws": {"scaling" | "ntk" | "bound":
-    {"theta": int, "longest_wavelength": int, "below_bound": bool}}, "base_wavelength": int,
-    "warnings": [sentence, ...]}. theta and wavelengths are rounded to whole numbers.
+    Raises InputError for lengths, thetas and head dimensions that the laws do not hold for.
     """
     bound = men_bound(target)
     thetas = {
@@ -63,38 +88,37 @@ def theta_report(trained: int, target: int, base: float, head_dim: int = 128) ->
         "bound": bound,
     }
     laws = {
-        name: {
-            "theta": round(theta),
-            "longest_wavelength": round(longest_wavelength(theta, head_dim)),
-            "below_bound": theta < bound,
-        }
+        name: LawTheta(
+            theta=round(theta),
+            longest_wavelength=round(longest_wavelength(theta, head_dim)),
+            below_bound=theta < bound,
+        )
         for name, theta in thetas.items()
     }
     warnings = [
-        f"The {name} law's theta {law['theta']} lies below Men's bound {round(bound)} for "
+        f"The {name} law's theta {law.theta} lies below Men's bound {round(bound)} for "
         f"{format_tokens(target)}: perplexity may look fine while retrieval fails."
         for name, law in laws.items()
-        if law["below_bound"]
+        if law.below_bound
     ]
-    return {
-        "trained": trained,
-        "target": target,
-        "base": base,
-        "head_dim": head_dim,
-        "laws": laws,
-        "base_wavelength": round(longest_wavelength(base, head_dim)),
-        "warnings": warnings,
-    }
+    return ThetaReport(
+        trained=trained,
+        target=target,
+        base=base,
+        head_dim=head_dim,
+        laws=laws,
+        base_wavelength=round(longest_wavelength(base, head_dim)),
+        warnings=warnings,
+    )
 
 
-def describe_laws(report: dict[str, Any]) -> list[str]:
+def describe_laws(report: ThetaReport) -> list[str]:
     """A line for each law of a report, then its warnings."""
     laws = [
-        f"{name:8} theta {law['theta']:>14,}   longest wavelength "
-        f"{law['longest_wavelength']:,} tokens"
-        for name, law in report["laws"].items()
+        f"{name:8} theta {law.theta:>14,}   longest wavelength {law.longest_wavelength:,} tokens"
+        for name, law in report.laws.items()
     ]
-    return [*laws, *report["warnings"]]
+    return [*laws, *report.warnings]
 
 
 def _check_head(head_dim: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -39,9 +40,9 @@ def test_json_is_one_object_on_stdout_whatever_libraries_say(family, tmp_path, c
 def test_json_says_no_infinity(monkeypatch):
     from regraft import theta
 
-    monkeypatch.setattr(
-        theta, "theta_report", lambda *_: {"laws": {"scaling": {"theta": math.inf}}, "warnings": []}
-    )
+    report = theta.theta_report(8192, 16384, 500000)
+    endless = replace(report, base=math.inf)
+    monkeypatch.setattr(theta, "theta_report", lambda *_: endless)
     assert "NaN or infinity" in refused(run("theta", "8k", "1M", "--json"), 1)
 
 
