@@ -214,6 +214,11 @@ class Adapter:
             samples = {key: file.tensor(key) for key in file.tensors}
         if any(values.ndim != 1 or not values.is_floating_point() for values in samples.values()):
             raise CheckpointError(f"{path} holds no lists of weights; copy the adapter again.")
+        for key, values in samples.items():
+            if not (is_finite(values) and norm_bound(values) <= LARGEST_NORM):
+                raise CheckpointError(
+                    f"{path} has NaN, infinite or huge numbers for '{key}'; copy the adapter again."
+                )
         return samples
 
     def roles(self) -> dict[str, Role] | None:

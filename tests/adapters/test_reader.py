@@ -13,6 +13,7 @@ from peft_folders import Q, adapter
 from safetensors.torch import load_file, save_file
 
 from regraft.adapters.extract.extract import extract_lora
+from regraft.adapters.folder import LINEAGE
 from regraft.adapters.reader import Adapter
 from regraft.adapters.writer import AdapterModule, peft_config
 from regraft.checkpoint.finite import LARGEST_NORM
@@ -68,6 +69,17 @@ def test_a_plain_adapter_is_b_a_times_alpha_over_r(tmp_path):
 def test_scaling_follows_pefts_patterns(config, scaling, tmp_path):
     lora = Adapter.open(adapter(tmp_path / "a", config))
     assert lora.modules[f"{Q}.weight"].scaling == pytest.approx(scaling)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 3e38])
+def test_sampled_weights_of_the_base_that_are_no_weights_are_refused(extracted, tmp_path, wrong):
+    folder = copy(extracted, tmp_path / "a")
+    samples = load_file(folder / LINEAGE)
+    name = min(samples)
+    samples[name] = torch.full_like(samples[name], wrong)
+    save_file(samples, folder / LINEAGE)
+    with pytest.raises(CheckpointError, match=rf"NaN, infinite or huge numbers for '{name}'"):
+        Adapter.open(folder).lineage()
 
 
 @pytest.mark.parametrize(
