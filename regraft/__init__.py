@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from regraft.demo import run_demo
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
     from regraft.evaluate.job import evaluate_models
+    from regraft.export.job import export_gguf
     from regraft.merge.job import merge_models
     from regraft.rope import ContextSpec
     from regraft.theta import theta_for
@@ -46,6 +47,7 @@ _MODULES = {
     "RegraftError": "regraft.errors:RegraftError",
     "apply_lora": "regraft.adapters.apply.apply:apply_lora",
     "evaluate_models": "regraft.evaluate.job:evaluate_models",
+    "export_gguf": "regraft.export.job:export_gguf",
     "extract_lora": "regraft.adapters.extract.extract:extract_lora",
     "inspect_model": "regraft.adapters.inspect.inspect:inspect_model",
     "merge_models": "regraft.merge.job:merge_models",
@@ -68,6 +70,7 @@ __all__ = [
     "__version__",
     "apply_lora",
     "evaluate_models",
+    "export_gguf",
     "extract_lora",
     "inspect_model",
     "merge_models",

@@ -13,6 +13,7 @@ import regraft
 from regraft.commands.apply import apply
 from regraft.commands.demo import demo
 from regraft.commands.evaluate import evaluate
+from regraft.commands.export import export
 from regraft.commands.extract_lora import extract_lora
 from regraft.commands.inspect import inspect
 from regraft.commands.merge import merge
@@ -38,6 +39,7 @@ app.command("apply", rich_help_panel=_WRITE)(apply)
 app.command("merge", rich_help_panel=_WRITE)(merge)
 app.command("train", rich_help_panel=_WRITE)(train)
 app.command("evaluate", rich_help_panel=_WRITE)(evaluate)
+app.command("export", rich_help_panel=_WRITE)(export)
 app.command("plan", rich_help_panel=_READ)(plan)
 app.command("inspect", rich_help_panel=_READ)(inspect)
 app.command("theta", rich_help_panel=_READ)(theta)

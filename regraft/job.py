@@ -25,11 +25,12 @@ from regraft.checkpoint.write.target import check_overlap, check_target
 
 
 class Job:
-    """One run of a command that writes the folder `out`.
+    """One run of a command that writes the folder `out`, or with `file` the single file `out`.
 
     inputs: every file and folder that the command reads; Hub ids among them are ignored.
     keep_refused: keep what was done when an input turns out to be wrong, because the input may be
     mended (a text, a recipe); without it the staging folder is removed then.
+    file: the name that the one file has while it is made in the staging folder.
 
     Raises InputError where `out` cannot be written or overlaps an input.
     """
@@ -42,10 +43,14 @@ class Job:
         overwrite: bool = False,
         resume: bool = False,
         keep_refused: bool = False,
+        file: str | None = None,
     ) -> None:
         self.inputs = list(inputs)
         self.overwrite, self.resume, self.keep_refused = overwrite, resume, keep_refused
-        self.target = check_target(out, overwrite=overwrite, inputs=self.inputs)
+        self.file = file
+        self.target = check_target(
+            out, overwrite=overwrite, inputs=self.inputs, is_file=file is not None
+        )
 
     def add_inputs(self, inputs: Iterable[str | Path]) -> None:
         """Protect more inputs. Raises InputError where the output overlaps one."""
@@ -66,6 +71,7 @@ class Job:
             resume=self.resume,
             inputs=self.inputs,
             keep_refused=self.keep_refused,
+            file=self.file,
         )
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": "merge_models",
     "train": "train_model",
     "evaluate": "evaluate_models",
+    "export": "export_gguf",
     "plan": "plan_training",
     "inspect": "inspect_model",
     "theta": "theta_for",

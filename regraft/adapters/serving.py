@@ -88,9 +88,18 @@ def vllm_flags(base: str, context: ContextSpec, rank: int) -> str:
     )
 
 
-def llamacpp_flags(context: ContextSpec) -> str:
-    """The flags that give llama.cpp the adapter's context."""
-    flags = [f"-c {context.max_position_embeddings}", f"--rope-freq-base {context.theta:.0f}"]
+def llamacpp_flags(context: ContextSpec, adapter: str = "ADAPTER.gguf") -> str:
+    """The command that serves base + adapter with the adapter's context in llama.cpp.
+
+    llama-server never gives a slot more tokens than the base's metadata says it was trained on, so
+    that number is overridden, too.
+    """
+    length = context.max_position_embeddings
+    flags = [
+        f"-c {length}",
+        f"--override-kv llama.context_length=int:{length}",
+        f"--rope-freq-base {context.theta:.0f}",
+    ]
     scaling = context.rope_parameters
     if context.rope_type == "linear":
         flags.append(f"--rope-scaling linear --rope-scale {scaling['factor']:g}")
@@ -102,6 +111,6 @@ def llamacpp_flags(context: ContextSpec) -> str:
     elif context.rope_type != "default":
         return (
             f"(llama.cpp has no flags for {context.rope_type} RoPE: graft with `regraft apply` and "
-            "convert the result)"
+            "`regraft export` the result)"
         )
-    return f"llama-server -m BASE.gguf --lora ADAPTER.gguf {' '.join(flags)}"
+    return f"llama-server -m BASE.gguf --lora {shlex.quote(adapter)} {' '.join(flags)}"

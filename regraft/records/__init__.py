@@ -1,8 +1,9 @@
 """What regraft writes beside its outputs as evidence: typed records with one schema version.
 
 A record is a frozen dataclass. regraft.json holds an `AdapterRecord` (records/adapter.py), a
-`GraftRecord` (graft.py) or a `MergeRecord` (merge.py); training and evaluation define theirs from
-the same parts (train/record.py, evaluate/result.py). records/files.py writes and reads all of them.
+`GraftRecord` (graft.py) or a `MergeRecord` (merge.py), a GGUF file an `ExportRecord` (export.py);
+training and evaluation define theirs from the same parts (train/record.py, evaluate/result.py).
+records/files.py writes and reads all of them.
 """
 
 from regraft.records.adapter import (
@@ -26,6 +27,7 @@ from regraft.records.common import (
     Plain,
     RelationRecord,
 )
+from regraft.records.export import ExportRecord
 from regraft.records.files import dump_json, read_record, to_json, write_record
 from regraft.records.graft import BaseRecord, GraftContext, GraftRecord, GraftShare, TensorGraft
 from regraft.records.merge import (
@@ -53,6 +55,7 @@ __all__ = [
     "ContextChange",
     "ContextRecord",
     "DistanceRecord",
+    "ExportRecord",
     "ExtractionRecord",
     "GraftContext",
     "GraftRecord",

@@ -194,6 +194,8 @@ def toy_command(text: str) -> list[str]:
             result.append(MODELS.get(word, word))
     if "--probe" in result:
         result = [*(LENGTHS.get(word, word) for word in result), "--base", "70", "--steps", "1"]
+    if verb == "export":
+        result.append("--no-tokenizer")  # toys speak in whole words
     if verb == "evaluate":
         if "--adapter" in result and not any(word.startswith("base=") for word in result):
             result.insert(result.index("--adapter"), "base=demo-out/base")  # else found by its id

@@ -13,7 +13,7 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class CheckpointWriter:
     plan: shard file -> tensors. The file holds them in this order, larger item sizes first, so that
     every tensor is aligned. metadata: safetensors `__metadata__`; `format: pt` is always set, which
     transformers requires. verify: `finish` reads every byte back from disk and compares hashes.
+    lay_out: (head, offset of each tensor, size) of a file in another format than safetensors.
 
     Raises OutputError if the disk has no room for the plan, before anything is written.
     """
@@ -68,7 +69,9 @@ class CheckpointWriter:
         *,
         metadata: dict[str, str] | None = None,
         verify: bool = False,
+        lay_out: Callable[[list[Planned]], tuple[bytes, dict[str, int], int]] | None = None,
     ) -> None:
+        lay_out = lay_out or (lambda tensors: build_header(tensors, metadata))
         self._staging = staging
         self._plan = plan
         self._verify = verify
@@ -82,7 +85,7 @@ class CheckpointWriter:
         heads: dict[str, bytes] = {}
         sizes: dict[str, int] = {}
         for shard, tensors in plan.items():
-            heads[shard], offsets, sizes[shard] = build_header(tensors, metadata)
+            heads[shard], offsets, sizes[shard] = lay_out(tensors)
             for tensor in tensors:
                 if tensor.name in self._locations:
                     raise ValueError(f"tensor '{tensor.name}' is planned twice")

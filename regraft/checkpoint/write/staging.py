@@ -35,6 +35,8 @@ class Staging:
 
     job: a hash of inputs and arguments; an unfinished run is only continued by the same job.
     inputs: files and folders that the target must not overlap, see `target.check_overlap`.
+    file: the name of the one file in the staging folder that becomes the target; None: the folder
+        becomes it.
 
     Without `overwrite` a non-empty target is refused; without `resume` or `overwrite`, so is what
     an unfinished run left. `resume` continues it, or starts if there is none; `overwrite` starts
@@ -55,8 +57,12 @@ class Staging:
         resume: bool = False,
         inputs: Iterable[str | Path] = (),
         keep_refused: bool = True,
+        file: str | None = None,
     ) -> None:
-        self.target = check_target(target, overwrite=overwrite, inputs=inputs)
+        self._file = file
+        self.target = check_target(
+            target, overwrite=overwrite, inputs=inputs, is_file=file is not None
+        )
         self.folder = staging_folder(self.target)
         self.job = job
         self.overwrite = overwrite
@@ -105,6 +111,9 @@ class Staging:
         """
         self._finish_writers()
         self._publishing = True
+        if self._file is not None:
+            self._publish_file(self.folder / self._file)
+            return
         with progress.stage(f"Publishing {self.target.name}"), writing(self.target):
             shutil.rmtree(self.folder / _SPOOL, ignore_errors=True)
             write_manifest(self.folder)
@@ -161,7 +170,7 @@ class Staging:
                 self._remove_replaced()
             else:
                 self._replaced.rename(self.target)
-        check_replaceable(self.target, self.overwrite)
+        check_replaceable(self.target, self.overwrite, is_file=self._file is not None)
         if self._done and not resume and not self.overwrite:
             raise InputError(
                 f"An unfinished run for {self.target} is in {self.folder}: --resume continues it, "
@@ -178,6 +187,15 @@ class Staging:
         self._journal.truncate(whole)  # a torn last line goes
         if whole == 0:
             self._journal.append({"job": self.job})
+
+    def _publish_file(self, made: Path) -> None:
+        with progress.stage(f"Publishing {self.target.name}"), writing(self.target):
+            sync(made)
+            check_replaceable(self.target, self.overwrite, is_file=True)
+            made.replace(self.target)
+            sync(self.target.parent)
+        self._discard()
+        self._is_new = False
 
     def _finish_writers(self) -> None:
         while self._before_close:

@@ -1,7 +1,8 @@
-"""Check whether a command may write or replace a folder, before its work and before publishing.
+"""Check whether a command may write or replace an output, before its work and before publishing.
 
 An output must not overlap an input in either direction. It may only replace an earlier output
-whose files are all as regraft wrote them (see `manifest`).
+whose files are all as regraft wrote them (see `manifest`). An output that is a single file (GGUF)
+names its record among its first bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from regraft.checkpoint.write.manifest import MANIFEST, foreign_files, read_manifest
 from regraft.errors import InputError, reading, writing
+
+FILE_MARK = b"regraft.record"  # among the first bytes of a single file that regraft wrote
+_MARK_WITHIN = 4096  # bytes
 
 
 def resolve_target(out: str | Path) -> Path:
@@ -42,16 +46,20 @@ def replaced_folder(target: Path) -> Path:
 
 
 def check_target(
-    out: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str | Path] = (),
+    is_file: bool = False,
 ) -> Path:
-    """The absolute path of an output folder that may be written.
+    """The absolute path of an output that may be written: a folder, or one file with `is_file`.
 
     Raises InputError if it overlaps an input, holds files and `overwrite` is not given, holds files
     that regraft did not write, or lies where no folder can be made.
     """
     target = resolve_target(out)
     check_overlap(target, inputs)
-    check_replaceable(target, overwrite)
+    check_replaceable(target, overwrite, is_file=is_file)
     _check_parent(target)
     return target
 
@@ -76,8 +84,11 @@ def check_overlap(target: Path, inputs: Iterable[str | Path]) -> None:
                 )
 
 
-def check_replaceable(target: Path, overwrite: bool) -> None:
+def check_replaceable(target: Path, overwrite: bool, *, is_file: bool = False) -> None:
     """Raise InputError unless the target is free, or an earlier output that may be replaced."""
+    if is_file:
+        _check_replaceable_file(target, overwrite)
+        return
     with writing(target):
         if target.exists() and not target.is_dir():
             raise InputError(f"The output {target} is a file; choose a folder.")
@@ -99,6 +110,27 @@ def check_replaceable(target: Path, overwrite: bool) -> None:
                 f"The output folder {target} holds files that regraft did not write or that were "
                 f"changed since ({foreign[0]}{others}), so --overwrite does not replace it; move "
                 "them away or choose another folder."
+            )
+
+
+def _check_replaceable_file(target: Path, overwrite: bool) -> None:
+    with writing(target):
+        if target.is_dir():
+            raise InputError(f"The output {target} is a folder; give the name of a file.")
+        if not os.path.lexists(target):
+            return
+        if not overwrite:
+            raise InputError(
+                f"The output {target} exists; choose another name or replace it with --overwrite."
+            )
+        head = b""
+        if target.is_file():
+            with target.open("rb") as file:
+                head = file.read(_MARK_WITHIN)
+        if FILE_MARK not in head:
+            raise InputError(
+                f"The output {target} is not a file that regraft wrote, so --overwrite does not "
+                "replace it; choose another name or move it away."
             )
 
 
