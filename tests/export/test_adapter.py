@@ -146,10 +146,10 @@ def test_dense_differences_are_refused(family, tmp_path: Path) -> None:
 
 def test_the_base_must_be_known_and_fit(family, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a")
-    with pytest.raises(InputError, match="does not say which model it belongs to.*--base"):
+    with pytest.raises(InputError, match=r"does not say which model it belongs to.*--base"):
         export_gguf(folder, tmp_path / "a.gguf")
     named = adapter(tmp_path / "named", {"base_model_name_or_path": "/nowhere/base"})
-    with pytest.raises(InputError, match="/nowhere/base, which is not here.*--base"):
+    with pytest.raises(InputError, match=r"/nowhere/base, which is not here.*--base"):
         export_gguf(named, tmp_path / "a.gguf")
     small = {**models.LLAMA, "hidden_size": 32}
     other = models.save(tmp_path / "o", small, models.weights(small))
