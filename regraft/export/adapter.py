@@ -19,7 +19,7 @@ import torch
 from regraft.adapters.apply.match import Change, match_changes, target_roles
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.errors import InputError
 from regraft.export.content import Content, OutputTensor
 from regraft.export.gguf_file import file_type
@@ -63,8 +63,12 @@ def adapter_content(lora: Adapter, base: Checkpoint, dtype: torch.dtype) -> Lora
             raise _refused(lora, f"changes {change.rows} of the {rows} rows of '{change.key}'")
         a = partial(_factor_a, lora, change)
         b = partial(_factor_b, lora, change, alpha / rank, shape.head_count(module))
-        tensors.append(OutputTensor(Planned(f"{target}.lora_a", (rank, columns), dtype), tensor, a))
-        tensors.append(OutputTensor(Planned(f"{target}.lora_b", (rows, rank), dtype), tensor, b))
+        tensors.append(
+            OutputTensor(PlannedTensor(f"{target}.lora_a", (rank, columns), dtype), tensor, a)
+        )
+        tensors.append(
+            OutputTensor(PlannedTensor(f"{target}.lora_b", (rows, rank), dtype), tensor, b)
+        )
 
     def describe(writer: Any) -> None:
         writer.add_type("adapter")

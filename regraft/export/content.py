@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _BLOCK_BYTES = 64 << 20
@@ -18,7 +18,7 @@ _BLOCK_BYTES = 64 << 20
 class OutputTensor:
     """A tensor of the file. blocks: its rows in float32, in order, a block at a time."""
 
-    planned: Planned
+    planned: PlannedTensor
     source: str
     blocks: Callable[[], Iterator[torch.Tensor]]
 

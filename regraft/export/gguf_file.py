@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.errors import InputError
 
 _ALIGNMENT = 32
@@ -39,7 +39,7 @@ def file_type(dtype: torch.dtype) -> int:
 
 
 def lay_out(
-    tensors: list[Planned], path: Path, architecture: str, describe: Callable[[Any], None]
+    tensors: list[PlannedTensor], path: Path, architecture: str, describe: Callable[[Any], None]
 ) -> tuple[bytes, dict[str, int], int]:
     """(head, absolute offset of each tensor, size of the file) of a GGUF file.
 

@@ -13,7 +13,7 @@ from regraft.adapters.extract.select import context_of, roles_of
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.checkpoint.write.layout import Planned
+from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.errors import CheckpointError
 from regraft.export.content import Content, OutputTensor, block_rows
 from regraft.export.gguf_file import file_type
@@ -34,7 +34,7 @@ def model_content(model: Checkpoint, dtype: torch.dtype, *, tokenizer: bool) -> 
     vocabulary = read_vocabulary(model, shape.vocabulary) if tokenizer else None
     tensors = [
         OutputTensor(
-            Planned(name, tuple(values.shape), torch.float32), name, partial(_whole, values)
+            PlannedTensor(name, tuple(values.shape), torch.float32), name, partial(_whole, values)
         )
         for name, values in factors.items()
     ]
@@ -82,7 +82,7 @@ def _weights(model: Checkpoint, shape: LlamaShape, dtype: torch.dtype) -> list[O
             raise CheckpointError(
                 f"Tensor '{tensor}' of {model.name} {what}; give a Llama that is not quantised."
             )
-        planned = Planned(target, info.shape, dtype if len(info.shape) > 1 else torch.float32)
+        planned = PlannedTensor(target, info.shape, dtype if len(info.shape) > 1 else torch.float32)
         heads = shape.head_count(name.rpartition(".")[0])
         tensors.append(OutputTensor(planned, tensor, partial(_rows, model, tensor, heads)))
     missing = _expected(shape.layers, model.tied) - stored.keys()

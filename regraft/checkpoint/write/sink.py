@@ -69,7 +69,7 @@ class CheckpointWriter:
         *,
         metadata: dict[str, str] | None = None,
         verify: bool = False,
-        lay_out: Callable[[list[Planned]], tuple[bytes, dict[str, int], int]] | None = None,
+        lay_out: Callable[[list[PlannedTensor]], tuple[bytes, dict[str, int], int]] | None = None,
     ) -> None:
         lay_out = lay_out or (lambda tensors: build_header(tensors, metadata))
         self._staging = staging
