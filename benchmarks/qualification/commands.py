@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -23,15 +24,17 @@ def regraft(*arguments: object) -> float:
 
     In this process, whose imports are done: a command of its own would add them.
     """
-    from regraft.cli import app
-    from regraft.shell.process import run_app
+    from regraft.cli import main
 
     began = time.perf_counter()
     code: object = 0
+    before, sys.argv = sys.argv, ["regraft", *map(str, arguments)]
     try:
-        run_app(app, [str(argument) for argument in arguments])
+        main()
     except SystemExit as stop:
         code = stop.code
+    finally:
+        sys.argv = before
     if code:
         raise RuntimeError(f"regraft {' '.join(map(str, arguments))} ended with code {code}")
     return time.perf_counter() - began
