@@ -5,6 +5,7 @@ More processes need more cards; a ring needs two at least, since NCCL sends noth
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +36,8 @@ def check_distributed(scope: Scope, report: Report) -> None:
     cuda = scope.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(scope.device)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")  # a machine without a network has no other
     before = _used(scope)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=f"file://{scope.folder}/store",

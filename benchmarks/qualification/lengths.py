@@ -21,30 +21,40 @@ _WAYS: dict[str, dict[str, Any]] = {
     "offload": {"offload": True},
     "tiled_mlp": {"tiled_mlp": 8192},
     "offload and tiled_mlp": BOTH,
+    "keep_attention": {"keep_attention": True},
+    "all three": {**BOTH, "keep_attention": True},
 }
 
 
 def measure_64k(scope: Scope, report: Report) -> None:
-    """All layers of the model, the most common way to train it."""
-    _measure_whole(scope, report, scope.pick(65536, 16384, 64), {})
+    """All layers of the model, and again with attention's results kept."""
+    for memory in ({}, {"keep_attention": True}):
+        _measure_whole(scope, report, scope.pick(65536, 16384, 64), memory)
+        scope.clear()
 
 
 def measure_128k(scope: Scope, report: Report) -> None:
-    """All layers at 128k tokens, their inputs on the host."""
-    _measure_whole(scope, report, scope.pick(131072, 32768, 64), {"offload": True})
+    """All layers at 128k tokens, their inputs on the host; the first step allocates them there."""
+    length = scope.pick(131072, 32768, 64)
+    _measure_whole(scope, report, length, {"offload": True}, steps=2)
 
 
-def _measure_whole(scope: Scope, report: Report, length: int, memory: dict[str, Any]) -> None:
-    layers = scope.pick(LAYERS, LAYERS, 2)
-    began = scope.left()
-    trainee = Trainee(scope, layers, length, memory)
-    report.figure("model made", seconds=began - scope.left(), layers=layers)
+def _measure_whole(
+    scope: Scope, report: Report, length: int, memory: dict[str, Any], steps: int = 1
+) -> None:
     name = ", ".join(memory) or "recomputed"
-    for turn in ("first", "second"):
-        measured = trainee.measure(length)
-        report.figure(f"{name}, {turn}", **measured.values(card_peak(scope)))
-        if scope.left() < 1.3 * measured.seconds:
-            break
+    try:
+        seconds, trainee = scope.timed(
+            lambda: Trainee(scope, scope.pick(LAYERS, LAYERS, 2), length, memory)
+        )
+        report.figure("model made", seconds=seconds, layers=trainee.layers)
+        for turn in range(1, steps + 1):
+            measured = trainee.measure(length)
+            report.figure(f"{name}, step {turn}", **measured.values(card_peak(scope)))
+            if scope.left() < 1.3 * measured.seconds:
+                return
+    except OutOfMemory as error:
+        report.figure(f"{name}: out of memory", length=length, error=str(error)[:200])
 
 
 def measure_levers(scope: Scope, report: Report) -> None:
@@ -59,10 +69,10 @@ def measure_levers(scope: Scope, report: Report) -> None:
 
 
 def measure_long_rows(scope: Scope, report: Report) -> None:
-    """128k and 256k tokens, by few layers."""
-    _line(scope, report, "offload", scope.pick(131072, 32768, 64), (2, 3), {"offload": True})
+    """128k and 256k tokens, by few layers, without and with attention's results kept."""
     for length in scope.pick((131072, 262144), (32768,), (128,)):
-        _line(scope, report, "offload and tiled_mlp", length, (2, 3), BOTH)
+        for name in ("offload and tiled_mlp", "all three"):
+            _line(scope, report, name, length, (2, 3), _WAYS[name])
 
 
 def _other_switches() -> dict[str, dict[str, Any]]:

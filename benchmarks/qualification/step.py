@@ -55,7 +55,8 @@ def check_step(scope: Scope, report: Report) -> None:
     least = 16 * torch.finfo(torch.float32).eps  # in float32 the plain model is the exact one
     ways: dict[str, dict[str, Any]] = {
         "recomputed": {}, "kept": {"checkpoint": False}, "offload": {"offload": True},
-        "tiled_mlp": {"tiled_mlp": length // 4},
+        "keep_attention": {"keep_attention": True}, "tiled_mlp": {"tiled_mlp": length // 4},
+        "all": {"offload": True, "keep_attention": True, "tiled_mlp": length // 4},
     }  # fmt: skip
     for name, memory in ways.items():
         ours_loss, ours = _our_gradients(scope, sizes, length, memory, base, row)
@@ -79,7 +80,8 @@ def _check_bits(
     try:
         first_loss, first = _our_gradients(scope, sizes, length, {}, base, row, kernel)
         for name, memory in (
-            ("again", {}), ("offload", {"offload": True}), ("tiled_mlp", {"tiled_mlp": length // 4})
+            ("again", {}), ("offload", {"offload": True}),
+            ("keep_attention", {"keep_attention": True}), ("tiled_mlp", {"tiled_mlp": length // 4}),
         ):  # fmt: skip
             loss, grads = _our_gradients(scope, sizes, length, memory, base, row, kernel)
             same = sum(torch.equal(grads[key], first[key]) for key in first)
