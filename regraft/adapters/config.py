@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import CheckpointError, InputError, short_repr
 from regraft.records import read_record
 
 # PEFT switches that change what B A means, and the values at which they do nothing.
@@ -32,6 +32,7 @@ _INACTIVE: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
+_LAYER = re.compile(r"\d+")
 # Ways to begin training after which the base is W - s B0 A0, so B A is no change of W.
 _SHIFTS_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
@@ -139,21 +140,57 @@ def _compile(expression: str, path: Path, key: str) -> re.Pattern[str]:
 
 
 def contradictions(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
-    """What is to be said of modules that are stored and that PEFT would not load: they are not
-    among the targets, are excluded, or are in layers that are not to change."""
+    """What the config says of modules and the stored factors do not: factors that PEFT would not
+    load, since their modules are no targets, are excluded, or are in layers that are not to change;
+    and names in target_modules for which there are no factors."""
+    modules = list(modules)
+    texts = []
+    targets = config.target_modules
+    empty = [
+        target
+        for target in (targets if isinstance(targets, list) else [])
+        if not any(_named([target], module) for module in modules)
+    ]
+    if empty:
+        texts.append(
+            f"its target_modules name {', '.join(map(short_repr, empty[:3]))}"
+            f"{f' and {len(empty) - 3} more' if len(empty) > 3 else ''}, for which it holds no "
+            "factors: nothing changes there"
+        )
     untargeted = [module for module in modules if not is_target(config, module)]
     if config.ensure_weight_tying:  # the tied twin of a target has factors and is no target
         untargeted = [module for module in untargeted if re.search(r"\.\d+\.", module)]
     if not untargeted:
-        return []
+        return texts
     settings = [
         key
         for key in ("target_modules", "exclude_modules", "layers_to_transform")
         if getattr(config, key) not in (None, [])
     ]
     return [
+        *texts,
         f"it holds factors of {len(untargeted)} modules, '{untargeted[0]}' first, that its "
-        f"{', '.join(settings)} leave out: PEFT ignores them, regraft applies them"
+        f"{', '.join(settings)} leave out: PEFT ignores them, regraft applies them",
+    ]
+
+
+def missing_factors(
+    config: AdapterConfig, modules: Iterable[str], of_model: Iterable[str]
+) -> list[str]:
+    """What is to be said of targets in a model without factors beside others of their kind that
+    have some, such as one layer's q_proj of all."""
+    stored = set(modules)
+    kinds = {_LAYER.sub("#", module) for module in stored}
+    missing = [
+        module
+        for module in of_model
+        if module not in stored and _LAYER.sub("#", module) in kinds and is_target(config, module)
+    ]
+    if not missing:
+        return []
+    return [
+        f"it holds no factors of {len(missing)} modules, '{missing[0]}' first, that its "
+        "target_modules name: nothing changes there"
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regraft.adapters.config import contradictions, read_config, read_pattern
+from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
@@ -125,8 +126,17 @@ class Adapter:
     @property
     def warnings(self) -> list[str]:
         """What is to be said of the adapter before it is used: contradictions in its config."""
-        modules = (module.name for module in self.modules.values())
-        return [f"{self.name}: {text}." for text in contradictions(self.config, modules)]
+        return [f"{self.name}: {text}." for text in contradictions(self.config, self._stored)]
+
+    def incomplete(self, modules: Iterable[str]) -> list[str]:
+        """What is to be said where only some of a model's modules of a kind have factors."""
+        texts = missing_factors(self.config, self._stored, modules)
+        return [f"{self.name}: {text}." for text in texts]
+
+    @property
+    def _stored(self) -> list[str]:
+        """The modules that have factors."""
+        return [module.name for module in self.modules.values()]
 
     @property
     def context(self) -> tuple[ContextSpec, ContextSpec] | None:

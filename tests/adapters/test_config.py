@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from peft_folders import Q, adapter
 
 from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.apply.check import check_graft
 from regraft.adapters.config import AdapterConfig, is_target
 from regraft.adapters.inspect.inspect import inspect_model
 from regraft.adapters.reader import Adapter
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 
 A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
@@ -79,6 +82,44 @@ def test_factors_that_the_config_leaves_out_are_said(
     with pytest.warns(UserWarning, match=rf"factors of 1 modules, '{Q}'.*{settings}.*leave out"):
         apply_lora(folder, base, tmp_path / "out", dry_run=True)
     assert any(settings in text for text in inspect_model(str(folder)).warnings)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["q_proj", "k_proj"], "target_modules name 'k_proj', for which it holds no factors"),
+        (["k_proj", "a", "b", "c", "q_proj"], "name 'k_proj', 'a', 'b' and 1 more, for which"),
+    ],
+)
+def test_targets_without_factors_are_said(targets: list[str], words: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", {"target_modules": targets, "layers_to_transform": [0]})
+    assert any(words in text for text in inspect_model(str(folder)).warnings)
+    base = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        apply_lora(folder, base, tmp_path / "out", dry_run=True)
+
+
+def test_a_layer_without_the_factors_that_other_layers_have_is_said(tmp_path: Path) -> None:
+    base = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
+    other = Q.replace(".0.", ".1.")
+    words = rf"no factors of 1 modules, '{re.escape(other)}' first"
+    with pytest.warns(UserWarning, match=words):
+        apply_lora(adapter(tmp_path / "a"), base, tmp_path / "out", dry_run=True)
+    both = {
+        f"base_model.model.{name}.lora_{side}.weight": torch.ones(
+            (4, 64) if side == "A" else (64, 4)
+        )
+        for name in (Q, other)
+        for side in "AB"
+    }
+    for folder in (
+        adapter(tmp_path / "one", {"layers_to_transform": [0]}),
+        adapter(tmp_path / "named", {"target_modules": [Q]}),
+        adapter(tmp_path / "both", tensors=both),
+    ):
+        with Checkpoint.open(base) as target:
+            verdict = check_graft(Adapter.open(folder), target)
+        assert not [text for text in verdict.warnings if "factors" in text]
 
 
 @pytest.mark.parametrize(

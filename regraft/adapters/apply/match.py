@@ -118,9 +118,11 @@ def match_changes(
             raise CheckpointError(f"{lora.name} changes '{name}' twice; make the adapter again.")
         linear = kinds[name] in ("projection", "head")
         changes[name] = Change(name, kind, key, shape[0] if shape else 1, kinds[name], linear)
+    projections = [role.module for role in roles.values() if role.kind == "projection"]
+    warnings = [*lora.warnings, *lora.incomplete(projections)]
     if not target.tied:
-        return Match(changes, warnings=lora.warnings)
-    return _with_tied_head(lora, target, kinds, changes, untied_head, bool(twins))
+        return Match(changes, warnings=warnings)
+    return _with_tied_head(lora, target, kinds, changes, untied_head, bool(twins), warnings)
 
 
 def names_in_transformers(roles: Mapping[str, Role]) -> dict[str, str]:
@@ -166,6 +168,7 @@ def _with_tied_head(
     changes: dict[str, Change],
     untied_head: str | None,
     changed_together: bool,
+    warnings: list[str],
 ) -> Match:
     """What becomes of the head where it is the embedding.
 
@@ -176,14 +179,13 @@ def _with_tied_head(
     embedding = changes.get(name or "")
     heads = [name for name, kind in kinds.items() if kind == "head" and name in target.tensors]
     if embedding is None or untied_head is not None:
-        return Match(changes, name, untied_head, lora.warnings)
+        return Match(changes, name, untied_head, warnings)
     if embedding.kind == "replacement" and not changed_together:
-        return Match(changes, name, heads[0] if heads else HEAD, lora.warnings)
+        return Match(changes, name, heads[0] if heads else HEAD, warnings)
     shape = target.tensors[embedding.tensor].shape
     for head in heads:
         if target.tensors[head].shape == shape:
             changes[head] = replace(embedding, tensor=head, role="head")
-    warnings = lora.warnings
     if embedding.kind == "factors" and not changed_together:
         warnings = [
             *warnings,
