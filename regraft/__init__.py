@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
     from regraft.evaluate.job import evaluate_models
     from regraft.export.job import export_gguf
+    from regraft.graft.job import graft_model
     from regraft.merge.job import merge_models
     from regraft.rope import ContextSpec
     from regraft.theta import theta_for
@@ -49,6 +50,7 @@ _MODULES = {
     "evaluate_models": "regraft.evaluate.job:evaluate_models",
     "export_gguf": "regraft.export.job:export_gguf",
     "extract_lora": "regraft.adapters.extract.extract:extract_lora",
+    "graft_model": "regraft.graft.job:graft_model",
     "inspect_model": "regraft.adapters.inspect.inspect:inspect_model",
     "merge_models": "regraft.merge.job:merge_models",
     "plan_training": "regraft.train.estimate.plan:plan_training",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate_models",
     "export_gguf",
     "extract_lora",
+    "graft_model",
     "inspect_model",
     "merge_models",
     "plan_training",

@@ -15,6 +15,7 @@ from regraft.commands.demo import demo
 from regraft.commands.evaluate import evaluate
 from regraft.commands.export import export
 from regraft.commands.extract_lora import extract_lora
+from regraft.commands.graft import graft
 from regraft.commands.inspect import inspect
 from regraft.commands.merge import merge
 from regraft.commands.plan import plan
@@ -40,6 +41,7 @@ app.command("merge", rich_help_panel=_WRITE)(merge)
 app.command("train", rich_help_panel=_WRITE)(train)
 app.command("evaluate", rich_help_panel=_WRITE)(evaluate)
 app.command("export", rich_help_panel=_WRITE)(export)
+app.command("graft", rich_help_panel=_WRITE)(graft)
 app.command("plan", rich_help_panel=_READ)(plan)
 app.command("inspect", rich_help_panel=_READ)(inspect)
 app.command("theta", rich_help_panel=_READ)(theta)

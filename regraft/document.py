@@ -78,14 +78,24 @@ class Document:
             line = data.count(b"\n", 0, error.start) + 1
             raise InputError(f"{path}, line {line} is not UTF-8 text; save it as such.") from None
 
-    def part(self, key: str, **defaults: Any) -> Document:
-        """The mapping under a top-level key as a document of its own, with the lines of this file.
+    def part(self, *where: str | int, **defaults: Any) -> Document:
+        """The mapping at `where` as a document of its own, with the lines of this file.
         `defaults` are values that the mapping need not state."""
         part = object.__new__(Document)
         part.name, part.text, part._count = self.name, self.text, self._count
-        part.value = {**defaults, **self.value[key]}
-        part._lines = {w[1:]: n for w, n in self._lines.items() if w[:1] == (key,)}
+        value = self.value
+        for key in where:
+            value = value[key]
+        part.value = {**defaults, **value}
+        depth = len(where)
+        part._lines = {w[depth:]: n for w, n in self._lines.items() if w[:depth] == where}
         return part
+
+    def replaced(self, **values: Any) -> Document:
+        """The mapping with other values under these keys, in the lines of the former ones."""
+        other = self.part()
+        other.value.update(values)
+        return other
 
     def line(self, where: Where) -> int:
         """The line of the value, or of the innermost stated value around it."""

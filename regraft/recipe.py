@@ -31,6 +31,14 @@ _LISTED = 10  # mistakes in one message
 Body = TypeVar("Body", bound=BaseModel)
 
 
+class RecipeError(InputError):
+    """The mistakes of a recipe. entries: (line, what is wrong) of each."""
+
+    def __init__(self, message: str, entries: list[tuple[int, str]]) -> None:
+        super().__init__(message)
+        self.entries = entries
+
+
 class Mistakes:
     """Collects the mistakes of a document and raises them together."""
 
@@ -44,17 +52,21 @@ class Mistakes:
         if entry not in self._found:
             self._found.append(entry)
 
+    def include(self, error: RecipeError) -> None:
+        """Note the mistakes of a part of the document that is a recipe of its own."""
+        self._found += [entry for entry in error.entries if entry not in self._found]
+
     def raise_if_any(self) -> None:
-        """Raise InputError with all mistakes, in the order of their lines."""
+        """Raise RecipeError with all mistakes, in the order of their lines."""
         found = sorted(self._found, key=lambda entry: entry[0])
         if not found:
             return
         name = self._document.name
         if len(found) == 1:
-            raise InputError(f"{name}, line {found[0][0]}: {found[0][1]}.")
+            raise RecipeError(f"{name}, line {found[0][0]}: {found[0][1]}.", found)
         listed = "; ".join(f"line {line}: {text}" for line, text in found[:_LISTED])
         rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        raise InputError(f"{name} has {len(found)} mistakes: {listed}{rest}.")
+        raise RecipeError(f"{name} has {len(found)} mistakes: {listed}{rest}.", found)
 
 
 class BaseRecipe(Generic[Body]):
@@ -143,8 +155,9 @@ def _explanations(
         if depth > len(branches[0].branch[0] if branches[0].branch else ()):
             for one in deepest:  # the branch that the value was meant for
                 yield one.where, _message([one])
-        else:
-            yield deepest[0].where, _message(deepest)
+        else:  # a branch that fits but for its own check is the one that was meant
+            meant = [one for one in deepest if one.details["type"] == "value_error"]
+            yield deepest[0].where, _message(meant or deepest)
 
 
 def _message(alternatives: list[_Located]) -> str:

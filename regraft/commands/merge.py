@@ -78,7 +78,7 @@ def merge(
     """
 
     def work() -> MergeRecord | AdapterRecord:
-        from regraft.recover_block import check_later_blocks
+        from regraft.graft.merge_job import check_later_blocks
 
         check_later_blocks(recipe)
         return regraft.merge_models(

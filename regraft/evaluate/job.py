@@ -74,7 +74,7 @@ def evaluate_models(
         **settings,
     )
     mesh = join_mesh(context_parallel, device)
-    inputs = _input_files(chosen)
+    inputs = input_files(chosen)
     job = broadcast_from_first(
         mesh,
         lambda: Job(out, inputs=inputs, overwrite=overwrite, resume=resume, keep_refused=True),
@@ -100,7 +100,7 @@ def evaluate_models(
     return record
 
 
-def _input_files(settings: Settings) -> list[str]:
+def input_files(settings: Settings) -> list[str]:
     """Every file and folder that an evaluation reads, except models."""
     local_suites = [name.partition(":")[2] for name in settings.suites if ":" in name]
     generated = settings.haystack in ("grammar", "code", "world")

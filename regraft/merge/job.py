@@ -63,7 +63,7 @@ ENGINES = ("auto", "native", "mergekit")
 
 @full_precision()
 def merge_models(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     out: str | Path,
     *,
     engine: str = "auto",
@@ -76,7 +76,8 @@ def merge_models(
     resume: bool = False,
     dry_run: bool = False,
 ) -> MergeRecord | AdapterRecord:
-    """Write the merge that the YAML file `recipe` describes to the folder `out`; its record.
+    """Write the merge that `recipe` describes, a YAML file or one that is read, to the folder
+    `out`; its record.
 
     engine: 'native' (float32 streams), 'mergekit' (a separate process), 'auto' (native wherever it
     can). as_adapter: write a LoRA adapter on base_model instead of a model. seed: of the
@@ -93,8 +94,13 @@ def merge_models(
     arguments: dict[str, Plain] = {
         "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
     }  # fmt: skip
-    job = Job(out, inputs=[recipe], overwrite=overwrite, resume=resume)
-    parsed = Recipe.read(recipe)
+    job = Job(
+        out,
+        inputs=[recipe.document.name if isinstance(recipe, Recipe) else recipe],
+        overwrite=overwrite,
+        resume=resume,
+    )
+    parsed = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     with Inputs(parsed) as inputs:
         job.add_inputs(inputs.paths())
         checked = _check(parsed, inputs, engine, shard_bytes)

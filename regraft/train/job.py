@@ -51,7 +51,7 @@ RECORD, STATES = "train.json", "states"
 
 
 def train_model(
-    recipe: str | Path,
+    recipe: str | Path | Recipe,
     out: str | Path | None,
     *,
     device: str = "auto",
@@ -59,7 +59,8 @@ def train_model(
     resume: bool = False,
     dry_run: bool = False,
 ) -> TrainingRecord:
-    """Train by the recipe into the folder `out`; returns its record, which is `out`/train.json.
+    """Train by the recipe, a YAML file or one that is read, into the folder `out`; returns its
+    record, which is `out`/train.json.
 
     Until the training is done all its files are in a hidden folder beside `out`, metrics.jsonl too.
     Under torchrun every process makes the same call. dry_run: check everything and return a
@@ -71,13 +72,13 @@ def train_model(
         if not dry_run:
             raise InputError("train needs an output folder: regraft train recipe.yaml -o OUT")
         out = "out"
-    read = Recipe.read(recipe)
+    read = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     mesh = make_mesh(read.body.parallel, device)
     if mesh.rank:
         progress.configure(quiet=True)
     job = None
     if mesh.rank == 0:
-        job = Job(out, inputs=input_files(recipe, read), overwrite=overwrite, resume=resume,
+        job = Job(out, inputs=input_files(read), overwrite=overwrite, resume=resume,
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
     with ExitStack() as stack, progress.without_others(), mesh.guard():

@@ -124,10 +124,10 @@ def _documents(count: int) -> str:
     return "1 document" if count == 1 else f"{count:,} documents"
 
 
-def input_files(path: str | Path, recipe: Recipe) -> list[str | Path]:
+def input_files(recipe: Recipe) -> list[str | Path]:
     """Every file and folder that a training by this recipe reads; Hub ids among them."""
     body = recipe.body
-    inputs: list[str | Path] = [path]
+    inputs: list[str | Path] = [recipe.document.name]
     if isinstance(body.model, str):
         inputs.append(body.model)
     if body.recover.teacher is not None:

@@ -17,7 +17,7 @@ def test_every_path_on_the_page_exists():
     assert len(paths) > 60
     local = ("extract/", "apply/", "inspect/", "methods/", "recipe/", "step/", "estimate/",
              "output/", "inputs/", "native/", "files/", "tasks/", "prompts/", "answers/", "local/",
-             "report/", "read/", "write/", "hf/")  # fmt: skip
+             "report/", "read/", "write/", "hf/", "stages/")  # fmt: skip
     for path in paths:
         if path in local:
             assert list(PACKAGE.glob(f"*/{path}")), path

@@ -108,7 +108,7 @@ class Journal:
             except FileNotFoundError:  # the other process has just published or removed the folder
                 continue
             try:
-                self._lock(fd, folder, target)
+                lock_file(fd, folder, target)
                 if is_open_as(self.path, fd):
                     return fd
             except BaseException:
@@ -116,18 +116,23 @@ class Journal:
                 raise
             os.close(fd)
 
-    def _lock(self, fd: int, folder: Path, target: Path) -> None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another regraft process is writing {target}; wait for it or choose another "
-                "output folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            progress.warn(
-                f"The file system of {folder} has no locks: make sure that no other regraft "
-                "process writes there."
-            )
+
+def lock_file(fd: int, folder: Path, target: Path) -> None:
+    """Lock an open file of `folder`, where `target` is made; held until the file is closed.
+
+    Raises InputError where another process has the lock.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"Another regraft process is writing {target}; wait for it or choose another "
+            "output folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        progress.warn(
+            f"The file system of {folder} has no locks: make sure that no other regraft "
+            "process writes there."
+        )

@@ -100,14 +100,6 @@ class Ties(_Block):
     variant: Literal["mergekit", "paper", "peft"] = "mergekit"
 
 
-class Evaluation(_Block):
-    """What `regraft evaluate` is to ask of the result."""
-
-    suite: str | list[str] | None = None
-    lengths: _Tokens | list[_Tokens] | None = None
-    items: Annotated[int, Field(ge=1)] | None = None
-
-
 class Body(_Block):
     """The keys of a recipe."""
 
@@ -136,7 +128,7 @@ class Body(_Block):
     recover: dict[str, Any] | str | None = Field(
         default=None, description="a training recipe or its file, for `regraft graft`"
     )
-    evaluate: Evaluation | None = Field(
+    evaluate: dict[str, Any] | None = Field(
         default=None, description="an evaluation of the result, for `regraft graft`"
     )
 

@@ -1,4 +1,4 @@
-"""The blocks of a merge recipe that later commands run."""
+"""A merge recipe as a job: its later blocks are checked by merge and run by graft."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""`regraft graft`: the whole job, from a recipe to grafted models and the page about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import regraft
+from regraft.commands.options import (
+    Debug,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    Threads,
+    schema_option,
+)
+from regraft.shell.command import Options, run_command
+from regraft.shell.printing import label_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.graft.record import JobRecord
+
+
+def _schema() -> dict[str, Any]:
+    from regraft.graft.recipe import schema
+
+    return schema()
+
+
+Schema = Annotated[bool, schema_option(_schema)]
+
+
+def graft(
+    recipe: Annotated[str, typer.Argument(help="A graft recipe in YAML.")],
+    out: Out,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Last stage to run: a name such as graft/hermes, or a kind: graft."),
+    ] = None,
+    from_stage: Annotated[
+        str | None,
+        typer.Option("--from", help="Run this stage and all after it again, even if unchanged."),
+    ] = None,
+    schema: Schema = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the stages and what they take; write nothing.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue with a changed recipe: do again what the change reaches."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Extract, apply or merge, recover and evaluate by one recipe; run it again to continue.
+
+    Example recipe.yaml:
+
+        base: meta-llama/Meta-Llama-3-8B
+        extended: gradientai/Llama-3-8B-262k
+        targets: [NousResearch/Hermes-2-Pro-Llama-3-8B]
+        ranks: [16, 64]
+        evaluate: {suite: "needle,perplexity,drift", lengths: [8k, 64k]}
+
+    Example: regraft graft recipe.yaml -o out
+    """
+
+    def show(record: JobRecord) -> Iterable[RenderableType]:
+        from regraft.graft.results import summary
+
+        yield label_table(f"Job in {out}", summary(record))
+
+    run_command(
+        lambda: regraft.graft_model(
+            recipe, out, until=until, from_stage=from_stage, device=device, overwrite=overwrite,
+            resume=resume, dry_run=dry_run,
+        ),
+        show,
+        Options(as_json, quiet, debug, threads, resumable=True),
+    )  # fmt: skip

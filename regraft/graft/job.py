@@ -1,0 +1,199 @@
+"""`regraft graft`: a recipe from the YAML to the page, stage by stage.
+
+    record = graft_model("recipe.yaml", "out")
+
+Everything is checked before the first stage starts. A stage that is finished and whose inputs and
+arguments are unchanged is not run again, so a killed job, run again, goes on where it died.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from regraft import progress
+from regraft.checkpoint.write.target import check_overlap
+from regraft.device import pick_device
+from regraft.document import Document
+from regraft.errors import InputError, RegraftError
+from regraft.graft.merge_job import RESULT, MergeJob
+from regraft.graft.plan import make_stages, merge_stages, select
+from regraft.graft.recipe import Recipe
+from regraft.graft.record import FILE, JobRecord, StageRecord
+from regraft.graft.results import target_records
+from regraft.graft.stages.stage import Context, Given, Stage
+from regraft.graft.workspace import Workspace
+from regraft.records import versions, write_record
+from regraft.units import format_bytes
+from regraft.write import write_text
+
+
+def graft_model(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    until: str | None = None,
+    from_stage: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> JobRecord:
+    """Do the job of the YAML file `recipe` in the folder `out`; its record, `out`/graft.json.
+
+    The same job may be repeated: it goes on where it was interrupted. For a changed recipe give
+    `resume`, which does again what the change reaches, or `overwrite`, which does everything again.
+    until: the last stage to run, by name or kind; from_stage: this stage and those after it are
+    run even if unchanged, and those before must be finished. dry_run: check everything and return
+    a record with a `plan`.
+
+    A target that fails does not stop the others. Raises InputError, before the first stage, for
+    whatever the commands of the stages refuse; RegraftError at the end, naming the failed targets.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("regraft graft runs in one process; start it without torchrun.")
+    kind = pick_device(device).type
+    document = Document.read(recipe)
+    workspace = Workspace(out)
+    stages, names = _stages(document, workspace, device, overwrite)
+    workspace.check(document.text, kind, overwrite=overwrite, resume=resume)
+    check_overlap(workspace.target, _inputs(recipe, stages))
+    last = max(select(stages, until, "--until")) if until is not None else len(stages) - 1
+    first = min(select(stages, from_stage, "--from")) if from_stage is not None else None
+    selected = stages[: last + 1]
+    again = _again(selected, first, overwrite)
+    plan = _plan(selected, again)
+    if dry_run:
+        return _record(document.text, names, stages, {}, plan=plan)
+    with workspace.locked():
+        for stage in again:
+            stage.forget()
+        workspace.begin(document.text, kind)
+        failed = _run(selected)
+        _remove_dropped(workspace, stages)
+        record = _record(document.text, names, stages, failed)
+        write_text(workspace.folder / "recipe.yaml", document.text)
+        write_record(workspace.folder / FILE, record)
+    if failed:
+        listed = "; ".join(f"{name} ({text})" for name, text in failed.items())
+        raise RegraftError(
+            f"{len(failed)} of {len(names)} targets failed: {listed.rstrip('.')}. The "
+            f"others are in {workspace.folder}."
+        )
+    return record
+
+
+def _stages(
+    document: Document, workspace: Workspace, device: str, overwrite: bool
+) -> tuple[list[Stage], list[str]]:
+    """The stages of a graft or merge recipe, and the names of its targets."""
+    if isinstance(document.value, dict) and "merge_method" in document.value:
+        merge = MergeJob(document)
+        return merge_stages(merge, Context(workspace, device, 0, overwrite)), [RESULT]
+    recipe = Recipe(document)
+    context = Context(workspace, device, recipe.body.seed, overwrite)
+    return make_stages(recipe, context), [target.name for target in recipe.targets]
+
+
+def _inputs(recipe: str | Path, stages: Iterable[Stage]) -> list[str | Path]:
+    """Every file and folder that the job reads and does not make."""
+    paths: list[str | Path] = [recipe]
+    for stage in stages:
+        paths += stage.files
+        paths += [source.location for source in stage.given() if isinstance(source, Given)]
+    return paths
+
+
+def _again(stages: list[Stage], first: int | None, overwrite: bool) -> list[Stage]:
+    """The stages that are run although they may be finished. Raises InputError for an unfinished
+    one before the first."""
+    if overwrite or first is None:
+        return stages if overwrite else []
+    for stage in stages[:first]:
+        if not stage.is_finished():
+            raise InputError(
+                f"--from {stages[first].name}: {stage.name} comes before it and is not finished; "
+                "leave --from out."
+            )
+    return stages[first:]
+
+
+def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, str]:
+    """Check every stage that is to run; what each will do, by its name."""
+    lines = {}
+    for stage in stages:
+        if stage not in again and stage.is_finished():
+            lines[stage.name] = f"finished in {stage.path}"
+            continue
+        try:
+            plan = stage.check()
+        except InputError as error:
+            raise type(error)(f"{stage.name}: {error}") from None
+        lines[stage.name] = _describe(stage, plan)
+    return lines
+
+
+def _describe(stage: Stage, plan: Mapping[str, Any]) -> str:
+    sources = ", ".join(stage.reads())
+    parts = [f"{sources} -> {stage.path}"]
+    for name, value in plan.items():
+        if name.endswith("_bytes"):
+            parts.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}")
+        else:
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    if not plan:
+        parts.append("checked in full when its inputs are made")
+    return "; ".join(parts)
+
+
+def _run(stages: list[Stage]) -> dict[str, str]:
+    """Run what is not finished. Returns the failed targets and why; what all targets share stops
+    the job."""
+    failed: dict[str, str] = {}
+    for number, stage in enumerate(stages, 1):
+        if stage.target in failed:
+            continue
+        if stage.is_finished():
+            progress.note(f"[{number}/{len(stages)}] {stage.name}: unchanged")
+            continue
+        progress.note(f"[{number}/{len(stages)}] {stage.name}")
+        try:
+            with progress.hushed():
+                stage.complete()
+        except (RegraftError, MemoryError, OSError) as error:
+            if stage.target is None:
+                raise
+            failed[stage.target] = f"{stage.name}: {error}"
+            progress.warn(f"{stage.target} fails in {stage.name}: {error}")
+    return failed
+
+
+def _remove_dropped(workspace: Workspace, stages: list[Stage]) -> None:
+    """Remove outputs of stages that an earlier recipe had in this folder."""
+    present = {stage.name for stage in stages}
+    for name in workspace.names():
+        if name not in present:
+            workspace.remove(name)
+
+
+def _record(
+    recipe: str,
+    names: list[str],
+    stages: list[Stage],
+    failed: Mapping[str, str],
+    plan: dict[str, str] | None = None,
+) -> JobRecord:
+    return JobRecord(
+        recipe=recipe,
+        stages=[
+            StageRecord(
+                name=stage.name, out=stage.out, key=stage.key() if stage.is_finished() else None
+            )
+            for stage in stages
+        ],
+        targets=target_records(names, stages, failed),
+        versions=versions(),
+        plan=plan,
+    )

@@ -1,0 +1,50 @@
+"""`JobRecord`: graft.json, what a job made of its recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from regraft.graft.change import LogitChange
+from regraft.records import SCHEMA_VERSION
+
+FILE = "graft.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """A stage of the job. out: its folder in the job's; key: hash of its inputs and arguments,
+    None while it is not finished."""
+
+    name: str
+    out: str
+    key: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """A target and what was made of it. result: the folder of the graft, or of the recovered one;
+    rank, scale: of the graft, None for a merge; why: of that rank and scale; failed: the stage and
+    its error."""
+
+    model: str
+    result: str | None
+    rank: str | None = None
+    scale: float | None = None
+    why: str | None = None
+    change: LogitChange | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """graft.json. In a dry run `plan` says, by stage, what would be done."""
+
+    recipe: str
+    stages: list[StageRecord]
+    targets: dict[str, TargetRecord]
+    versions: dict[str, str]
+    plan: dict[str, Any] | None = None
+    kind: Literal["job"] = "job"
+    schema_version: int = SCHEMA_VERSION
+    notes: list[str] = field(default_factory=list)

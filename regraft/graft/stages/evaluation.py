@@ -1,0 +1,108 @@
+"""Stages that measure: the comparison of a graft with target and donor, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regraft.evaluate.job import evaluate_models, input_files
+from regraft.evaluate.result import EvaluationPlan
+from regraft.evaluate.settings import Settings
+from regraft.graft.change import measure_change
+from regraft.graft.content import paths_content
+from regraft.graft.schema import Evaluate as EvaluateBlock
+from regraft.graft.stages.stage import Context, Source, Stage, available
+from regraft.job import Job
+from regraft.records import write_record
+
+CHANGE = "change.json"
+
+
+class Evaluate(Stage):
+    """`regraft evaluate --matrix` of one target. models: by role; stand_ins: what is checked in
+    the place of one that is not made yet."""
+
+    kind = "evaluate"
+
+    def __init__(
+        self,
+        context: Context,
+        item: str,
+        out: str,
+        block: EvaluateBlock,
+        models: Mapping[str, Source],
+        stand_ins: Mapping[str, Source],
+    ) -> None:
+        super().__init__(context, item, out, item)
+        self.block, self.models, self.stand_ins = block, models, stand_ins
+
+    @property
+    def inputs(self) -> Mapping[str, Source]:
+        return self.models
+
+    @property
+    def matrix(self) -> bool:
+        """Whether the models are those of a graft; else they are only compared."""
+        return "recipient" in self.models
+
+    @property
+    def files(self) -> list[str | Path]:
+        block = self.block
+        return [*input_files(Settings(suites=tuple(block.suites), haystack=block.haystack,
+                                      qa=tuple(block.qa)))]  # fmt: skip
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**self._arguments(), "files": paths_content(self.files)}
+
+    def run(self) -> None:
+        self._evaluate({name: model.location for name, model in self.models.items()})
+
+    def check(self) -> Mapping[str, Any]:
+        places = {
+            name: available(model)
+            or (available(self.stand_ins[name]) if name in self.stand_ins else None)
+            for name, model in self.models.items()
+        }
+        made = {name: place for name, place in places.items() if place is not None}
+        if made.keys() != places.keys():
+            return {}
+        plan = self._evaluate(made, dry_run=True)
+        return plan.plan if isinstance(plan, EvaluationPlan) else {}
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**self.block.arguments(), "seed": self.context.seed}
+
+    def _evaluate(self, places: Mapping[str, str], *, dry_run: bool = False) -> Any:
+        options = {"dry_run": True, "overwrite": True} if dry_run else self.options
+        return evaluate_models(
+            [f"{name}={place}" for name, place in places.items()], self.path, matrix=self.matrix,
+            device=self.context.device, **self._arguments(), **options,
+        )  # fmt: skip
+
+
+class Compare(Stage):
+    """What changed from a target to its graft, on a fixed prompt."""
+
+    kind = "compare"
+
+    def __init__(
+        self, context: Context, item: str, out: str, before: Source, after: Source
+    ) -> None:
+        super().__init__(context, item, out, item)
+        self.before, self.after = before, after
+
+    @property
+    def inputs(self) -> Mapping[str, Source]:
+        return {"before": self.before, "after": self.after}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {}
+
+    def run(self) -> None:
+        with Job(self.path, **self.options).start(self.key()) as staging:
+            change = measure_change(self.before.location, self.after.location, self.context.device)
+            write_record(staging.folder / CHANGE, change)
+            staging.publish()

@@ -1,0 +1,175 @@
+"""A stage: one command on given inputs, whose output is done again only where they change.
+
+The key of a stage is a hash of the contents of its inputs, its arguments and the version of this
+code. A stage whose recorded key is its present one, and whose output is whole, is finished.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from regraft.device import pick_device
+from regraft.graft.content import adapter_content, files_content, model_content
+from regraft.graft.workspace import FinishedStage, Workspace
+from regraft.job import job_hash
+
+VERSION = 1  # of the stages: raise it when the same inputs and arguments give another output
+
+Produces = Literal["model", "adapter", "files"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a job share. start_again: continue no stage that was interrupted."""
+
+    workspace: Workspace
+    device: str
+    seed: int
+    start_again: bool
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model or adapter that the recipe names."""
+
+    location: str
+    produces: Produces = "model"
+
+    def content(self) -> str:
+        """Hash of its files. Raises CheckpointError for what is no model or adapter."""
+        if self.produces == "adapter":
+            return adapter_content(self.location)
+        return model_content(self.location)
+
+
+class Stage(ABC):
+    """One stage of a job.
+
+    name: 'extract/rank-16'; target: the target that it works for, None for one that all share;
+    path: the folder it writes.
+    """
+
+    kind: ClassVar[str]  # the first part of the name, for --until and --from
+    produces: Produces = "files"
+
+    def __init__(
+        self, context: Context, item: str | None, out: str, target: str | None = None
+    ) -> None:
+        self.context = context
+        self.name = self.kind if item is None else f"{self.kind}/{item}"
+        self.out = out
+        self.path = context.workspace.folder / out
+        self.target = target
+        self._memo: FinishedStage | None = None
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, Source]:
+        """What the stage reads, by the name that it has in the key. Stages among them must be
+        finished before their choice can be asked for."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """What else changes the output: values for JSON."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Write the folder. Raises RegraftError."""
+
+    def check(self) -> Mapping[str, Any]:
+        """Check all that can be known before the inputs are made, and say what the stage will do:
+        label -> text or number. Raises InputError for what `run` would refuse."""
+        return {}
+
+    @property
+    def files(self) -> list[str | Path]:
+        """Files and folders of the user's that the stage reads beside its inputs."""
+        return []
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    def needs(self) -> Iterator[Stage]:
+        """The stages whose output this one reads."""
+        for source in self.inputs.values():
+            if isinstance(source, Stage):
+                yield source
+
+    def given(self) -> Iterator[Given]:
+        """The models and adapters of the recipe that the stage may read."""
+        for source in self.inputs.values():
+            if isinstance(source, Given):
+                yield source
+
+    def reads(self) -> list[str]:
+        """Where the inputs are or will be, for a plan."""
+        return [source.location for source in self.inputs.values()]
+
+    def key(self) -> str | None:
+        """The key of the stage; None while an input is not made."""
+        contents = {}
+        if not all(stage.is_finished() for stage in self.needs()):
+            return None
+        for label, source in self.inputs.items():
+            contents[label] = source.content()
+        device = pick_device(self.context.device).type
+        return job_hash("graft", VERSION, self.kind, contents, self.arguments, device)
+
+    def is_finished(self) -> bool:
+        """Whether the output is what the present inputs and arguments give."""
+        if self._memo is None:
+            record = self.context.workspace.finished(self.name)
+            if record is not None and record.out == self.out and record.key == self.key():
+                self._memo = record
+        return self._memo is not None
+
+    def content(self) -> str:
+        """Hash of the output. The stage must be finished."""
+        assert self.is_finished(), self.name
+        assert self._memo is not None
+        return self._memo.content
+
+    def complete(self) -> None:
+        """Run, and note that the stage is finished."""
+        key = self.key()
+        assert key is not None, f"{self.name} is run before its inputs are made"
+        self.run()
+        self._memo = FinishedStage(key=key, content=self._hash(), out=self.out)
+        self.context.workspace.finish(self.name, self._memo)
+
+    def forget(self) -> None:
+        """Have the stage done again."""
+        self._memo = None
+        self.context.workspace.forget(self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every command: an earlier output is replaced, an interrupted run is continued."""
+        return {"overwrite": True, "resume": not self.context.start_again}
+
+    def _hash(self) -> str:
+        if self.produces == "model":
+            return model_content(self.location)
+        if self.produces == "adapter":
+            return adapter_content(self.location)
+        return files_content(
+            (path.relative_to(self.path).as_posix(), path)
+            for path in self.path.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        )
+
+
+Source = Given | Stage
+
+
+def available(source: Source) -> str | None:
+    """Where a source is, None while it is not made."""
+    if isinstance(source, Given) or source.is_finished():
+        return source.location
+    return None
