@@ -15,7 +15,7 @@ from regraft import progress
 from regraft.document import Document
 from regraft.graft.blocks import RECOVER, check_recover, include, recover_block
 from regraft.graft.schema import Evaluate, check_evaluation
-from regraft.merge.recipe import Recipe
+from regraft.merge.recipe.recipe import Recipe
 from regraft.recipe import BaseRecipe, Mistakes
 
 RESULT = "merged"  # what the job calls the merged model

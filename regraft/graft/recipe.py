@@ -14,7 +14,7 @@ from regraft.graft.blocks import check_recover, include, training_block
 from regraft.graft.schema import Body, Target, Trained, check_evaluation
 from regraft.lowrank.rank import parse_rule
 from regraft.markdown import last_name
-from regraft.merge.recipe import Recipe as MergeRecipe
+from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 from regraft.recipe import BaseRecipe, Mistakes
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
 from regraft.units import parse_bytes

@@ -49,7 +49,8 @@ MODELS = {
 }  # fmt: skip
 ROLES = {"recipient": "demo-out/derivative", "donor": "demo-out/extended",
          "graft": "demo-out/graft-rank-16"}  # fmt: skip
-RECIPES = {"merge": "examples/merge-long-context.yaml", "train": "examples/extend-toy.yaml",
+RECIPES = {"graft": "examples/graft-long-context.yaml",
+           "merge": "examples/merge-long-context.yaml", "train": "examples/extend-toy.yaml",
            "plan": "examples/extend-toy.yaml", "--probe": "examples/extend-toy.yaml"}  # fmt: skip
 LENGTHS = {"4k": "256", "256k": "256", "64k": "64", "512k": "128", "1M": "256", "1k": "128",
            "512": "128", "8k": "64"}  # fmt: skip
@@ -155,10 +156,12 @@ def toy_recipe(text: str) -> str:
     """A recipe of the examples for the models of the toy demo, and for seconds."""
     names = sorted(MODELS, key=len, reverse=True)
     text = re.sub(
-        rf"(model: |from: )({'|'.join(map(re.escape, names))})(?=[\s,}}]|$)",
+        rf"((?:model|from|base|extended): |  - )({'|'.join(map(re.escape, names))})(?=[\s,}}]|$)",
         lambda match: match[1] + MODELS[match[2]], text,
     )  # fmt: skip
     text = re.sub(r"(length|window): (\w+)", lambda m: f"{m[1]}: {LENGTHS.get(m[2], m[2])}", text)
+    text = re.sub(r"evaluate: .*", "evaluate: {suite: toy, haystack: world, items: 2, lengths: "
+                  "[64, 128]}", text)  # fmt: skip
     text = re.sub(r"(?<!max_)\b(steps|tokens): \w+", "steps: 1", text)
     text = re.sub(r"\b(batch|every|rows): \d+", r"\1: 1", text)
     text = re.sub(r"(documents): \d+", r"\1: 40", text)

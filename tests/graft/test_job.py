@@ -159,7 +159,7 @@ def test_until_and_from_choose_stages_by_name_or_kind(models: Path, tmp_path: Pa
     after = runs(out)
     again = {name for name in before if before[name] != after[name]}
     assert again == {"compare@derivative", "graft@other", "compare@other"}
-    with pytest.raises(InputError, match="grafd is no stage of this job .did you mean graft"):
+    with pytest.raises(InputError, match=r"grafd is no stage of this job .did you mean graft"):
         graft_model(given, out, until="grafd")
 
 
@@ -183,7 +183,7 @@ def test_what_a_command_refuses_is_refused_before_the_first_stage(
     save(tmp_path / "stranger", LLAMA, weights(LLAMA, seed=9))
     out = tmp_path / "out"
     given = recipe(tmp_path, models, targets=f"derivative {tmp_path / 'stranger'}")
-    with pytest.raises(LineageError, match="graft/stranger: .* is no relative of"):
+    with pytest.raises(LineageError, match=r"graft/stranger: .* is no relative of"):
         graft_model(given, out)
     assert not (out / "adapters").exists()
     with pytest.raises(InputError, match="overlaps the input"):
@@ -200,7 +200,9 @@ def test_a_target_that_fails_does_not_stop_the_others(models: Path, tmp_path: Pa
     save(tmp_path / "broken", LLAMA, state)
     out = tmp_path / "out"
     given = recipe(tmp_path, models, targets=f"{tmp_path / 'broken'} derivative")
-    with pytest.raises(RegraftError, match="1 of 2 targets failed: broken .graft/broken") as caught:
+    with pytest.raises(
+        RegraftError, match=r"1 of 2 targets failed: broken .graft/broken"
+    ) as caught:
         graft_model(given, out)
     assert caught.value.exit_code == 1
     targets = json.loads((out / "graft.json").read_text())["targets"]

@@ -17,7 +17,7 @@ from regraft.graft.schema import Apply as ApplyBlock
 from regraft.graft.schema import Extract as ExtractBlock
 from regraft.graft.stages.stage import Context, Given, Produces, Source, Stage, available
 from regraft.merge.job import merge_models
-from regraft.merge.recipe import Recipe as MergeRecipe
+from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 from regraft.write import write_text
 
 
