@@ -1,11 +1,12 @@
-"""recipe -> checkpoint: every tensor streamed through its method, the context put in the config.
+"""`regraft merge`: from a recipe to a checkpoint, or with --as-adapter to an adapter.
 
     from regraft.merge.job import merge_models
     record = merge_models("recipe.yaml", "merged")
 
-All checks come first (`plan`), then tensors are made one at a time in row blocks (`stream`) and
-written through a staging folder, so memory depends on neither the models nor their largest tensor
-and a killed run goes on with `resume`. What a method cannot do natively runs in mergekit.
+All checks come first and give a plan (`native/plan.py`). Then each tensor is merged in row blocks
+(`native/stream.py`) and written through a staging folder, so that memory depends neither on the
+size of the models nor on their largest tensor, and `resume` continues a killed run. A recipe that
+has no native form runs in mergekit.
 """
 
 from __future__ import annotations
@@ -76,16 +77,17 @@ def merge_models(
     resume: bool = False,
     dry_run: bool = False,
 ) -> MergeRecord | AdapterRecord:
-    """Write the merge that `recipe` describes, a YAML file or one that is read, to the folder
-    `out`; its record.
+    """Merge by `recipe`, a YAML file or a recipe that is read already, into the folder `out`.
+    Returns the record of the merge.
 
-    engine: 'native' (float32 streams), 'mergekit' (a separate process), 'auto' (native wherever it
-    can). as_adapter: write a LoRA adapter on base_model instead of a model. seed: of the
-    stochastic methods, one per tensor. verify: read everything back. dry_run: only check, and
-    return the plan.
+    engine: 'native' (float32 streams), 'mergekit' (a separate process) or 'auto' (native where that
+    is possible). as_adapter: write a LoRA adapter on base_model instead of a model. seed: of the
+    stochastic methods; each tensor's is derived from it. verify: read back all that is written.
+    dry_run: check only, and return a record with a `plan`.
 
-    Raises InputError (the recipe, by line; models that do not fit), CheckpointError (broken
-    models, NaN), LineageError (an adapter of another base), OutputError (disk).
+    Raises InputError (a mistake in the recipe, by line; models that do not fit together),
+    CheckpointError (damaged models, NaN), LineageError (an adapter of another base), OutputError
+    (disk).
     """
     if engine not in ENGINES:
         raise InputError(f"--engine '{engine}' is not one of {', '.join(ENGINES)}.")
@@ -168,8 +170,8 @@ def merge_models(
 
 @dataclass(frozen=True)
 class _Checked:
-    """The result of the checks. reason: why the merge runs in mergekit, with plan None; why,
-    policy: what decided on donor and context; notes: warnings for the user."""
+    """The result of the checks. reason: why the merge runs in mergekit, and then plan is None. why:
+    how the donor was chosen; policy: how the context was. notes: warnings for the user."""
 
     reason: str | None
     plan: Plan | None
@@ -182,8 +184,10 @@ class _Checked:
 
 
 def _check(recipe: Recipe, inputs: Inputs, engine: str, shard_bytes: int | None) -> _Checked:
-    """Check that the inputs fit together, and choose donor, context and files. Raises InputError by
-    line."""
+    """Check that the inputs fit together, and choose donor, context and files.
+
+    Raises InputError with the recipe's line.
+    """
     reason = reason_for_mergekit(recipe, inputs, engine)
     donor, why = find_donor(recipe, inputs)
     notes = check_relatives(recipe, inputs, donor)
@@ -217,7 +221,7 @@ def _stream(
     staging: Staging,
     device: torch.device,
 ) -> dict[str, conflicts.TensorSums]:
-    """Write every tensor. Returns the figures of each, by name."""
+    """Merge and write every tensor. Returns the sums for the report, by tensor."""
     sums: dict[str, conflicts.TensorSums] = {}
     with progress.bar("Merging", plan.write_bytes, unit="bytes") as bar:
 

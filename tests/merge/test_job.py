@@ -790,7 +790,7 @@ def test_unlike_vocabularies_of_one_size_are_named(tmp_path: Path) -> None:
         ({"merge_method": "slerp", "base_model": "a", "models": of("a", "b", "c"),
           "parameters": {"t": 0.5}}, "1 model"),
         ({"merge_method": "passthrough"}, "1 model"),
-        ({"models": of("a", "lora", weight=1)}, "name the model it belongs on as base_model"),
+        ({"models": of("a", "lora", weight=1)}, "name the model that it changes as base_model"),
         ({"models": None, "slices": [{"sources": [part("a", 0, 5)]}],
           "merge_method": "passthrough"}, "has 4 layers"),
         ({"tokenizer_source": "c"}, "no input"),

@@ -1,4 +1,4 @@
-"""The chat template of the output, where the recipe asks for another than the tokenizer's own."""
+"""The chat template of the output, where the recipe has a `chat_template`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 
 def choose_template(recipe: Recipe, inputs: Inputs) -> str | None:
-    """The chat template that the recipe asks for: Jinja text, a name of mergekit's, or 'auto'."""
+    """The recipe's chat template: its Jinja text, mergekit's template of that name, or for 'auto'
+    the most common one of the inputs. None: the tokenizer's own. Raises InputError."""
     requested = recipe.body.chat_template
     if not requested:
         return None

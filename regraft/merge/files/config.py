@@ -1,7 +1,7 @@
-"""Which input gives the output its config and tokenizer, and which context the output has.
+"""The output's config.json: which input it comes from, and the context it states.
 
-The donor is base_model, else the first model of the recipe: no set and no hash seed decides. Its
-config gets the output's context, depth, vocabulary and dtype.
+The donor is base_model, or without one the first model of the recipe. Its config is written with
+the context, depth, vocabulary and dtype of the output.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from regraft.rope import ContextSpec, extend_context
 
 
 def find_donor(recipe: Recipe, inputs: Inputs) -> tuple[Input, str]:
-    """The input whose config the output gets, and why it is that one."""
+    """The input whose config the output gets, and how it was chosen."""
     if recipe.body.base_model is not None:
         return inputs[recipe.body.base_model], "base_model"
     return next(iter(inputs)), "the first model of the recipe"
 
 
 def choose_context(recipe: Recipe, inputs: Inputs, donor: Input) -> tuple[ContextSpec, str]:
-    """The output's RoPE and length, and who decided. Unequal inputs and no `context` are refused.
+    """The output's RoPE and length, and how they were chosen.
 
-    Raises InputError.
+    Raises InputError where the inputs differ and the recipe has no `context`.
     """
     requested = recipe.body.context
     if requested is None:
@@ -57,13 +57,13 @@ def _common_context(recipe: Recipe, inputs: Inputs) -> ContextSpec:
     listed = "; ".join(f"{name}: {spec.describe()}" for spec, name in distinct[:4])
     longest = max(distinct, key=lambda item: item[0].max_position_embeddings)[1]
     raise recipe.error(
-        (), f"the inputs place tokens differently ({listed}); say which holds, such as "
+        (), f"the inputs have different RoPE or lengths ({listed}); choose, for example by "
         f"'context: {{from: {longest}}}'.",
     )  # fmt: skip
 
 
 def _input_named(recipe: Recipe, inputs: Inputs, name: str) -> Input:
-    """The input that `context: {from: name}` means: by full name, adapter, or model."""
+    """The input of `context: {from: name}`: by full name, else by adapter, else by model."""
     if name == "base" and recipe.body.base_model is not None:
         return inputs[recipe.body.base_model]
     for spelling in ("whole", "lora", "model"):
@@ -84,8 +84,9 @@ def output_config(
     vocabulary: int | None,
     dtypes: set[str],
 ) -> dict[str, Any]:
-    """The donor's config for the output. vocabulary: rows of the embedding where they are not the
-    donor's; dtypes: of the projections."""
+    """The donor's config changed for the output. vocabulary: rows of the embedding, None for the
+    donor's; dtypes: of the projections. Raises InputError where the config cannot hold the context.
+    """
     config = copy.deepcopy(donor.checkpoint.config)
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     if layers != text.get("num_hidden_layers"):
@@ -110,4 +111,5 @@ def output_config(
 
 
 def config_bytes(config: dict[str, Any]) -> bytes:
+    """A config as the text of its file."""
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

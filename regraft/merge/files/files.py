@@ -1,6 +1,7 @@
-"""Which files beside the weights the output gets: tokenizer, chat template, generation config.
+"""The files beside the weights: tokenizer, chat template, generation config and others.
 
-They come from one model, `tokenizer_source` if the recipe names one, else the donor of the config.
+Tokenizer files come from one model: the recipe's `tokenizer_source`, else the donor of the config.
+The others come from that donor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _OWN = (RECORD, "graft.png", "merge.png", "mergekit_config.yml")
 
 @dataclass(frozen=True)
 class Files:
-    """`tokenizer` files come from `donor`, `others` from the config's donor; `template` replaces
-    the chat template."""
+    """Files to copy: `tokenizer` from `donor`, `others` from `other_donor`, the donor of the
+    config. template: replaces the chat template, unless None."""
 
     donor: Checkpoint
     tokenizer: list[str]
@@ -40,7 +41,7 @@ class Files:
     template: str | None
 
     def record(self, config: Input, why: str) -> MergeDonor:
-        """The record of the models that gave config and tokenizer."""
+        """The record of the donors; `config` is that of the config, chosen because of `why`."""
         return MergeDonor(
             config=str(config),
             why=why,
@@ -51,7 +52,7 @@ class Files:
 
 
 def choose_files(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
-    """Choose the files. Raises InputError for a tokenizer source that is no input."""
+    """Choose the files to copy. Raises InputError for a tokenizer source that is no input."""
     chosen = _tokenizer_source(recipe, inputs, donor).checkpoint
     names = [name for name in chosen.other_files() if _is_tokenizer(name)]
     others = [
@@ -61,19 +62,19 @@ def choose_files(recipe: Recipe, inputs: Inputs, donor: Input) -> Files:
     ]
     template = choose_template(recipe, inputs)
     if template is not None and (path := chosen.file("tokenizer_config.json")) is not None:
-        read_json_object(path, CheckpointError)  # it is rewritten without its own template
+        read_json_object(path, CheckpointError)  # `write_files` has to remove its template
     return Files(chosen, names, donor.checkpoint, others, template)
 
 
 def with_new_tokenizer(files: Files, made: Checkpoint) -> Files:
-    """`files` with the tokenizer that mergekit made for the new vocabulary."""
+    """`files` with the tokenizer of `made`, which mergekit wrote for an aligned vocabulary."""
     names = [name for name in made.other_files() if _is_tokenizer(name)]
     generation = [name for name in files.tokenizer if name == "generation_config.json"]
     return replace(files, donor=made, tokenizer=names, others=files.others + generation)
 
 
 def _tokenizer_source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
-    """The input whose tokenizer the output gets if all vocabularies are equal."""
+    """The input whose tokenizer the output gets where no vocabulary is aligned."""
     ref, where = recipe.body.tokenizer_source, "tokenizer_source"
     if recipe.body.tokenizer is not None:
         ref, where = recipe.body.tokenizer.source, "tokenizer"
@@ -88,7 +89,7 @@ def _tokenizer_source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
 def write_files(
     writer: CheckpointWriter, folder: Path, config: dict[str, Any], files: Files
 ) -> None:
-    """Put config, tokenizer and other files into the staging folder."""
+    """Write config, tokenizer and other files to the staging folder."""
     writer.add_file("config.json", config_bytes(config))
     for one, names in ((files.other_donor, files.others), (files.donor, files.tokenizer)):
         for name in names:

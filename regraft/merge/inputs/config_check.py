@@ -13,15 +13,16 @@ _LAYER = re.compile(r"^(?:(?:model|language_model|transformer)\.)*(?:layers|h)\.
 
 
 def check_config(checkpoint: Checkpoint) -> None:
-    """Compare depth, vocabulary and width. Raises CheckpointError with both numbers.
+    """Compare depth, vocabulary and width with the tensors. Raises CheckpointError with both
+    numbers.
 
-    What the tensors do not show by a usual name is not compared.
+    Sizes are compared only where a tensor of the usual name shows them.
     """
     config = checkpoint.config
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     for key, size in _sizes(checkpoint).items():
         stated: Any = text.get(key)
-        # a checkpoint may store layers beyond the model's, such as those that predict more tokens
+        # a checkpoint may store layers beyond the model's, such as heads that predict more tokens
         enough = key == "num_hidden_layers" and type(stated) is int and 0 < stated <= size
         if stated is not None and stated != size and not enough:
             raise CheckpointError(
@@ -31,7 +32,7 @@ def check_config(checkpoint: Checkpoint) -> None:
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """The sizes that names and shapes show, by their keys in a config."""
+    """The sizes that follow from names and shapes, by their keys in a config."""
     sizes: dict[str, int] = {}
     layers = [int(match[1]) for name in checkpoint.tensors if (match := _LAYER.match(name))]
     if layers:
@@ -45,5 +46,5 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _plain(name: str) -> str:
-    """The name without the prefixes of the language model."""
+    """The name without prefixes such as `model.` and `language_model.`."""
     return re.sub(r"^(?:(?:model|language_model)\.)+", "", name)

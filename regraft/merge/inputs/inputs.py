@@ -1,7 +1,7 @@
-"""The models of a recipe as streams of float32 rows, adapters applied from their factors.
+"""The models of a recipe as streams of float32 rows; adapters are applied block by block.
 
-`base+adapter`, and an adapter alone on the recipe's base, cost no copy of the model: each block of
-rows is W + s B A when it is read. One checkpoint named by several inputs is opened once.
+`base+adapter`, and an adapter alone on the recipe's base, need no copy of the model: W + s B A is
+computed for each block of rows as it is read. A checkpoint of several inputs is opened once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ from regraft.rope import ContextSpec
 
 
 class Input:
-    """One model. `names`: a tensor's name in transformers -> its name in this checkpoint."""
+    """One model, perhaps with an adapter.
+
+    names: a tensor's name in transformers -> its name in this checkpoint. role_of: the role of each
+    stored tensor. changes: what the adapter does to it.
+    """
 
     def __init__(self, ref: ModelRef, checkpoint: Checkpoint, adapter: Adapter | None) -> None:
         self.ref, self.checkpoint, self.adapter = ref, checkpoint, adapter
@@ -53,7 +57,7 @@ class Input:
                 progress.warn(text)
             self.changes = match.changes
             self.lineage = relate_to_base(adapter, checkpoint, self.role_of)
-        self._held: dict[str, tuple[str, Tensor | None, Tensor]] = {}
+        self._loaded: dict[str, tuple[str, Tensor | None, Tensor]] = {}
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -69,7 +73,7 @@ class Input:
 
     @cached_property
     def contexts(self) -> tuple[ContextSpec, ...]:
-        """The context of this input; two where model and adapter disagree and nobody decided."""
+        """The context of this input; two where model and adapter have different ones."""
         own = ContextSpec.from_config(self.checkpoint.config)
         if self.adapter is None or self.adapter.context is None:
             return (own,)
@@ -77,20 +81,20 @@ class Input:
         merged = merged_context(own, before, after)
         return (merged,) if merged is not None else (own, after)
 
-    def hold(self, name: str) -> None:
-        """Load what `rows` needs of the adapter for one tensor, until `release`."""
+    def load_change(self, name: str) -> None:
+        """Load the adapter's change of one tensor, which `rows` needs, until `release_change`."""
         change = self.changes.get(name)
-        if change is None or self.adapter is None or name in self._held:
+        if change is None or self.adapter is None or name in self._loaded:
             return
         if change.kind == "factors":
-            self._held[name] = (change.kind, *change.factors(self.adapter))
+            self._loaded[name] = (change.kind, *change.factors(self.adapter))
         elif change.kind == "difference":
-            self._held[name] = (change.kind, None, self.adapter.difference(change.key))
+            self._loaded[name] = (change.kind, None, self.adapter.difference(change.key))
         else:
-            self._held[name] = (change.kind, None, self.adapter.replacement(change.key))
+            self._loaded[name] = (change.kind, None, self.adapter.replacement(change.key))
 
     def rows(self, name: str, rows: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """These rows as `dtype`, a fresh tensor; one without axes counts as one row.
+        """A new tensor of these rows in `dtype`; a tensor without axes is one row.
 
         Raises CheckpointError where a number is not finite.
         """
@@ -104,7 +108,7 @@ class Input:
         change = self.changes.get(name)
         if change is not None:
             part = slice(rows.start, min(rows.stop, change.rows), rows.step)
-            kind, b, a = self._held[name]
+            kind, b, a = self._loaded[name]
             count = len(range(*part.indices(shape[0] if shape else 1)))
             if kind == "factors" and count:
                 assert b is not None
@@ -115,16 +119,16 @@ class Input:
                 block = a.reshape(-1, *block.shape[1:])[rows].to(block, copy=True)
         if not is_finite(block):
             raise CheckpointError(
-                f"Tensor '{name}' of {self} holds NaN or infinite numbers; give a sound model."
+                f"Tensor '{name}' of {self} has NaN or infinite numbers; give a model without them."
             )
         return block
 
-    def release(self, name: str) -> None:
-        """Free what `hold` loaded."""
-        self._held.pop(name, None)
+    def release_change(self, name: str) -> None:
+        """Free what `load_change` loaded."""
+        self._loaded.pop(name, None)
 
     def record(self) -> MergeInput:
-        """The record of this input in the output's record."""
+        """This input's entry in the record of the output."""
         adapter = None
         if self.adapter is not None:
             adapter = MergedAdapter(
@@ -140,7 +144,10 @@ class Input:
 
 
 class Inputs:
-    """The models of a recipe, opened and checked; a context manager. Iterates in file order."""
+    """The models of a recipe, opened and checked; a context manager that closes them.
+
+    Iterates in the order of `Recipe.references`. Raises InputError with the recipe's line.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self._open: dict[str, Checkpoint] = {}
@@ -168,6 +175,7 @@ class Inputs:
         self.close()
 
     def close(self) -> None:
+        """Close all checkpoints."""
         for checkpoint in self._open.values():
             checkpoint.close()
 
@@ -182,7 +190,7 @@ class Inputs:
             base = recipe.body.base_model
             if base is None or is_adapter(base.model):
                 raise recipe.error(
-                    where, f"{model} is an adapter; name the model it belongs on as base_model."
+                    where, f"{model} is an adapter; name the model that it changes as base_model."
                 )
             assert base is not None
             if base.adapter is not None:

@@ -1,7 +1,7 @@
-"""Which stored tensors make which output tensor, checked against headers before a weight is read.
+"""Which stored tensors are merged to which output tensor, from headers alone.
 
-The output has the tensors of its first slice outside the layers before them, those of its last
-slice after them, and the slices' layers numbered through, as in mergekit.
+The layers of all slices are numbered consecutively. The embedding comes from the first slice, final
+norm and head from the last, as in mergekit.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """The tensors that make one output tensor, the base's among them.
+    """The tensors that are merged to one output tensor, including the base's.
 
-    name: as it is written; tensor: in transformers, with the output's layer; t: the share of the
-    slice's layers below, for gradients.
+    name: of the tensor in the output's files; tensor: its name in transformers; t: position of the
+    layer in its slice from 0 to 1, for gradients.
     """
 
     part: Slice
@@ -56,12 +56,12 @@ class Group:
 def match_tensors(
     recipe: Recipe, inputs: Inputs, *, vocabulary: int | None = None, any_vocabulary: bool = False
 ) -> Iterator[Group]:
-    """Every output tensor with the tensors that make it.
+    """Every output tensor with the tensors that are merged to it.
 
-    vocabulary: the rows that embedding and head are cut to; None leaves all. any_vocabulary: their
-    rows may differ between inputs, since mergekit aligns them.
+    vocabulary: the rows that embedding and head are cut to; None for all rows. any_vocabulary: the
+    inputs may have different rows there, because mergekit aligns them.
 
-    Raises InputError by line where a tensor is missing or shapes differ.
+    Raises InputError with the recipe's line where a tensor is missing or shapes differ.
     """
     for part, tensor, layer, t in _tensor_positions(recipe, inputs):
         members = _members(recipe, inputs, part, tensor, layer)
@@ -69,14 +69,17 @@ def match_tensors(
         one, stored = members[0].stored
         name = tensor if layer is None else at_layer(tensor, layer)
         if len(recipe.slices) == 1 and layer == one.role_of[stored].layer:
-            name = stored  # nothing is renumbered: keep the checkpoint's spelling
+            name = stored  # no layer is renumbered, so the checkpoint's own name fits
         output = tensor if layer is None else at_layer(tensor, layer)
         yield Group(part, name, output, layer, t, shape, members)
 
 
 def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
-    """Check that all inputs have the donor's architecture, tying and plain weights; returns notes
-    on tensors that are left out. Raises InputError by line."""
+    """Check that all inputs have the donor's architecture, the same tying of the head, and weights
+    that are not quantised. Returns notes on tensors that are left out.
+
+    Raises InputError with the recipe's line.
+    """
     config = donor.checkpoint.config
     where = {one: at for (_, at), one in zip(recipe.references(), inputs, strict=True)}
     notes = []
@@ -104,13 +107,13 @@ def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
         if unknown:
             notes.append(
                 f"left out: {len(unknown)} tensors of {one} that a {other.get('model_type')} "
-                f"model has no place for, such as {unknown[0]}"
+                f"model does not have, such as {unknown[0]}"
             )
     return notes
 
 
 def expert_notes(inputs: Inputs, method: Method) -> list[str]:
-    """What mergekit does otherwise with a mixture of experts that is stored expert by expert."""
+    """A note where mergekit's result differs: a mixture of experts with a tensor per expert."""
     if method.elementwise:
         return []
     for one in inputs:
@@ -127,7 +130,7 @@ def expert_notes(inputs: Inputs, method: Method) -> list[str]:
 
 
 def layer_range(recipe: Recipe, inputs: Inputs, source: Source) -> tuple[int, int]:
-    """[start, stop) of a source's layers. Raises InputError beyond its last one."""
+    """[start, stop) of a source's layers. Raises InputError where the model has fewer layers."""
     layers = inputs[source.ref].layers
     start, stop = source.layers or (0, layers)
     if stop > layers:
@@ -141,7 +144,8 @@ def layer_range(recipe: Recipe, inputs: Inputs, source: Source) -> tuple[int, in
 def _tensor_positions(
     recipe: Recipe, inputs: Inputs
 ) -> Iterator[tuple[Slice, str, int | None, float]]:
-    """(slice, name in transformers with the layer of the first source, output's layer, t)."""
+    """Of every output tensor: slice, its name in the first source (as transformers spells it), the
+    output's layer, and t."""
     parts = recipe.slices
     first, last = inputs[parts[0].sources[0].ref], inputs[parts[-1].sources[0].ref]
     before = [name for name, kind in _names_of(first, None) if kind == "embedding"]
@@ -167,7 +171,7 @@ def _tensor_positions(
 
 
 def _names_of(one: Input, layer: int | None) -> Iterator[tuple[str, str]]:
-    """(name in transformers, role) of what the input stores in a layer, or outside the layers."""
+    """(name in transformers, role) of the input's tensors in a layer; None: outside the layers."""
     unknown = set(unknown_tensors(one.checkpoint.config, one.checkpoint.tensors))
     for name, stored in one.names.items():
         role = one.role_of[stored]
@@ -180,7 +184,7 @@ def _names_of(one: Input, layer: int | None) -> Iterator[tuple[str, str]]:
 def _members(
     recipe: Recipe, inputs: Inputs, part: Slice, tensor: str, layer: int | None
 ) -> tuple[Member, ...]:
-    """The tensor of every source; `tensor` has the layer of the first source."""
+    """The tensor of every source. tensor: its name in the first source."""
     first = part.sources[0]
     offset = 0
     if layer is not None:
@@ -204,7 +208,7 @@ def _members(
 def _shape(
     recipe: Recipe, members: tuple[Member, ...], vocabulary: int | None, any_vocabulary: bool
 ) -> tuple[int, ...]:
-    """The output's shape. Raises InputError where the inputs' differ."""
+    """The output's shape. Raises InputError where the inputs have different ones."""
     shapes = []
     for member in members:
         one, stored = member.stored

@@ -1,4 +1,4 @@
-"""Compare the inputs' vocabularies, and refuse those that mergekit cannot align."""
+"""Comparison of the inputs' vocabularies, and the check that mergekit can align them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from regraft.merge.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """The result of a comparison. rows: tokens of the one vocabulary that all share, numbered
-    from 0 without a gap; None if they differ. difference: the first one, in words."""
+    """The result of a comparison. rows: tokens of the vocabulary that all inputs share, numbered
+    from 0 without a gap, else None. difference: a sentence on the first difference, if there is
+    one."""
 
     rows: int | None
     difference: str | None
 
 
 def compare_vocabularies(inputs: Inputs) -> Vocabularies:
-    """Whether every input that has a tokenizer gives each token the same number.
+    """Compare the numbers of all tokens over the inputs that have a tokenizer.
 
     Raises CheckpointError where a tokenizer.json cannot be read.
     """
@@ -48,8 +49,8 @@ def compare_vocabularies(inputs: Inputs) -> Vocabularies:
 
 
 def check_alignable(recipe: Recipe, inputs: Inputs, where: Where) -> None:
-    """Refuse before mergekit starts what its alignment of vocabularies cannot do: numbers that two
-    tokens share, or without an embedding row. Raises InputError by line."""
+    """Raise InputError where mergekit could not align the vocabularies: two tokens share a number,
+    or a number has no row in the embedding. where: the key of the recipe that asks for it."""
     if all(_tokenizer(one) is None for one in inputs):
         raise recipe.error(where, "no input has a tokenizer.json or tokenizer.model to align by.")
     for one in inputs:
@@ -76,7 +77,7 @@ def check_alignable(recipe: Recipe, inputs: Inputs, where: Where) -> None:
 
 
 def embedding_rows(one: Input) -> int:
-    """Rows of the input's embedding."""
+    """Rows of the input's embedding, the smallest if it has several."""
     rows = [one.info(n).shape[0] for n, role in one.role_of.items() if role.kind == "embedding"]
     return min(rows, default=0)
 
@@ -96,7 +97,7 @@ def _difference(
 
 
 def _vocabulary(path: Path, data: bytes) -> dict[str, int] | str:
-    """Token -> number, or the file's hash where it is not JSON."""
+    """Token -> number; for a file that is not JSON, its hash."""
     if path.suffix != ".json":
         return hashlib.sha256(data).hexdigest()
     try:

@@ -1,8 +1,8 @@
-"""The bridge to mergekit, for what is not native: a process of its own, its result checked.
+"""Running a merge in mergekit, in a process of its own, and checking its result.
 
-mergekit (LGPL-3.0) is not a dependency and none of it is in this package: `pip install mergekit`
-provides it. It works in float32 here, whatever the recipe's dtype, and its config.json is replaced
-by one from a known donor with the context that the recipe settles.
+mergekit (LGPL-3.0) is not a dependency and none of its code is in this package; the user installs
+it with `pip install mergekit`. Here it works in float32 for any dtype of the recipe, and its
+config.json is replaced by that of the donor with the recipe's context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from regraft.merge.recipe.schema import BRIDGED
 from regraft.records import TensorMerge
 from regraft.rope import ContextSpec
 
-# mergekit collects a recipe's models in a set, and takes the tokenizer of whichever comes first
+# mergekit collects a recipe's models in a set, and takes the tokenizer of the set's first one
 _MAIN = """\
 from mergekit.config import MergeConfiguration
 collect = MergeConfiguration.referenced_models
@@ -50,15 +50,15 @@ _STEP = re.compile(r"(?P<what>[A-Z][^:|]*):\s+\d+%\|[^|]*\| (?P<done>\d+)/(?P<al
 
 
 def reason_for_mergekit(recipe: Recipe, inputs: Inputs, engine: str) -> str | None:
-    """Why the merge has to run in mergekit; None if it runs natively.
+    """Why the merge runs in mergekit; None if it runs natively.
 
-    Raises InputError where the requested engine cannot do it.
+    Raises InputError where the requested engine cannot run it, or mergekit is not installed.
     """
     needed = _needed(recipe, inputs)
     if engine == "native" and needed is not None:
         raise recipe.error(needed[1], f"{needed[0]}, which needs --engine mergekit or auto.")
     if engine == "mergekit" and needed is None:
-        needed = ("--engine mergekit says so", ())
+        needed = ("--engine is mergekit", ())
     if needed is None:
         return None
     variant = recipe.body.ties.variant if recipe.body.ties else "mergekit"
@@ -95,16 +95,16 @@ def _needed(recipe: Recipe, inputs: Inputs) -> tuple[str, Where] | None:
 
 
 def tokenizer_key(recipe: Recipe) -> str | None:
-    """The key by which the recipe asks for one vocabulary."""
+    """The key of the recipe that asks for one vocabulary; None if there is none."""
     if recipe.body.tokenizer is not None:
         return "tokenizer"
     return None if recipe.body.tokenizer_source is None else "tokenizer_source"
 
 
 def check_for_mergekit(recipe: Recipe, inputs: Inputs) -> None:
-    """Refuse what mergekit would report only after minutes: shapes, layers, tokens without a row.
+    """Check what mergekit would report only after minutes: shapes, layers, tokens without a row.
 
-    Raises InputError by line.
+    Raises InputError with the recipe's line.
     """
     key = tokenizer_key(recipe)
     if recipe.body.modules is None:
@@ -116,7 +116,7 @@ def check_for_mergekit(recipe: Recipe, inputs: Inputs) -> None:
 
 @dataclass(frozen=True)
 class MergekitResult:
-    """The merged tensors, checked and copied to the writer, with config and other files."""
+    """The merged tensors, checked and written by `writer`, with the config and the other files."""
 
     writer: CheckpointWriter
     config: dict[str, Any]
@@ -139,8 +139,8 @@ def run_mergekit(
 ) -> MergekitResult:
     """Merge in mergekit and copy its tensors to `staging`.
 
-    Raises RegraftError with mergekit's last words where it fails, CheckpointError where its result
-    has NaN.
+    Raises RegraftError with the last line that mergekit printed where it fails, CheckpointError
+    where its result has NaN.
     """
     folder = staging.spool / "mergekit"
     if staging.done("mergekit") is None:
@@ -208,7 +208,7 @@ def _run(
 def _follow(
     command: list[str], environment: dict[str, str], bar: progress.Bar
 ) -> tuple[int, list[str]]:
-    """Run mergekit and show the progress that its own bars print; its exit status and last lines.
+    """Run mergekit and show the progress of its own bars. Returns its exit status and last lines.
 
     It redraws a bar with carriage returns, such as 'Executing graph:  40%|####  | 12/30 [..]'.
     """

@@ -1,4 +1,4 @@
-"""The recipe as mergekit gets it: every model a folder of links to the files that were checked."""
+"""Translation of a recipe for mergekit: each model is a folder of links to the checked files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.recipe.recipe import Recipe
 from regraft.merge.recipe.references import ModelRef, parse_reference
 
+# keys that mergekit does not know
 _OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
 _REFERENCES = ("model", "base_model", "source", "tokenizer_source")  # keys that name a model
 
 
 def mergekit_yaml(recipe: Recipe, inputs: Inputs, donor: Input, folder: Path) -> str:
-    """The recipe in mergekit's YAML; `folder` gets the links to models and adapters."""
+    """The recipe as YAML for mergekit. folder: links to models and adapters are made there."""
     body = _translated(recipe, donor, _Views(inputs, folder))
     return yaml.dump(body, Dumper=_NoAliases, sort_keys=False)
 
 
 def _translated(recipe: Recipe, donor: Input, views: _Views) -> dict[str, Any]:
-    """The recipe without what is ours, every model replaced by its view, arithmetic in float32."""
+    """The recipe without our keys, with every model replaced by its view, computed in float32."""
     body = {key: value for key, value in recipe.document.value.items() if key not in _OURS}
 
     def spelled(value: Any, where: Where) -> Any:
@@ -51,8 +52,8 @@ def _translated(recipe: Recipe, donor: Input, views: _Views) -> dict[str, Any]:
 
 
 class _Views:
-    """A folder of links for each model and adapter of a recipe, so that mergekit reads the files
-    that were checked and no others. Their names sort in the order of the recipe, base first."""
+    """A folder of links for each model and adapter of a recipe, so that mergekit reads only the
+    files that were checked. The folders' names sort in the order of the recipe, base first."""
 
     def __init__(self, inputs: Inputs, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,14 +79,14 @@ class _Views:
             return self._references[ref]
         if ref.adapter is None and ref.model in self._folders:
             return self._plain(ref.model)
-        raise recipe.error(where, f"{ref} is none of the models that are merged; name one of them.")
+        raise recipe.error(where, f"{ref} is not one of the models that are merged; name one.")
 
     def _plain(self, model: str) -> dict[str, Any]:
         return {"model": {"path": str(self._folders[model])}}
 
 
 class _NoAliases(yaml.SafeDumper):
-    """Without aliases, which mean nothing to a reader of the recipe."""
+    """Writes values that occur twice in full, instead of as YAML anchors and aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""The maths of merging: plain functions on tensors, found by name.
+"""Merge methods: plain functions on tensors, registered by name.
 
     from regraft.merge.methods import get, merge_tensors, names
     merged = merge_tensors("ties", [a, b], base, {"weight": [1.0, 0.5], "density": 0.3})

@@ -1,4 +1,4 @@
-"""The weighted mean of models, and `blend`, the weighted sum that other methods end in.
+"""The weighted mean of models, and `blend`, the weighted sum that other methods use too.
 
 Model soups: averaging weights of multiple fine-tuned models (arXiv 2203.05482).
 """
@@ -15,7 +15,7 @@ from regraft.errors import InputError
 from regraft.merge.methods.parameter import PerInput
 from regraft.merge.methods.registry import method
 
-NEGLIGIBLE = 1e-6  # a sum of weights counts as zero below this share of the sum of their sizes
+NEGLIGIBLE = 1e-6  # a sum of weights below this share of the sum of their magnitudes counts as 0
 
 
 def vanishes(weights: Sequence[float]) -> bool:
@@ -26,19 +26,19 @@ def vanishes(weights: Sequence[float]) -> bool:
 def blend(tensors: Sequence[Tensor], coefficients: Sequence[float] | Sequence[Tensor]) -> Tensor:
     """sum c_i x_i, computed as x_0 + ((sum c - 1) x_0 + sum c_i (x_i - x_0)).
 
-    Where the coefficients sum to 1 and the tensors are relatives, the error is then a rounding of
-    the small differences and one of the result, not several of the weights themselves; equal
-    tensors give exactly that tensor. Coefficients are numbers or float64 tensors that broadcast.
+    With coefficients that sum to 1 and similar tensors, only the small differences and the result
+    are rounded, not several terms as large as the weights; equal tensors give exactly that tensor.
+    Coefficients are numbers or float64 tensors that broadcast.
     """
     first = tensors[0]
     excess, *factors = _factors(coefficients, first.dtype)
     correction = first * excess
     for tensor, factor in zip(tensors[1:], factors, strict=True):
-        apart = tensor - first
+        difference = tensor - first
         if isinstance(factor, Tensor):
-            correction += apart.mul_(factor)
+            correction += difference.mul_(factor)
         else:
-            correction.add_(apart, alpha=factor)
+            correction.add_(difference, alpha=factor)
     return correction.add_(first)
 
 
@@ -54,7 +54,7 @@ def _factors(
 
 
 def check_weights(weight: Sequence[float], normalize: bool) -> None:
-    """Refuse to divide by weights that sum to zero."""
+    """Raise InputError where `normalize` would divide by weights that sum to zero."""
     if normalize and weight and vanishes(weight):
         raise InputError(
             f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero and cannot be "
@@ -66,6 +66,6 @@ def check_weights(weight: Sequence[float], normalize: bool) -> None:
 def linear(
     tensors: list[Tensor], base: None, *, weight: PerInput[float], normalize: bool = True
 ) -> Tensor:
-    """sum w_i x_i, divided by sum w_i if `normalize`. Weights that then sum to zero are refused."""
+    """sum w_i x_i, divided by sum w_i if `normalize`, which needs weights that do not sum to 0."""
     divisor = math.fsum(weight) if normalize else 1.0
     return blend(tensors, [w / divisor for w in weight])

@@ -11,12 +11,12 @@ from regraft.merge.methods.blockwise.blocks import Blocks
 from regraft.merge.methods.blockwise.reduce import Gram, gram_rows
 from regraft.merge.methods.registry import method
 
-_LEAST_PRODUCT = 1e-6  # of two norms, and the least denominator: mergekit's
+_LEAST_PRODUCT = 1e-6  # lower bound of a product of norms and of the denominator, as in mergekit
 
 
 def _ratio(gram: list[list[Tensor]]) -> Tensor:
-    """t = N c / (1 + (N - 1) c) with c the mean cosine of pairs of deltas, whose inner products
-    these are ([i][j], j <= i); 0, the base, where the denominator vanishes."""
+    """t = N c / (1 + (N - 1) c), c the mean cosine of pairs of deltas; 0, which gives the base,
+    where the denominator vanishes. gram[i][j], j <= i: the deltas' inner products."""
     count = len(gram)
     norms = [gram[i][i].sqrt() for i in range(count)]
     cosines = [
@@ -29,7 +29,7 @@ def _ratio(gram: list[list[Tensor]]) -> Tensor:
     return (count * cosine / denominator.masked_fill(singular, 1.0)).masked_fill(singular, 0.0)
 
 
-def _whole(blocks: Blocks, shape: tuple[int, ...], filter_wise: bool) -> Tensor | None:
+def _tensor_ratio(blocks: Blocks, shape: tuple[int, ...], filter_wise: bool) -> Tensor | None:
     if filter_wise and len(shape) > 1:
         return None
     gram: Gram | None = None
@@ -45,14 +45,14 @@ def _whole(blocks: Blocks, shape: tuple[int, ...], filter_wise: bool) -> Tensor 
     "model_stock",
     paper="arXiv 2403.19522",
     inputs=(2, None),
-    prepare=_whole,
+    prepare=_tensor_ratio,
     symmetric=True,
 )
 def model_stock(
     tensors: list[Tensor], base: Tensor, *, filter_wise: bool = False, state: Tensor | None
 ) -> Tensor:
-    """base + t (mean of the models - base), t from the angles between the deltas: of the whole
-    tensor, or of each row (the last axis) if `filter_wise`."""
+    """base + t (mean of the models - base). t follows from the angles between the deltas: of whole
+    tensors, or of each row (along the last axis) if `filter_wise`."""
     deltas = [t - base for t in tensors]
     if state is None:
         columns = base.shape[-1]

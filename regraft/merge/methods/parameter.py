@@ -1,8 +1,8 @@
-"""A method's parameters, as its signature declares them and as a recipe gives them.
+"""Parameters of a merge method: declared by its signature, parsed from a recipe.
 
 `weight: PerInput[float]` is one number per input, `density: PerInput[Fraction] = (1.0,)` the same
-with bounds and a default, `lambda_: float = 1.0` one number for all (a trailing underscore is
-dropped in recipes, so `lambda`); without a default a recipe must give it.
+with bounds and a default, `lambda_: float = 1.0` one number for all inputs (named `lambda` in a
+recipe). A parameter without a default is required.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Positive: TypeAlias = Annotated[float, Bounds(0.0, math.inf)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a method, as a recipe names it. `bounds` are closed, `choices` the allowed
-    strings, `optional` tells whether None (not given) is a value."""
+    """One parameter of a method. name: in a recipe; bounds: a closed interval; choices: the allowed
+    strings; optional: whether None (not given) is a value."""
 
     name: str
     default: Any
@@ -66,8 +66,8 @@ class Parameter:
         return self.default is REQUIRED
 
     def parse(self, value: Any) -> Any:
-        """A value from YAML, where '1e-4' is a word, 1 and 0 may be switches and true a number,
-        checked. Raises InputError."""
+        """A value from YAML, converted and checked: YAML reads '1e-4' as a string, and 1, 0 and
+        true are both numbers and booleans. Raises InputError."""
         if self.kind in (int, float) and isinstance(value, bool):
             value = int(value)
         elif self.kind in (int, float) and isinstance(value, str):
@@ -78,7 +78,7 @@ class Parameter:
         return self.check(value)
 
     def check(self, value: Any) -> Any:
-        """`value`, one input's if `per_input`, as the right type. Raises InputError."""
+        """`value` (of one input if `per_input`) as the parameter's type. Raises InputError."""
         if value is None and self.optional:
             return None
         kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
@@ -101,6 +101,10 @@ class Parameter:
 
 
 def parameter_of(name: str, hint: Any, default: Any) -> Parameter:
+    """The parameter that an argument of a method declares, from its type hint and default.
+
+    Raises TypeError for a type that YAML does not have.
+    """
     per_input = False
     if get_origin(hint) is Annotated and _PER_INPUT in get_args(hint):
         per_input, hint = True, get_args(get_args(hint)[0])[0]

@@ -1,4 +1,4 @@
-"""Passthrough: the one input, perhaps scaled. What layer stacks are made of."""
+"""Passthrough: the one input, optionally scaled; for stacks of layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from regraft.merge.methods.registry import method
 def passthrough(
     tensors: list[Tensor], base: None, *, scale: PerInput[float | None] = (None,)
 ) -> Tensor:
-    """The input times `scale` (nothing, if it is not given)."""
+    """The input, times `scale` if that is given."""
     factor = scale[0]
     return tensors[0] if factor is None else tensors[0] * factor

@@ -1,14 +1,14 @@
-"""The merge methods by name: how one is declared, found and called.
+"""The registry of merge methods: the `method` decorator, lookup by name, and the calls.
 
 A method is a plain function `(tensors, base, *, parameters..., state, offset, seed) -> tensor`
-under the `method` decorator. Its parameters are its signature (see `parameter`). `state`, `offset`
-and `seed` go to those functions that name them.
+under the `method` decorator. The parameters of a recipe come from its signature (see `parameter`);
+`state`, `offset` and `seed` are passed to functions that have such an argument.
 
-`prepare` may walk over the blocks (see `blocks`) as often as it likes and returns what the method
-must know of the whole tensor: a threshold, a Gram matrix, coefficients. `combine` turns one block
-into one block of the result, in any order and in any block size: the bits of the result do not
-depend on either. A method that needs the whole tensor at once has `blockwise` False and gets it as
-a single block. No function here changes its inputs.
+`prepare` may read the blocks (see `blocks`) any number of times and returns what depends on the
+whole tensor: a threshold, a Gram matrix, coefficients. `combine` makes one block of the result from
+one block of the inputs, in any order and block size, neither of which changes a bit of the result.
+A method that needs the whole tensor at once has `blockwise` False and gets it as a single block. No
+function here changes its inputs.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FAMILIES = (
 class Method:
     """A merge method.
 
-    base          'required'; 'optional'; 'ignored': the base is an input like the others or none
+    base          'required'; 'optional'; 'ignored': merged as one more input where a recipe has one
     inputs        least and greatest number (None: any) of inputs besides the base
-    parameters    by the name a recipe uses
-    symmetric     the order of the inputs (with their parameters) does not matter, but for rounding
+    parameters    by their names in a recipe
+    symmetric     the order of the inputs (with their parameters) matters for rounding only
     stochastic    uses the seed
     blockwise     False: `combine` needs the whole tensor as one block
     experimental  not shown to help on language models
@@ -69,12 +69,12 @@ class Method:
 
     @property
     def elementwise(self) -> bool:
-        """Whether an element of the result depends on that element of the inputs only."""
+        """Whether each element of the result depends only on the same element of the inputs."""
         return self._prepare is None and self.blockwise
 
     def bind(self, given: Mapping[str, Any], inputs: int) -> dict[str, Any]:
-        """Every parameter of the method, checked: `given` by recipe names, defaults for the rest,
-        one value for all inputs spread over them. Raises InputError in one sentence."""
+        """Every parameter of the method, checked: `given` by recipe names, defaults for the rest. A
+        single value of a per-input parameter is repeated for all inputs. Raises InputError."""
         for name in given:
             if name not in self.parameters:
                 hint = did_you_mean(name, self.parameters)
@@ -101,7 +101,7 @@ class Method:
         return bound
 
     def check_inputs(self, inputs: int, *, base: bool) -> None:
-        """Whether this many inputs besides the base suit the method. Raises InputError."""
+        """Raise InputError where the method cannot merge this many inputs besides the base."""
         low, high = self.inputs
         if self.base == "required" and not base:
             raise InputError(f"{self.name} needs a base model: set base_model")
@@ -113,8 +113,8 @@ class Method:
     def prepare(
         self, blocks: Blocks, shape: Sequence[int], params: Mapping[str, Any], seed: int
     ) -> Any:
-        """What `combine` must know of the whole tensor of this shape, None if nothing (then no
-        block was read). `params` as bound, `seed` the tensor's own."""
+        """What `combine` needs to know of the whole tensor of this shape; None, without reading a
+        block, if nothing. params: as `bind` returns them; seed: the tensor's own."""
         if self._prepare is None:
             return None
         extra = {"blocks": blocks, "shape": tuple(shape), "seed": seed}
@@ -130,8 +130,8 @@ class Method:
         offset: int = 0,
         generator_seed: int = 0,
     ) -> Tensor:
-        """One block of the result, in the inputs' dtype. `offset` is the index of the block's first
-        element in the flat tensor, `generator_seed` the seed that `prepare` got."""
+        """One block of the result, in the inputs' dtype. offset: index of the block's first element
+        in the flat tensor; generator_seed: the seed that `prepare` got."""
         extra = {"state": state, "offset": offset, "seed": generator_seed, **self._constants}
         return self._combine(tensors, base, **_named(self._combine, params, extra))
 
@@ -140,7 +140,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def get(name: str) -> Method:
-    """The method of that name. Raises InputError with the nearest name."""
+    """The method of that name. Raises InputError with the closest name."""
     names()
     if name not in _METHODS:
         hint = did_you_mean(name, _METHODS)
@@ -171,11 +171,11 @@ def method(
     constants: Mapping[str, Any] | None = None,
     doc: str | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register the function below as the `combine` of a method. `prepare` and `check` are plain
-    functions too and get what they name: parameters; `prepare` also blocks, shape and seed.
+    """Register the decorated function as the `combine` of a method. `prepare` and `check` are plain
+    functions that get the parameters they have as arguments; `prepare` also blocks, shape and seed.
 
-    One function may serve several methods: `parameters` says which of its arguments a recipe may
-    set (by recipe names; all by default), `defaults` replaces defaults, `constants` are arguments
+    One function may be registered for several methods: `parameters` names the arguments that a
+    recipe may set (by default all), `defaults` replaces their defaults, `constants` are arguments
     that no recipe sets, and `doc` replaces the docstring.
     """
     fixed = dict(constants or {})
@@ -225,8 +225,9 @@ def merge_tensors(
     elements: int | None = BLOCK,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Merge tensors in memory: bind, prepare, combine. `tensors` without the base; the result has
-    `dtype`. Raises InputError for parameters or counts that the method does not take."""
+    """Merge tensors in memory: bind, prepare, combine. tensors: without the base; dtype: of the
+    arithmetic and the result. Raises InputError for parameters or numbers of inputs that the method
+    does not accept."""
     chosen = get(name)
     chosen.check_inputs(len(tensors), base=base is not None)
     bound = chosen.bind(params or {}, len(tensors))
@@ -248,7 +249,7 @@ def merge_tensors(
 def _named(
     function: Callable[..., Any], params: Mapping[str, Any], extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Those of `params` and `extra` that the function names."""
+    """Those of `params` and `extra` that are arguments of the function."""
     chosen = {_argument(name): value for name, value in params.items()}
     chosen.update(extra or {})
     return {name: value for name, value in chosen.items() if name in _arguments(function)}

@@ -18,7 +18,8 @@ from regraft.merge.methods.registry import method
 
 @dataclass(frozen=True)
 class Selection:
-    """Which elements vary most between the models, and each model's share of the energy there."""
+    """The elements that vary most between the models, and each model's share of the energy
+    there."""
 
     cut: Cut
     shares: list[float]
@@ -71,8 +72,8 @@ def _select(
 def _masked(deltas: list[Tensor], cut: Cut, row: int) -> list[Tensor]:
     if cut is ALL:
         return deltas
-    keep = cut.mask(as_rows(_variance(deltas)), row).view(deltas[0].shape)
-    return [delta * keep for delta in deltas]
+    selected = cut.mask(as_rows(_variance(deltas)), row).view(deltas[0].shape)
+    return [delta * selected for delta in deltas]
 
 
 @method("sce", paper="arXiv 2408.07990", inputs=(0, None), prepare=_select, symmetric=True)
@@ -86,13 +87,13 @@ def sce(
     state: Selection,
     offset: int,
 ) -> Tensor:
-    """Keep the `select_topk` share of those elements that vary between the models, weigh each model
-    by the energy of its kept delta, elect a sign per element (a zero sum elects plus), and average
+    """Select the `select_topk` share of the elements that vary between the models, weight each
+    model by the energy of its delta there, elect a sign per element (zero elects plus), and average
     the deltas of that sign.
 
-    Where the mean squares of the kept deltas sum to no more than `energy_floor` the models weigh
-    alike: mergekit's rule, which real deltas often satisfy; 0 is the paper. `int8_mask` changes
-    nothing and is there for mergekit's recipes.
+    If the mean squares of the selected deltas sum to at most `energy_floor`, all models have the
+    same weight: mergekit's rule, which applies to many real deltas; 0 follows the paper.
+    `int8_mask` has no effect; it is accepted because mergekit's recipes have it.
     """
     if not tensors:
         return base

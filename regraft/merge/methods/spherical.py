@@ -1,9 +1,8 @@
-"""Interpolation along great circles: SLERP and its relatives for tasks and for many models.
+"""Interpolation along great circles: SLERP, and its variants for deltas and for many models.
 
-Every one of these results lies in the span of its inputs, so one pass over the inputs for their
-Gram matrix (float64) gives coefficients, and a second the weighted sum. Angles between relatives
-are some 1e-3, whose cosine float32 cannot tell from 1; from a float64 Gram matrix they are good to
-nine digits.
+All results lie in the span of the inputs: one pass over the inputs for their Gram matrix (float64)
+gives the coefficients, a second one the weighted sum. Angles between related models are about 1e-3,
+and the cosine of that is 1 in float32; from a float64 Gram matrix they have nine digits.
 
 SLERP: Shoemake, Animating rotation with quaternion curves (SIGGRAPH 1985). Multi-SLERP:
 goddard.blog/posts/multislerp-wow-what-a-cool-idea. Karcher mean: arXiv 2603.04972.
@@ -24,8 +23,8 @@ from regraft.merge.methods.parameter import Count, PerInput, Positive
 from regraft.merge.methods.registry import method
 
 _NEARLY_PARALLEL = 0.9995  # |cosine| above which slerp interpolates linearly, as in mergekit
-_NO_NORM = 1e-8  # slerp takes smaller norms for 1, as in mergekit
-_LEAST_NORM = 1e-7  # nuslerp's
+_NO_NORM = 1e-8  # slerp replaces smaller norms by 1, as in mergekit
+_LEAST_NORM = 1e-7  # nuslerp replaces smaller norms by this
 
 
 def _gram(blocks: Blocks, *, deltas: bool) -> Tensor:
@@ -89,7 +88,7 @@ def _nuslerp_coefficients(
     for tensors, base in blocks():
         a, b = ((t if base is None else t - base).double() for t in tensors)
         sums = sums or [torch.zeros_like(a[0]) for _ in range(3)]
-        for x, y in zip(a, b, strict=True):  # one by one: the order of a sum is the rows' order
+        for x, y in zip(a, b, strict=True):  # one by one, so that blocks do not change the order
             for accumulated, product in zip(sums, (x * x, x * y, y * y), strict=True):
                 accumulated += product
     return _arc(sums[0], sums[1], sums[2], weight)
@@ -112,9 +111,9 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     state: list[Tensor] | None,
 ) -> Tensor:
-    """SLERP between two models, or with a base between their deltas, at w_1 / (w_0 + w_1); in the
-    middle if the weights sum to zero. Without `nuslerp_flatten` along each vector of the last axis,
-    with `nuslerp_row_wise` of the first one: mergekit's names, which are the other way round.
+    """SLERP between two models, or with a base between their deltas, at w_1 / (w_0 + w_1), or at
+    1/2 if the weights sum to zero. Vectors are whole tensors; without `nuslerp_flatten` they run
+    along the last axis, with `nuslerp_row_wise` along the first (the name is mergekit's).
     """
     vectors = tensors if base is None else [t - base for t in tensors]
     if state is None:
@@ -162,10 +161,11 @@ def multislerp(
     eps: Positive = 1e-8,
     state: list[float],
 ) -> Tensor:
-    """The weighted mean of the inputs' directions (their deltas', with a base) at the weighted mean
-    of their lengths. The published step in the tangent space at that mean is zero, since the
-    tangents' weighted sum is, so it is not computed. Directions that cancel each other, and inputs
-    that all are the base, give the weighted sum of the inputs; a single input is returned as it is.
+    """The weighted mean of the inputs' directions (with a base, of their deltas') times the
+    weighted mean of their lengths. The published step in the tangent space at that mean is left
+    out, because the tangents' weighted sum is zero. Where the directions cancel, or all inputs
+    equal the base, the result is the weighted sum of the inputs; a single input is returned
+    unchanged.
     """
     if base is None:
         return blend(tensors, state)
@@ -185,7 +185,7 @@ def _karcher_coefficients(blocks: Blocks, max_iter: int, tol: float) -> list[flo
     if not valid.numel():
         return [0.0] * count
     share = 1 / valid.numel()
-    # Vectors are written in the basis of the unit inputs; `cosines` are its inner products.
+    # Vectors are coordinates in the basis of the normalized inputs, whose Gram matrix is `cosines`.
     cosines = gram[valid][:, valid] / norms[valid] / norms[valid, None]
     basis = torch.eye(valid.numel(), dtype=torch.float64)
 
@@ -225,7 +225,7 @@ def karcher(
     tol: Positive = 1e-5,
     state: list[float],
 ) -> Tensor:
-    """The point on the sphere nearest to the inputs' directions (sum of squared angles), found by
-    Riemannian gradient steps, at the mean of their lengths. Inputs shorter than `tol` have no
-    direction and only shorten the result."""
+    """The point on the sphere with the least sum of squared angles to the inputs' directions, by
+    Riemannian gradient steps, times the mean of their lengths. Inputs shorter than `tol` count in
+    that mean only."""
     return blend(tensors, state)

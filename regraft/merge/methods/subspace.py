@@ -1,12 +1,12 @@
-"""Merging through singular vectors, and by agreement between tasks. All experimental: they help
-on vision models; on language models a study of 16 benchmarks found no gain (arXiv 2511.21437).
+"""Merging in the space of singular vectors, and by consensus of tasks. All are experimental: they
+help on vision models; a study of language models on 16 benchmarks saw no gain (arXiv 2511.21437).
 
 KnOTS: model merging with SVD to tie the knots (2410.19735). TSV-Merge: task singular vectors
 (2412.00081). Iso-C: no task left behind (2502.04959). Consensus task arithmetic: localizing task
 information, TALL masks (2405.07813).
 
-The first three work on whole matrices, `consensus_ta` on blocks. Their `weight` is ours: it scales
-a delta, 1 unless given.
+The first three work on whole matrices, `consensus_ta` on blocks. Their parameter `weight` is not in
+the papers: a factor on each delta, by default 1.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def knots_ties(
     normalize: bool = True,
 ) -> Tensor:
     """TIES in the singular basis that the deltas share: with [D_1 ... D_N] = U S [V_1 ... V_N]',
-    the parts S V_i' = U' D_i are trimmed and merged, and U leads back.
+    the parts S V_i' = U' D_i are trimmed and merged, and the result is multiplied by U.
 
     U holds the eigenvectors of sum D_i D_i'. A matrix with more rows than columns is transposed
-    first, so that the smaller Gram matrix serves. Tensors that are no matrices get plain TIES.
+    first, so that the Gram matrix is the smaller one. Other tensors get plain TIES.
     """
     deltas = [t - base for t in tensors]
     if base.ndim != 2:
@@ -77,7 +77,7 @@ def _ties(
         yield [d[rows] if zero.ndim else d for d in deltas], zero[rows] if zero.ndim else zero
 
     state: Sparsifier = trim(blocks, tuple(zero.shape), density)
-    sparse = [scheme.keep(d, 0) for scheme, d in zip(state.schemes, deltas, strict=True)]
+    sparse = [scheme.apply(d, 0) for scheme, d in zip(state.schemes, deltas, strict=True)]
     return elect_and_add(zero, sparse, weight, normalize, scale)
 
 
@@ -96,12 +96,11 @@ def tsv_merge(
     weight: PerInput[float] = (1.0,),
     lambda_: float = 1.0,
 ) -> Tensor:
-    """Keep the leading 1 / N of each delta's singular triplets, make the singular vectors of all
-    tasks orthonormal together (the nearest such set), and add up.
+    """The leading 1 / N of each delta's singular triplets, with the singular vectors of all tasks
+    replaced by the nearest orthonormal set, added up.
 
-    Of equal inputs the result is their leading part itself: directions that the tasks span twice
-    are shared, where the reference code leaves them to chance. Tensors that are no matrices get the
-    mean of the deltas.
+    Directions that several tasks span are shared, so equal inputs give their leading part; the
+    reference code leaves this case to rounding. Other tensors get the mean of the deltas.
     """
     deltas = [t - base for t in tensors]
     if base.ndim != 2:
@@ -138,9 +137,9 @@ def iso_c(
     weight: PerInput[float] = (1.0,),
     lambda_: float = 1.0,
 ) -> Tensor:
-    """Add the deltas and replace every singular value of the sum by their mean. Values that are
-    zero, but for rounding, stay zero and do not count: a low-rank sum keeps its directions. Tensors
-    that are no matrices get the mean of the deltas."""
+    """The sum of the deltas with every singular value replaced by their mean. Values that are zero,
+    but for rounding, stay zero and do not count, so a sum of low rank does not gain directions.
+    Other tensors get the mean of the deltas."""
     deltas = [t - base for t in tensors]
     mean = _mean(deltas, weight)
     if base.ndim != 2:
@@ -177,8 +176,8 @@ def consensus_ta(
     tall_lambda: PerInput[Positive] = (0.4,),
     min_tasks: Count = 2,
 ) -> Tensor:
-    """Task arithmetic, but only where at least `min_tasks` tasks vote for the entry (all of them,
-    if there are fewer): task i does where |d_i| >= tall_lambda_i |sum of the others' deltas|."""
+    """Task arithmetic on the entries for which at least `min_tasks` tasks vote (all, if there are
+    fewer); task i votes where |d_i| >= tall_lambda_i |sum of the others' deltas|."""
     deltas = [(t - base) * w for t, w in zip(tensors, weight, strict=True)]
     merged = torch.zeros_like(base)
     for delta in deltas:

@@ -10,15 +10,15 @@
     della_linear      a draw favouring the large   all      DELLA-Merging (2406.11617)
     della             a draw favouring the large   elected
 
-Parameters, defaults and results are mergekit's: a delta is sparsified, if `rescale` scaled back to
-its L1 norm (not, as DARE's paper has it, by 1 / density), multiplied by its weight; where signs are
-elected, the sign of the weighted sum wins (a zero sum elects plus) and the others are dropped; with
-`normalize` the sum is divided by the weights that took part in it; then `lambda`. So a delta that
-stands alone is taken at full size, whatever its weight, where `normalize` is on.
+Parameters, defaults and results are mergekit's. A delta is sparsified; with `rescale` it is scaled
+back to its L1 norm (DARE's paper divides by the density instead); it is multiplied by its weight.
+With elected signs, the sign of the weighted sum wins (zero elects plus) and entries of the other
+sign are dropped. With `normalize` the sum is divided by the weights of the entries in it, so where
+only one delta has an entry, it is taken at full size whatever its weight. `lambda` comes last.
 
-Two rules where mergekit has none: of equal magnitudes at a threshold the lowest flat indices stay;
-weights that took part and sum to zero, but for rounding, divide by 1.
-`int8_mask` is there for mergekit's recipes and changes nothing.
+Two rules that mergekit does not have: of equal magnitudes at a threshold the lowest flat indices
+are selected; weights that sum to zero, but for rounding, divide by 1. `int8_mask` has no effect; it
+is accepted because mergekit's recipes have it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ Variant = Literal["mergekit", "paper", "peft"]
 def add_deltas(
     base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], normalize: bool, scale: float
 ) -> Tensor:
-    """base + scale * sum w_i d_i, divided by sum w_i if `normalize` and the sum is not zero."""
+    """base + scale * sum w_i d_i; the sum is divided by sum w_i if `normalize` and that is not
+    0."""
     factor = scale / math.fsum(weights) if normalize and not vanishes(weights) else scale
     merged = torch.zeros_like(base)
     for delta, weight in zip(deltas, weights, strict=True):
@@ -66,10 +67,10 @@ def elect_and_add(
     scale: float,
     variant: Variant = "mergekit",
 ) -> Tensor:
-    """The same over the deltas of the elected sign only, element by element.
+    """`add_deltas` over the entries of the elected sign only, element by element.
 
-    `variant` says what elects and what divides: 'mergekit' the weighted deltas, and the sum of the
-    weights that took part; 'peft' and 'paper' the deltas themselves, and the number of those.
+    variant: 'mergekit' elects by the weighted deltas and divides by the sum of the weights of the
+    entries added; 'peft' and 'paper' elect by the unweighted deltas and divide by their number.
     """
     weighted_vote = variant == "mergekit"
     plus, minus, votes, plus_shares, minus_shares = (torch.zeros_like(base) for _ in range(5))
@@ -86,7 +87,7 @@ def elect_and_add(
             sign = vote.sign()
             plus_shares += sign.clamp_min(0).mul_(share)
             minus_shares -= sign.clamp_max(0).mul_(share)
-    # The sign of plus + minus is exact, which that of a running sum of all votes would not be.
+    # The sign of plus + minus is exact; that of a running sum over all votes is not.
     elected = (plus + minus if weighted_vote else votes).ge_(0)
     other = 1 - elected
     merged = plus.mul_(elected).add_(minus.mul_(other))
@@ -134,13 +135,13 @@ def merge_deltas(
 ) -> Tensor:
     """All methods of the table: sparsify each delta, elect signs where `elect`, add.
 
-    state: the sparsifier with its thresholds and factors, None to take deltas whole; density,
-    gamma, epsilon and rescale have gone into it.
+    state: the sparsifier, which was prepared from density, gamma, epsilon and rescale; None where
+    deltas are not sparsified.
     """
     deltas = [tensor - base for tensor in tensors]
     if state is not None:
         row = first_row(base, offset)
-        sparse = [s.keep(d, row) for s, d in zip(state.schemes, deltas, strict=True)]
+        sparse = [s.apply(d, row) for s, d in zip(state.schemes, deltas, strict=True)]
         deltas = [d if f == 1 else d * f for d, f in zip(sparse, state.factors, strict=True)]
     if elect:
         return elect_and_add(base, deltas, weight, normalize, lambda_, variant)
@@ -149,8 +150,8 @@ def merge_deltas(
 
 @dataclass(frozen=True)
 class _Row:
-    """One method. sparsify: what it drops of each delta; elect: whether signs are elected;
-    normalize, rescale: defaults; extra: parameters besides those that all share."""
+    """One method. sparsify: prepares its sparsifier; elect: whether signs are elected; normalize,
+    rescale: their defaults; extra: a parameter besides the shared ones; check: of parameters."""
 
     name: str
     arxiv: str

@@ -1,9 +1,9 @@
-"""Merging adapters into an adapter, where nothing but adapters on one base goes in.
+"""Merging adapters on one base into an adapter (`--as-adapter`).
 
-Task arithmetic needs no dense matrix: sum c_i B_i A_i = [c_1 B_1 ...] [A_1; ...], brought to its
-own rank by two QR factorisations and one small SVD, exactly but for rounding. Every other method
-works on entries, so its result has full rank: it is merged densely, one matrix at a time, and
-extracted again at the summed rank of the inputs, with the error stated.
+Task arithmetic needs no dense matrix: sum c_i B_i A_i = [c_1 B_1 ...] [A_1; ...], which two QR
+factorisations and one small SVD bring to its own rank, exactly but for rounding. The result of
+every other method has full rank: it is merged densely, one matrix at a time, and cut by a truncated
+SVD to the summed rank of the inputs, whose error is in the record.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ from regraft.write import library_writing
 
 @dataclass(frozen=True)
 class Merged:
-    """One module's merged change: B (m, r), A (r, n) float32, and the share of it they miss."""
+    """One module's merged change: B (m, r) and A (r, n), float32. norm: of the change; error: of
+    B A, relative to it."""
 
     b: Tensor
     a: Tensor
@@ -57,7 +58,7 @@ class Merged:
 
 
 def check(recipe: Recipe, inputs: Inputs, plan: Plan) -> None:
-    """Refuse what an adapter cannot hold. Raises InputError by line."""
+    """Raise InputError, with the recipe's line, where the result is not an adapter of factors."""
     base = recipe.body.base_model
     if plan.method.base == "ignored" or base is None or inputs[base].adapter is not None:
         raise recipe.error(
@@ -90,10 +91,9 @@ def write(
     device: torch.device,
     arguments: dict[str, Plain],
 ) -> AdapterRecord:
-    """Write all files but the card to the staging folder; the record.
+    """Merge, and write the adapter without its card to the staging folder. Returns its record.
 
-    The factors have the inputs' dtype, the widest if they differ, unless the recipe says out_dtype
-    or dtype.
+    The factors have the recipe's out_dtype or dtype, else the inputs' widest dtype.
     """
     assert recipe.body.base_model is not None
     base = inputs[recipe.body.base_model]
@@ -168,7 +168,7 @@ def write(
 
 
 class _Spool:
-    """Merged modules on disk until their common rank is known; survives a killed run."""
+    """Merged modules on disk, until the rank of all is known. A resumed run reads them again."""
 
     def __init__(self, staging: Staging) -> None:
         self._staging, self._folder = staging, staging.spool
@@ -209,7 +209,7 @@ def _module(output: Output, base: Input, rank: int) -> AdapterModule:
 
 
 def _added(output: Output, scale: float) -> Merged:
-    """sum c_i B_i A_i in factors of its own rank."""
+    """sum c_i B_i A_i as factors of its own rank."""
     weights = output.params["weight"]
     total = math.fsum(weights) if output.params["normalize"] else 0.0
     scale *= output.params["lambda"] / (total or 1.0)
@@ -222,7 +222,7 @@ def _added(output: Output, scale: float) -> Merged:
     q, r = torch.linalg.qr(torch.cat(left, 1))
     p, s = torch.linalg.qr(torch.cat(right, 0).T)
     u, values, vt = torch.linalg.svd(r @ s.T)
-    floor = float(values[0]) * 1e-7 if len(values) else 0.0  # float32 knows no less
+    floor = float(values[0]) * 1e-7 if len(values) else 0.0  # less is rounding in float32
     rank = int((values > floor).sum())
     root = values[:rank].sqrt()
     norm = float(torch.linalg.vector_norm(values))
@@ -239,7 +239,7 @@ def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torc
     delta = torch.cat(list(blocks))
     one, name = output.base
     delta -= one.rows(name, slice(0, len(delta)), torch.float32, torch.device("cpu"))
-    one.release(name)
+    one.release_change(name)
     ranks = [
         i.adapter.rank(i.changes[n].key)
         for i, n in output.inputs

@@ -1,6 +1,6 @@
-"""What a native merge will do, tensor by tensor: methods, parameters, dtypes, shards.
+"""The plan of a native merge: inputs, parameters, shape and dtype of every tensor, and the shards.
 
-Everything comes from headers and configs; no weight is read.
+It is made from headers and configs; no weight is read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from regraft.merge.recipe import parameters
 from regraft.merge.recipe.recipe import Recipe, Slice, Source
 from regraft.rope import ContextSpec
 
-_SHARD_BYTES = 5_000_000_000  # transformers' default, where no input shows how to cut
+_SHARD_BYTES = 5_000_000_000  # transformers' default, for outputs not cut like the donor
 
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor to make: from which tensors, on which base, with which parameters.
+    """One output tensor: its inputs, its base, and the method's parameters.
 
-    anchor: index of the input that changes are measured against where there is no base.
+    kind, leaf, layer: its role. anchor: index of the input that changes are measured from where
+    there is no base.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Output:
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        """Everything that is read."""
+        """All tensors that are read."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
 
@@ -80,8 +81,10 @@ def make_plan(
     vocabulary: int | None = None,
     max_shard_bytes: int | None = None,
 ) -> Plan:
-    """Every tensor to make, checked against the models' headers. vocabulary: rows that embedding
-    and head are cut to. Raises InputError by line."""
+    """Plan every output tensor. vocabulary: rows that embedding and head are cut to, None for all.
+
+    Raises InputError with the recipe's line where inputs, parameters or dtypes do not fit.
+    """
     parameters.warn_unused(recipe, method)
     groups = match_tensors(recipe, inputs, vocabulary=vocabulary)
     outputs = [_output(recipe, method, group) for group in groups]
@@ -144,7 +147,7 @@ def _base(recipe: Recipe, method: Method, part: Slice) -> Source | None:
 
 
 def _dtype(recipe: Recipe, members: tuple[Member, ...]) -> torch.dtype:
-    """The recipe's dtype, else the one that all inputs have."""
+    """The recipe's dtype, else that of all inputs. Raises InputError where they differ."""
     if recipe.out_dtype is not None:
         return getattr(torch, recipe.out_dtype)
     first = members[0]
@@ -154,7 +157,7 @@ def _dtype(recipe: Recipe, members: tuple[Member, ...]) -> torch.dtype:
         if own != dtype:
             raise recipe.error(
                 member.source.where, f"'{first.name}' is {dtype_name(own)} in {member.source.ref} "
-                f"and {dtype_name(dtype)} in {first.source.ref}; say how to store the result, such "
-                "as 'out_dtype: bfloat16'.",
+                f"and {dtype_name(dtype)} in {first.source.ref}; choose the output's, such as "
+                "'out_dtype: bfloat16'.",
             )  # fmt: skip
     return dtype

@@ -1,9 +1,9 @@
-"""One output tensor made in row blocks by one thread, and several tensors by as many threads.
+"""Merging one tensor in row blocks, and several tensors in threads.
 
-A block is a few rows of every input in float32, the method, one rounding. One thread makes
-a tensor from its first read to its last byte, and torch has one thread inside it: so memory is a
-few blocks a thread, all cores are busy, and no bit depends on how many there are. Methods that need
-a whole tensor get all threads for one tensor at a time, and so does a GPU.
+For each block a few rows of every input are read in float32, merged, and rounded once. One thread
+does all work on a tensor, with torch set to one thread inside it: memory is a few blocks a thread,
+all cores are busy, and no bit depends on their number. Methods that need a whole tensor merge one
+tensor at a time with all of torch's threads, and so does a GPU.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _CUDA_BLOCK = 1 << 25
 
 
 def threads(method: Method, device: torch.device) -> int:
-    """How many tensors are made at a time."""
+    """How many tensors are merged at a time."""
     return torch.get_num_threads() if method.blockwise and device.type == "cpu" else 1
 
 
 class Tally:
     """Statistics of one tensor, collected while it is merged.
 
-    `samples`: every few dozenth row of the inputs, the reference and the result, in this order, for
-    the conflict report. One buffer each from the start: a small tensor that outlives its block
-    would pin the free megabytes around it.
+    samples: evenly spaced rows of the inputs, the reference and the result, in this order, for the
+    report on conflicts. They are buffers of full size from the start, because a small tensor that
+    outlives its block would pin the free megabytes around it.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Tally:
     def add(
         self, tensors: list[Tensor], stored: Tensor, start: int, shape: tuple[int, ...]
     ) -> None:
-        """A block of the tensor of this shape that begins at row `start`: the inputs, the reference
-        and the result, and the result as it is stored."""
+        """Add a block that begins at row `start` of a tensor of this shape. tensors: the inputs,
+        the reference and the result; stored: the result after rounding."""
         *_, reference, result = tensors
         stride = sample_stride(shape)
         if not self.samples:
@@ -76,10 +76,14 @@ def merged(
     device: torch.device,
     tally: Tally,
 ) -> Iterator[Tensor]:
-    """The output's rows in blocks of its dtype, on the CPU; `tally` is filled as they are made."""
+    """Merge one tensor: yields its rows in blocks of the output's dtype, on the CPU.
+
+    seed: the tensor's own; scale: factor on the merged change, None for 1; tally: gets the
+    statistics. Raises InputError at the end if a number was not finite.
+    """
     stream = _Stream(output, method, device)
     for one, name in output.tensors:
-        one.hold(name)
+        one.load_change(name)
     try:
         state = method.prepare(stream.blocks, stream.shape, output.params, seed)
         for rows, (inputs, base) in zip(stream.spans(), stream.blocks(), strict=True):
@@ -95,7 +99,7 @@ def merged(
             yield stored.cpu() if output.shape else stored.cpu().reshape(())
     finally:
         for one, name in output.tensors:
-            one.release(name)
+            one.release_change(name)
     if not tally.finite:
         raise InputError(
             f"Merging '{output.name}' gives NaN or infinite numbers, or numbers that do not fit "
@@ -104,7 +108,7 @@ def merged(
 
 
 class _Stream:
-    """The blocks of one output tensor's inputs: the methods' `Blocks`."""
+    """The inputs of one output tensor as blocks (see `methods.blockwise.blocks`)."""
 
     def __init__(self, output: Output, method: Method, device: torch.device) -> None:
         self.output, self.device = output, device
@@ -117,7 +121,8 @@ class _Stream:
         self.dtype = torch.float64 if double else torch.float32
 
     def spans(self, step: int = 1) -> Iterator[slice]:
-        """The rows of each block; every `step`-th of step times as many."""
+        """The rows of each block; with a step, of a block of the same size from `step` times as
+        many rows."""
         height = self.height * step
         for start in range(0, self.shape[0], height):
             yield slice(start, min(self.shape[0], start + height), step)
@@ -134,8 +139,8 @@ class _Stream:
 
 
 def sample_stride(shape: tuple[int, ...]) -> int:
-    """Distance of the rows that are sampled for the conflict report: all of a vector, else 64 to
-    256 rows, about half a million numbers."""
+    """Distance of the rows that are sampled for the report on conflicts: 1 for vectors; else such
+    that 64 to 256 rows are taken, about half a million numbers."""
     if len(shape) < 2:
         return 1
     count = min(256, max(64, (1 << 19) // max(1, math.prod(shape[1:]))))

@@ -1,4 +1,4 @@
-"""The value of every parameter for one output tensor: scopes, filters and gradients resolved."""
+"""Resolve scopes, filters and gradients to the value of each parameter for one output tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regraft.merge.recipe.settings import Condition
 
 
 def warn_unused(recipe: Recipe, method: Method) -> None:
-    """Warn of parameters that other methods have and this one does not use."""
+    """Warn of parameters in the recipe that this method does not have."""
     unused = {name for settings, _ in recipe.scopes() for name in settings}
     for name in sorted(unused - set(method.parameters) - {"int8_mask"}):
         progress.warn(f"{method.name} has no parameter '{name}'; the recipe's is not used.")
@@ -30,9 +30,9 @@ def bind(
 ) -> dict[str, Any]:
     """The method's parameters for one output tensor, checked.
 
-    inputs: the sources besides the base, each with its tensor's name, which filters are matched
-    against; `tensor` is the output's name, for parameters that all inputs share. t: the fraction
-    of the slice's layers that lie below, for gradients. Raises InputError with a line.
+    inputs: the sources besides the base, each with the name of its tensor, against which filters
+    are matched; tensor: the output's name, for parameters that all inputs share. t: position of the
+    layer in its slice from 0 to 1, for gradients. Raises InputError with the recipe's line.
     """
     given: dict[str, Any] = {}
     for parameter in method.parameters.values():
@@ -61,10 +61,11 @@ def _value(
     source: Source | None,
 ) -> Any:
     for settings, where in scopes:
-        held = next((c for c in settings.get(parameter.name, ()) if c.holds(tensor)), None)
-        if held is not None:
+        conditions = settings.get(parameter.name, ())
+        condition = next((c for c in conditions if c.matches(tensor)), None)
+        if condition is not None:
             try:
-                return _at(parameter, held, t)
+                return _at(parameter, condition, t)
             except InputError as error:
                 raise recipe.error((*where, parameter.name), f"{error} (for '{tensor}').") from None
     if parameter.required:
@@ -78,7 +79,8 @@ def _value(
 
 
 def _at(parameter: Parameter, condition: Condition, t: float) -> Any:
-    """The condition's value at `t`: numbers are interpolated, words and switches chosen."""
+    """The condition's value at `t`. Numbers of a gradient are interpolated; of strings and booleans
+    the one below `t` is taken."""
     if not isinstance(condition.value, tuple):
         return parameter.parse(condition.value)
     values = [parameter.parse(value) for value in condition.value]

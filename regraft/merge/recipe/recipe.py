@@ -1,4 +1,4 @@
-"""A merge recipe: mergekit 0.1.5's YAML, plus `context`, `ties`, `scale`, `recover`, `evaluate`.
+"""A merge recipe: mergekit 0.1.5's YAML and `context`, `ties`, `scale`, `recover`, `evaluate`.
 
     merge_method: ties
     base_model: meta-llama/Meta-Llama-3-8B
@@ -10,9 +10,9 @@
     context: {from: ./long-context-adapter}
     out_dtype: bfloat16
 
-A parameter is looked up in input, slice, module and recipe, in this order; in each, the first
-`{filter, value}` whose filter is part of the tensor's name holds (no filter, or '*', is always).
-Every error names the line. Nothing of a model is read here: see `plan`.
+A parameter is looked up in input, slice, module and recipe, in this order. In each of these, the
+first `{filter, value}` whose filter is part of the tensor's name gives the value; no filter, or
+'*', matches every tensor. Every error names its line. No model is read here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from regraft.merge.recipe.schema import BRIDGED, MAX_INPUTS, Body, InputModel, O
 from regraft.merge.recipe.settings import Setting, parse_setting
 from regraft.recipe import BaseRecipe, Mistakes
 
-# Parameters that one block of the recipe states, and the location of the block.
+# The `parameters` of one block of the recipe, and the location of the block.
 Scope = tuple[Mapping[str, Setting], Where]
 
-# Parameters of mergekit's methods that no method here has: harmless to leave out.
+# Parameters of mergekit that no native method has and that do not change a result.
 _MERGEKIT_ONLY = ("int8_mask", "r", "alpha")
 
 
@@ -49,7 +49,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """A run of output layers: its inputs, its base, and its parameters, innermost scope first."""
+    """Consecutive output layers: their inputs, their base, and parameters, innermost scope
+    first."""
 
     sources: tuple[Source, ...]
     base: ModelRef | None
@@ -58,7 +59,7 @@ class Slice:
 
 
 class Recipe(BaseRecipe[Body]):
-    """A parsed merge recipe. `slices`: what is merged, one form for all three spellings."""
+    """A parsed merge recipe. slices: what `models`, `slices` or `modules` of the file describe."""
 
     schema = Body
     example = "merge_method: linear"
@@ -77,7 +78,7 @@ class Recipe(BaseRecipe[Body]):
         return list(references.items())
 
     def scopes(self) -> Iterator[Scope]:
-        """Every set of parameters; one that several slices share is repeated for each."""
+        """Every block of parameters; one that several slices share is repeated for each."""
         for part in self.slices:
             yield from part.scopes
             for source in part.sources:
@@ -85,6 +86,7 @@ class Recipe(BaseRecipe[Body]):
 
     @property
     def out_dtype(self) -> str | None:
+        """The dtype that the recipe gives for the output."""
         return self.body.out_dtype or self.body.dtype
 
     def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
@@ -103,7 +105,7 @@ class Recipe(BaseRecipe[Body]):
             )  # fmt: skip
 
     def check(self, mistakes: Mistakes) -> None:
-        """Resolve `slices`, and find what contradicts another part of the recipe."""
+        """Set `slices`, and report keys that contradict each other."""
         self.slices = tuple(self._slices(mistakes))
         body = self.body
         if body.tokenizer and body.tokenizer_source:
@@ -174,7 +176,7 @@ class Recipe(BaseRecipe[Body]):
 
 
 def _check_slice(part: Slice, mistakes: Mistakes) -> None:
-    """A model is in a slice once, and all layer ranges hold the same number of layers."""
+    """Report a model that is twice in the slice, and layer ranges of different lengths."""
     lengths = set()
     seen: set[ModelRef] = set()
     for source in part.sources:
@@ -199,7 +201,7 @@ def _check_slice(part: Slice, mistakes: Mistakes) -> None:
 
 
 def _stated_scopes(value: Any, where: Where) -> Iterator[Scope]:
-    """The `parameters` blocks in these values of the YAML, without those that cannot be read."""
+    """The `parameters` blocks in these values of the YAML, without settings that do not parse."""
     items: Iterable[tuple[str | int, Any]] = ()
     if isinstance(value, dict):
         items = value.items()
@@ -209,7 +211,7 @@ def _stated_scopes(value: Any, where: Where) -> Iterator[Scope]:
         if key == "parameters" and isinstance(item, dict):
             settings = {}
             for name, stated in item.items():
-                with suppress(ValueError):  # the schema names it
+                with suppress(ValueError):  # the schema reports it
                     settings[name] = parse_setting(stated)
             yield settings, (*where, key)
         else:
@@ -217,7 +219,7 @@ def _stated_scopes(value: Any, where: Where) -> Iterator[Scope]:
 
 
 def _check_parameters(method: Method, scopes: Iterable[Scope], mistakes: Mistakes) -> None:
-    """Every name is a parameter of some method, and the values suit this one."""
+    """Report names that are no parameter of any method, and values that this method refuses."""
     elsewhere = {name for other in names() for name in get(other).parameters}
     for settings, where in scopes:
         for name, conditions in settings.items():

@@ -1,4 +1,4 @@
-"""How a recipe names a model: `path@revision+adapter@revision`, or mergekit's mapping form."""
+"""References to models in a recipe: `path@revision+adapter@revision`, or mergekit's mapping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regraft.errors import short_repr
 
 @dataclass(frozen=True)
 class ModelRef:
-    """`path@revision+adapter@revision`; each a folder or a Hub id."""
+    """A model, optionally with an adapter; both are folders or Hub ids."""
 
     path: str
     revision: str | None = None
@@ -25,19 +25,19 @@ class ModelRef:
 
     @property
     def model(self) -> str:
-        """The model's own name, as `Checkpoint.open` takes it."""
+        """The model's name without the adapter, for `Checkpoint.open`."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
     @property
     def lora(self) -> str | None:
-        """The adapter's name, as `Adapter.open` takes it."""
+        """The adapter's name, for `Adapter.open`."""
         if self.adapter and self.adapter_revision:
             return f"{self.adapter}@{self.adapter_revision}"
         return self.adapter
 
 
 def parse_reference(value: Any) -> ModelRef:
-    """The reference that a string or a mapping of a recipe means. Raises ValueError."""
+    """Parse a string or a mapping of a recipe. Raises ValueError."""
     if isinstance(value, ModelRef):
         return value
     if isinstance(value, str):
@@ -58,7 +58,7 @@ def parse_reference(value: Any) -> ModelRef:
 
 
 def _path(text: str) -> tuple[str, str | None] | None:
-    """(path, revision) of one side of a '+'; None if it cannot be one."""
+    """(path, revision) of one side of a '+'; None for anything else."""
     if text and _exists(text):
         return text, None
     path, at, revision = text.partition("@")

@@ -32,7 +32,7 @@ def _tokens(value: Any) -> int:
 
 
 def _shorthand(value: Any) -> Any:
-    """`context: NAME` and `context: theta=..,length=..` as the mapping they mean."""
+    """`context: NAME` and `context: theta=..,length=..` as mappings."""
     if not isinstance(value, str):
         return value
     if "=" not in value:
@@ -50,37 +50,47 @@ class _Block(BaseModel):
 
 
 class InputModel(_Block):
+    """An entry of `models`."""
+
     model: Reference
     parameters: Settings | None = None
 
 
 class InputSlice(_Block):
+    """An entry of a slice's `sources`: layers [first, last + 1) of a model."""
+
     model: Reference
     layer_range: Annotated[list[int], Field(min_length=2, max_length=2)]
     parameters: Settings | None = None
 
 
 class OutputSlice(_Block):
+    """An entry of `slices`: output layers merged from as many layers of each source."""
+
     sources: Annotated[list[InputSlice], Field(min_length=1)]
     base_model: Reference | None = None
-    residual_weight: float | None = None  # mergekit reads it and does nothing with it
+    residual_weight: float | None = None  # mergekit accepts and ignores it
     parameters: Settings | None = None
 
 
 class Module(_Block):
+    """An entry of `modules`."""
+
     slices: list[OutputSlice] | None = None
     models: list[InputModel] | None = None
     parameters: Settings | None = None
 
 
 class Tokenizer(_Block):
+    """The output's tokenizer; mergekit's key."""
+
     source: Reference = Field(default=ModelRef("union"), description="'union', 'base' or a model")
     tokens: dict[str, Any] | None = None
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
 
 class Context(_Block):
-    """The output's RoPE and length: an input's, changed by the values given."""
+    """The output's RoPE and length: those of an input, changed by the values given."""
 
     source: str | None = Field(default=None, alias="from", description="an input, or 'base'")
     theta: Annotated[float, Field(gt=1)] | None = None
@@ -134,7 +144,7 @@ class Body(_Block):
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe, for editors: methods and parameters included."""
+    """JSON schema (draft 2020-12) of a recipe, for editors; it has all methods and parameters."""
     from regraft.merge.methods.registry import get, names
 
     result = Body.model_json_schema(by_alias=True)

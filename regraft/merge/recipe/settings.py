@@ -1,4 +1,4 @@
-"""How a recipe gives a parameter: a value, a gradient over the layers, or values by filter.
+"""The value of a parameter in a recipe: one value, a gradient over the layers, or values by filter.
 
 weight: 0.5
 weight: [0.2, 0.8]                                      # from the first layer to the last
@@ -29,16 +29,17 @@ class Condition:
         """The scalar alone, or the points of the gradient."""
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
-    def holds(self, tensor: str) -> bool:
+    def matches(self, tensor: str) -> bool:
+        """Whether the filter is part of this name of a tensor."""
         return self.filter is None or self.filter == "*" or self.filter in tensor
 
 
 Setting = tuple[Condition, ...]
-"""The first condition that holds for a tensor gives the value."""
+"""The first condition that matches a tensor gives the value."""
 
 
 def parse_setting(value: Any) -> Setting:
-    """The conditions that a value of a recipe means. Raises ValueError."""
+    """Parse the value of a parameter in a recipe. Raises ValueError."""
     if _is_scalar(value):
         return (Condition(None, value),)
     conditions = [value] if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""The card beside a merge: what went in, what became of each change, what context it has."""
+"""The model card of a merge: its inputs, how much of each change remains, and the context."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ relying on it.
 
 
 def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRecord) -> None:
-    """README.md and, where there is something to compare, the figure. record: of what is written,
-    a model or an adapter; merge: what went in."""
+    """Write README.md and, where changes were measured, the figure. record: of the output, a model
+    or an adapter; merge: with the inputs."""
     adapter = isinstance(record, AdapterRecord)
     figures = None
     if isinstance(record, MergeRecord) and record.totals is not None:
@@ -135,7 +135,7 @@ def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRe
 
 
 def _rows(roles: Mapping[str, MergeTotals], all_: MergeFigures) -> dict[str, dict[str, Any]]:
-    """The rows of both tables by role, with a cell for everything in `all_`."""
+    """The rows of both tables by role, with cells for every change and pair in `all_`."""
     rows = {}
     for name, totals in roles.items():
         figures = totals.figures
@@ -175,9 +175,9 @@ def _pair_cells(pair: PairFigures | None) -> str:
 def _draw(
     path: Path, tensors: Mapping[str, TensorMerge], totals: MergeFigures, label: Mapping[str, str]
 ) -> None:
-    """Left: how much the changes conflict (where no two are compared: how large they are), by layer
-    and kind of matrix. Right: how much of each change the result retains, by layer. Slices with
-    fewer inputs have no conflicts, so a layer may be missing from a line."""
+    """Draw the figure. Left: share of sign conflicts by layer and kind of matrix, or where no two
+    changes are compared their sizes. Right: how much of each change the result retains, by layer.
+    Layers of slices with fewer inputs may be missing from a line."""
     matrices = [
         (tensor.role, tensor.layer, tensor.figures)
         for tensor in tensors.values()

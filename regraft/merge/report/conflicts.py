@@ -1,9 +1,8 @@
-"""How far the changes of the inputs agree, and how much of each the merged model retains.
+"""How far the changes of the inputs agree, and how much of each the result retains.
 
-A change is an input minus the base; in a recipe without one, minus the first input of its slice.
-The figures come from evenly spaced rows of every tensor, at least 64 of a matrix, so they are
-estimates, to about one percent; the norms of the merged change and of what storage took from it
-are exact.
+A change is an input minus the base, or without a base minus the first input of its slice. The
+figures are estimates, to about one percent, from evenly spaced rows of every tensor (at least 64 of
+a matrix); the norms of the merged change and of what rounding takes from it are exact.
 
 relative change   ||d_i|| / ||reference||
 cosine            <d_i, d_j> / ||d_i|| ||d_j||
@@ -45,12 +44,12 @@ _DIRECTIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSums:
-    """Figures of one output tensor, as sums that add up over tensors.
+    """Figures of one output tensor, as sums that can be added over tensors.
 
-    squared_change, squared_loss: ||merged - reference||^2, ||merged - stored||^2, all rows.
-    Of the sampled rows: gram, the inner products of the changes of `names` and, last, of the merged
-    one; squared_reference; and for each pair of `names`, in the order of `combinations`, `signs`
-    (entries moved in opposite directions, entries that both move) and `overlaps`.
+    squared_change, squared_loss: ||merged - reference||^2 and ||merged - stored||^2 of all rows.
+    The others are of the sampled rows. gram: inner products of the changes of `names` and, last,
+    of the merged change. signs, overlaps: of each pair of `names`, in the order of `combinations`;
+    `signs` has the numbers of entries moved in opposite directions and of entries that both move.
     """
 
     squared_change: float
@@ -109,7 +108,7 @@ def _overlap(one: Tensor | None, other: Tensor | None) -> float | None:
 
 
 def combine(tensors: Iterable[TensorSums]) -> MergeFigures:
-    """The figures of some tensors taken together."""
+    """The figures of several tensors as if they were one."""
     change = loss = 0.0
     changes: dict[str, list[float]] = {}  # <d, d>, <d, m>, ||reference||^2
     # <d, e>, <d, d>, <e, e>, opposite, both, overlap, tensors
@@ -121,7 +120,7 @@ def combine(tensors: Iterable[TensorSums]) -> MergeFigures:
         for i, name in enumerate(names):
             _add(changes, name, [gram[i][i], gram[i][-1], sums.squared_reference])
         for k, (i, j) in enumerate(combinations(range(len(names)), 2)):
-            if (names[j], names[i]) in pairs:  # another slice lists them the other way round
+            if (names[j], names[i]) in pairs:  # another slice lists them in the other order
                 i, j = j, i
             overlap = sums.overlaps[k]
             numbers = [gram[i][j], gram[i][i], gram[j][j], *sums.signs[k]]
@@ -183,7 +182,7 @@ def report(outputs: Iterable[Output], sums: Mapping[str, TensorSums]) -> Report:
 
 
 def role(output: Output) -> str:
-    """The row of the report that a tensor counts in: a projection's own name, else its kind."""
+    """The row of the report that a tensor counts in: the name of its projection, else its kind."""
     return output.leaf if output.kind == "projection" else output.kind
 
 

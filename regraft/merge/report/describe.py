@@ -1,4 +1,4 @@
-"""A merge in lines that a person reads: what it will do (`--dry-run`) and what it did."""
+"""A merge in lines for the screen and the card: its plan (`--dry-run`), and its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BYTES_PER_SECOND = 0.5e9  # read on two cores, measured with benchmarks/merge.p
 def plan_lines(
     record: MergeRecord, inputs: Inputs, plan: Plan | None, device: torch.device
 ) -> dict[str, str]:
-    """What a merge will do: label -> text. plan: None for a merge in mergekit."""
+    """The plan of a merge: label -> text. plan: None for a merge in mergekit."""
     donor = record.donor
     lines = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
     lines |= {
@@ -56,7 +56,7 @@ def plan_lines(
 
 
 def _parameters(outputs: Sequence[Output]) -> str:
-    """The parameters of some tensors, from least to most where they differ."""
+    """The parameters of some tensors, as a range where they differ."""
     names = outputs[0].params
     return ", ".join(f"{name} {_range([out.params[name] for out in outputs])}" for name in names)
 
@@ -75,7 +75,7 @@ def _range(values: list[Any]) -> str:
 
 
 def peak_memory(plan: Plan, device: torch.device) -> int:
-    """Bytes, an estimate: torch itself, blocks in flight, or one whole tensor."""
+    """Estimated peak memory in bytes: torch itself, and the blocks of all threads or one tensor."""
     inputs = max(len(out.tensors) for out in plan.outputs)
     largest = max(math.prod(out.shape) for out in plan.outputs)
     if not plan.method.blockwise:
@@ -84,7 +84,7 @@ def peak_memory(plan: Plan, device: torch.device) -> int:
 
 
 def summary(record: MergeRecord | AdapterRecord) -> list[tuple[str, str]]:
-    """The lines texts after a merge: (label, text)."""
+    """The lines on the result of a merge: (label, text)."""
     if isinstance(record, AdapterRecord):
         return _adapter_summary(record)
     donor, totals = record.donor, record.totals
@@ -103,8 +103,8 @@ def summary(record: MergeRecord | AdapterRecord) -> list[tuple[str, str]]:
 
 
 def measured_from_base(record: MergeRecord) -> bool:
-    """Whether every change is measured from base_model, rather than from the first model of its
-    slice. A method that ignores the base reads it only where a slice lists it."""
+    """Whether every change is measured from base_model, and not from the first model of its slice.
+    A method that ignores the base reads it only where a slice lists it."""
     sources = [[tensor.base, *tensor.inputs] for tensor in record.tensors.values()]
     return record.donor.why == "base_model" and all(
         any(one is not None and one.model == record.donor.config for one in tensor)
@@ -113,8 +113,7 @@ def measured_from_base(record: MergeRecord) -> bool:
 
 
 def _figures(figures: MergeFigures, *, based: bool) -> list[tuple[str, str]]:
-    """The lines on the inputs' changes. based: measured from base_model, and not from the first
-    model of a slice."""
+    """The lines on the inputs' changes. based: as `measured_from_base` says."""
     lost = f"{figures.lost_to_storage:.2%} of the merged change, by rounding once"
     lines = [("lost to storage", lost)]
     short = labels(list(figures.changes))
@@ -135,13 +134,14 @@ def _figures(figures: MergeFigures, *, based: bool) -> list[tuple[str, str]]:
 
 
 def labels(names: list[str]) -> dict[str, str]:
-    """A short name for each model reference, still telling them apart."""
+    """A short name for each model reference, different for each."""
     short = {name: "+".join(last_name(part) for part in name.split("+")) for name in names}
     twice = {label for label in short.values() if list(short.values()).count(label) > 1}
     return {name: name if label in twice else label for name, label in short.items()}
 
 
 def pair_label(names: tuple[str, str], label: Mapping[str, str]) -> str:
+    """The label of a pair of models, from the labels of each."""
     return f"{label[names[0]]} and {label[names[1]]}"
 
 

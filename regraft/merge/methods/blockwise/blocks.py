@@ -1,8 +1,7 @@
-"""Tensors as streams of row blocks: what a method walks over.
+"""Tensors as streams of row blocks, which merge methods read.
 
-A tensor is seen as rows: its first axis, everything behind it belongs to the row; a tensor with
-fewer than two axes is one row. A block is a run of whole rows of every input and of the base,
-float32 (or float64).
+A row is everything at one index of a tensor's first axis; a tensor with fewer than two axes is one
+row. A block is a range of whole rows of every input and of the base, in float32 or float64.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ Block: TypeAlias = tuple[list[Tensor], Tensor | None]
 
 
 class Blocks(Protocol):
-    """The inputs as blocks: `blocks()` yields ([input blocks], base block) in the rows' order.
-    `blocks(step)` yields rows 0, step, 2 step, ... only, as cheaply as that allows: a sample."""
+    """The inputs as blocks: `blocks()` yields ([input blocks], base block) in the order of rows;
+    `blocks(step)` reads and yields rows 0, step, 2 step, ... only, for a sample."""
 
     def __call__(self, step: int = 1) -> Iterator[Block]: ...
 
 
 @dataclass(frozen=True)
 class StoredBlocks:
-    """`Blocks` of tensors in any dtype (memory-mapped, for example), converted block by block."""
+    """`Blocks` of tensors in memory, or memory-mapped, of any dtype, converted block by block."""
 
     tensors: Sequence[Tensor]
     base: Tensor | None = None

@@ -1,9 +1,9 @@
-"""Random numbers that belong to an element, not to a sequence of calls.
+"""Random numbers that are a function of the element, not of the sequence of calls.
 
-The number of an element is a hash of (seed, input, row, column): the same in any block size, order,
-thread count and on any device. The row's 64-bit key comes from SplitMix64 (Steele, Lea, Flood,
-OOPSLA 2014), the element's bits from MurmurHash3's finaliser over the column, with one half of the
-key mixed in before its first multiplication and the other before its second.
+An element's number is a hash of (seed, input, row, column), so it is the same for any block size,
+order, number of threads and device. SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) gives the row's
+64-bit key, and MurmurHash3's finaliser over the column the element's bits; one half of the key is
+mixed in before its first multiplication and the other before its second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def uniform(
     seed: int, stream: int, first_row: int, shape: tuple[int, int], device: torch.device
 ) -> Tensor:
     """(rows, columns) float32 in [0, 1), multiples of 2^-24, for rows `first_row` and on of the
-    tensor with this seed; `stream` tells its inputs apart."""
+    tensor with this seed; `stream` is the number of the input."""
     rows, columns = shape
     key = _split_mix(_split_mix(seed % _WORD) + stream)
     row = torch.arange(first_row, first_row + rows, dtype=torch.int64, device=device)

@@ -1,7 +1,7 @@
-"""Sums over a stream of blocks that are the same bits whatever the blocks' size.
+"""Sums over a stream of blocks whose bits do not depend on the blocks' size.
 
 A row is summed in float64 in an order that depends on its length only; the rows' sums are added
-exactly (`math.fsum`), so neither the block size nor the number of threads can show.
+exactly (`math.fsum`), so block size and number of threads do not change the result.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def first_row(block: Tensor, offset: int) -> int:
-    """The row of the tensor with which this block, at that flat offset, begins."""
+    """The row of the tensor at which the block begins whose first element has this flat offset."""
     return offset // max(1, block[0].numel()) if block.ndim > 1 else 0
 
 
 def row_sums(values: Tensor) -> list[float]:
-    """(rows, n) -> each row's sum. As Python numbers: a small tensor that outlives its block would
-    pin the free megabyte around it, and the heap grow with the stream."""
+    """(rows, n) -> each row's sum. Python numbers, because a small tensor that outlives its block
+    would pin the free megabyte around it, so that the heap grows with the stream."""
     return list(_row_sums(values.double()).tolist())
 
 

@@ -1,8 +1,9 @@
-"""Which entries of a delta stay: the largest, all but the extremes, a random or a ranked draw.
+"""Sparsification of deltas: the largest entries, all but the extremes, a random or a ranked draw.
 
-Each scheme is an object with `keep(delta, row)`: the block of the delta that begins at that row,
-with the dropped entries set to 0, the same whatever the block. On CPU torch's boolean masks cost
-ten times an arithmetic pass, hence hardshrink and masks of 0.0 and 1.0.
+A scheme's `apply(delta, row)` sets the dropped entries of a block to 0; `row` is the tensor's row
+at which the block begins, and the entries do not depend on how the tensor is cut into blocks. On
+CPU torch's boolean masks cost ten times an arithmetic pass, hence hardshrink and masks of 0.0 and
+1.0.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ _NO_NORM = 1e-7  # L1 norms below it are not matched, as in mergekit
 
 
 class Scheme(Protocol):
-    """What stays of one input's delta."""
+    """Sparsification of one input's delta."""
 
-    def keep(self, delta: Tensor, row: int) -> Tensor: ...
+    def apply(self, delta: Tensor, row: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class All:
-    """Everything: what density 1 means for every method."""
+    """Nothing is dropped: density 1 of every method."""
 
-    def keep(self, delta: Tensor, row: int) -> Tensor:
+    def apply(self, delta: Tensor, row: int) -> Tensor:
         return delta
 
 
@@ -43,18 +44,18 @@ class Largest:
 
     cut: Cut
 
-    def keep(self, delta: Tensor, row: int) -> Tensor:
+    def apply(self, delta: Tensor, row: int) -> Tensor:
         return self.cut.trim(as_rows(delta), row).view(delta.shape)
 
 
 @dataclass(frozen=True)
 class Between:
-    """The largest magnitudes but for the very largest."""
+    """The magnitudes that `outer` selects and `inner` does not."""
 
     outer: Cut
     inner: Cut
 
-    def keep(self, delta: Tensor, row: int) -> Tensor:
+    def apply(self, delta: Tensor, row: int) -> Tensor:
         rows = as_rows(delta)
         between = self.outer.trim(rows, row) - self.inner.trim(rows, row)
         return between.view(delta.shape)
@@ -73,29 +74,29 @@ class Drawn:
     seed: int
     stream: int
 
-    def keep(self, delta: Tensor, row: int) -> Tensor:
+    def apply(self, delta: Tensor, row: int) -> Tensor:
         drawn = _uniform_like(delta, self.seed, self.stream, row)
         return delta * drawn.lt_(self.density).to(delta.dtype)
 
 
 @dataclass(frozen=True)
 class RankDrawn:
-    """Every entry with a probability that rises with the rank of its magnitude along axis 1, from
-    density - epsilon to density + epsilon; a lone entry with `density`. Of equal magnitudes the one
-    with the lower index ranks lower."""
+    """Every entry with a probability that rises linearly with the rank of its magnitude along axis
+    1, from density - epsilon to density + epsilon; the only entry of a row with `density`. Of equal
+    magnitudes the one with the lower index ranks lower."""
 
     density: float
     epsilon: float
     seed: int
     stream: int
 
-    def keep(self, delta: Tensor, row: int) -> Tensor:
+    def apply(self, delta: Tensor, row: int) -> Tensor:
         ranked = delta if delta.ndim > 1 else delta.reshape(1, -1)
         count = ranked.shape[1]
-        places = torch.arange(count, device=delta.device)
-        places = places.view(1, -1, *[1] * (ranked.ndim - 2)).expand_as(ranked)
-        order = _ascending(ranked.abs(), places)
-        ranks = torch.empty_like(ranked).scatter_(1, order, places.to(ranked.dtype))
+        columns = torch.arange(count, device=delta.device)
+        columns = columns.view(1, -1, *[1] * (ranked.ndim - 2)).expand_as(ranked)
+        order = _ascending_order(ranked.abs(), columns)
+        ranks = torch.empty_like(ranked).scatter_(1, order, columns.to(ranked.dtype))
         share = ranks.div_(max(1, count - 1))
         if count == 1:
             share += 0.5
@@ -104,19 +105,19 @@ class RankDrawn:
         return delta * drawn.lt_(bound).view(delta.shape)
 
 
-def _ascending(magnitudes: Tensor, places: Tensor) -> Tensor:
-    """The stable order of magnitudes along axis 1, where `places` are 0, 1, 2, ... On CPU numpy
-    sorts the floats' bits with the place behind them, 13 times faster than torch sorts floats."""
+def _ascending_order(magnitudes: Tensor, columns: Tensor) -> Tensor:
+    """The stable argsort along axis 1; `columns` counts 0, 1, 2, ... there. On CPU numpy sorts
+    integers of the float's bits and the column, 13 times faster than torch sorts floats."""
     if magnitudes.device.type != "cpu" or magnitudes.dtype != torch.float32:
         return magnitudes.sort(dim=1, stable=True).indices
     keys = magnitudes.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
-    keys.bitwise_or_(places).numpy().sort(axis=1)
+    keys.bitwise_or_(columns).numpy().sort(axis=1)
     return keys.bitwise_and_(2**32 - 1)
 
 
 @dataclass(frozen=True)
 class Sparsifier:
-    """A scheme for each input, and the factors that give a delta its L1 norm back."""
+    """A scheme for each input, and the factors that restore the deltas' L1 norms."""
 
     schemes: Sequence[Scheme]
     factors: Sequence[float]
@@ -140,8 +141,8 @@ def trim_both_ends(
     gamma: Sequence[float],
     rescale: bool,
 ) -> Sparsifier:
-    """Breadcrumbs: drop the int(gamma n) largest entries, or fewer if int(density n) would not be
-    left, and keep the int(density n) next ones. Density 1 keeps all, whatever gamma."""
+    """Breadcrumbs: drop the int(gamma n) largest entries, fewer if less than int(density n) would
+    remain, and keep the next int(density n). Density 1 keeps all entries for any gamma."""
     rows, columns = rows_and_columns(shape)
     count = rows * columns
     requests = []
@@ -182,7 +183,8 @@ def _magnitudes(blocks: Blocks) -> Stream:
 
 
 def _rescaled(blocks: Blocks, schemes: Sequence[Scheme], rescale: bool) -> Sparsifier:
-    """One pass over the blocks if some input is rescaled and not kept whole."""
+    """The schemes with their factors: 1, or if `rescale` the L1 norm before over that after, which
+    takes one pass over the blocks."""
     sparse = [not isinstance(scheme, All) for scheme in schemes]
     if not rescale or not any(sparse):
         return Sparsifier(schemes, [1.0] * len(schemes))
@@ -195,7 +197,7 @@ def _rescaled(blocks: Blocks, schemes: Sequence[Scheme], rescale: bool) -> Spars
             if sparse[i]:
                 delta = tensors[i] - base
                 before[i] += row_sums(as_rows(delta).abs())
-                after[i] += row_sums(as_rows(scheme.keep(delta, row)).abs())
+                after[i] += row_sums(as_rows(scheme.apply(delta, row)).abs())
         row += as_rows(base).shape[0]
     factors = []
     for whole, sparse_norm in zip(map(math.fsum, before), map(math.fsum, after), strict=True):

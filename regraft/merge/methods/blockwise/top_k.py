@@ -1,14 +1,14 @@
 """The exact k largest magnitudes of a tensor that comes as a stream of blocks, without sorting it.
 
-A sample of whole rows brackets the k-th largest value; one pass counts what lies above the bracket
-and collects what lies inside (a few per cent), among which the k-th is found. Deltas of bfloat16
-weights sit on a lattice, so a bracket's end may be a value that many entries share: those are
-counted per row, never collected. Where the sample misled (rows of very unequal size, hostile data)
-a radix histogram over the floats' bits finds the value in two more passes: the result is exact
-whatever the data.
+A sample of whole rows gives a bracket around the k-th largest value. One pass counts the entries
+above the bracket and collects those inside it (a few per cent), and the k-th largest is selected
+from these. Deltas of bfloat16 weights take few distinct values, so many entries may equal an end of
+the bracket: they are counted per row and not collected. If the sample misleads (rows of very
+unequal size, hostile data), a radix histogram over the floats' bits determines the value in two
+more passes, so the result is exact for any data.
 
-The tie rule: exactly k entries are kept, those above the k-th largest magnitude and, of those equal
-to it, the ones with the lowest flat indices.
+Ties: exactly k entries are selected, those above the k-th largest magnitude and, of those equal to
+it, the ones with the lowest flat indices.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from regraft.errors import InputError
 
 Stream = Callable[[int], Iterator[list[Tensor]]]
 
-_SAMPLE = 2**20  # elements of the sample; a tensor of at most twice as many is taken whole
-_SPARSEST = 63  # every how many rows at most: huge tensors get larger samples, narrower brackets
-_LEAST_ROWS = 64  # a tensor with fewer rows is taken whole too: its sample would say little
-_ATOM = 8  # equal entries in the sample from which a value counts as shared by many
+_SAMPLE = 2**20  # elements of the sample; a tensor of at most twice as many is not sampled
+_MAX_STEP = 63  # largest distance of sampled rows: huge tensors get larger samples
+_MIN_ROWS = 64  # a tensor with fewer rows is not sampled: the bracket would be too wide
+_SHARED = 8  # equal entries in the sample from which a value counts as shared by many
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 _DEVIATIONS = 4.5  # half the bracket's width, in standard errors of the sample's quantile
 
@@ -50,13 +50,13 @@ class Cut:
         ahead = min(max(self.row - first_row, 0), magnitudes.shape[0])
         if ahead == magnitudes.shape[0]:
             return magnitudes >= self.value
-        keep = magnitudes > self.value
+        selected = magnitudes > self.value
         if ahead:
-            keep[:ahead] = magnitudes[:ahead] >= self.value
+            selected[:ahead] = magnitudes[:ahead] >= self.value
         if self.within and first_row <= self.row:
             equal = magnitudes[ahead] == self.value
-            keep[ahead] |= equal & (equal.cumsum(0) <= self.within)
-        return keep
+            selected[ahead] |= equal & (equal.cumsum(0) <= self.within)
+        return selected
 
     def trim(self, values: Tensor, first_row: int) -> Tensor:
         """(rows, n) -> the same with zeros where `mask` of the magnitudes is false."""
@@ -79,18 +79,18 @@ ALL, NONE = Cut(-1.0), Cut(math.inf)
 
 
 def largest(stream: Stream, requests: list[tuple[int, int]], rows: int, columns: int) -> list[Cut]:
-    """The cuts that keep exactly k entries, for each (input, k) in `requests`.
+    """The cuts that select exactly k entries, one for each (input, k) in `requests`.
 
     `stream(step)` yields, block by block, the magnitudes of every input as (rows, columns), of the
-    rows 0, step, 2 step, ... only. Passes over the stream: none if every k is trivial, one for
-    small tensors, else a sample and one, or up to four (six in float64) if the sample misled.
-    Raises InputError if the k-th largest is not a number.
+    rows 0, step, 2 step, ... only. Passes over the stream: none if every k is 0 or all, one for
+    small tensors, else a sample and one, or up to four (six in float64) if the sample misleads.
+    Raises InputError if the k-th largest is NaN.
     """
     count = rows * columns
     cuts = {i: ALL if k >= count else NONE for i, (_, k) in enumerate(requests)}
     searches = {i: _Search(k) for i, (_, k) in enumerate(requests) if 0 < k < count}
-    if searches and count > 2 * _SAMPLE and rows >= _LEAST_ROWS:
-        step = min(count // _SAMPLE, _SPARSEST) | 1  # odd: heads repeat with powers of two
+    if searches and count > 2 * _SAMPLE and rows >= _MIN_ROWS:
+        step = min(count // _SAMPLE, _MAX_STEP) | 1  # odd: attention heads repeat every 2^n rows
         parts = list(stream(step))
         for i, search in searches.items():
             search.bracket(torch.cat([part[requests[i][0]] for part in parts]), count)
@@ -117,7 +117,7 @@ class _Search:
 
     def bracket(self, sample: Tensor, count: int) -> None:
         """Search between two quantiles of a sample (rows, columns), `_DEVIATIONS` standard errors
-        away from where k should be. Rows are drawn whole, so the error is that of their means."""
+        below and above that of k. Whole rows are sampled, so the error is that of row means."""
         flat = sample.flatten()
         rank = self.k / count * flat.numel()
         center = _kth_largest(flat, rank)
@@ -125,11 +125,11 @@ class _Search:
         margin = (_DEVIATIONS * float(above.std()) / math.sqrt(above.numel()) + 1e-4) * flat.numel()
         low = _kth_largest(flat, rank + margin) if rank + margin < flat.numel() else 0.0
         high = _kth_largest(flat, rank - margin) if rank - margin >= 1 else math.inf
-        shared_low, shared_high = (_count(_array(flat) == end) >= _ATOM for end in (low, high))
+        shared_low, shared_high = (_count(_array(flat) == end) >= _SHARED for end in (low, high))
         self.probe = _Range(low, high, shared_low, shared_high, limit=count // 4)
 
     def finished(self) -> bool:
-        """After a whole pass: whether the cut is known; if not, the next probe is set up."""
+        """Whether the cut is known after a whole pass; if not, set up the next probe."""
         if isinstance(self.probe, _Radix):
             value = self.probe.narrow()
             if value is not None:
@@ -147,7 +147,7 @@ class _Search:
 
 class _Range:
     """A pass that counts the entries above `high` and collects those in [low, high], at most about
-    `limit` of them. An end that many entries share is counted row by row instead."""
+    `limit` of them. Entries equal to an end that many share are counted per row instead."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _Range:
         self.above = 0
         self.at_high: list[int] = []
         self.at_low: list[int] = []
-        self.inside = _Pile()
+        self.inside = _Buffer()
         self.columns = 1
 
     def add(self, magnitudes: Tensor, row: int) -> None:
@@ -183,7 +183,7 @@ class _Range:
         self.inside.add(magnitudes.flatten()[index], index + row * self.columns)
 
     def cut(self, k: int) -> Cut | None:
-        """The cut for k, None if the k-th largest lies elsewhere."""
+        """The cut for k; None if the k-th largest lies outside the range."""
         k -= self.above
         if k <= 0 or self._too_many():
             return None
@@ -205,9 +205,9 @@ class _Range:
         return self.limit is not None and self.inside.size > self.limit
 
 
-class _Pile:
+class _Buffer:
     """Values and their flat indices in two growing buffers. Many small tensors that outlive their
-    block would each pin the free megabyte around them: the heap then grows with the stream."""
+    block would each pin the free megabyte around them, so that the heap grows with the stream."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -216,8 +216,8 @@ class _Pile:
     def add(self, values: Tensor, index: Tensor) -> None:
         end = self.size + values.numel()
         if end > self.values.numel() or not self.values.numel():
-            room = max(2 * end, 2**16)
-            grown = values.new_empty(room), index.new_empty(room)
+            capacity = max(2 * end, 2**16)
+            grown = values.new_empty(capacity), index.new_empty(capacity)
             grown[0][: self.size] = self.values[: self.size]
             grown[1][: self.size] = self.index[: self.size]
             self.values, self.index = grown
@@ -230,12 +230,12 @@ class _Pile:
 
 
 class _Radix:
-    """Passes that fix the k-th largest value 16 bits at a time, by a histogram of those entries
-    whose higher bits are known. Magnitudes order as the integers their bits spell."""
+    """Passes that determine the k-th largest value 16 bits at a time, each by a histogram of the
+    entries that share the higher bits. Non-negative floats order as the integers of their bits."""
 
     def __init__(self, k: int) -> None:
         self.k = k
-        self.known, self.shift = 0, -1  # the higher bits; how far right the digit looked at is
+        self.high_bits, self.shift = 0, -1  # the bits known so far; right shift of the next 16
         self.counts = torch.zeros(2**16, dtype=torch.int64)
         self.dtype = torch.float32
 
@@ -246,31 +246,32 @@ class _Radix:
             self.shift = top
         bits = magnitudes.flatten().view(_INTEGER[self.dtype]) >> self.shift
         if self.shift < top:
-            bits = bits[bits >> 16 == self.known]
+            bits = bits[bits >> 16 == self.high_bits]
         digits = (bits & 0xFFFF).to(torch.int64)
         self.counts += torch.bincount(digits, minlength=2**16).cpu()
 
     def narrow(self) -> float | None:
-        """After a pass: the value once all of its bits are known."""
+        """Take 16 bits from the histogram of a pass. Returns the value once all bits are known."""
         from_top = self.counts.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_top, self.k))
-        self.k -= int(from_top[place - 1]) if place else 0
-        self.known = self.known << 16 | (2**16 - 1 - place)
+        below_top = int(torch.searchsorted(from_top, self.k))
+        self.k -= int(from_top[below_top - 1]) if below_top else 0
+        self.high_bits = self.high_bits << 16 | (2**16 - 1 - below_top)
         self.counts.zero_()
         if self.shift:
             self.shift -= 16
             return None
-        return float(torch.tensor(self.known, dtype=_INTEGER[self.dtype]).view(self.dtype))
+        return float(torch.tensor(self.high_bits, dtype=_INTEGER[self.dtype]).view(self.dtype))
 
 
-def _kth_largest(values: Tensor, place: float) -> float:
+def _kth_largest(values: Tensor, k: float) -> float:
+    """The k-th largest value, k rounded to 1 ... their number."""
     count = values.numel()
-    place = min(max(round(place), 1), count)
-    return float(values.kthvalue(count - place + 1).values)
+    k = min(max(round(k), 1), count)
+    return float(values.kthvalue(count - k + 1).values)
 
 
 def _array(values: Tensor) -> Any:
-    """The flat values in what compares them fastest: on CPU numpy, ten times faster than torch."""
+    """The flat values as the array that compares fastest: on CPU numpy's, ten times torch's."""
     return values.flatten().numpy() if values.device.type == "cpu" else values.flatten()
 
 
@@ -293,7 +294,7 @@ def _rows_with(values: Tensor, value: float) -> list[int]:
 
 
 def _within_rows(value: float, counts: list[int], k: int) -> Cut:
-    """The cut that keeps the first k of the entries equal to `value`, `counts` of them a row."""
+    """The cut that selects the first k of the entries equal to `value`, `counts` of them a row."""
     ends = list(accumulate(counts))
     row = bisect_left(ends, k)
     return Cut(value, row, k - (ends[row] - counts[row]))
