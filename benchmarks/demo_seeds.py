@@ -11,37 +11,37 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from regraft import demo
-from regraft.demo.lessons import Plan
+from regraft.demo.job import run_demo
+from regraft.demo.recipes import Plan
+from regraft.demo.result import DemoRecord, Exam
 
 GRAFT, CONTROL = "graft, rank 16", "derivative, theta only"
 # What is measured, whether it shall be at least or at most the bound.
-BOUNDS: list[tuple[str, Callable[[dict[str, Any]], float], str, float]] = [
-    ("base, needle at 64", lambda m: m["base"]["needle"]["64"], ">=", 0.93),
-    ("base, needle at 1024", lambda m: m["base"]["needle"]["1024"], "<=", 0.10),
-    ("derivative, needle at 1024", lambda m: m["derivative"]["needle"]["1024"], "<=", 0.10),
-    ("derivative, skill at 64", lambda m: m["derivative"]["shout"]["64"], ">=", 0.93),
-    ("theta only, needle at 1024", lambda m: m[CONTROL]["needle"]["1024"], "<=", 0.45),
-    ("extended, needle at 1024", lambda m: m["extended"]["needle"]["1024"], ">=", 0.95),
-    ("graft 4, needle at 1024", lambda m: m["graft, rank 4"]["needle"]["1024"], ">=", 0.60),
-    ("graft 16, needle at 1024", lambda m: m[GRAFT]["needle"]["1024"], ">=", 0.75),
+BOUNDS: list[tuple[str, Callable[[dict[str, Exam]], float], str, float]] = [
+    ("base, needle at 64", lambda m: m["base"].needle[64], ">=", 0.93),
+    ("base, needle at 1024", lambda m: m["base"].needle[1024], "<=", 0.10),
+    ("derivative, needle at 1024", lambda m: m["derivative"].needle[1024], "<=", 0.10),
+    ("derivative, skill at 64", lambda m: m["derivative"].shout[64], ">=", 0.93),
+    ("theta only, needle at 1024", lambda m: m[CONTROL].needle[1024], "<=", 0.45),
+    ("extended, needle at 1024", lambda m: m["extended"].needle[1024], ">=", 0.95),
+    ("graft 4, needle at 1024", lambda m: m["graft, rank 4"].needle[1024], ">=", 0.60),
+    ("graft 16, needle at 1024", lambda m: m[GRAFT].needle[1024], ">=", 0.75),
     (
         "graft 16 - theta only at 1024",
-        lambda m: m[GRAFT]["needle"]["1024"] - m[CONTROL]["needle"]["1024"],
+        lambda m: m[GRAFT].needle[1024] - m[CONTROL].needle[1024],
         ">=",
         0.30,
     ),
-    ("theta only, 4 needles at 1024", lambda m: m[CONTROL]["sparse_needle"], "<=", 0.45),
-    ("graft 16, 4 needles at 1024", lambda m: m[GRAFT]["sparse_needle"], ">=", 0.75),
+    ("theta only, 4 needles at 1024", lambda m: m[CONTROL].sparse_needle, "<=", 0.45),
+    ("graft 16, 4 needles at 1024", lambda m: m[GRAFT].sparse_needle, ">=", 0.75),
     (
         "graft 16 - theta only, 4 needles",
-        lambda m: m[GRAFT]["sparse_needle"] - m[CONTROL]["sparse_needle"],
+        lambda m: m[GRAFT].sparse_needle - m[CONTROL].sparse_needle,
         ">=",
         0.30,
     ),
-    ("graft 16, skill at 64", lambda m: m[GRAFT]["shout"]["64"], ">=", 0.85),
+    ("graft 16, skill at 64", lambda m: m[GRAFT].shout[64], ">=", 0.85),
 ]
 
 
@@ -59,15 +59,13 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         folder = arguments.out / f"demo-seed-{seed}"
-        results.append(
-            demo.run_demo(folder, seed=seed, overwrite=True, plan=_plan(arguments.quick))
-        )
-        print(f"seed {seed}: {results[-1]['seconds']}", flush=True)
+        results.append(run_demo(folder, seed=seed, overwrite=True, plan=_plan(arguments.quick)))
+        print(f"seed {seed}: {results[-1].seconds}", flush=True)
 
     held = True
     lines = []
     for label, measure, sense, bound in BOUNDS:
-        values = [measure(result["models"]) for result in results]
+        values = [measure(result.models) for result in results]
         good = all(value >= bound if sense == ">=" else value <= bound for value in values)
         held = held and good
         cells = " | ".join(f"{value:.2f}" for value in values)
@@ -85,13 +83,17 @@ def main() -> None:
             f"| | {' | '.join(f'seed {seed}' for seed in arguments.seeds)} | bound | held |",
             f"|---|{'--:|' * len(results)}---|---|",
             *lines,
-            f"| wall / CPU seconds | "
-            f"{' | '.join('{wall:.0f} / {cpu:.0f}'.format(**r['seconds']) for r in results)} | | |",
+            f"| wall / CPU seconds | {' | '.join(map(_seconds, results))} | | |",
             "",
         ]
     )
     record("demo_seeds", text, keep=not arguments.quick)
     raise SystemExit(0 if held or arguments.quick else 1)
+
+
+def _seconds(result: DemoRecord) -> str:
+    assert result.seconds is not None
+    return f"{result.seconds.wall:.0f} / {result.seconds.cpu:.0f}"
 
 
 def _plan(quick: bool) -> Plan | None:

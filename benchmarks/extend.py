@@ -25,8 +25,9 @@ from llama8b import add_quick, record
 from regraft.adapters.apply.apply import apply_lora
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Mix, training_row
-from regraft.demo import lessons, with_context
+from regraft.demo import recipes
 from regraft.demo.exam import examine
+from regraft.demo.job import with_context
 from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.train.job import train_model
 
@@ -108,14 +109,16 @@ def main() -> None:
 
 def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
     """Shares of questions answered and seconds of every way, with one seed."""
-    plan = lessons.Plan()
+    plan = recipes.Plan()
     if quick:
-        plan = lessons.Plan(base_steps=(1, 1), base_rows=4, lengths=(64, 1024), questions=4)
+        plan = recipes.Plan(base_steps=(1, 1), base_rows=4, lengths=(64, 1024), questions=4)
     documents = (10, 80) if quick else (500, 5200)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     train_model(
-        lessons.write(folder / "base.yaml", lessons.base(plan, seed)), folder / "base", device="cpu"
+        recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, seed)),
+        folder / "base",
+        device="cpu",
     )
     with Checkpoint.open(folder / "base") as base:
         spec = ContextSpec.from_config(base.config)
@@ -148,8 +151,8 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         print(f"seed {seed}, {way}: {seconds:.0f} s", flush=True)
     found = {}
     for name, (place, seconds) in places.items():
-        needle = examine(place, plan, seed)["needle"]
-        found[name] = {"1024": needle["1024"], "64": needle["64"], "seconds": seconds}
+        needle = examine(place, plan, seed).needle
+        found[name] = {"1024": needle[1024], "64": needle[64], "seconds": seconds}
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from llama8b import add_quick, record
 
-from regraft.demo import lessons
+from regraft.demo import recipes
 from regraft.records import write_record
 from regraft.train.job import train_model
 from regraft.train.theta_probe import probe_theta
@@ -61,9 +61,9 @@ def main() -> None:
     quick = arguments.quick
     folder = arguments.out.resolve() / "theta-probe"
     folder.mkdir(parents=True, exist_ok=True)
-    plan = lessons.Plan(base_steps=(1, 1), base_rows=4) if quick else lessons.Plan()
+    plan = recipes.Plan(base_steps=(1, 1), base_rows=4) if quick else recipes.Plan()
     target = 128 if quick else 512
-    path = lessons.write(folder / "base.yaml", lessons.base(plan, arguments.seed))
+    path = recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, arguments.seed))
     train_model(path, folder / "base", device="cpu", overwrite=True)
 
     def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:

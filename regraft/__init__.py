@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from regraft.adapters.inspect.inspect import inspect_model
     from regraft.adapters.reader import Adapter
     from regraft.checkpoint.read.source import Checkpoint
-    from regraft.demo import run_demo
+    from regraft.demo.job import run_demo
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
     from regraft.evaluate.job import evaluate_models
     from regraft.export.job import export_gguf
@@ -55,7 +55,7 @@ _MODULES = {
     "merge_models": "regraft.merge.job:merge_models",
     "plan_training": "regraft.train.estimate.plan:plan_training",
     "probe_theta": "regraft.train.theta_probe:probe_theta",
-    "run_demo": "regraft.demo:run_demo",
+    "run_demo": "regraft.demo.job:run_demo",
     "theta_for": "regraft.theta:theta_for",
     "train_model": "regraft.train.job:train_model",
 }

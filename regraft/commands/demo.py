@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import regraft
 from regraft.commands.options import Debug, Json, Out, Overwrite, Quiet, Seed
@@ -11,6 +11,8 @@ from regraft.shell.command import Options, run_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from regraft.demo.result import DemoRecord
 
 
 def demo(
@@ -26,8 +28,8 @@ def demo(
     Example: regraft demo -o demo-out
     """
 
-    def show(result: dict[str, Any]) -> Iterable[RenderableType]:
-        from regraft.demo import render
+    def show(result: DemoRecord) -> Iterable[RenderableType]:
+        from regraft.demo.page import render
 
         yield render(result)
 

@@ -16,14 +16,15 @@ from regraft.checkpoint.hf.pretrained import load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Row, Skill, exam_row, needle_count, prose_row
-from regraft.demo.lessons import Plan
+from regraft.demo.recipes import Plan
+from regraft.demo.result import Exam
 
 SPARSE = 4  # needles of the easier exam at the target length: as many as the shortest rows hold
 _WORDS_AT_ONCE = 8192
 
 
-def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
-    """All of a model's numbers: retrieval by length, its skill, NLL of prose by position.
+def examine(folder: Path, plan: Plan, seed: int) -> Exam:
+    """Retrieval by length, the derivative's skill, and NLL of prose by position.
 
     Every model gets the same rows. A question counts as answered when both words are the most
     likely ones; the second is predicted after the right first word, as in greedy decoding
@@ -32,24 +33,25 @@ def examine(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     with Checkpoint.open(folder) as checkpoint:
         model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     rope = model.config.rope_parameters
-    return {
-        "context": model.config.max_position_embeddings,
-        "theta": rope["rope_theta"],
-        "needle": {
-            str(length): _answered(model, tokenizer, plan, seed, length, "ask")
+    return Exam(
+        folder=folder.name,
+        context=model.config.max_position_embeddings,
+        theta=rope["rope_theta"],
+        needle={
+            length: _answered(model, tokenizer, plan, seed, length, "ask")
             for length in plan.lengths
         },
-        "sparse_needle": _answered(model, tokenizer, plan, seed, plan.target, "ask", SPARSE),
-        "shout": {
-            str(length): _answered(model, tokenizer, plan, seed, length, "shout")
+        sparse_needle=_answered(model, tokenizer, plan, seed, plan.target, "ask", SPARSE),
+        shout={
+            length: _answered(model, tokenizer, plan, seed, length, "shout")
             for length in (plan.trained, plan.target)
         },
-        "prose_nll": _prose_nll(model, tokenizer, plan, seed),
-    }
+        prose_nll=_prose_nll(model, tokenizer, plan, seed),
+    )
 
 
 def ids_of(tokenizer: Any, rows: list[Row]) -> Tensor:
-    """Token ids by the tokenizer, which puts the `<s>` in front by itself."""
+    """Token ids of the rows [rows, length]; the tokenizer adds the `<s>` in front."""
     return torch.tensor(tokenizer([" ".join(row.words[1:]) for row in rows])["input_ids"])
 
 
@@ -63,6 +65,7 @@ def _answered(
     skill: Skill,
     count: int | None = None,
 ) -> float:
+    """The share of questions answered in rows of `length` words with `count` needles."""
     rng = random.Random(f"{seed} exam {skill} {length}")
     count = needle_count(length) if count is None else count
     number = max(1, plan.questions // count)
@@ -72,10 +75,10 @@ def _answered(
     at_once = max(1, _WORDS_AT_ONCE // length)
     for start in range(0, len(rows), at_once):
         batch = ids[start : start + at_once]
-        said = model(input_ids=batch, use_cache=False).logits.argmax(-1)
-        for row, says, is_so in zip(rows[start:], said, batch, strict=False):
+        predicted = model(input_ids=batch, use_cache=False).logits.argmax(-1)
+        for row, guess, truth in zip(rows[start:], predicted, batch, strict=False):
             right += sum(
-                bool((says[at - 1 : at + 1] == is_so[at : at + 2]).all()) for at in row.answers
+                bool((guess[at - 1 : at + 1] == truth[at : at + 2]).all()) for at in row.answers
             )
     return right / (count * len(rows))
 

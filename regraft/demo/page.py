@@ -1,9 +1,8 @@
-"""The demo's result for people: a table on the screen, README.md and demo.png in the folder."""
+"""The demo's result for people to read: a table on the screen, README.md and demo.png."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from regraft import drawing, markdown
 from regraft.data.toy_language import WORDS, needle_count
+from regraft.demo.result import DemoRecord
 from regraft.write import write_text
 
 _README = """\
@@ -45,22 +45,22 @@ Every number, hyperparameter and version is in [result.json](result.json).
 """
 
 
-def write_page(folder: Path, result: dict[str, Any]) -> None:
-    """README.md and demo.png."""
+def write_page(folder: Path, result: DemoRecord) -> None:
+    """Write README.md and demo.png."""
     draw(folder / "demo.png", result)
     text = markdown.render(
         _README,
-        seed=result["seed"],
+        seed=result.seed,
         story=story(result),
         retrieval=markdown.table(_retrieval(result)),
         prose=markdown.table(_prose(result)),
-        length=result["hyperparameters"]["lengths"][-1],
+        length=result.hyperparameters.lengths[-1],
         notes=notes(result),
     )
     write_text(folder / "README.md", text)
 
 
-def render(result: dict[str, Any]) -> Table:
+def render(result: DemoRecord) -> Table:
     """Both tables and the notes, one below the other."""
     page = Table.grid(padding=(0, 0, 1, 0))
     page.add_row("\n".join(story(result)))
@@ -68,50 +68,49 @@ def render(result: dict[str, Any]) -> Table:
     page.add_row(_rich("Questions answered, by length of the row", narrow))
     page.add_row(_rich("NLL of plain prose (nats a word), by position", _prose(result)))
     page.add_row(Text("\n".join(f"* {line}" for line in notes(result)), style="dim"))
-    if "seconds" in result:
-        seconds = result["seconds"]
-        text = f"{seconds['wall']:.0f} s, {seconds['cpu']:.0f} s of CPU"
+    if result.seconds is not None:
+        text = f"{result.seconds.wall:.0f} s, {result.seconds.cpu:.0f} s of CPU"
         page.add_row(Text(text, style="dim"))
     return page
 
 
-def story(result: dict[str, Any]) -> list[str]:
+def story(result: DemoRecord) -> list[str]:
     """What was done, and what came of it."""
-    plan, models = result["hyperparameters"], result["models"]
-    far = str(plan["lengths"][-1])
-    graft = f"graft, rank {plan['ranks'][-1]}"
+    plan, models = result.hyperparameters, result.models
+    far = plan.lengths[-1]
+    graft = f"graft, rank {plan.ranks[-1]}"
 
     def needle(name: str) -> float:
-        return float(models[name]["needle"][far])
+        return models[name].needle[far]
 
     return [
-        f"A base was trained at {plan['trained']} tokens and extended to {plan['target']} with "
-        f"theta {result['theta']['trained']:.0f} -> {result['theta']['target']:.0f}.",
-        f"A derivative of the base learned to shout, at {plan['trained']} tokens. Then: "
+        f"A base was trained at {plan.trained} tokens and extended to {plan.target} with "
+        f"theta {result.theta.trained:.0f} -> {result.theta.target:.0f}.",
+        f"A derivative of the base learned to shout, at {plan.trained} tokens. Then: "
         "extract-lora, apply.",
         f"At {far} tokens the derivative answers {needle('derivative'):.0%} of questions, with "
         f"the new theta alone {needle('derivative, theta only'):.0%}, grafted {needle(graft):.0%}; "
-        f"its skill went from {models['derivative']['shout'][str(plan['trained'])]:.0%} to "
-        f"{models[graft]['shout'][str(plan['trained'])]:.0%}.",
+        f"its skill went from {models['derivative'].shout[plan.trained]:.0%} to "
+        f"{models[graft].shout[plan.trained]:.0%}.",
     ]
 
 
-def notes(result: dict[str, Any]) -> list[str]:
+def notes(result: DemoRecord) -> list[str]:
     """What a reader has to know to judge the numbers."""
-    plan = result["hyperparameters"]
-    counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan["lengths"])
+    plan = result.hyperparameters
+    counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan.lengths)
     return [
-        f"A toy: {result['parameters'] / 1000:.0f}k parameters, 2 layers, a vocabulary of "
-        f"{len(WORDS)} whole words; trained just now from seed {result['seed']}, kept in float32.",
+        f"A toy: {result.parameters / 1000:.0f}k parameters, 2 layers, a vocabulary of "
+        f"{len(WORDS)} whole words; trained just now from seed {result.seed}, kept in float32.",
         "Embeddings start at a standard deviation of 0.4, two heads of the first layer start by "
         "looking one word and two words back, and the base trains with Muon: all three so that "
         "it discovers soon how to look things up. The fine-tunes use AdamW.",
-        f"The base took {result['base_steps']} steps; after about 120 it discovers, suddenly, how "
+        f"The base took {result.base_steps} steps; after about 120 it discovers, suddenly, how "
         "to look things up. Each model's recipe is in recipes/, its curve in its own folder.",
-        f"Theta {plan['theta']:.0f} is to {plan['trained']} tokens what 500000 is to Llama 3's "
+        f"Theta {plan.theta:.0f} is to {plan.trained} tokens what 500000 is to Llama 3's "
         "8192; the longer one follows from the scaling law.",
         f"Needles in a row: {counts}, and 4 in the sparse rows, which are easier: fewer keys to "
-        f"confuse. All are asked for at the end, {plan['questions']} questions a cell. Both words "
+        f"confuse. All are asked for at the end, {plan.questions} questions a cell. Both words "
         "of a value must be right; naming one of the row's values at random scores 1 in so many.",
         "Control: 'theta only' is the derivative's own weights with the extended model's RoPE and "
         "length.",
@@ -121,47 +120,46 @@ def notes(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def draw(path: Path, result: dict[str, Any]) -> None:
-    """Questions answered by length, NLL of prose by position; lines differ without colour, too."""
-    plan, models = result["hyperparameters"], result["models"]
-    lengths = plan["lengths"]
+def draw(path: Path, result: DemoRecord) -> None:
+    """Draw the questions answered by length and the NLL of prose by position."""
+    plan, models = result.hyperparameters, result.models
+    lengths = plan.lengths
     with drawing.figure(path, 2, width=5.0, height=3.9) as (left, right):
         for style, (name, exam) in zip(drawing.styles(), models.items(), strict=False):
-            left.plot(lengths, [exam["needle"][str(n)] for n in lengths], label=name, **style)
-            right.plot(lengths, list(exam["prose_nll"].values()), label=name, **style)
+            left.plot(lengths, [exam.needle[length] for length in lengths], label=name, **style)
+            right.plot(lengths, list(exam.prose_nll.values()), label=name, **style)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.set_xticks(lengths, [str(length) for length in lengths])
-            axes.axvline(plan["trained"], color="0.6", linewidth=0.8)
+            axes.axvline(plan.trained, color="0.6", linewidth=0.8)
         left.set(ylim=(-0.03, 1.05), xlabel="length of the row", ylabel="questions answered")
         right.set(xlabel="position up to", ylabel="NLL of prose, nats a word")
         right.legend(fontsize=8)
 
 
-def _retrieval(result: dict[str, Any]) -> list[list[str]]:
-    plan = result["hyperparameters"]
-    near, far = str(plan["trained"]), str(plan["target"])
-    lengths = [*map(str, plan["lengths"]), f"{far} sparse"]
+def _retrieval(result: DemoRecord) -> list[list[str]]:
+    plan = result.hyperparameters
+    near, far = plan.trained, plan.target
+    lengths = [*map(str, plan.lengths), f"{far} sparse"]
     head = ["model", "theta", *lengths, f"shout {near}", f"shout {far}"]
     return [head] + [
         [
             name,
-            f"{exam['theta']:.0f}",
-            *(f"{exam['needle'][str(length)]:.2f}" for length in plan["lengths"]),
-            f"{exam['sparse_needle']:.2f}",
-            f"{exam['shout'][near]:.2f}",
-            f"{exam['shout'][far]:.2f}",
+            f"{exam.theta:.0f}",
+            *(f"{exam.needle[length]:.2f}" for length in plan.lengths),
+            f"{exam.sparse_needle:.2f}",
+            f"{exam.shout[near]:.2f}",
+            f"{exam.shout[far]:.2f}",
         ]
-        for name, exam in result["models"].items()
+        for name, exam in result.models.items()
     ]
 
 
-def _prose(result: dict[str, Any]) -> list[list[str]]:
-    models = result["models"]
-    head = ["model", *models["base"]["prose_nll"]]
+def _prose(result: DemoRecord) -> list[list[str]]:
+    models = result.models
+    head = ["model", *models["base"].prose_nll]
     return [head] + [
-        [name, *(f"{nll:.3f}" for nll in exam["prose_nll"].values())]
-        for name, exam in models.items()
+        [name, *(f"{nll:.3f}" for nll in exam.prose_nll.values())] for name, exam in models.items()
     ]
 
 

@@ -29,13 +29,13 @@ def _threads():
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory) -> Path:
     """A folder as `regraft demo` leaves it, from a demo of a few steps."""
-    from regraft import demo
-    from regraft.demo.lessons import Plan
+    from regraft.demo.job import run_demo
+    from regraft.demo.recipes import Plan
 
     out = tmp_path_factory.mktemp("toys") / "demo-out"
     plan = Plan(base_steps=(2, 1), base_rows=4, derivative_steps=1, extension=((1, 128, 2),),
                 target=128, lengths=(64, 128), questions=8, prose_rows=2)  # fmt: skip
-    demo.run_demo(out, seed=5, plan=plan)
+    run_demo(out, seed=5, plan=plan)
     return out
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
-from regraft import demo
 from regraft.data import toy_language as world
 from regraft.data.toy_language import Mix, Row, exam_row, needle_count, training_row
+from regraft.demo.job import run_demo
 from regraft.errors import InputError
+from regraft.records import to_json
 
 LENGTHS = (64, 128, 256, 512, 1024)
 
@@ -112,11 +114,13 @@ def test_the_saved_tokenizer_gives_the_ids_of_training(tmp_path):
 
 
 def test_no_document_of_the_recipes_ends_where_a_row_does():
-    from regraft.demo import lessons
+    from regraft.demo import recipes
 
-    plan = lessons.Plan()
+    plan = recipes.Plan()
     for recipe in (
-        lessons.base(plan, 1), lessons.derivative(plan, 1, "b"), lessons.extended(plan, 1, "b", 9.0)
+        recipes.base_recipe(plan, 1),
+        recipes.derivative_recipe(plan, 1, "b"),
+        recipes.extended_recipe(plan, 1, "b", 9.0),
     ):  # fmt: skip
         words = {source["name"]: source["words"] for source in recipe["data"]["sources"]}
         for stage in recipe["stages"]:
@@ -127,7 +131,7 @@ def test_no_document_of_the_recipes_ends_where_a_row_does():
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """The whole story with a few steps each: everything but the learning."""
-    from regraft.demo.lessons import Plan
+    from regraft.demo.recipes import Plan
 
     out = tmp_path_factory.mktemp("demo") / "out"
     plan = Plan(
@@ -135,16 +139,14 @@ def played(tmp_path_factory):
         extension=((2, 128, 2), (1, 256, 1)), target=256, lengths=(64, 256),
         ranks=(2, 4), questions=8, prose_rows=2,
     )  # fmt: skip
-    return out, demo.run_demo(out, seed=5, plan=plan), plan
+    return out, run_demo(out, seed=5, plan=plan), plan
 
 
 def test_the_story_leaves_checkpoints_adapters_page_and_result(played):
     out, result, _ = played
     written = json.loads((out / "result.json").read_text())
-    assert written == {
-        key: json.loads(json.dumps(v)) for key, v in result.items() if key in written
-    }
-    assert set(result) - set(written) == {"seconds"}
+    assert result.seconds is not None
+    assert written == json.loads(json.dumps(to_json(replace(result, seconds=None))))
     models = ["base", "derivative", "derivative, theta only", "extended"]
     assert list(written["models"]) == [*models, "graft, rank 2", "graft, rank 4"]
     for exam in written["models"].values():
@@ -165,9 +167,9 @@ def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_th
 
     out, result, plan = played
     short = {"base", "derivative"}
-    for name, exam in result["models"].items():
-        expected = (plan.trained, plan.theta) if name in short else (256, result["theta"]["target"])
-        assert (exam["context"], exam["theta"]) == expected, name
+    for name, exam in result.models.items():
+        expected = (plan.trained, plan.theta) if name in short else (256, result.theta.target)
+        assert (exam.context, exam.theta) == expected, name
     control = load_file(out / "derivative-theta-only" / "model.safetensors")
     own = load_file(out / "derivative" / "model.safetensors")
     graft = load_file(out / "graft-rank-4" / "model.safetensors")
@@ -178,7 +180,7 @@ def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_th
 
 def test_the_same_seed_gives_the_same_files(played, tmp_path):
     out, _, plan = played
-    demo.run_demo(tmp_path / "again", seed=5, plan=plan)
+    run_demo(tmp_path / "again", seed=5, plan=plan)
     for name in ("result.json", "graft-rank-4/model.safetensors", "demo.png", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
@@ -186,11 +188,13 @@ def test_the_same_seed_gives_the_same_files(played, tmp_path):
 def test_the_screen_shows_every_model_and_what_is_unusual(played):
     from rich.console import Console
 
+    from regraft.demo.page import render
+
     _, result, _ = played
     console = Console(width=120, file=io.StringIO())
-    console.print(demo.render(result), markup=False)  # as the command line prints
+    console.print(render(result), markup=False)  # as the command line prints
     shown = console.file.getvalue()
-    for said in (*result["models"], "looking one word", "standard deviation of 0.4", "Control"):
+    for said in (*result.models, "looking one word", "standard deviation of 0.4", "Control"):
         assert said in shown
     assert "[dim]" not in shown
 
@@ -198,5 +202,5 @@ def test_the_screen_shows_every_model_and_what_is_unusual(played):
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="not empty"):
-        demo.run_demo(tmp_path)
+        run_demo(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep"

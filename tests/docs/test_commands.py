@@ -19,9 +19,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from regraft import cli, demo
+from regraft import cli
 from regraft.data.toy_language import Mix, training_row
-from regraft.demo.lessons import Plan
+from regraft.demo.job import run_demo
+from regraft.demo.recipes import Plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -131,7 +132,7 @@ def test_scripts_and_targets_exist(command):
 def workplace(tmp_path_factory) -> Path:
     """demo-out of a demo of a few steps, the examples on toys, and texts for them."""
     folder = tmp_path_factory.mktemp("docs")
-    demo.run_demo(folder / "demo-out", seed=5, plan=PLAN)
+    run_demo(folder / "demo-out", seed=5, plan=PLAN)
     (folder / "examples").mkdir()
     for page in EXAMPLES:
         (folder / "examples" / page.name).write_text(toy_recipe(page.read_text()))
@@ -217,7 +218,7 @@ TOY_COMMANDS = {tuple(toy_command(command.text)): command for command in RUN}
 def test_the_command_runs(words, workplace, monkeypatch, tmp_path):
     command = TOY_COMMANDS[words]
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("regraft.demo.lessons.Plan", lambda: PLAN)
+    monkeypatch.setattr("regraft.demo.recipes.Plan", lambda: PLAN)
     arguments = list(words)
     if "-o" in arguments:
         arguments[arguments.index("-o") + 1] = str(tmp_path / "out")

@@ -145,14 +145,14 @@ def _serve() -> None:
     import regraft.train.job  # noqa: F401
     from regraft.adapters.apply import card as graft_card
     from regraft.adapters.extract import card as extraction_card
-    from regraft.demo import lessons
+    from regraft.demo import recipes
     from regraft.train.output import curves
 
-    short = lessons.Plan(
+    short = recipes.Plan(
         base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
         target=256, lengths=(64, 256), ranks=(2,), questions=8, prose_rows=2,
     )  # fmt: skip
-    lessons.Plan = lambda: short  # type: ignore[assignment,misc]
+    recipes.Plan = lambda: short  # type: ignore[assignment,misc]
     del matplotlib, peft, torch, transformers
     for card in (extraction_card, graft_card):  # the figures take longer than all the rest
         card._draw = lambda path, _: path.write_bytes(b"drawn")

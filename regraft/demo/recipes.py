@@ -41,8 +41,9 @@ class Plan:
     prose_rows: int = 32
 
 
-def base(plan: Plan, seed: int) -> dict[str, Any]:
-    """From nothing, with Muon: prose and retrieval in rows of `plan.trained` words."""
+def base_recipe(plan: Plan, seed: int) -> dict[str, Any]:
+    """The base, trained from nothing with Muon: prose and retrieval in rows of `plan.trained`
+    words."""
     first, second = plan.base_steps
     return _recipe(
         seed,
@@ -66,7 +67,7 @@ def base(plan: Plan, seed: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def extended(plan: Plan, seed: int, model: str | Path, theta: float) -> dict[str, Any]:
+def extended_recipe(plan: Plan, seed: int, model: str | Path, theta: float) -> dict[str, Any]:
     """The base trained further in longer rows with the new theta; embedding and head are frozen."""
     last = len(plan.extension) - 1
     return _recipe(
@@ -93,8 +94,8 @@ def extended(plan: Plan, seed: int, model: str | Path, theta: float) -> dict[str
     )  # fmt: skip
 
 
-def derivative(plan: Plan, seed: int, model: str | Path) -> dict[str, Any]:
-    """The base learns to shout, in its own short rows with its own theta."""
+def derivative_recipe(plan: Plan, seed: int, model: str | Path) -> dict[str, Any]:
+    """The base trained to shout, in short rows with the base's theta."""
     steps, rows = plan.derivative_steps, plan.base_rows
     return _recipe(
         seed,
@@ -113,8 +114,8 @@ def derivative(plan: Plan, seed: int, model: str | Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def write(path: Path, recipe: dict[str, Any]) -> Path:
-    """The recipe as YAML."""
+def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
+    """Write the recipe as YAML. Returns `path`."""
     write_text(path, yaml.safe_dump(recipe, sort_keys=False))
     return path
 
