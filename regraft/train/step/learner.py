@@ -14,6 +14,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.train.recipe.schema import Body, Lora, trains_everything
+from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory
 from regraft.train.step.optimizers import check_optimizer
@@ -180,6 +181,7 @@ def _add_lora(model: Any, lora: Lora) -> None:
         bias="none",
     )
     inject_adapter_in_model(config, model)
+    fuse_lora(model)
     for module in model.modules():
         if isinstance(module, LoraLayer):  # else each casts a copy of its input to float32
             module.cast_input_dtype_enabled = False
