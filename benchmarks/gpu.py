@@ -126,7 +126,6 @@ class Run:
         self.log.write_text("")
         # Asked through NVML, torch does not start CUDA here, which no fork would survive.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.folder = Path(tempfile.mkdtemp(prefix="regraft-gpu-"))
         os.environ["REGRAFT_CACHE"] = str(self.folder / "cache")

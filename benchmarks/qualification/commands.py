@@ -62,16 +62,16 @@ def check_merge(scope: Scope, report: Report) -> None:
         {"model": str(folders[kind]), "parameters": {"weight": weight, "density": density}}
         for kind, weight, density in (("extended", 0.7, 0.4), ("derivative", 0.3, 0.6))
     ]
-    for method in scope.pick(("ties", "dare_ties", "della", "slerp", "sce"), ("ties",), ("ties",)):
+    for method in scope.pick(
+        ("ties", "dare_ties", "slerp"), ("ties",), ("ties", "dare_ties", "slerp")
+    ):
         recipe = {
             "merge_method": method, "base_model": str(folders["base"]), "models": inputs,
             "context": {"from": str(folders["extended"])}, "dtype": "bfloat16",
         }  # fmt: skip
-        if method in ("slerp", "sce"):
-            recipe["models"] = [{"model": one["model"]} for one in inputs]
         if method == "slerp":
-            recipe |= {"models": recipe["models"][:1], "parameters": {"t": 0.35}}
-            recipe["models"].append({"model": str(folders["base"])})
+            two = [{"model": str(folders[kind])} for kind in ("base", "extended")]
+            recipe |= {"models": two, "parameters": {"t": 0.35}}
         path = scope.folder / f"{method}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         seconds = {}

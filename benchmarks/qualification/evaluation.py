@@ -38,8 +38,12 @@ def check_evaluation(scope: Scope, report: Report) -> None:
         ), tokens=len(short), largest_difference=apart, bound=bound,
     )  # fmt: skip
     (answer,) = tested.generate([short], new)
-    follows = [bool(torch.tensor(answer[:1]) == logits_next(model, ids).argmax().cpu())]
-    report.check("first token of an answer", all(follows), tokens=len(answer))
+    following = logits_next(model, ids).float()
+    below = float(following.max() - following[answer[0]])
+    # four units in the last place of the largest logits, which lie between 4 and 8
+    bound = 0.125 if scope.device.type == "cuda" else 1e-4
+    report.check("first token of an answer", below <= bound, tokens=len(answer),
+                 below_the_largest_logit=below, bound=bound)  # fmt: skip
 
     scope.reset_peaks()
     seconds, scores = scope.timed(lambda: tested.score([text], [list(range(1, length))]))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from qualification.report import Report
-from qualification.scope import Scope
+from qualification.scope import Scope, deterministic, set_workspace
 from regraft.errors import InputError
 from regraft.parallel.kernels.choose import choose, names
 from regraft.parallel.kernels.kernel import Kernel, Lengths, Reference
@@ -27,6 +26,7 @@ def _bound(dtype: torch.dtype) -> float:
 
 def check_kernels(scope: Scope, report: Report) -> None:
     """Every kernel that is here, causal, with more keys than queries, not causal, and packed."""
+    set_workspace()
     long = scope.pick(1536, 1024, 96)
     cases: list[tuple[int, int, bool | Lengths]] = [
         (long, long, True),
@@ -75,7 +75,7 @@ def _against_float64(
         result = both(kernel, inputs, how)
         exact = both(Reference(), [tensor.double() for tensor in inputs], how)
         again = both(kernel, inputs, how)
-        with _deterministic():
+        with deterministic():
             fixed = [both(kernel, inputs, how) for _ in range(2)]
     except RuntimeError as error:
         report.check(kernel.name, False, **values, error=str(error)[:300])
@@ -104,15 +104,6 @@ def both(kernel: Kernel, inputs: list[Tensor], how: bool | Lengths) -> list[Tens
     out, lse = kernel.packed(q, k, v, how, scale)
     out = out.to(q.dtype)
     return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, how, scale)]
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def _layer(scope: Scope, length: int) -> list[Tensor]:
