@@ -39,7 +39,7 @@ def inverse_frequencies(
     rope = spec.of_layer(layer_type)
     try:
         frequencies, attention = _frequencies(spec, rope, head_dim, length)
-        is_finite = bool(frequencies.isfinite().all()) and math.isfinite(attention)
+        is_finite = _all_finite(frequencies) and math.isfinite(attention)
     except (ArithmeticError, ValueError):  # such as log of 0, floor of NaN
         is_finite = False
     if not is_finite:
@@ -48,6 +48,13 @@ def inverse_frequencies(
             f"{short_repr({key: rope[key] for key in rope if key != 'rope_type'})}; correct them."
         )
     return frequencies, attention
+
+
+def _all_finite(values: torch.Tensor) -> bool:
+    """Also True of tensors without values, as of a trace by shapes."""
+    import torch
+
+    return type(values) is not torch.Tensor or values.is_meta or bool(values.isfinite().all())
 
 
 def _frequencies(

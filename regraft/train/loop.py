@@ -251,6 +251,11 @@ class Loop:
 
     def _validate(self, validation: Validation) -> None:
         score = validation.run(self.learner)
+        if not all(map(math.isfinite, score.nll.values())):
+            raise RegraftError(
+                f"The NLL of the held-out text is not finite at step {self.state.step}: check the "
+                "model's weights, or lower the rate."
+            )
         result = ValidationRecord(
             step=self.state.step, stage=self.state.stage + 1, attempt=self.state.attempt + 1,
             length=validation.length, nll=score.nll, needle=score.needle,

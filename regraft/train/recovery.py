@@ -7,6 +7,7 @@ rows of short text to the loss (Hinton et al., arXiv 1503.02531), long rows keep
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.batch import IGNORED, Row
-from regraft.errors import InputError
+from regraft.errors import InputError, RegraftError
 from regraft.rope import ContextSpec
 from regraft.train.corpus import Corpus
 from regraft.train.recipe.recipe import Recipe
@@ -29,12 +30,15 @@ class Recovery:
 
     def __init__(self, teacher: Learner | None, rows: list[Row], corpus: Corpus) -> None:
         self.teacher, self._rows, self._corpus = teacher, rows, corpus
-        self._teacher_nll = self._nll(teacher) if teacher is not None else 0.0
+        self._teacher_nll = 0.0 if teacher is None else self._nll(teacher, "teacher")
 
     def drift(self, learner: Learner) -> float:
-        """Mean NLL of held-out short text, less the teacher's, in nats. Collective."""
+        """Mean NLL of held-out short text, less the teacher's, in nats. Collective.
+
+        Raises RegraftError where it is not finite.
+        """
         learner.eval()
-        drift = self._nll(learner) - self._teacher_nll
+        drift = self._nll(learner, "model") - self._teacher_nll
         learner.train()
         return drift
 
@@ -48,9 +52,14 @@ class Recovery:
         part = {**part, "labels": labels}
         return learner(part, teacher=(self.teacher, states))
 
-    def _nll(self, learner: Learner) -> float:
+    def _nll(self, learner: Learner, who: str) -> float:
         nll, _, valid = scores(learner, self._rows, self._corpus.mesh)
-        return float(nll.sum() / valid.sum())
+        mean = float(nll.sum() / valid.sum())
+        if not math.isfinite(mean):
+            raise RegraftError(
+                f"The NLL of the {who} on the held-out short text is {mean}: check its weights."
+            )
+        return mean
 
 
 def begin_recovery(

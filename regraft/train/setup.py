@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
+from regraft.checkpoint.config import load_config
+from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
@@ -66,6 +68,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
     check_tracker(body)
     _check_batches(recipe, mesh)
     before = ContextSpec.from_config(base.config)
+    check_tensors(base, load_config(base.config, name))
     contexts = stage_contexts(recipe, name, base.config)
     shapes = untrained_learner(body, base.config, name, mesh)
     tokenizer = load_tokenizer(base)
@@ -94,7 +97,7 @@ def describe_run(run: Run) -> dict[str, str]:
         plan[f"text of {name}"] = f"{_documents(len(tokens))}, {tokens.total:,} tokens" + (
             f", {_documents(held)} held out" if held else ""
         )
-    estimates = estimate_run(recipe, run.shapes, run.base.config, run.mesh)
+    estimates = estimate_run(recipe, run.shapes, run.mesh)
     for i, (stage, contexts) in enumerate(zip(body.stages, run.contexts, strict=True)):
         rows = corpus.stage(i)
         steps = recipe.steps(stage)

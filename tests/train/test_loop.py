@@ -280,7 +280,7 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(home, tmp_path,
 
 
 def test_numbers_too_large_for_the_exported_type_are_refused(home, tmp_path):
-    text = LORA.replace("rate: 1e-3", "rate: 1e6, schedule: {{kind: constant}}")
+    text = LORA.replace("rate: 1e-3", "rate: 1e5, schedule: {{kind: constant}}")
     text = text.replace("steps: 2, batch: 2", "steps: 1, batch: 2")
     recipe = written(tmp_path, home, text + "export: {{dtype: float16}}\n")
     with pytest.raises(RegraftError, match="too large for float16"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import models
 import pytest
 
-from regraft.errors import InputError
+from regraft.errors import InputError, RegraftError
 from regraft.train.job import train_model
 
 RECIPE = """
@@ -120,3 +121,37 @@ def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
         with pytest.raises(InputError) as caught:
             recover(home, tmp_path / str(number), **{old: new})
         assert words in str(caught.value)
+
+
+def test_a_teacher_whose_nll_is_not_finite_is_refused(home, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(home / "derivative", broken)
+    state = load_file(broken / "model.safetensors")
+    state["model.norm.weight"].fill_(3e38)  # finite, and overflows
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RegraftError, match=r"NLL of the teacher .* is nan: check its weights"):
+        recover(home, tmp_path, ", drift: 0.3", **{str(home / "derivative"): str(broken)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("head_dim", "x" * 30, "refuses config.json"),
+        ("num_hidden_layers", None, "describes .* weights and .* are stored"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused_by_the_dry_run(
+    key, value, message, home, tmp_path
+):
+    model = tmp_path / "model"
+    shutil.copytree(home / "derivative", model)
+    config = json.loads((model / "config.json").read_text())
+    config[key] = value
+    config = {name: value for name, value in config.items() if value is not None}
+    (model / "config.json").write_text(json.dumps(config))
+    text = RECIPE.format(model=model, teacher=home / "derivative", more="", cache=home / "cache")
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RegraftError, match=message):
+        train_model(tmp_path / "recipe.yaml", tmp_path / "out", device="cpu", dry_run=True)

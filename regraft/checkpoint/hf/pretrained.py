@@ -62,7 +62,7 @@ def load_model(
     built = load_config(raw, name)
     if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CheckpointError(f"{name} is a {built.model_type}, which is no causal language model.")
-    _check_tensors(checkpoint, built)
+    check_tensors(checkpoint, built)
     dtype = dtype or _stored_dtype(checkpoint, built)
     generation = GenerationConfig(eos_token_id=_stop_tokens(checkpoint, built))
     checkpoint.fetch()
@@ -147,7 +147,7 @@ class _Lazy:
         return self._source.read(self._name)[index]
 
 
-def _check_tensors(checkpoint: Checkpoint, built: Any) -> None:
+def check_tensors(checkpoint: Checkpoint, built: Any) -> None:
     """Raise CheckpointError where the stored tensors are not those of the config's model.
 
     Tensors of the same name are compared by shape and dtype, all others by their number of elements

@@ -109,6 +109,8 @@ def _vocabulary(path: Path, data: bytes) -> dict[str, int] | str:
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
         if not all(type(number) is int for number in (*vocabulary.values(), *added.values())):
             raise TypeError("a token's number is no integer")
+        if not all(isinstance(token, str) for token in (*vocabulary, *added)):
+            raise TypeError("a token is no string")
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no tokenizer of the tokenizers library ({type(error).__name__}); download "

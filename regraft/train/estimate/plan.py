@@ -89,7 +89,7 @@ def plan_training(
     config = _config(read.body)
     name = read.body.model if isinstance(read.body.model, str) else "the toy"
     mesh = Mesh.create(1, 1, 1, 1, device="cpu")
-    shape = shape_of(untrained_learner(read.body, config, name, mesh), config)
+    shape = shape_of(untrained_learner(read.body, config, name, mesh))
     machine = parse_machine(gpus, host) if gpus else this_machine(host, width=_width(shape))
     switches = switches_of(read.body, machine)
     context = _context(read, machine)
@@ -107,11 +107,9 @@ def plan_training(
     )
 
 
-def estimate_run(
-    recipe: Recipe, learner: Learner, config: dict[str, Any], mesh: Mesh
-) -> list[StageEstimate]:
+def estimate_run(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[StageEstimate]:
     """The stages of a run on the devices of `mesh`, where their rate is known."""
-    shape = shape_of(learner, config)
+    shape = shape_of(learner)
     try:
         machine = this_machine(None, mesh.device, _width(shape))
     except InputError:
@@ -125,11 +123,12 @@ def estimate_run(
     ]
 
 
-def shape_of(learner: Learner, config: dict[str, Any]) -> Shape:
+def shape_of(learner: Learner) -> Shape:
     """Sizes of a learner's model, whether it holds weights or shapes only."""
     parameters = sum(parameter.numel() for parameter in learner.parameters())
     trained = sum(parameter.numel() for parameter in learner.trained().values())
-    return Shape.of(config, parameters, trained)
+    config = learner.model.config.get_text_config()
+    return Shape.of(config.to_dict(), parameters, trained)
 
 
 def switches_of(body: Body, machine: Machine) -> Switches:

@@ -78,10 +78,9 @@ def test_the_formula_follows_the_step_as_it_is(method, memory):
         memory=memory,
     )  # fmt: skip
     live, learner = traced_peak(sizes, body, 65536)
-    config = learner.model.config.to_dict()
     gpus = parse_machine("H100", None)
     bare = budget.replace(plan.switches_of(body, gpus), overhead=0)
-    device, _ = budget.memory(plan.shape_of(learner, config), bare, 65536, 1, 1)
+    device, _ = budget.memory(plan.shape_of(learner), bare, 65536, 1, 1)
     assert live <= device <= live * 1.3
 
 
