@@ -18,6 +18,7 @@ import torch
 from regraft.checkpoint.config import explain_errors, load_config, quiet
 from regraft.checkpoint.finite import FLOATS, is_finite
 from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.errors import CheckpointError, short_repr
 from regraft.input_files import read_json_object
 
@@ -93,9 +94,15 @@ def load_model(
 
 
 def load_peft_adapter(model: Any, folder: Path) -> Any:
-    """The PeftModel of a model and an adapter folder, as PEFT reads it. Raises CheckpointError."""
-    from peft import PeftModel
+    """The PeftModel of a model and a LoRA folder, as PEFT reads it. Raises CheckpointError.
 
+    The tensors are handed to PEFT, which maps the file into memory: one that becomes shorter
+    meanwhile would end the process.
+    """
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+    with TensorFile(folder / "adapter_model.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5 for a property that was renamed.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -104,9 +111,10 @@ def load_peft_adapter(model: Any, folder: Path) -> Any:
         with explain_errors(
             "PEFT does not load the adapter", "please report it, or go on with --no-verify"
         ):
-            return PeftModel.from_pretrained(
-                model, str(folder), autocast_adapter_dtype=False, use_safetensors=True
-            )
+            config = LoraConfig.from_pretrained(str(folder))
+            loaded = PeftModel(model, config, autocast_adapter_dtype=False)
+            set_peft_model_state_dict(loaded, tensors)
+            return loaded
 
 
 class _Source:
