@@ -32,7 +32,8 @@ def assemble_record(
     every model."""
     names = [source.name for source in work.sources]
     summary = summarise(answers, work.tasks, names)
-    roles = [name for name in names if name in ROLES]
+    grafts = [point.name for point in work.settings.grafts]
+    roles = [name for name in names if name in (*ROLES, *grafts)]
     return EvaluationRecord(
         matrix=matrix,
         models={

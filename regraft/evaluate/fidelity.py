@@ -10,7 +10,7 @@ length.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers.distributed import barrier, broadcast_from_first
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.result import EvaluatedAdapter
+from regraft.evaluate.settings import GraftPoint
 from regraft.parallel import Mesh
 
 
@@ -82,6 +83,20 @@ def add_adapters(sources: list[Source], adapters: tuple[str, ...]) -> tuple[list
     return result, Fidelity(same_as_base or base.name, "donor", records)
 
 
+def graft_sources(recipient: Source, points: Sequence[GraftPoint]) -> list[Source]:
+    """The recipient with the adapter of each point. Raises what `apply_lora` refuses."""
+    sources = []
+    for point in points:
+        with Checkpoint.open(recipient.location) as checkpoint:
+            lora = Adapter.open(point.adapter)
+            verdict = check_graft(lora, checkpoint, scale=point.scale, context=point.context)
+        verdict.raise_refusals()
+        sources.append(
+            Source(point.name, recipient.location, verdict.context, point.adapter, point.scale)
+        )
+    return sources
+
+
 @contextmanager
 def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
     """The source itself or, if it has an adapter, one whose merged weights are in `spool` until all
@@ -92,7 +107,10 @@ def merged(source: Source, spool: Path, mesh: Mesh) -> Iterator[Source]:
     folder, adapter, target = spool / "adapted", source.adapter, source.location
 
     def make() -> None:
-        apply_lora(adapter, target, folder, context="checkpoint", overwrite=True, resume=True)
+        apply_lora(
+            adapter, target, folder, scale=source.scale, context="checkpoint", overwrite=True,
+            resume=True,
+        )  # fmt: skip
 
     try:
         broadcast_from_first(mesh, make)

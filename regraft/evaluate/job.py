@@ -43,7 +43,8 @@ def evaluate_models(
     models: folders or Hub ids, 'name=MODEL' to name one. With `matrix` the names are recipient,
     donor, graft and, optionally, recovered; the recipient with only the donor's RoPE is added.
     The adapters in `settings` are applied to the model named base, or to the one that they were
-    extracted from, and compared with the model named donor, also without `matrix`.
+    extracted from, and compared with the model named donor, also without `matrix`. Its grafts are
+    applied to the recipient one at a time, and compared as the model named graft is.
     lengths: such as '4k,8k'; by default the greatest context among the models (128k at most) and
     its half, quarter and eighth. context_parallel: how many processes share each prompt's tokens,
     split as `regraft.parallel` does it; without it each process gets whole prompts. settings: the
@@ -105,15 +106,20 @@ def input_files(settings: Settings) -> list[str]:
     local_suites = [name.partition(":")[2] for name in settings.suites if ":" in name]
     generated = settings.haystack in ("grammar", "code", "world")
     haystack = [] if generated else [settings.haystack]
-    return [*settings.adapters, *haystack, *settings.qa, *filter(None, local_suites)]
+    grafts = [point.adapter for point in settings.grafts]
+    return [*settings.adapters, *grafts, *haystack, *settings.qa, *filter(None, local_suites)]
 
 
 def _identity(work: Work) -> dict[str, Any]:
     """Everything that changes the output, as JSON: a run is only resumed by an equal one."""
+    from regraft.adapters.folder import digests
+    from regraft.adapters.reader import Adapter
+
     return {
         "evaluate": asdict(work.settings),
         "models": {
             source.name: [source.fingerprint(), source.spec().to_json()] for source in work.sources
         },
         "fidelity": to_json(work.fidelity),
+        "grafts": [digests(Adapter.open(one.adapter).folder) for one in work.settings.grafts],
     }

@@ -11,7 +11,7 @@ from regraft.errors import InputError
 from regraft.evaluate.answers.judge import Judge
 from regraft.evaluate.answers.lm_eval import PREFIX
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.fidelity import Fidelity, add_adapters
+from regraft.evaluate.fidelity import Fidelity, add_adapters, graft_sources
 from regraft.evaluate.prompts.haystack import open_corpus
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.settings import Settings
@@ -62,7 +62,9 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
         )
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
-    sources, fidelity = _sources(models, matrix, bool(settings.adapters)), None
+    sources = _sources(models, matrix, bool(settings.adapters), bool(settings.grafts))
+    sources += graft_sources(sources[0], settings.grafts)
+    fidelity = None
     if settings.adapters:
         sources, fidelity = add_adapters(sources, settings.adapters)
     _check_folders(sources)
@@ -158,7 +160,7 @@ def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
     return judge
 
 
-def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
+def _sources(models: list[str], matrix: bool, adapters: bool, grafts: bool) -> list[Source]:
     named: dict[str, str] = {}
     for text in models:
         name, sign, location = text.partition("=")
@@ -174,7 +176,8 @@ def _sources(models: list[str], matrix: bool, adapters: bool) -> list[Source]:
         raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
     if not matrix:
         return [Source(name, location) for name, location in named.items()]
-    needed, known = {"recipient", "donor", "graft"}, [role for role in ROLES if " " not in role]
+    needed = {"recipient", "donor"} if grafts else {"recipient", "donor", "graft"}
+    known = [role for role in ROLES if " " not in role]
     known += ["base"] if adapters else []
     if missing := sorted(needed - set(named)):
         raise InputError(f"--matrix needs {', '.join(f'{role}=MODEL' for role in missing)}.")

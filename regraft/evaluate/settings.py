@@ -8,12 +8,26 @@ from regraft.errors import InputError
 
 
 @dataclass(frozen=True)
+class GraftPoint:
+    """A graft that is made for its evaluation alone: the recipient with an adapter at a scale.
+
+    context: the graft's RoPE and length, as in `apply_lora`.
+    """
+
+    name: str
+    adapter: str
+    scale: float = 1.0
+    context: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """What is measured, and on how much.
 
     lengths: in tokens, answer included. items: for each cell. texts: for perplexity and drift.
     batch: in tokens, by default 2048 on a CPU, where more is slower, and 32768 on a GPU. limit: of
-    lm-eval's items. adapters: for extraction fidelity. judge (a URL) and judge_model: for verdicts
+    lm-eval's items. adapters: for extraction fidelity. grafts: evaluated beside or instead of the
+    model named graft. judge (a URL) and judge_model: for verdicts
     on free answers.
     """
 
@@ -33,6 +47,7 @@ class Settings:
     batch: int | None = None
     limit: int | None = None
     adapters: tuple[str, ...] = ()
+    grafts: tuple[GraftPoint, ...] = ()
     judge: str | None = None
     judge_model: str | None = None
     seed: int = 0

@@ -11,6 +11,7 @@ from regraft.graft.schema import Trained
 from regraft.graft.stages.evaluation import Compare, Evaluate
 from regraft.graft.stages.grafting import Apply, Extract, Merge, Origin, Point
 from regraft.graft.stages.stage import Context, Given, Source, Stage
+from regraft.graft.stages.sweep import Sweep
 from regraft.graft.stages.training import Extend, Recover, Train
 
 
@@ -82,7 +83,7 @@ class _Planner:
     def _target(self, target: TargetModel) -> None:
         """Graft, recovery and measurements of one target."""
         name, model = target.name, self._target_model(target)
-        graft = self._graft(name, model)
+        graft = self._graft(name, model, self._sweep(name, model))
         result, models = graft, {"recipient": model, "donor": self.donor, "graft": graft}
         if self.body.recover is not None:
             result = models["recovered"] = self._recover(name, model, graft)
@@ -106,12 +107,24 @@ class _Planner:
         )  # fmt: skip
         return self._add(stage)
 
-    def _graft(self, name: str, model: Source) -> Source:
+    def _sweep(self, name: str, model: Source) -> Sweep | None:
+        if not self.recipe.is_sweep:
+            return None
+        assert self.body.evaluate is not None
+        assert self.donor is not None
+        stage = Sweep(
+            self.context, name, self.body.evaluate, {"recipient": model, "donor": self.donor},
+            self.points, loss=self.body.choose.retention_loss, policy=self.body.context,
+        )  # fmt: skip
+        self._add(stage)
+        return stage
+
+    def _graft(self, name: str, model: Source, sweep: Sweep | None) -> Source:
         out = f"grafts/{name}"
         if self.body.method == "apply":
             stage: Stage = Apply(
                 self.context, name, out, self.body.apply, model, self.points, self._origin(),
-                policy=self.body.context, target=name,
+                policy=self.body.context, sweep=sweep, target=name,
             )  # fmt: skip
             return self._add(stage)
         adapter = self.points[0].adapter

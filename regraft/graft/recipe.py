@@ -10,6 +10,7 @@ from typing import Any
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.document import Document, Where
 from regraft.errors import InputError
+from regraft.evaluate.suites import MEASURES
 from regraft.graft.blocks import check_recover, include, training_block
 from regraft.graft.schema import Body, Target, Trained, check_evaluation
 from regraft.lowrank.rank import parse_rule
@@ -124,6 +125,8 @@ class Recipe(BaseRecipe[Body]):
         if self.is_sweep and body.evaluate is None:
             where = ("ranks",) if len(self.ranks) > 1 else ("scales",)
             mistakes.add(where, "several ranks or scales are compared by evaluate; add its block")
+        elif self.is_sweep and body.evaluate and set(body.evaluate.suites) <= set(MEASURES):
+            mistakes.add(("evaluate",), "a sweep compares answers; add a suite such as needle")
         for number, scale in enumerate(body.scales):
             if not scale > 0:
                 mistakes.add(("scales", number), f"a scale of {scale:g} grafts nothing")

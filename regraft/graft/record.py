@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from regraft.graft.change import LogitChange
+from regraft.graft.choose import SweepRecord
 from regraft.records import SCHEMA_VERSION
 
 FILE = "graft.json"
@@ -24,15 +25,15 @@ class StageRecord:
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
     """A target and what was made of it. result: the folder of the graft, or of the recovered one;
-    rank, scale: of the graft, None for a merge; why: of that rank and scale; failed: the stage and
-    its error."""
+    rank, scale: of the graft, None for a merge; sweep: which that rank and scale come from; failed:
+    the stage and its error."""
 
     model: str
     result: str | None
     rank: str | None = None
     scale: float | None = None
-    why: str | None = None
     change: LogitChange | None = None
+    sweep: SweepRecord | None = None
     failed: str | None = None
 
 

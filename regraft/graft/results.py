@@ -9,6 +9,7 @@ from regraft.graft.record import JobRecord, TargetRecord
 from regraft.graft.stages.evaluation import CHANGE, Compare
 from regraft.graft.stages.grafting import Apply
 from regraft.graft.stages.stage import Stage
+from regraft.graft.stages.sweep import Sweep
 from regraft.records import read_record
 
 
@@ -25,6 +26,7 @@ def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRec
     assert isinstance(compare, Compare)
     graft = own["graft"]
     point = graft.point if isinstance(graft, Apply) and graft.is_finished() else None
+    sweep = own.get("sweep")
     change = None
     if compare.is_finished():
         change = read_record(compare.path / CHANGE, LogitChange, "run regraft graft again")
@@ -36,6 +38,7 @@ def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRec
         rank=point.rank if point else None,
         scale=point.scale if point else None,
         change=change,
+        sweep=sweep.record if isinstance(sweep, Sweep) and sweep.is_finished() else None,
         failed=failed,
     )
 
@@ -51,6 +54,8 @@ def summary(record: JobRecord) -> list[tuple[str, str]]:
         if target.scale is not None:
             how = f"rank {target.rank}, scale {target.scale:g}"
         lines.append((name, f"{target.result} ({how})"))
+        if target.sweep is not None:
+            lines.append(("chosen", target.sweep.why))
         if target.change is not None:
             lines.append(("what changed", target.change.describe()))
     return lines

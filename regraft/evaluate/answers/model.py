@@ -24,13 +24,14 @@ class Source:
     """Where a model comes from.
 
     location: a folder or Hub id. context: another model's RoPE and length, set in memory when the
-    model is loaded. adapter: an adapter that `fidelity.merged` applies before it is loaded.
+    model is loaded. adapter, scale: an adapter that `fidelity.merged` applies before it is loaded.
     """
 
     name: str
     location: str
     context: ContextSpec | None = None
     adapter: str | None = None
+    scale: float = 1.0
 
     @property
     def folder(self) -> str:

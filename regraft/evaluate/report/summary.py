@@ -12,7 +12,7 @@ _CEILING = 0.9  # a model that answers so much leaves others little to gain
 
 def summary(result: EvaluationRecord) -> list[str]:
     """One sentence or more, the most important first."""
-    lines = _graft(result) if result.matrix and result.overall else _models(result)
+    lines = _graft(result) if "graft" in result.overall and result.matrix else _models(result)
     lines += _fidelity_not_available(result) + _judge_not_available(result)
     items = result.settings.items
     if result.cells and items < _FEW_ITEMS:

@@ -24,7 +24,7 @@ def introduction(result: EvaluationRecord) -> list[str]:
         for name, model in result.models.items()
     ]
     lines = [*summary(result), "; ".join(models) + "."]
-    if result.ratios and result.overall:
+    if result.ratios and "graft" in result.overall:
         far = list(result.overall["donor"])[-1]
         task = "all" if "all" in result.ratios else result.overall_tasks[0]
         ratios = result.ratios[task][far]

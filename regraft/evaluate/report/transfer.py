@@ -48,14 +48,14 @@ def compare(
 ) -> dict[str, Ratio | None]:
     """The ratios of one cell by name, such as 'transfer graft'.
 
-    scores: of each role, item by item. within: the length is within the recipient's own context, so
-    there is something to retain. skill: the task does not measure the use of context, so it has no
-    transfer.
+    scores: of each role and graft, item by item. within: the length is within the recipient's own
+    context, so there is something to retain. skill: the task does not measure the use of context,
+    so it has no transfer.
     """
     ratios: dict[str, Ratio | None] = {}
     recipient, donor = scores["recipient"], scores["donor"]
-    for role in ("graft", "recovered"):
-        if role not in scores:
+    for role in scores:
+        if role in ("recipient", "theta only", "donor"):
             continue
         if not skill:
             ratios[f"transfer {role}"] = ratio(scores[role], recipient, donor, recipient)

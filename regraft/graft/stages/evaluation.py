@@ -74,8 +74,11 @@ class Evaluate(Stage):
     def _arguments(self) -> dict[str, Any]:
         return {**self.block.arguments(), "seed": self.context.seed}
 
-    def _evaluate(self, places: Mapping[str, str], *, dry_run: bool = False) -> Any:
+    def _evaluate(
+        self, places: Mapping[str, str], *, dry_run: bool = False, **settings: Any
+    ) -> Any:
         options = {"dry_run": True, "overwrite": True} if dry_run else self.options
+        options |= settings
         return evaluate_models(
             [f"{name}={place}" for name, place in places.items()], self.path, matrix=self.matrix,
             device=self.context.device, **self._arguments(), **options,

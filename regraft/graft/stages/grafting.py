@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,14 @@ class Origin:
 
     base: Source | None
     extended: Source | None
+
+
+class Chooser(Stage):
+    """A stage that chooses among points."""
+
+    @abstractmethod
+    def chosen(self) -> Point:
+        """The point to graft with. The stage must be finished."""
 
 
 class Extract(Stage):
@@ -99,7 +108,7 @@ class Apply(Stage):
         origin: Origin,
         *,
         policy: str | None,
-        sweep: Stage | None = None,
+        sweep: Chooser | None = None,
         target: str | None = None,
     ) -> None:
         super().__init__(context, item, out, target)
@@ -111,7 +120,7 @@ class Apply(Stage):
         """What is applied; a sweep must be finished."""
         if self.sweep is None:
             return self.points[0]
-        return self.sweep.chosen()  # type: ignore[attr-defined]
+        return self.sweep.chosen()
 
     @property
     def inputs(self) -> Mapping[str, Source]:

@@ -1,0 +1,146 @@
+"""The stage that compares ranks and scales: every point is applied, measured and dropped again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from regraft.evaluate.result import read_result
+from regraft.evaluate.settings import GraftPoint
+from regraft.evaluate.shared_output import read_lines
+from regraft.evaluate.statistics import mean, ratio
+from regraft.evaluate.suites import choose as choose_tasks
+from regraft.graft.choose import PointRecord, SweepRecord, choose
+from regraft.graft.schema import Evaluate as EvaluateBlock
+from regraft.graft.stages.evaluation import Evaluate
+from regraft.graft.stages.grafting import Chooser, Point
+from regraft.graft.stages.stage import Context, Source, available
+
+_BASELINES = ("recipient", "donor")
+
+
+class Sweep(Evaluate, Chooser):
+    """The tasks of the evaluation, on other items than its own, for every point. loss: of retention
+    that the chosen point may have; policy: of the grafts' context."""
+
+    kind = "sweep"
+
+    def __init__(
+        self,
+        context: Context,
+        item: str,
+        block: EvaluateBlock,
+        models: Mapping[str, Source],
+        points: Sequence[Point],
+        *,
+        loss: float,
+        policy: str | None,
+    ) -> None:
+        tasks, _ = choose_tasks(block.suites, len(block.qa))
+        files = [name for name in block.suites if ":" in name and not name.startswith("lm-eval:")]
+        local = {task.name for name in files for task in choose_tasks([name], 0)[0]}
+        names = [*(task.name for task in tasks if task.name not in local), *files]
+        block = block.model_copy(update={"suite": names, "judge": None, "judge_model": None})
+        super().__init__(context, item, f"sweeps/{item}", block, models, {})
+        self.points, self.loss, self.policy = points, loss, policy
+
+    @property
+    def inputs(self) -> Mapping[str, Source]:
+        return {**self.models, **{_name(point): point.adapter for point in self.points}}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        points = [[_name(point), point.scale] for point in self.points]
+        return {**super().arguments, "points": points, "context": self.policy}
+
+    def check(self) -> Mapping[str, Any]:
+        """With the target in place of the grafts."""
+        places = {role: available(model) for role, model in self.models.items()}
+        places["graft"] = places["recipient"]
+        made = {role: place for role, place in places.items() if place is not None}
+        if made.keys() != places.keys():
+            return {}
+        plan = self._evaluate(made, dry_run=True).plan
+        return {**plan, "grafts": len(self.points)}
+
+    def run(self) -> None:
+        grafts = tuple(
+            GraftPoint(_name(point), point.adapter.location, point.scale, self.policy)
+            for point in self.points
+        )
+        places = {role: model.location for role, model in self.models.items()}
+        self._evaluate(places, grafts=grafts)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Items of another seed, so that the choice does not flatter the evaluation after it."""
+        return {**super()._arguments(), "seed": self.context.seed + 1}
+
+    @cached_property
+    def record(self) -> SweepRecord:
+        """The points and the choice. The stage must be finished."""
+        result = read_result(self.path)
+        far = max(result.settings.lengths)
+        own = result.models["recipient"].context_length
+        answers = {
+            (model, task, length): self._scores(model, task, length)
+            for model in (*_BASELINES, *map(_name, self.points))
+            for task, cells in result.cells[model].items()
+            for length in cells
+        }
+        gained = [
+            (task, far)
+            for task, facts in result.tasks.items()
+            if not facts.skill and ("recipient", task, far) in answers
+        ]
+        retained = [
+            (task, length)
+            for model, task, length in answers
+            if model == "recipient" and length <= own
+        ]
+
+        def scores(model: str, cells: list[tuple[str, int]]) -> list[float]:
+            return [score for cell in cells for score in answers[model, *cell]]
+
+        points = []
+        recipient, donor = scores("recipient", gained), scores("donor", gained)
+        for point in self.points:
+            name = _name(point)
+            graft = scores(name, gained)
+            points.append(
+                PointRecord(
+                    rank=point.rank,
+                    scale=point.scale,
+                    score=mean(graft) if graft else 0.0,
+                    transfer=ratio(graft, recipient, donor, recipient) if graft else None,
+                    retention=ratio(
+                        scores(name, retained), None, scores("recipient", retained), None
+                    )
+                    if retained
+                    else None,
+                )
+            )
+        return choose(points, far, self.loss)
+
+    def chosen(self) -> Point:
+        """The point to graft with."""
+        return self.points[self.record.chosen]
+
+    def forget(self) -> None:
+        self.__dict__.pop("record", None)
+        super().forget()
+
+    def complete(self) -> None:
+        self.__dict__.pop("record", None)
+        super().complete()
+
+    def _scores(self, model: str, task: str, length: int) -> list[float]:
+        folder = model.replace(", ", "-").replace(" ", "-")  # as `answers.model.Source` names it
+        lines = read_lines(self.path / "items" / folder / f"{task}-{length}.jsonl")
+        return [line["score"] for line in lines]
+
+
+def _name(point: Point) -> str:
+    """What the evaluation calls a point."""
+    scale = f"scale {point.scale:g}"
+    return scale if point.rank is None else f"rank {point.rank}, {scale}"

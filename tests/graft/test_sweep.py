@@ -1,0 +1,80 @@
+"""Sweeps of ranks and scales: every point is measured without being kept, one is grafted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from evaluated import toy
+from models import LLAMA, LONG, changed, load, save, weights
+
+from regraft.adapters.apply.apply import apply_lora
+from regraft.data.toy_language import WORDS, write_tokenizer
+from regraft.evaluate.result import read_result
+from regraft.graft.job import graft_model
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    base = toy(folder / "base", max_position_embeddings=64)
+    config = {**LLAMA, "vocab_size": len(WORDS), "bos_token_id": 1, "eos_token_id": 2}
+    state = weights(config)
+    for name, rank, seed, more in (
+        ("extended", 4, 1, LONG), ("target", None, 2, {"max_position_embeddings": 64})
+    ):  # fmt: skip
+        save(folder / name, {**config, **more}, changed(state, rank=rank, size=0.1, seed=seed))
+        write_tokenizer(folder / name)
+    (folder / "recipe.yaml").write_text(
+        f"base: {base}\nextended: {folder / 'extended'}\ntargets: {folder / 'target'}\n"
+        "ranks: [2, auto]\nscales: [0.5, 1]\n"
+        "evaluate: {suite: toy, haystack: world, items: 2, lengths: [64, 128]}\n"
+    )
+    graft_model(folder / "recipe.yaml", folder / "out")
+    return folder
+
+
+def test_every_point_is_measured_and_none_but_the_chosen_is_kept(swept: Path) -> None:
+    result = read_result(swept / "out/sweeps/target")
+    points = ["rank 2, scale 0.5", "rank 2, scale 1", "rank auto, scale 0.5", "rank auto, scale 1"]
+    assert list(result.models) == ["recipient", "theta only", "donor", *points]
+    assert {result.models[name].context_length for name in points} == {2048}
+    assert result.ratios is not None
+    assert {f"transfer {name}" for name in points} <= result.ratios["notes"][128].keys()
+    assert [path.name for path in (swept / "out/grafts").iterdir()] == ["target"]
+
+
+def test_the_chosen_point_is_grafted_and_evaluated_on_other_items(swept: Path) -> None:
+    record = json.loads((swept / "out/graft.json").read_text())["targets"]["target"]
+    chosen = record["sweep"]["points"][record["sweep"]["chosen"]]
+    assert (record["rank"], record["scale"]) == (chosen["rank"], chosen["scale"])
+    adapter = swept / f"out/adapters/rank-{chosen['rank']}"
+    apply_lora(adapter, swept / "target", swept / "expected", scale=chosen["scale"])
+    made, expected = load(swept / "out/grafts/target"), load(swept / "expected")
+    assert all(made[name].equal(tensor) for name, tensor in expected.items())
+    sweep, report = (read_result(swept / "out" / name / "target") for name in ("sweeps", "reports"))
+    assert sweep.settings.seed != report.settings.seed
+    assert {sample.prompt for sample in sweep.samples}.isdisjoint(
+        {sample.prompt for sample in report.samples}
+    )
+
+
+def test_points_have_the_scores_of_grafts_on_disk(swept: Path, tmp_path: Path) -> None:
+    """NLL is of real numbers, so that a wrong scale or context shows even in random models."""
+    from regraft.evaluate.job import evaluate_models
+
+    for rank in ("2", "auto"):
+        out = tmp_path / rank
+        apply_lora(swept / f"out/adapters/rank-{rank}", swept / "target", out, scale=0.5)
+        evaluate_models(
+            [f"recipient={swept / 'target'}", f"donor={swept / 'extended'}", f"graft={out}"],
+            tmp_path / f"report-{rank}", matrix=True, suite="toy", haystack="world", items=2,
+            lengths="64,128", seed=1,
+        )  # fmt: skip
+        name = f"rank-{rank}-scale-0.5"
+        for path in (tmp_path / f"report-{rank}/items/graft").iterdir():
+            point = swept / "out/sweeps/target/items" / name / path.name
+            assert point.read_text() == path.read_text()
