@@ -76,7 +76,7 @@ def answer_items(
                 target = output.folder / "items" / source.folder / path.name
                 key = f"cell {source.name} {path.name}"
                 if not output.has(key, target):
-                    items = [Item(**line) for line in output.read(path)]
+                    items = [Item.from_json(line) for line in output.read(path)]
                     lines = _answer_cell(work, tasks[task], items, model.get())
                     output.write(key, target, [to_json(line) for line in lines])
                 answers[source.name, task, length] = parse_answers(output.read(target))
@@ -95,7 +95,7 @@ def judge_answers(work: Work, files: ItemFiles, answers: Answers, folder: Path) 
         for source, (task, length) in cells:
             bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
             file, key = files[task, length], (source.name, task, length)
-            items = [Item(**line) for line in read_lines(file)]
+            items = [Item.from_json(line) for line in read_lines(file)]
             path = folder / "judge" / source.folder / file.name
             answers[key] = add_verdicts(work.judge, items, answers[key], path)
 

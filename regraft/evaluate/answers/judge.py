@@ -128,11 +128,13 @@ def add_verdicts(
     judged = []
     with path.open("a", encoding="utf-8") as file:
         for item, answer in zip(items, answers, strict=True):
-            question = item.facts["question"], item.references, answer.said or ""
-            prompt = judge_prompt(*question)
+            question = item.details.question
+            assert question is not None, "a judged task gives its question"
+            asked = question, item.references, answer.said or ""
+            prompt = judge_prompt(*asked)
             if prompt not in known:
                 try:
-                    verdict, reply = judge.verdict(*question)
+                    verdict, reply = judge.verdict(*asked)
                 except RegraftError as error:
                     raise RegraftError(f"{error}; continue with --resume when it does.") from None
                 known[prompt] = verdict

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks import text_scores as metrics
 from regraft.input_files import parse_json, read_lines
 
@@ -62,9 +62,10 @@ def _make(name: str, cases: Sequence[Case], kit: Kit, budget: int, number: int) 
     units = len(words)
     if kit.prompter.count(kit.prompter.wrap(build(units), case.prefix)) > budget:
         units = kit.fit(name, lambda n: build(min(n, len(words))), budget, case.prefix)
-    facts = {"question": case.question, "text_share": round(units / max(1, len(words)), 4)}
+    share = round(units / max(1, len(words)), 4)
+    details = ItemDetails(question=case.question, text_share=share)
     twin = f"{case.before}{case.after}"
-    return Draft(build(units), twin, case.references, case.prefix, facts=facts)
+    return Draft(build(units), twin, case.references, case.prefix, details=details)
 
 
 def _cut(case: Case, words: list[str], units: int) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from regraft.evaluate.prompts.haystack import Corpus, unique_share
@@ -25,8 +25,21 @@ Scoring = Literal["teacher", "candidates", "generate"]
 
 
 @dataclass(frozen=True)
+class ItemDetails:
+    """Facts about an item beside its text.
+
+    depth: where in the text the evidence is, 0 to 1; text_share: the part of the text's words that
+    fitted into the prompt; question: without its text, for the judge.
+    """
+
+    depth: float | None = None
+    text_share: float | None = None
+    question: str | None = None
+
+
+@dataclass(frozen=True)
 class Draft:
-    """What a task writes for one item.
+    """The texts of one item, before they get the model's template.
 
     question: with its text; twin: the same without evidence; references: in the order in which a
     good answer names them; prefix: the beginning of the answer.
@@ -37,7 +50,7 @@ class Draft:
     references: tuple[str, ...]
     prefix: str = ""
     candidates: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    details: ItemDetails = ItemDetails()
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,13 @@ class Item:
     scorer: Scorer
     tokens: int
     unique: float
-    facts: dict[str, Any]
+    details: ItemDetails
     hash: str
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Item:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**line, "details": ItemDetails(**line["details"])})
 
 
 class Kit:
@@ -141,7 +159,7 @@ class Task:
         return Item(
             self.name, length, number, prompt, twin, answer, spans, references,
             list(draft.candidates), self.scorer, len(ids), round(unique_share(ids), 4),
-            draft.facts, hashlib.sha256(hashed.encode()).hexdigest()[:16],
+            draft.details, hashlib.sha256(hashed.encode()).hexdigest()[:16],
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def _shots(kit: Kit, budget: int, number: int) -> Draft:
     rounds = kit.fit("icl", build, budget, prefix, least=1)
     return Draft(
         build(rounds), build(rounds, ruled=False), (label_of[queried],), prefix,
-        tuple(labels[:_LABELS]), {"shots": rounds * _LABELS},
+        tuple(labels[:_LABELS]),
     )  # fmt: skip
 
 
@@ -90,9 +90,7 @@ def _entities(kit: Kit, budget: int, number: int) -> Draft:
         )
 
     moves = kit.fit("entities", build, budget, prefix, least=4)
-    return Draft(
-        build(moves), build(moves, stranger), (final,), prefix, tuple(rooms), {"moves": moves}
-    )
+    return Draft(build(moves), build(moves, stranger), (final,), prefix, tuple(rooms))
 
 
 def _solve_entities(prompt: str) -> list[str]:

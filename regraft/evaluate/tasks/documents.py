@@ -74,7 +74,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     ]
     return Draft(
         build(units), build(units, twin_evidence), (answer,), prefix,
-        (answer, *(town for town in other_towns if town != answer)), {"documents": units + 2},
+        (answer, *(town for town in other_towns if town != answer)),
     )  # fmt: skip
 
 

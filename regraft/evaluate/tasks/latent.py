@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from regraft.evaluate.prompts import words
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 
 SIGHTS = {
@@ -53,7 +53,12 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     units = kit.fit("latent", build, budget, prefix)
     candidates = (names[0], *names[2:])
     return Draft(
-        build(units), build(units, twin_needle), (names[0],), prefix, candidates, {"depth": depth}
+        build(units),
+        build(units, twin_needle),
+        (names[0],),
+        prefix,
+        candidates,
+        ItemDetails(depth=depth),
     )
 
 

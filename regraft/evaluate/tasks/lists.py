@@ -69,9 +69,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
 
     prefix = " Answer: it shows"
     units = kit.fit("latent_list", build, budget, prefix)
-    return Draft(
-        build(units), build(units, twin_program), (str(evidence[2]),), prefix, facts={"view": view}
-    )  # fmt: skip
+    return Draft(build(units), build(units, twin_program), (str(evidence[2]),), prefix)
 
 
 def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Program:

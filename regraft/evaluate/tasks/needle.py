@@ -11,7 +11,7 @@ import random
 import re
 
 from regraft.evaluate.prompts import words
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 
 _NEEDLE = "The secret number of the {key} is {value}."
@@ -55,7 +55,11 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
 
     units = kit.fit("needle", build, budget, prefix)
     return Draft(
-        build(units), build(units, others), tuple(values[:count]), prefix, facts={"depth": depth}
+        build(units),
+        build(units, others),
+        tuple(values[:count]),
+        prefix,
+        details=ItemDetails(depth=depth),
     )
 
 

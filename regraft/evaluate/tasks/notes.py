@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from regraft.data import toy_language as world
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 
 
@@ -33,7 +33,10 @@ def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
     answer = world.question(skill, key, value)[2:4]
     at = depths[[name for name, _ in evidence].index(key)]
     return Draft(
-        build(units), build(units, twin_evidence), (" ".join(answer),), facts={"depth": at}
+        build(units),
+        build(units, twin_evidence),
+        (" ".join(answer),),
+        details=ItemDetails(depth=at),
     )
 
 

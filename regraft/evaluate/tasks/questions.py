@@ -14,7 +14,7 @@ from functools import partial
 
 from regraft.errors import InputError
 from regraft.evaluate.prompts.length import UsedUp
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.quiz import Question, Quiz
 from regraft.evaluate.tasks.ruler.questions import PREFIX, ROOM, prompt, solve, too_few
 
@@ -58,8 +58,8 @@ def _make(index: int, hard: bool, kit: Kit, budget: int, number: int) -> Draft:
         return prompt(documents, question.text)
 
     units = kit.fit(name, build, budget, PREFIX)
-    facts = {"question": question.text}
-    return Draft(build(units), build(units, ()), question.answers, PREFIX, facts=facts)
+    details = ItemDetails(question=question.text)
+    return Draft(build(units), build(units, ()), question.answers, PREFIX, details=details)
 
 
 def _task(kind: str, index: int) -> Task:

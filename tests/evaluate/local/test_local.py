@@ -67,7 +67,7 @@ def test_zeroscrolls_prompts_are_the_files_own_and_answers_of_one_id_stand_toget
     items = [task.item(kit, 8192, number) for number in range(2)]
     assert sorted(item.references for item in items) == [["none"], ["sixty", "60 lanterns"]]
     assert items[0].prompt == scrolls(1, None)["input"]
-    assert items[0].facts["text_share"] == 1
+    assert items[0].details.text_share == 1
     assert "lanterns" not in items[0].twin
     assert items[0].twin.endswith("Question:\nHow many?\n\nAnswer:\n")
 
@@ -90,8 +90,8 @@ def test_a_long_text_loses_its_end_or_its_middle_and_says_so(
             assert ("Chapter 59." in item.prompt) is end
             assert "Chapter 31." not in item.prompt
             words = sum(word in item.prompt.split() for word in map(str, range(60)))
-            assert item.facts["text_share"] == pytest.approx(words / 60, abs=0.1)
-        assert 0 < items[0].facts["text_share"] < items[1].facts["text_share"] < 1
+            assert item.details.text_share == pytest.approx(words / 60, abs=0.1)
+        assert 0 < items[0].details.text_share < items[1].details.text_share < 1
         told = "[The rest of the story is omitted]\n\nQuestion:"
         assert (told in items[0].prompt) is (suite == "zeroscrolls")
 
@@ -121,7 +121,7 @@ def test_loogle_is_read_in_both_its_layouts(
     item = old["loogle_shortdep_cloze"].item(kit, 8192, 0)
     assert score_text(f"Here: {masks}", item.references, "cloze") == 1
     item = new["loogle_shortdep_qa"].item(kit, 8192, 0)
-    assert (item.references, item.facts["question"]) == (["the ferryman"], "Who counts?")
+    assert (item.references, item.details.question) == (["the ferryman"], "Who counts?")
     item = old["loogle_longdep_summarization"].item(kit, 8192, 0)
     assert item.references == ["A ferryman counts."]
     assert item.prompt.endswith("\n\nSummary:")

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Literal
 
 from regraft.evaluate.prompts import words
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.ruler.placement import grid_positions, insert, line_positions
 
 NOISE = "Rain falls at night. The wind turns east. Leaves drift by. On we walk. Home is far away.\n"
@@ -92,8 +92,14 @@ def _make(name: str, spec: NeedleSpec, kit: Kit, budget: int, number: int) -> Dr
     least = 0 if spec.haystack == "essay" else len(needles)
     units = kit.fit(name, build, budget, prefix, least=least)
     references = tuple(value for query in queried for key, value in needles if key == query)
-    facts = {"depth": positions(units)[0] / max(1, units)} if len(needles) == 1 else {}
-    return Draft(build(units), build(units, twin_needles), references, prefix, facts=facts)
+    depth = positions(units)[0] / max(1, units) if len(needles) == 1 else None
+    return Draft(
+        build(units),
+        build(units, twin_needles),
+        references,
+        prefix,
+        details=ItemDetails(depth=depth),
+    )
 
 
 def _replace(

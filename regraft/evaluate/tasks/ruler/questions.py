@@ -15,7 +15,7 @@ import random
 from functools import partial
 
 from regraft.evaluate.prompts.length import UsedUp
-from regraft.evaluate.tasks import Draft, Kit, Task
+from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.quiz import Question, Quiz
 
 INSTRUCTION = "Answer the question from the documents, with the answer alone and nothing else.\n\n"
@@ -50,7 +50,7 @@ def _make(index: int, kit: Kit, budget: int, number: int) -> Draft:
     twin = _without_answer(kit.rng(name, "twin", number), select(count), question, quiz)
     return Draft(
         build(count), prompt(twin, question.text), question.answers, PREFIX,
-        facts={"question": question.text},
+        details=ItemDetails(question=question.text),
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def test_distractors_come_from_the_same_article_first(tmp_path: Path) -> None:
     kit = kit_of(squad(tmp_path))
     for length, beyond in ((250, False), (900, True)):
         item = TASKS["qa_1"].item(kit, length, 7)  # question 7 of the file: article 1, part 1
-        assert item.facts["question"] == "Who founded 1?"
+        assert item.details.question == "Who founded 1?"
         assert item.references == ["Berit1"]
         shown = documents(item)
         assert any(text.startswith("Article 1 part 1.") for text in shown)
@@ -128,7 +128,7 @@ def test_clean_questions_have_no_answer_outside_their_documents(tmp_path: Path) 
         assert answer != "yes"
         assert sum(f"{answer}." in text for text in shown) == 2
         assert answer not in item.twin
-        seen.add(item.facts["question"])
+        seen.add(item.details.question)
     assert len(seen) == 29  # all but the yes/no question, in an order of its own
 
 
@@ -149,11 +149,11 @@ def test_hard_questions_stand_among_the_documents_nearest_to_them(tmp_path: Path
     kit = Kit(Prompter(text_tokenizer()), Grammar(), questions=[quiz])
     for number in range(5):
         clean, hard = (TASKS[f"qa_{kind}_1"].item(kit, 2048, number) for kind in ("clean", "hard"))
-        assert clean.facts == hard.facts  # the same question
+        assert clean.details == hard.details  # the same question
         assert score_text(TASKS["qa_hard_1"].solve(hard.prompt)[0], hard.references, "part") == 1
         assert score_text(TASKS["qa_hard_1"].solve(hard.twin)[0], hard.references, "part") == 0
         assert hard.prompt.count("Nobody knows") > 1.5 * clean.prompt.count("Nobody knows")
-        (name,) = re.findall(r"Alba\d+", hard.facts["question"])
+        (name,) = re.findall(r"Alba\d+", hard.details.question)
         if int(name[4:]) in range(103, 143):
             assert f"Nobody knows who founded {name}," in hard.prompt
 

@@ -89,7 +89,7 @@ def test_noise_and_needle_haystacks_have_the_needle_at_any_line(kit: Kit) -> Non
         text = item.prompt.split("follows it.\n")[1].split("\nWhich")[0].split("\n")
         (position,) = (i for i, line in enumerate(text) if line.startswith("The special"))
         assert position < len(text) - 1
-        assert item.facts["depth"] == position / (len(text) - 1)
+        assert item.details.depth == position / (len(text) - 1)
         lines[position] += 1
     on_grid = {int((len(text) - 1) * (depth / 100)) for depth in GRID}
     assert set(lines) <= set(range(len(text) - 1))
