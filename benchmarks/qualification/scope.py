@@ -100,9 +100,9 @@ class Scope:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Kernels that add up in the same order every time, where there are such; a warning, where
-    not. For cuBLAS `set_workspace` has to be called before the first product."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    """Kernels that add up in the same order every time; RuntimeError from an operator that has
+    none. For cuBLAS `set_workspace` has to be called before the first product."""
+    torch.use_deterministic_algorithms(True)  # flash ignores it where it only warns
     try:
         yield
     finally:

@@ -68,7 +68,10 @@ def check_step(scope: Scope, report: Report) -> None:
             f"ours, {name}", within and apart < _LOSS, layers=layers, length=length,
             loss=ours_loss, loss_error=apart, **errors,
         )  # fmt: skip
-    _check_bits(scope, report, sizes, length, base, row)
+    try:
+        _check_bits(scope, report, sizes, length, base, row)
+    except RuntimeError as error:  # an operator without a deterministic kernel
+        report.check("bits", False, error=str(error)[:300])
 
 
 def _check_bits(
