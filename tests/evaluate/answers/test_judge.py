@@ -20,7 +20,7 @@ from regraft.cli import app
 from regraft.errors import InputError, RegraftError
 from regraft.evaluate.answers.judge import Judge, add_verdicts
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.tasks import Item
+from regraft.evaluate.tasks import Item, ItemDetails
 
 Reply = Callable[[dict[str, Any]], tuple[int, str]]  # (status, text) to a request
 
@@ -259,9 +259,8 @@ def test_secrets_stand_in_no_message_file_or_result(
 
 
 def item(question: str) -> Item:
-    return Item(
-        "qa_1", 64, 0, "", "", "", [], ["Ada"], [], "part", 0, 1.0, {"question": question}, ""
-    )
+    details = ItemDetails(question=question)
+    return Item("qa_1", 64, 0, "", "", "", [], ["Ada"], [], "part", 0, 1.0, details, "")
 
 
 def test_verdicts_are_kept_one_by_one_and_not_asked_for_twice(
