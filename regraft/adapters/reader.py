@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
+from regraft.adapters.serving import AdapterFacts
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.header import FLOAT_DTYPES
@@ -166,6 +167,20 @@ class Adapter:
     def rank(self, tensor: str) -> int:
         """Columns of B."""
         return int(self._weights.shape(self.modules[tensor].key_b)[1])
+
+    @property
+    def facts(self) -> AdapterFacts:
+        """What decides which programs load the adapter, from its files."""
+        ranks = {self.rank(name) for name in self.modules}
+        scales = {module.scaling for module in self.modules.values()}
+        patterns = {**(self.config.rank_pattern or {}), **(self.config.alpha_pattern or {})}
+        return AdapterFacts(
+            rank=max(ranks, default=0),
+            uniform=len(ranks) <= 1 and len(scales) <= 1,
+            patterns=len(patterns),
+            whole_tensors=len(self.replaced),
+            differences=len(self.differences),
+        )
 
     def factors(self, tensor: str, *, linear: bool = False) -> tuple[Tensor, Tensor]:
         """(B, A) float32, (m, r) and (r, n) with the scaling in B, so that the change is B @ A.

@@ -1,10 +1,17 @@
-"""What servers read of an adapter: limits of vLLM and llama.cpp, and the flags that give them the
-adapter's context."""
+"""What servers read of an adapter: the limits of vLLM and llama.cpp, and the flags that give them
+the adapter's context.
+
+`VLLM_LIMITS` is the one list of what vLLM does not load. It is checked against the files of every
+adapter with one rank when it is written; cards and `regraft inspect` print its answers, and the
+flags take the rank from it.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from regraft.records import AdapterRecord
 from regraft.rope import ContextSpec
@@ -14,42 +21,87 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-
 PORTABLE_CAP = VLLM_RANKS[-1]
 
 
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What decides which programs load an adapter.
+
+    rank: the highest as stored; uniform: one rank and scale for all modules; patterns: of ranks
+    and alphas in its config; whole_tensors: in modules_to_save; differences: dense tensors beside
+    the factors.
+    """
+
+    rank: int
+    uniform: bool
+    patterns: int = 0
+    whole_tensors: int = 0
+    differences: int = 0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing that a program does not load. problem: what is wrong with an adapter, or None."""
+
+    name: str
+    problem: Callable[[AdapterFacts], str | None]
+
+
 def vllm_rank(rank: int) -> int | None:
     """The smallest --max-lora-rank that takes an adapter of this rank, None if there is none."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
-def readers(
-    *,
-    rank: int,
-    uniform: bool,
-    whole_tensors: int = 0,
-    differences: int = 0,
-    length: int | None = None,
-) -> dict[str, str]:
-    """Which programs load an adapter of this layout, and what they leave out.
+def _whole_tensors(adapter: AdapterFacts) -> str | None:
+    if not adapter.whole_tensors:
+        return None
+    return f"it refuses whole tensors ({adapter.whole_tensors} in modules_to_save)"
 
-    rank: the highest as stored; uniform: one rank and alpha for all modules; whole_tensors: in
-    modules_to_save; differences: dense tensors beside the factors; length: the adapter's context,
-    if it is not its base's.
+
+def _one_scale(adapter: AdapterFacts) -> str | None:
+    if adapter.uniform:
+        return None
+    if adapter.patterns:
+        return "it ignores rank and alpha patterns, so modules get a wrong scale"
+    return "it has one scale for all modules, so some get a wrong one"
+
+
+def _rank(adapter: AdapterFacts) -> str | None:
+    if vllm_rank(adapter.rank) is not None:
+        return None
+    return f"rank {adapter.rank} is above its {PORTABLE_CAP}"
+
+
+# vllm/config/lora.py (ranks) and vllm/lora/peft_helper.py (the rest) as of July 2026; issues 9280,
+# 14978 and pull request 48437.
+VLLM_LIMITS = (
+    Limit("no modules_to_save", _whole_tensors),
+    Limit("one rank and scale, no patterns", _one_scale),
+    Limit("a rank of its list", _rank),
+)
+
+
+def vllm_problems(adapter: AdapterFacts) -> list[str]:
+    """Why vLLM does not load an adapter, one phrase for each limit that it breaks."""
+    return [problem for limit in VLLM_LIMITS if (problem := limit.problem(adapter)) is not None]
+
+
+def readers(adapter: AdapterFacts, length: int | None = None) -> dict[str, str]:
+    """Which programs load an adapter, and what they leave out.
+
+    length: the adapter's context, if it is not its base's.
     """
-    left_out = f", without the {differences} dense differences" if differences else ""
-    peft = f"the factors{left_out}" if differences else "yes"
-    if whole_tensors:
-        vllm = f"no: it refuses whole tensors ({whole_tensors} in modules_to_save)"
-    elif not uniform:
-        vllm = "no: it ignores rank and alpha patterns, so modules get a wrong scale"
-    elif (allowed := vllm_rank(rank)) is None:
-        vllm = f"no: rank {rank} is above its {PORTABLE_CAP}"
+    count = adapter.differences
+    left_out = f", without the {count} dense differences" if count else ""
+    peft = f"the factors{left_out}" if count else "yes"
+    if problems := vllm_problems(adapter):
+        vllm = f"no: {problems[0]}"
     else:
         overrides = f" and --hf-overrides for {format_tokens(length)}" if length else ""
-        vllm = f"with --max-lora-rank {allowed}{overrides}{left_out}"
-    if whole_tensors:
-        llamacpp = "no: its converter refuses whole embeddings and heads"
-    elif not uniform:
-        llamacpp = "no: it has one alpha, so modules of a lower rank are too strong"
+        vllm = f"with --max-lora-rank {vllm_rank(adapter.rank)}{overrides}{left_out}"
+    if adapter.whole_tensors or count:
+        what = "whole tensors" if adapter.whole_tensors else "dense differences"
+        llamacpp = f"no: it loads no {what} from a LoRA"
     else:
-        llamacpp = f"converted to GGUF{', with the RoPE flags' if length else ''}{left_out}"
+        llamacpp = f"by `regraft export`{', with the RoPE flags' if length else ''}"
     return {"regraft apply": "yes", "PEFT": peft, "vLLM": vllm, "llama.cpp": llamacpp}
 
 
@@ -58,12 +110,14 @@ def readers_of_record(record: AdapterRecord) -> dict[str, str]:
     assert record.totals is not None
     before, after = record.context.base, record.context.extended
     ranks = {module.rank for module in record.modules.values()}
-    return readers(
+    uniform = record.totals.rank_stored is not None or len(ranks) == 1
+    facts = AdapterFacts(
         rank=record.totals.rank_stored or record.totals.rank_max,
-        uniform=record.totals.rank_stored is not None or len(ranks) == 1,
+        uniform=uniform,
+        patterns=0 if uniform else len(ranks) - 1,
         differences=len(record.differences),
-        length=after.max_position_embeddings if before != after else None,
     )
+    return readers(facts, after.max_position_embeddings if before != after else None)
 
 
 def vllm_flags(base: str, context: ContextSpec, rank: int) -> str:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from regraft.adapters import lineage
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
+from regraft.adapters.reader import Adapter
+from regraft.adapters.serving import PORTABLE_CAP, vllm_problems
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
@@ -102,7 +104,15 @@ def write_adapter(
     planned, dense = differences
     if planned:
         _write(folder / DIFFERENCES, dense, planned)
+    if uniform_rank is not None and uniform_rank <= PORTABLE_CAP:
+        _check_portable(folder, base.name)
     return roundings
+
+
+def _check_portable(folder: Path, name: str) -> None:
+    """Raise ValueError where vLLM would not load what was written, as it must."""
+    if problems := vllm_problems(Adapter(folder, f"the adapter of {name}").facts):
+        raise ValueError(f"vLLM would not load the adapter in {folder}: {'; '.join(problems)}")
 
 
 def write_adapter_record(folder: Path, record: AdapterRecord) -> None:

@@ -60,7 +60,7 @@ def describe_adapter(adapter: Adapter) -> AdapterDescription:
         totals=record.totals if record else None,
         not_captured=extraction.not_captured if extraction else None,
         warnings=adapter.warnings,
-        readers=_readers(adapter, max(ranks, default=0)),
+        readers=_readers(adapter),
         modules=modules,
     )
 
@@ -114,15 +114,9 @@ def _stored_dtypes(path: Path) -> dict[str, int]:
     return dict(Counter(names).most_common())
 
 
-def _readers(adapter: Adapter, rank: int) -> dict[str, str]:
+def _readers(adapter: Adapter) -> dict[str, str]:
     """The programs that can load the adapter unchanged, and what each leaves out."""
     contexts = adapter.context
-    return readers(
-        rank=rank,
-        uniform=not (adapter.config.rank_pattern or adapter.config.alpha_pattern),
-        whole_tensors=len(adapter.replaced),
-        differences=len(adapter.differences),
-        length=contexts[1].max_position_embeddings
-        if contexts and contexts[0] != contexts[1]
-        else None,
-    )
+    changes = contexts is not None and contexts[0] != contexts[1]
+    length = contexts[1].max_position_embeddings if contexts and changes else None
+    return readers(adapter.facts, length)

@@ -847,6 +847,10 @@ def test_an_adapter_that_peft_reads_differently_is_not_published(family, tmp_pat
     with pytest.raises(CheckpointError, match=r"PEFT rebuilds '.*' 100\.\d+% away"):
         extract_lora(*family[:2], tmp_path / "a", rank=2)
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(writer, "peft_config", lambda *a, **n: {**honest(*a, **n), "r": 3})
+    elsewhere = {"target_modules": ["nothing"]}
+    monkeypatch.setattr(writer, "peft_config", lambda *a, **n: {**honest(*a, **n), **elsewhere})
     with pytest.raises(CheckpointError, match="PEFT does not load the adapter"):
         extract_lora(*family[:2], tmp_path / "b", rank=2)
+    monkeypatch.setattr(writer, "peft_config", lambda *a, **n: {**honest(*a, **n), "r": 3})
+    with pytest.raises(CheckpointError, match="says 3; the config belongs to another"):
+        extract_lora(*family[:2], tmp_path / "c", rank=2, verify=False)
