@@ -113,9 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         hub.log.append((self.command, path, self.headers.get("Range")))
         if any(name in path for name in hub.down):
             return self._send(503, b"down", body)
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
-        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path)
-        resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        repo = r"/api/(?:models|datasets)/([^/]+/[^/]+)"
+        api = re.fullmatch(repo + r"(?:/revision/([^/]+))?", path)
+        tree = re.fullmatch(repo + r"/tree/([^/]+)(?:/(.*))?", path)
+        resolve = re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = tree or api or resolve
         if match is None or match[1] not in hub.repos:
             return self._fail("RepoNotFound", 401, body)

@@ -16,6 +16,7 @@ NAMES = (
     "../../../escaped.json", "/{root}/absolute.json", "tokenizer/../../../../escaped.json",
     "a/../../escaped.txt", "..", "tokenizer\\..\\escaped.json", "./../escaped.json",
     "../tokenizer.json", "adapter/../../adapter_config.json",
+    "additional_chat_templates/../../escaped.jinja",
 )  # fmt: skip
 SCRIPT = """
 import json, sys

@@ -1,0 +1,77 @@
+"""A Hub dataset whose names or card lead elsewhere: nothing there is read or written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from models import contents
+
+pytest.importorskip("datasets")
+SCRIPT = """
+import json, sys
+from regraft.data.sources import Text, documents
+from regraft.errors import InputError
+
+try:
+    print(json.dumps(list(documents(Text("hub", "org/data")))))
+except InputError as error:
+    print(json.dumps(str(error)))
+"""
+NAMES = (
+    "../../../escaped.jsonl", "/{root}/absolute.jsonl", "data/../../../../escaped.jsonl",
+    "train/../../escaped.jsonl", "..", "./../escaped.jsonl",
+)  # fmt: skip
+
+
+def read(
+    folder: Path, *, card: str = "", names: tuple[str, ...] = ()
+) -> tuple[list[str] | str, list[str]]:
+    """What a client reads of a dataset with this card and these files beside its own, and the paths
+    that it asked the server for."""
+    repo, cache = folder / "repo", folder / "cache" / "deep" / "er"
+    repo.mkdir()
+    cache.mkdir(parents=True)
+    (repo / "train.jsonl").write_text('{"text": "its own"}\n')
+    (folder / "secret.jsonl").write_text('{"text": "secret"}\n')
+    if card:
+        (repo / "README.md").write_text(card)
+    before = contents(folder)
+    hostile = dict.fromkeys(names, b'{"text": "evil"}\n')
+    with HubServer({"org/data": repo}, hostile=hostile) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=cache, capture_output=True, text=True, timeout=200,
+            env=hub.env(cache, HF_DATASETS_CACHE=str(cache / "datasets")),
+        )  # fmt: skip
+        asked = [path for _, path, _ in hub.log]
+    assert done.returncode == 0, done.stderr
+    after = {
+        name: data for name, data in contents(folder).items() if not name.startswith("cache/deep/")
+    }
+    assert after == before
+    return json.loads(done.stdout), asked
+
+
+def test_names_that_lead_elsewhere_write_nothing_elsewhere(tmp_path: Path) -> None:
+    names = tuple(name.format(root=str(tmp_path).strip("/")) for name in NAMES)
+    texts, _ = read(tmp_path, names=names)
+    assert "its own" in texts
+    assert "secret" not in texts
+    assert not {"escaped", "absolute"} & {path.stem for path in tmp_path.rglob("*.jsonl")}
+
+
+@pytest.mark.parametrize(
+    "data_files", ["{root}/secret.jsonl", "../../secret.jsonl", "file://{root}/*.jsonl"]
+)
+def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, data_files: str) -> None:
+    name = data_files.format(root=tmp_path)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(name)}\n---\n"
+    message, asked = read(tmp_path, card=card)
+    assert isinstance(message, str)
+    assert message.startswith("The dataset org/data (split train) cannot be loaded (")
+    assert "\n" not in message
+    assert not [path for path in asked if "secret" in path]
