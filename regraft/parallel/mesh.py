@@ -97,8 +97,9 @@ class Processes:
             # Groups inside a DeviceMesh would get torch's own timeout, up to half an hour.
             line = torch.arange(world)
             ranks = line.view(-1, solved["context"], solved["ulysses"])
-            groups["context"] = _groups(ranks.movedim(1, -1), limit)
-            groups["ulysses"] = _groups(ranks, limit)
+            for name, rows in (("context", ranks.movedim(1, -1)), ("ulysses", ranks)):
+                if solved[name] > 1:
+                    groups[name] = _own_group(rows, limit)
             groups["all"] = dist.new_group(timeout=PATIENCE, backend="gloo")
             fsdp = _fsdp_mesh(own_device.type, line.view(solved["replicate"], -1), limit)
             # A rank that is refused right after this must not take the store with it while
@@ -243,25 +244,22 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         ) from error
 
 
-def _groups(ranks: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """This process's group among the rows of `ranks`. Every process creates all groups."""
-    mine = None
-    for members in ranks.reshape(-1, ranks.shape[-1]).tolist():
-        group = dist.new_group(members, timeout=timeout)
-        if dist.get_rank() in members:
-            mine = group
-    assert mine is not None
-    return mine
+def _own_group(ranks: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
+    """The group of this process's row of `ranks`; only its members meet to make it. Every process
+    is in one row, and all make their groups in the same order."""
+    rank = dist.get_rank()
+    members = next(row for row in ranks.reshape(-1, ranks.shape[-1]).tolist() if rank in row)
+    return dist.new_group(members, timeout=timeout, use_local_synchronization=True)
 
 
 def _fsdp_mesh(device: str, ranks: torch.Tensor, timeout: timedelta) -> DeviceMesh:
     from torch.distributed.device_mesh import DeviceMesh
 
-    shard = _groups(ranks, timeout)
+    shard = _own_group(ranks, timeout)
     if ranks.shape[0] == 1:
         return DeviceMesh.from_group(shard, device, mesh_dim_names=("shard",))
     names = ("replicate", "shard")
-    groups = [_groups(ranks.T, timeout), shard]
+    groups = [_own_group(ranks.T, timeout), shard]
     return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
 
 

@@ -219,14 +219,15 @@ class Loop:
             f"{format_tokens(stage.length)} step {run.step}: loss {loss:.3f}, "
             f"{tokens / seconds:,.0f} tokens/s, "
             + ("" if mfu is None else f"MFU {mfu:.0%}, ")
-            + format_bytes(memory),
+            + format_bytes(memory.active),
         )
         if self._log is not None:
             record = StepRecord(
                 step=run.step, stage=run.stage + 1, attempt=run.attempt + 1, length=stage.length,
                 theta=self.contexts[run.stage].theta, tokens=run.tokens, valid=valid,
                 seconds=seconds, left=bar.left, loss=loss, rate=rate, gradient=norm,
-                tokens_per_second=tokens / seconds, memory=memory, mfu=mfu,
+                tokens_per_second=tokens / seconds, memory=memory.active, mfu=mfu,
+                reserved=memory.reserved, retries=memory.retries,
             )  # fmt: skip
             self._log.add_step(record)
 

@@ -19,8 +19,9 @@ class StepRecord:
 
     stage, attempt: from 1. length: the stage's target, tokens. tokens: trained so far. valid:
     tokens of the step that have a label. left: estimated seconds until the end, None at the start.
-    loss: mean NLL over the valid tokens, nats. gradient: norm before clipping. memory: peak bytes
-    of a device. mfu: None where the chip's rate is not known.
+    loss: mean NLL over the valid tokens, nats. gradient: norm before clipping. memory: most
+    bytes of a device in use so far; reserved: also by what its allocator keeps; retries: how often
+    that had to give back what it kept, on a GPU. mfu: None where the chip's rate is not known.
     """
 
     step: int
@@ -38,6 +39,8 @@ class StepRecord:
     tokens_per_second: float
     memory: int
     mfu: float | None = None
+    reserved: int | None = None
+    retries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from regraft.parallel import Mesh
 
@@ -24,3 +25,25 @@ def test_numbers_are_summed_on_the_host_whatever_the_device(collectives):
     assert mesh.sum_numbers([1.5, 2]) == [1.5, 2.0]
     assert mesh.sum_tokens(torch.tensor([[1, -100, 2]])) == 2
     assert {device.type for device in collectives} == {"cpu"}
+
+
+def test_a_process_makes_only_the_groups_that_it_is_in(monkeypatch):
+    """1,024 processes: a group of one is no group, and nobody makes the others' groups."""
+    made, new_group = [], dist.new_group
+
+    def counted(ranks=None, **options):
+        made.append(ranks)
+        return new_group(ranks, **options | {"backend": "fake"})
+
+    dist.init_process_group("fake", rank=77, world_size=1024, store=FakeStore())
+    monkeypatch.setattr(dist, "new_group", counted)
+    try:
+        mesh = Mesh.create(context=8, shard="auto", device="cpu")
+        assert mesh.group("ulysses") is None
+        assert made == [[*range(72, 80)], None, [*range(1024)]]
+        made.clear()
+        mesh = Mesh.create(context=4, ulysses=2, shard=16, replicate="auto", device="cpu")
+        mine, same_place = [*range(128)], [*range(77, 1024, 128)]
+        assert made == [[73, 75, 77, 79], [76, 77], None, mine, same_place]
+    finally:
+        dist.destroy_process_group()

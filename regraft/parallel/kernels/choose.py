@@ -12,6 +12,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from regraft import progress
 from regraft.errors import InputError
 from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Lengths, Reference
 
@@ -20,7 +21,8 @@ from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Lengths, Reference
 def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Kernel:
     """The kernel for a device type, value type and head size.
 
-    `name` is 'auto' (the fastest; what fails is passed over) or one of `names(device)`. Raises
+    `name` is 'auto' (the fastest; what fails is passed over, with a warning where only `Reference`
+    is left) or one of `names(device)`. Raises
     InputError for a name that is unknown, not installed, or wrong here, saying which.
     """
     candidates = _candidates(device)
@@ -38,6 +40,11 @@ def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -
             continue
         reason = refusal(kernel, torch.device(device), dtype, head_dim)
         if reason is None:
+            if reasons and isinstance(kernel, Reference):
+                progress.warn(
+                    f"Attention on {device} falls back to plain products, many times slower and "
+                    f"with more memory: {'; '.join(reasons)}."
+                )
             return kernel
         kernel.close()
         reasons.append(f"{candidate} {reason}")

@@ -26,10 +26,12 @@ _ACHIEVED = 0.45  # of a GPU's peak rate, by whole training steps
 _CPU_ACHIEVED = 0.6  # of the rate of its matrix products, by whole training steps
 _MEASURED_SECONDS = 0.2
 
-# name: (peak bfloat16 FLOP/s without sparsity, GiB)
+# name: (peak bfloat16 FLOP/s without sparsity, GiB); one that begins like another comes first
 DEVICES = {
-    "B200": (2250e12, 179), "H200": (989e12, 139), "H100": (989e12, 79), "A100": (312e12, 79),
-    "L40S": (362e12, 44), "A6000": (155e12, 47), "RTX4090": (165e12, 23), "RTX3090": (71e12, 23),
+    "B200": (2250e12, 179), "H200NVL": (835e12, 139), "H200": (989e12, 139),
+    "H100PCIE": (756e12, 79), "H100NVL": (835e12, 93), "H100": (989e12, 79),
+    "A100": (312e12, 79), "L40S": (362e12, 44), "A6000": (155e12, 47),
+    "RTX4090": (165e12, 23), "RTX3090": (71e12, 23),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ documents. Where the chip's rate is neither known nor stated there is no MFU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -57,10 +58,24 @@ def known_peak(device: torch.device) -> float | None:
     return None if name is None else DEVICES[name][0]
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes of GPU memory so far; on a CPU, of the process."""
+@dataclass(frozen=True)
+class PeakMemory:
+    """Most bytes so far. active: in use, also by tensors that are gone but that another stream may
+    still read; on a CPU, of the process. reserved: with what the allocator of a GPU has and cannot
+    use, or keeps. retries: how often it gave that back because nothing else was left, which takes
+    long; both None on a CPU."""
+
+    active: int
+    reserved: int | None = None
+    retries: int | None = None
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """Of a GPU, or of this process on a CPU."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        stats = torch.cuda.memory_stats(device)
+        names = ("active_bytes.all.peak", "reserved_bytes.all.peak", "num_alloc_retries")
+        return PeakMemory(*(int(stats[name]) for name in names))
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return PeakMemory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

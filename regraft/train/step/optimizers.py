@@ -51,7 +51,9 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
 
         result.append(AdamW8bit(groups, **options))
     elif groups:
-        result.append(torch.optim.AdamW(groups, **options))
+        # fused: no temporaries as large as the moments, which foreach has on a GPU
+        on_gpu = all(value.is_cuda for value in others.values())
+        result.append(torch.optim.AdamW(groups, fused=True if on_gpu else None, **options))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -189,3 +190,17 @@ class _PackageSignatures:
     ) -> None:  # fmt: skip
         assert softmax_lse.shape == (q.shape[1], q.shape[0])
         assert dq.shape == q.shape == out.shape
+
+
+def test_auto_says_when_only_plain_products_are_left(monkeypatch: Any) -> None:
+    """torch has no kernel for some head sizes; plain products are many times slower."""
+    monkeypatch.setattr(CpuFlash, "dtypes", ())
+    choose.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"plain products.*torch-cpu does not take"):
+            assert choose("cpu", torch.float32, 20).name == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert choose("cpu", torch.float32, 20, "reference").name == "reference"
+    finally:
+        choose.cache_clear()
