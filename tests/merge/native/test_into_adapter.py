@@ -1,0 +1,91 @@
+"""Adapters as inputs, and adapters merged to an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+import pytest
+import torch
+from merge_zoo import EPS, entries, merge, refusal, write_recipe
+from safetensors.torch import load_file
+
+from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.extract.extract import extract_lora
+from regraft.merge.job import merge_models, summary
+
+pytestmark = pytest.mark.usefixtures("in_zoo")
+
+
+def test_adapters_merge_like_the_models_they_make(tmp_path: Path) -> None:
+    for adapter, name in (("lora", "m1"), ("lora2", "m2")):
+        apply_lora(adapter, "base", tmp_path / name, context="checkpoint")
+    both = {"merge_method": "ties", "base_model": "base", "context": {"from": "base"}}
+    weights = {"weight": 0.5, "density": 0.7}
+    got = merge(tmp_path, {**both, "models": entries("lora", "base+lora2", **weights)})
+    made = tmp_path / "made"
+    made.mkdir()
+    full = merge(
+        made, {**both, "models": entries(str(tmp_path / "m1"), str(tmp_path / "m2"), **weights)}
+    )
+    base = models.load(Path("base"))
+    for key, value in full.items():
+        change = float((value - base[key]).norm())
+        # an entry at the trim threshold may fall on either side of it
+        assert float((got[key] - value).norm()) <= 0.02 * change + 1e-6, key
+
+
+def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
+    tmp_path: Path,
+) -> None:
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base",
+              "models": entries("lora", weight=0.7) + entries("base+lora2", weight=0.3),
+              "context": {"from": "lora"}}  # fmt: skip
+    got = merge(tmp_path, recipe)
+    record = merge_models(write_recipe(tmp_path, recipe), tmp_path / "adapter", as_adapter=True)
+    assert record.totals.error < 1e-6
+    assert record.totals.rank_max <= 10
+    apply_lora(tmp_path / "adapter", "base", tmp_path / "applied")
+    applied, base = models.load(tmp_path / "applied"), models.load(Path("base"))
+    for key, value in got.items():
+        change = float((value - base[key]).norm())
+        assert float((applied[key] - value).norm()) <= 1e-5 * change + 4 * EPS * value.norm()
+    assert (tmp_path / "applied" / "config.json").read_text() == (
+        tmp_path / "out" / "config.json"
+    ).read_text()
+    ties = {**recipe, "merge_method": "ties", "parameters": {"density": 0.5}}
+    record = merge_models(write_recipe(tmp_path, ties), tmp_path / "ties", as_adapter=True)
+    assert 0.05 < record.totals.error < 0.6
+    assert summary(record)
+
+
+def test_as_adapter_keeps_the_dtype_of_its_inputs(tmp_path: Path) -> None:
+    for name, source, dtype in (("x", "long", "bfloat16"), ("y", "a", "bfloat16"),
+                                ("z", "a", "float16")):  # fmt: skip
+        extract_lora("base", source, tmp_path / name, rank=2, dtype=dtype, verify=False)
+    x, y, z = (f"base+{tmp_path / name}" for name in "xyz")
+    both = {"merge_method": "task_arithmetic", "base_model": "base", "context": {"from": "base"}}
+    for number, (inputs, given, expected) in enumerate((
+        ((x, y), {}, torch.bfloat16),
+        ((x, z), {}, torch.float32),
+        ((x, y), {"out_dtype": "float16"}, torch.float16),
+    )):  # fmt: skip
+        recipe = {**both, **given, "models": entries(*inputs, weight=0.5)}
+        out = tmp_path / str(number)
+        record = merge_models(write_recipe(tmp_path, recipe), out, as_adapter=True)
+        state = load_file(out / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in state.values()} == {expected}
+        assert record.totals.bytes == sum(tensor.nbytes for tensor in state.values())
+        card = (out / "README.md").read_text()
+        assert "| vLLM | with --max-lora-rank 8 |" in card
+        # the sum has four directions; two factors, each rounded by half a step
+        assert record.totals.error <= 2 * torch.finfo(expected).eps + 1e-6
+
+
+def test_as_adapter_refuses_models(tmp_path: Path) -> None:
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": entries("a", weight=1),
+    }
+    assert "a is no adapter on base" in refusal(tmp_path, recipe, as_adapter=True)
