@@ -6,6 +6,7 @@ file. `regraft.checkpoint.hf.pretrained` builds models with weights from these c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,9 +67,26 @@ def load_config(raw: Mapping[str, Any], where: str = "") -> Any:
             f"transformers {transformers.__version__} does not know model_type {kind!r}"
             f"{remote}; regraft works with the architectures transformers has built in."
         )
+    if (key := _not_finite(raw)) is not None:
+        raise CheckpointError(
+            f"config.json{of} gives a number for {key!r} that is not finite; correct the config."
+        )
     with explain_errors(f"transformers {transformers.__version__} refuses config.json{of}",
                    "correct the config"), quiet():  # fmt: skip
         return CONFIG_MAPPING[kind].from_dict(without_code(dict(raw)))
+
+
+def _not_finite(value: Any, key: str = "") -> str | None:
+    """The key of a NaN or infinity, which no output's config.json could hold."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else key
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = [(key, item) for item in value]
+    keys = (_not_finite(item, str(name)) for name, item in items)
+    return next((name for name in keys if name is not None), None)
 
 
 def is_known(raw: Mapping[str, Any]) -> bool:

@@ -30,6 +30,8 @@ from regraft.adapters.extract.select import (
 from regraft.adapters.peft_check import peft_deltas
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
+from regraft.checkpoint.config import load_config
+from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor
@@ -94,6 +96,8 @@ def extract_lora(
         contexts = context_of(b), context_of(e)
         plan = make_plan(b, e, roles, rule, layout, modules, DTYPES[dtype])
         relation = check_lineage(b, e, roles, contexts, force)
+        if verify:
+            check_tensors(b, load_config(b.config, b.name))
         arguments: dict[str, Plain] = {
             "rank": rank, "energy": energy, "budget": budget, "layout": layout,
             "modules": modules, "dtype": dtype, "exact": exact, "seed": seed,

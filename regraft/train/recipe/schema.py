@@ -40,7 +40,7 @@ class ToyModel(Block):
 
 
 class Lora(Block):
-    rank: Count = 64
+    rank: Count = Field(default=64, le=65536)
     alpha: Positive | None = Field(default=None, description="default: twice the rank")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank)")
     targets: str = Field(

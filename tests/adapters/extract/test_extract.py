@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -854,3 +855,12 @@ def test_an_adapter_that_peft_reads_differently_is_not_published(family, tmp_pat
     monkeypatch.setattr(writer, "peft_config", lambda *a, **n: {**honest(*a, **n), "r": 3})
     with pytest.raises(CheckpointError, match="says 3; the config belongs to another"):
         extract_lora(*family[:2], tmp_path / "c", rank=2, verify=False)
+
+
+def test_a_config_that_does_not_fit_the_weights_is_refused_before_any_work(family, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(family[0], base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "head_dim": 1_000_000_000}))
+    with pytest.raises(CheckpointError, match=r"has the shape .* and config\.json makes it"):
+        extract_lora(base, family[1], tmp_path / "out")
