@@ -1,86 +1,23 @@
-"""Reading checkpoints: what a good one gives, and what is said of each bad one."""
+"""Reading the tensors of a checkpoint, its samples and its fingerprint."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hub_server import COMMIT, HubServer
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from model_files import CONFIG, entry, model, raw, refusal, tensors, two_shards
 from safetensors.torch import load_file, save_file
 
 from regraft.checkpoint.read.files import INDEX
 from regraft.checkpoint.read.header import DTYPES
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
-
-CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
-
-
-def model(folder: Path, shards: dict[str, dict[str, torch.Tensor]] | None = None) -> Path:
-    """A model folder from shard file -> tensors, with an index if there are several."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = {"model.safetensors": tensors()} if shards is None else shards
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    for shard, held in shards.items():
-        save_file(held, folder / shard, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {name: shard for shard, held in shards.items() for name in held}
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
-
-
-def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    return {
-        "model.embed_tokens.weight": torch.randn(64, 48, generator=draw).bfloat16(),
-        "model.layers.0.up.weight": torch.randn(40, 48, generator=draw).bfloat16(),
-        "model.norm.weight": torch.randn(48, generator=draw).bfloat16(),
-        "lm_head.weight": torch.randn(64, 48, generator=draw).bfloat16(),
-    }
-
-
-def two_shards(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-    items = list(tensors(seed).items())
-    return {
-        "model-00001-of-00002.safetensors": dict(items[:2]),
-        "model-00002-of-00002.safetensors": dict(items[2:]),
-    }
-
-
-def raw(folder: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
-    """A model folder whose model.safetensors has this header, valid or not."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    length = len(text) if length is None else length
-    (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + text + data)
-    return folder
-
-
-def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-def refusal(source: Path | str) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(source)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith((".", '"'))
-    return message
-
-
-# What a good checkpoint gives
 
 
 @pytest.mark.parametrize("code", sorted(DTYPES))
@@ -257,9 +194,6 @@ def test_tied_looks_into_text_config_and_the_default_of_the_model_type(tmp_path:
         assert Checkpoint.open(tmp_path).tied is tied
 
 
-# Fingerprints and samples
-
-
 def test_fingerprint_does_not_depend_on_sharding(tmp_path: Path) -> None:
     one = Checkpoint.open(model(tmp_path / "one"))
     two = Checkpoint.open(model(tmp_path / "two", two_shards()))
@@ -313,164 +247,11 @@ def test_sample_is_sixteen_blocks_spread_over_the_tensor(tmp_path: Path) -> None
     assert torch.equal(checkpoint.sample("small"), held["small"])
 
 
-# What is said of a bad one
-
-
-def test_missing_path_and_file_and_empty_folder_are_named(tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "a" / "b" / "c")
-    for name in ("./absent", "../absent", "absent", "a/b/c", "a\0/b"):
-        assert "does not exist" in refusal(name)
-    assert "possible Hub id" in refusal("absent/a..b")
-    (tmp_path / "file").write_text("x")
-    assert "is a file" in refusal(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    assert "is empty" in refusal(tmp_path / "empty")
-
-
-def test_missing_and_broken_config_are_named(tmp_path: Path) -> None:
-    model(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": ')
-    assert "config.json is not valid JSON" in refusal(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    assert "config.json is not valid JSON" in refusal(tmp_path)
-    (tmp_path / "config.json").write_text("[]")
-    assert "config.json is not a JSON object" in refusal(tmp_path)
-    (tmp_path / "config.json").unlink()
-    assert "no config.json" in refusal(tmp_path)
-
-
-def test_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    save_file({"t": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
-    assert "is an adapter" in refusal(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert "is an adapter" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_pickled_weights_are_refused_with_the_conversion(tmp_path: Path, name: str) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / name).write_bytes(b"x")
-    message = refusal(tmp_path)
-    assert "pickled" in message
-    assert "save_pretrained" in message
-
-
-def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert "no safetensors weights" in refusal(tmp_path)
-
-
-def test_truncated_file_says_how_many_bytes_are_missing(tmp_path: Path) -> None:
-    path = model(tmp_path) / "model.safetensors"
-    size = path.stat().st_size
-    os.truncate(path, size - 100)
-    message = refusal(tmp_path)
-    assert f"promises {size} bytes and {size - 100} are there" in message
-    assert "download it again" in message
-    os.truncate(path, 50)
-    assert "is truncated" in refusal(tmp_path)
-    os.truncate(path, 5)
-    assert "not a valid safetensors file" in refusal(tmp_path)
-    os.truncate(path, 0)
-    assert "is empty (0 bytes)" in refusal(tmp_path)
-
-
-def test_lfs_pointer_is_recognised(tmp_path: Path) -> None:
-    model(tmp_path)
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    (tmp_path / "model.safetensors").write_bytes(pointer)
-    assert "git lfs pull" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("header", "data", "says"),
-    [
-        (b"not json", b"", "not valid JSON"),
-        (b"\xff\xfe{}", b"", "not valid JSON"),
-        (b"[" * 5000, b"", "nested too deep"),
-        (b"[]", b"", "not a JSON object"),
-        ({"__metadata__": {"a": 1}, "t": entry("U8", [1], 0, 1)}, b"x", "__metadata__"),
-        ({"t": {"dtype": "F32"}}, b"", "lacks dtype, shape"),
-        ({"t": 3}, b"", "lacks dtype, shape"),
-        ({"t": entry("F32", [-1], 0, 4)}, b"abcd", "whole numbers"),
-        ({"t": entry("F32", [1.0], 0, 4)}, b"abcd", "whole numbers"),  # type: ignore[list-item]
-        ({"t": entry("F32", [1], True, 4)}, b"abcd", "whole numbers"),
-        ({"t": entry("F4", [8], 0, 4)}, b"abcd", "dtype F4"),
-        ({"t": entry("F32", [2], 0, 4)}, b"abcd", "cannot fill 4 bytes"),
-        ({"t": entry("F32", [1], 4, 0)}, b"abcd", "cannot fill -4 bytes"),
-        ({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 1, 3)}, b"abc", "overlap"),
-        ({"a": entry("U8", [2], 0, 2), "b": entry("U8", [1], 3, 4)}, b"abcd", "hole"),
-        ({"a": entry("U8", [1], 1, 2)}, b"ab", "hole"),
-        ({"a": entry("U8", [1], 0, 1)}, b"abc", "2 bytes follow"),
-        ({"a": entry("U8", [9], 0, 9)}, b"abc", "is truncated"),
-        ({}, b"", "holds no tensors"),
-    ],
-)
-def test_broken_headers_are_named(tmp_path: Path, header: Any, data: bytes, says: str) -> None:
-    assert says in refusal(raw(tmp_path, header, data))
-
-
-def test_absurd_header_length_is_named(tmp_path: Path) -> None:
-    raw(tmp_path, {}, length=2**63)
-    assert "does not begin with the length" in refusal(tmp_path)
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(cut=st.integers(0, 400), put=st.binary(max_size=12))
-def test_any_damage_is_a_checkpoint_error_or_harmless(tmp_path: Path, cut: int, put: bytes) -> None:
-    header = {"a": entry("BF16", [3, 2], 0, 12), "b": entry("F32", [2], 12, 20)}
-    path = raw(tmp_path, header, bytes(20)) / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:cut] + put + whole[cut + len(put) :])
-    try:
-        with Checkpoint.open(tmp_path) as checkpoint:
-            for name in checkpoint.tensors:
-                checkpoint.tensor(name).sum()
-    except CheckpointError:
-        pass
-
-
 def test_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
     model(tmp_path, two_shards())
     (tmp_path / INDEX).unlink()
     save_file({"model.norm.weight": torch.ones(2)}, tmp_path / "model-extra.safetensors")
     assert "'model.norm.weight' is stored twice" in refusal(tmp_path)
-
-
-def test_missing_shard_is_named(tmp_path: Path) -> None:
-    model(tmp_path, two_shards())
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    message = refusal(tmp_path)
-    assert "lacks model-00002-of-00002.safetensors" in message
-    assert "finish the download" in message
-
-
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/passwd", "a/../../x", "", "a\\..\\b"])
-def test_index_that_points_outside_is_refused(tmp_path: Path, shard: str) -> None:
-    model(tmp_path, two_shards())
-    index = json.loads((tmp_path / INDEX).read_text())
-    index["weight_map"]["model.norm.weight"] = shard
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    assert "not a file inside the model" in refusal(tmp_path)
-
-
-def test_index_and_shards_must_agree(tmp_path: Path) -> None:
-    model(tmp_path, two_shards())
-    good = json.loads((tmp_path / INDEX).read_text())["weight_map"]
-    one, two = sorted(two_shards())
-    for weight_map, says in (
-        ({**good, "ghost": one}, "'ghost' in model-00001-of-00002.safetensors, but it is in no"),
-        ({**good, "model.norm.weight": one}, f"but it is in {two}"),
-        ({k: v for k, v in good.items() if k != "model.norm.weight"}, "does not list"),
-    ):
-        (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-        assert says in refusal(tmp_path)
-    for text, says in (("{", "not valid JSON"), ("{}", "weight_map"), ('{"weight_map": 3}', "wei")):
-        (tmp_path / INDEX).write_text(text)
-        assert says in refusal(tmp_path)
 
 
 def test_permission_error_becomes_one_sentence(
@@ -495,175 +276,3 @@ def test_unknown_tensor_and_bad_rows_are_refused(tmp_path: Path) -> None:
     for start, stop in ((-1, 2), (3, 2), (0, 65)):
         with pytest.raises(IndexError):
             checkpoint.rows("lm_head.weight", start, stop)
-
-
-# The Hub
-
-CLIENT = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-from regraft.checkpoint.read.source import Checkpoint
-from regraft.errors import CheckpointError
-
-def answer(name, steps):
-    out = {}
-    try:
-        with Checkpoint.open(name) as checkpoint:
-            for verb, *args in steps:
-                value = getattr(checkpoint, verb)
-                value = value(*args) if callable(value) else value
-                if verb == "tensor":
-                    value = value.float().sum().item()
-                elif verb == "file":
-                    value = value.read_text()
-                out[verb] = value
-            out["shapes"] = {n: list(i.shape) for n, i in checkpoint.tensors.items()}
-    except CheckpointError as error:
-        out["error"] = str(error)
-    return out
-
-for line in sys.stdin:
-    print(json.dumps(answer(*json.loads(line))), flush=True)
-"""
-
-
-class Client:
-    """A process with its own Hub environment that opens models and answers what it saw."""
-
-    def __init__(self, env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def ask(self, name: str, *steps: list[str]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([name, steps]) + "\n")
-        self.process.stdin.flush()
-        return dict(json.loads(self.process.stdout.readline()))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    folder = tmp_path_factory.mktemp("hub")
-    good = model(folder / "good", two_shards())
-    for name in ("tokenizer.json", "README.md", "pytorch_model.bin", "original/x.pth", "onnx/m"):
-        (good / name).parent.mkdir(exist_ok=True)
-        (good / name).write_text("text")
-    pickled = folder / "pickled"
-    pickled.mkdir()
-    (pickled / "config.json").write_text("{}")
-    (pickled / "pytorch_model.bin").write_text("x")
-    cut = model(folder / "cut") / "model.safetensors"
-    os.truncate(cut, cut.stat().st_size - 10)
-    names = {f"{'long' * 20}.{i}": torch.zeros(1) for i in range(900)}
-    repos = {
-        "org/good": good,
-        "org/gated": good,
-        "org/pickled": pickled,
-        "org/cut": cut.parent,
-        "org/long": model(folder / "long", {"model.safetensors": names}),
-    }
-    with HubServer(repos, gated=("org/gated",), down=("org/down",)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def clients(
-    hub: HubServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Client]]:
-    """Three processes with one cache: online, HF_HUB_OFFLINE, and with no Hub to be reached."""
-    cache = tmp_path_factory.mktemp("cache")
-    started = {
-        "online": Client(hub.env(cache)),
-        "offline": Client(hub.env(cache, HF_HUB_OFFLINE="1")),
-        "unplugged": Client(hub.env(cache, HF_ENDPOINT="http://127.0.0.1:9")),
-    }
-    yield started
-    for client in started.values():
-        client.close()
-
-
-def test_hub_model_downloads_only_what_is_read_and_then_opens_offline(
-    hub: HubServer, clients: dict[str, Client]
-) -> None:
-    online, offline = clients["online"], clients["offline"]
-    local = Checkpoint.open(hub.repos["org/good"])
-    first, second = sorted(two_shards())
-    name = local.shards[second][0]
-    hub.log.clear()
-
-    seen = online.ask("org/good", ["revision"], ["other_files"], ["tied"])
-    assert seen["shapes"] == {n: list(i.shape) for n, i in local.tensors.items()}
-    assert seen["revision"] == COMMIT
-    assert seen["other_files"] == ["tokenizer.json"]
-    assert sorted(hub.downloads()) == ["config.json", INDEX]
-    assert sorted(hub.ranges()) == [first, second]
-
-    hub.log.clear()
-    seen = online.ask(f"org/good@{COMMIT}", ["tensor", name], ["file", "tokenizer.json"])
-    assert seen["tensor"] == local.tensor(name).float().sum().item()
-    assert seen["file"] == "text"
-    assert sorted(hub.downloads()) == sorted([second, "tokenizer.json"])
-
-    hub.log.clear()
-    message = offline.ask("org/good")["error"]
-    assert first in message
-    assert second not in message
-    assert "HF_HUB_OFFLINE" in message
-
-    assert "error" not in online.ask("org/good", ["fetch"])
-    assert hub.downloads() == [first]
-
-    hub.log.clear()
-    for client in (offline, clients["unplugged"]):
-        for name in ("org/good", "org/good@main", f"org/good@{COMMIT}"):
-            seen = client.ask(name, ["fingerprint"], ["revision"], ["file", "tokenizer.json"])
-            assert seen["fingerprint"] == local.fingerprint()
-            assert seen["revision"] == COMMIT
-            assert seen["file"] == "text"
-    assert hub.log == []
-
-    hub.down.append("org/good")
-    assert online.ask("org/good", ["fingerprint"])["fingerprint"] == local.fingerprint()
-    hub.down.remove("org/good")
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("org/absent", "neither a local folder nor a model on the Hub"),
-        ("org/gated", "is gated: ask for access"),
-        ("org/long@v9", "has no revision 'v9'"),
-        ("org/pickled", "pickled weights only"),
-        ("org/down", "answered 503"),
-        ("org/cut", "is truncated"),
-    ],
-)
-def test_hub_refusals_are_one_sentence_each(
-    hub: HubServer, clients: dict[str, Client], name: str, says: str
-) -> None:
-    hub.log.clear()
-    message = clients["online"].ask(name)["error"]
-    assert says in message
-    assert "\n" not in message
-    assert set(hub.downloads()) <= {"config.json"}
-
-
-@pytest.mark.parametrize("client", ["offline", "unplugged"])
-def test_unreachable_hub_is_said_to_be_unreachable(clients: dict[str, Client], client: str) -> None:
-    message = clients[client].ask("org/absent")["error"]
-    assert "is not a local folder, and the Hub cannot be reached" in message
-
-
-def test_long_hub_header_is_fetched_in_two_ranges(
-    hub: HubServer, clients: dict[str, Client]
-) -> None:
-    hub.log.clear()
-    assert len(clients["online"].ask("org/long")["shapes"]) == 900
-    assert hub.ranges() == ["model.safetensors"] * 2
