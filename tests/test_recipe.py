@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from regraft.document import Document
 from regraft.errors import InputError
 from regraft.merge.recipe.recipe import Recipe as MergeRecipe
-from regraft.recipe import BaseRecipe, Mistakes
+from regraft.recipe import BaseRecipe, Mistakes, RecipeError
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
 
 
@@ -93,6 +93,48 @@ def test_many_mistakes_are_counted_not_listed() -> None:
 def test_a_single_mistake_is_one_sentence(text: str, expected: str) -> None:
     assert message(text).startswith("r.yaml, line ")
     assert expected in message(text)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "mend", "first", "then"),
+    [
+        (
+            MergeRecipe,
+            "merge_method: ties\nbogus: 1\nbase_model: a\nscale: x\n"
+            "models: [{model: b, parameters: {wieght: 1, density: 3}}, {model: b}]\n"
+            "tokenizer: {source: base}\ntokenizer_source: base\ncontext: {}\n",
+            {
+                "bogus: 1\n": "",
+                "scale: x": "scale: 2",
+                "wieght": "weight",
+                "source: base}": "}",
+                "density: 3": "density: 0.3",
+            },
+            ["bogus", "scale", "wieght", "density"],
+            ["b is in the same slice twice", "either tokenizer or", "give one of from, theta"],
+        ),
+        (
+            TrainingRecipe,
+            "model: a\nmetod: lora\nfreeze: [mlp]\nlora: {rank: 2}\n"
+            "stages: [{length: 8k, steps: -1, mix: {b: 1}}, {length: 4k, steps: 1, mix: {c: 1}}]\n"
+            "data: {sources: [{name: a, synthetic: notes}, {name: a, synthetic: notes}]}\n",
+            {"metod": "method", "-1": "1"},
+            ["metod", "steps"],
+            ["freeze", "'b'", "'c'", "'a'"],
+        ),
+    ],
+)
+def test_contradictions_are_named_when_every_value_is_right(
+    read: type[Any], text: str, mend: dict[str, str], first: list[str], then: list[str]
+) -> None:
+    for words in (first, then):
+        with pytest.raises(RecipeError) as caught:
+            read(Document("r.yaml", text))
+        for word in words:
+            assert word in str(caught.value)
+        assert len(caught.value.entries) >= len(words)
+        for old, new in mend.items():
+            text = text.replace(old, new)
 
 
 MERGE = "merge_method: linear\nmodels: [{model: a}]\n"
