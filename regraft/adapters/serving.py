@@ -168,3 +168,19 @@ def llamacpp_flags(context: ContextSpec, adapter: str = "ADAPTER.gguf") -> str:
             "`regraft export` the result)"
         )
     return f"llama-server -m BASE.gguf --lora {shlex.quote(adapter)} {' '.join(flags)}"
+
+
+def model_commands(name: str, context: ContextSpec) -> dict[str, str]:
+    """How a model whose config has the context is run at its full length, by program."""
+    folder, length = shlex.quote(name), context.max_position_embeddings
+    python = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")'
+    )
+    gguf = shlex.quote(f"{name}.gguf")
+    return {
+        "transformers": python,
+        "vLLM": f"vllm serve {folder} --max-model-len {length}",
+        "llama.cpp": f"regraft export {folder} -o {gguf}\nllama-server -m {gguf} -c {length}",
+    }

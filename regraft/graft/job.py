@@ -22,6 +22,7 @@ from regraft.graft.merge_job import RESULT, MergeJob
 from regraft.graft.plan import make_stages, merge_stages, select
 from regraft.graft.recipe import Recipe
 from regraft.graft.record import FILE, JobRecord, StageRecord
+from regraft.graft.report.page import write_pages
 from regraft.graft.results import target_records
 from regraft.graft.stages.stage import Context, Given, Stage
 from regraft.graft.workspace import Workspace
@@ -76,6 +77,8 @@ def graft_model(
         record = _record(document.text, names, stages, failed)
         write_text(workspace.folder / "recipe.yaml", document.text)
         write_record(workspace.folder / FILE, record)
+        with progress.stage("Writing the page"):
+            write_pages(workspace.folder, record)
     if failed:
         listed = "; ".join(f"{name} ({text})" for name, text in failed.items())
         raise RegraftError(

@@ -10,6 +10,7 @@ from regraft.graft.recipe import Recipe, TargetModel, name_of
 from regraft.graft.schema import Trained
 from regraft.graft.stages.evaluation import Compare, Evaluate
 from regraft.graft.stages.grafting import Apply, Extract, Merge, Origin, Point
+from regraft.graft.stages.package import Package
 from regraft.graft.stages.stage import Context, Given, Source, Stage
 from regraft.graft.stages.sweep import Sweep
 from regraft.graft.stages.training import Extend, Recover, Train
@@ -83,18 +84,32 @@ class _Planner:
     def _target(self, target: TargetModel) -> None:
         """Graft, recovery and measurements of one target."""
         name, model = target.name, self._target_model(target)
-        graft = self._graft(name, model, self._sweep(name, model))
+        sweep = self._sweep(name, model)
+        graft = self._graft(name, model, sweep)
         result, models = graft, {"recipient": model, "donor": self.donor, "graft": graft}
         if self.body.recover is not None:
             result = models["recovered"] = self._recover(name, model, graft)
-        self._add(Compare(self.context, name, f"changes/{name}", model, result))
+        compare = Compare(self.context, name, f"changes/{name}", model, result)
+        self._add(compare)
+        report = None
         if self.body.evaluate is not None:
             present = {role: source for role, source in models.items() if source is not None}
             stand_ins = dict.fromkeys(("graft", "recovered"), model)
-            stage = Evaluate(
+            report = Evaluate(
                 self.context, name, f"reports/{name}", self.body.evaluate, present, stand_ins
             )
-            self._add(stage)
+            self._add(report)
+        package = Package(
+            self.context, name, self.recipe.document.text, graft, result, model, self._sources(),
+            compare, report, sweep,
+        )  # fmt: skip
+        self._add(package)
+
+    def _sources(self) -> dict[str, Source]:
+        """Where the change comes from."""
+        if self.base is not None and self.extended is not None:
+            return {"base": self.base, "extended": self.extended}
+        return {"adapter": self.points[0].adapter}
 
     def _target_model(self, target: TargetModel) -> Source:
         if target.model is not None:
@@ -119,7 +134,7 @@ class _Planner:
         self._add(stage)
         return stage
 
-    def _graft(self, name: str, model: Source, sweep: Sweep | None) -> Source:
+    def _graft(self, name: str, model: Source, sweep: Sweep | None) -> Stage:
         out = f"grafts/{name}"
         if self.body.method == "apply":
             stage: Stage = Apply(
@@ -136,7 +151,7 @@ class _Planner:
             Merge(self.context, name, out, self.recipe.merge_block(), models, stand_ins)
         )
 
-    def _recover(self, name: str, model: Source, graft: Source) -> Source:
+    def _recover(self, name: str, model: Source, graft: Source) -> Stage:
         document = recover_block(self.recipe.document)
         models = {GRAFTED: graft, "target": model}
         stage = Recover(
@@ -168,14 +183,24 @@ def merge_stages(recipe: MergeJob, context: Context) -> list[Stage]:
             context, RESULT, f"recovered/{RESULT}", document, known, RESULT, stand_in=before
         )
         stages.append(result)
-    stages.append(Compare(context, RESULT, f"changes/{RESULT}", before, result))
+    compare = Compare(context, RESULT, f"changes/{RESULT}", before, result)
+    stages.append(compare)
+    report = None
     if (block := recipe.evaluation) is not None:
         inputs = [name for name in references if not is_adapter(name)]
         models: dict[str, Source] = {name_of(model): Given(model) for model in inputs}
         models |= {RESULT: graft} | ({"recovered": result} if result is not graft else {})
         stand_ins: dict[str, Source] = dict.fromkeys((RESULT, "recovered"), before)
-        stages.append(Evaluate(context, RESULT, f"reports/{RESULT}", block, models, stand_ins))
-    return stages
+        report = Evaluate(context, RESULT, f"reports/{RESULT}", block, models, stand_ins)
+        stages.append(report)
+    sources: dict[str, Source] = {
+        name_of(name): Given(name, "adapter" if is_adapter(name) else "model")
+        for name in references
+    }
+    package = Package(
+        context, RESULT, recipe.document.text, graft, result, before, sources, compare, report, None
+    )
+    return [*stages, package]
 
 
 def select(stages: list[Stage], name: str, option: str) -> list[int]:

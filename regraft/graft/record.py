@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from regraft.graft.change import LogitChange
@@ -24,16 +24,24 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
-    """A target and what was made of it. result: the folder of the graft, or of the recovered one;
-    rank, scale: of the graft, None for a merge; sweep: which that rank and scale come from; failed:
-    the stage and its error."""
+    """A target and what was made of it.
+
+    result: its folder; context: its length in tokens; story: what was grafted on what; how: rank
+    and scale, which the sweep chose where there is one; change: of the logits; report: the folder
+    of its evaluation; failed: the stage and its error. What is not made yet is None.
+    """
 
     model: str
-    result: str | None
+    result: str | None = None
+    context: int | None = None
+    story: str | None = None
+    how: str | None = None
     rank: str | None = None
     scale: float | None = None
-    change: LogitChange | None = None
+    recovered: bool = False
     sweep: SweepRecord | None = None
+    change: LogitChange | None = None
+    report: str | None = None
     failed: str | None = None
 
 
@@ -48,4 +56,3 @@ class JobRecord:
     plan: dict[str, Any] | None = None
     kind: Literal["job"] = "job"
     schema_version: int = SCHEMA_VERSION
-    notes: list[str] = field(default_factory=list)

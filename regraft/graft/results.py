@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.graft.change import LogitChange
 from regraft.graft.record import JobRecord, TargetRecord
-from regraft.graft.stages.evaluation import CHANGE, Compare
+from regraft.graft.stages.evaluation import CHANGE
 from regraft.graft.stages.grafting import Apply
+from regraft.graft.stages.package import Package
 from regraft.graft.stages.stage import Stage
 from regraft.graft.stages.sweep import Sweep
 from regraft.records import read_record
+from regraft.rope import ContextSpec
 
 
 def target_records(
@@ -21,26 +25,27 @@ def target_records(
 
 
 def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRecord:
-    own = {stage.kind: stage for stage in stages if stage.target == name}
-    compare = own["compare"]
-    assert isinstance(compare, Compare)
-    graft = own["graft"]
-    point = graft.point if isinstance(graft, Apply) and graft.is_finished() else None
-    sweep = own.get("sweep")
-    change = None
-    if compare.is_finished():
-        change = read_record(compare.path / CHANGE, LogitChange, "run regraft graft again")
-    result = compare.after
-    made = isinstance(result, Stage) and result.is_finished()
-    return TargetRecord(
-        model=compare.before.location,
-        result=result.out if made and isinstance(result, Stage) else None,
-        rank=point.rank if point else None,
-        scale=point.scale if point else None,
-        change=change,
-        sweep=sweep.record if isinstance(sweep, Sweep) and sweep.is_finished() else None,
-        failed=failed,
+    own = {stage.kind: stage for stage in stages if stage.target == name and stage.is_finished()}
+    package = next(stage for stage in stages if isinstance(stage, Package) and stage.target == name)
+    record = TargetRecord(
+        model=package.model.location, recovered=package.result is not package.graft, failed=failed
     )
+    if isinstance(sweep := own.get("sweep"), Sweep):
+        record = replace(record, sweep=sweep.record)
+    if isinstance(graft := own.get("graft"), Apply):
+        record = replace(record, rank=graft.point.rank, scale=graft.point.scale)
+    if "graft" in own:
+        record = replace(record, how=package.how)
+    if (compare := own.get("compare")) is not None:
+        change = read_record(compare.path / CHANGE, LogitChange, "run regraft graft again")
+        record = replace(record, change=change)
+    if (report := own.get("evaluate")) is not None:
+        record = replace(record, report=report.out)
+    if "card" in own:
+        with Checkpoint.open(package.path) as model:
+            length = ContextSpec.from_config(model.config).max_position_embeddings
+        record = replace(record, result=package.out, context=length, story=package.story)
+    return record
 
 
 def summary(record: JobRecord) -> list[tuple[str, str]]:
@@ -50,12 +55,9 @@ def summary(record: JobRecord) -> list[tuple[str, str]]:
         if target.result is None:
             lines.append((name, "not made yet"))
             continue
-        how = "merged"
-        if target.scale is not None:
-            how = f"rank {target.rank}, scale {target.scale:g}"
-        lines.append((name, f"{target.result} ({how})"))
+        lines.append((name, f"{target.result} ({target.how})"))
         if target.sweep is not None:
             lines.append(("chosen", target.sweep.why))
         if target.change is not None:
             lines.append(("what changed", target.change.describe()))
-    return lines
+    return [*lines, ("page", "index.html")]

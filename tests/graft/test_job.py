@@ -55,7 +55,7 @@ def test_a_job_does_what_the_single_commands_do(models: Path, tmp_path: Path) ->
     made, expected = load(tmp_path / "out/grafts/derivative"), load(tmp_path / "graft")
     assert all(made[name].equal(tensor) for name, tensor in expected.items())
     target = record.targets["derivative"]
-    assert (target.rank, target.scale, target.result) == ("4", 0.5, "grafts/derivative")
+    assert (target.rank, target.scale, target.result) == ("4", 0.5, "models/derivative")
     assert target.change is not None
     assert target.change.largest > 0
 
@@ -64,7 +64,7 @@ def test_a_finished_job_is_not_done_again(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = graft_model(recipe(tmp_path, models), out)
     before = runs(out)
-    assert len(before) == 3
+    assert len(before) == 4
     assert graft_model(recipe(tmp_path, models), out) == first
     assert runs(out) == before
 
@@ -82,7 +82,8 @@ def test_a_changed_argument_is_done_again_with_what_depends_on_it(
     graft_model(changed_recipe, out, resume=True)
     after = runs(out)
     again = {name for name in before if before[name] != after[name]}
-    assert again == {"graft@derivative", "compare@derivative", "graft@other", "compare@other"}
+    kinds = ("graft", "compare", "card")
+    assert again == {f"{kind}@{name}" for kind in kinds for name in ("derivative", "other")}
     graft_model(changed_recipe, tmp_path / "fresh")
     assert folders(out) == folders(tmp_path / "fresh")
 
@@ -111,7 +112,7 @@ def test_a_changed_input_is_seen_and_a_touched_one_is_not(models: Path, tmp_path
     graft_model(recipe(tmp_path, own), out)
     after = runs(out)
     assert {name for name in before if before[name] != after[name]} == {
-        "graft@derivative", "compare@derivative"
+        "graft@derivative", "compare@derivative", "card@derivative"
     }  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def test_until_and_from_choose_stages_by_name_or_kind(models: Path, tmp_path: Pa
     graft_model(given, out, from_stage="compare/derivative")
     after = runs(out)
     again = {name for name in before if before[name] != after[name]}
-    assert again == {"compare@derivative", "graft@other", "compare@other"}
+    first = {"compare@derivative", "card@derivative"}
+    assert again == first | {"graft@other", "compare@other", "card@other"}
     with pytest.raises(InputError, match=r"grafd is no stage of this job .did you mean graft"):
         graft_model(given, out, until="grafd")
 
@@ -167,7 +169,9 @@ def test_a_dry_run_names_every_stage_and_writes_nothing(models: Path, tmp_path: 
     out = tmp_path / "out"
     record = graft_model(recipe(tmp_path, models), out, dry_run=True)
     assert record.plan is not None
-    assert list(record.plan) == ["extract/rank-4", "graft/derivative", "compare/derivative"]
+    assert list(record.plan) == [
+        "extract/rank-4", "graft/derivative", "compare/derivative", "card/derivative"
+    ]  # fmt: skip
     for words in ("read ", "write ", "peak memory", "seconds on two cores"):
         assert words in record.plan["extract/rank-4"]
     assert not out.exists()
@@ -206,7 +210,7 @@ def test_a_target_that_fails_does_not_stop_the_others(models: Path, tmp_path: Pa
         graft_model(given, out)
     assert caught.value.exit_code == 1
     targets = json.loads((out / "graft.json").read_text())["targets"]
-    assert targets["derivative"]["result"] == "grafts/derivative"
+    assert targets["derivative"]["result"] == "models/derivative"
     assert "up_proj" in targets["broken"]["failed"]
     assert not (out / "grafts/broken").exists()
 

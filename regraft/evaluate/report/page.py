@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from regraft.evaluate.report import plots
 from regraft.evaluate.report.tables import tables
@@ -23,20 +24,30 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 def write_page(path: Path, result: EvaluationRecord) -> None:
     """Write the page of a result to `path`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("regraft.evaluate.report", ""), autoescape=True,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["visible"] = visible_text
-    text = environment.get_template("page.html.j2").render(
+    text = render_page(
+        "page.html.j2",
         title=title(result), introduction=introduction(result), notes=notes(result),
         tables=tables(result), curves=plots.curves(result), fidelity=plots.fidelity(result),
         distinct_lines=plots.distinct_lines, maps=plots.heat_maps(result), samples=result.samples,
-        size=(plots.WIDTH, plots.HEIGHT, plots.LEFT, plots.TOP), versions=result.versions,
+        versions=result.versions,
     )  # fmt: skip
     write_text(path, text)
+
+
+def render_page(template: str, *, package: str = "regraft.evaluate.report", **values: Any) -> str:
+    """Fill an HTML template of `package`, which may import parts.html.j2; every value is escaped,
+    and a name that it lacks is an error."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    own = "regraft.evaluate.report"
+    loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader(own, "")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["visible"] = visible_text
+    size = (plots.WIDTH, plots.HEIGHT, plots.LEFT, plots.TOP)
+    return environment.get_template(template).render(size=size, **values)
 
 
 def visible_text(text: str) -> str:
