@@ -205,3 +205,11 @@ def test_configs_are_compared_between_two_pythons(benchmark):
     printed, _, _ = benchmark("config_roundtrip", "--old-python", sys.executable)
     assert "DISAGREE" not in printed
     assert "agree" in printed
+
+
+def test_llama_cpp_says_what_to_install_where_it_is_missing(tmp_path):
+    line = [sys.executable, BENCHMARKS / "llama_cpp.py", "--python", "/nowhere/python", "--quick"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install llama-cpp-python" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,72 @@
+"""llama.cpp in a process of its own, whose Python has llama-cpp-python and needs nothing of ours.
+
+    python benchmarks/llama_cpp_child.py JOB.json    # {"op": "run" | "quantize" | "tokenize", ...}
+
+run: {"model", "lora", "n_ctx", "rope_freq_base", "f32_cache", "rows": [[id]], "save"} evaluates
+each row and stores under `save` (.npz) the NLL of every id but the first and the likeliest next id
+at each position, with "logits": true also all logits of the first row. quantize: {"source",
+"target", "type"}. tokenize: {"model", "texts"} prints the ids as JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
+F32, F16 = 0, 1  # ggml_type
+
+
+def load(job: dict[str, Any], **more: Any) -> Any:
+    return llama_cpp.Llama(
+        job["model"], verbose=bool(os.environ.get("VERBOSE")), n_threads=os.cpu_count(), **more
+    )
+
+
+def run(job: dict[str, Any]) -> None:
+    cache = F32 if job.get("f32_cache") else F16
+    llm = load(
+        job, lora_path=job.get("lora"), n_ctx=job["n_ctx"], n_batch=512, logits_all=True,
+        rope_freq_base=job.get("rope_freq_base") or 0.0, type_k=cache, type_v=cache,
+    )  # fmt: skip
+    nll, best, kept = [], [], None
+    for row in job["rows"]:
+        llm.reset()
+        llm.eval(row)
+        logits = np.asarray(llm.scores[: len(row)], dtype=np.float32)
+        if kept is None and job.get("logits"):
+            kept = logits.copy()
+        top = logits[:-1].max(-1, keepdims=True)
+        sums = np.log(np.exp((logits[:-1] - top).astype(np.float64)).sum(-1)) + top[:, 0]
+        nll.append(sums - logits[np.arange(len(row) - 1), row[1:]])
+        best.append(logits.argmax(-1))
+    arrays = {"nll": np.array(nll), "best": np.array(best)}
+    np.savez(job["save"], **arrays, **({} if kept is None else {"logits": kept}))
+
+
+def quantize(job: dict[str, Any]) -> None:
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = TYPES[job["type"]]
+    parameters.nthread = os.cpu_count()
+    code = llama_cpp.llama_model_quantize(
+        job["source"].encode(), job["target"].encode(), ctypes.byref(parameters)
+    )
+    if code:
+        sys.exit(f"llama_model_quantize returned {code}")
+
+
+def tokenize(job: dict[str, Any]) -> None:
+    llm = load(job, vocab_only=True)
+    print(json.dumps([llm.tokenize(text.encode(), False, True) for text in job["texts"]]))
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        job = json.load(file)
+    {"run": run, "quantize": quantize, "tokenize": tokenize}[job["op"]](job)
