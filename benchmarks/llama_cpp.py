@@ -80,7 +80,7 @@ class Llama:
         path = self.folder / "job.json"
         path.write_text(json.dumps(job, default=str))
         done = subprocess.run(
-            [self.python, str(CHILD), str(path)], capture_output=True, text=True,
+            [self.python, "-P", str(CHILD), str(path)], capture_output=True, text=True,
             env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         )  # fmt: skip
         if done.returncode:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from regraft.export.job import export_gguf
     from regraft.graft.job import graft_model
     from regraft.merge.job import merge_models
+    from regraft.push import push_output
     from regraft.rope import ContextSpec
     from regraft.theta import theta_for
     from regraft.train.estimate.plan import plan_training
@@ -55,6 +56,7 @@ _MODULES = {
     "merge_models": "regraft.merge.job:merge_models",
     "plan_training": "regraft.train.estimate.plan:plan_training",
     "probe_theta": "regraft.train.theta_probe:probe_theta",
+    "push_output": "regraft.push:push_output",
     "run_demo": "regraft.demo.job:run_demo",
     "theta_for": "regraft.theta:theta_for",
     "train_model": "regraft.train.job:train_model",
@@ -79,6 +81,7 @@ __all__ = [
     "merge_models",
     "plan_training",
     "probe_theta",
+    "push_output",
     "run_demo",
     "theta_for",
     "train_model",

@@ -19,6 +19,7 @@ from regraft.commands.graft import graft
 from regraft.commands.inspect import inspect
 from regraft.commands.merge import merge
 from regraft.commands.plan import plan
+from regraft.commands.push import push
 from regraft.commands.theta import theta
 from regraft.commands.train import train
 from regraft.shell.process import run_app
@@ -42,6 +43,7 @@ app.command("train", rich_help_panel=_WRITE)(train)
 app.command("evaluate", rich_help_panel=_WRITE)(evaluate)
 app.command("export", rich_help_panel=_WRITE)(export)
 app.command("graft", rich_help_panel=_WRITE)(graft)
+app.command("push", rich_help_panel=_WRITE)(push)
 app.command("plan", rich_help_panel=_READ)(plan)
 app.command("inspect", rich_help_panel=_READ)(inspect)
 app.command("theta", rich_help_panel=_READ)(theta)

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "evaluate_models",
     "export": "export_gguf",
     "plan": "plan_training",
+    "push": "push_output",
     "inspect": "inspect_model",
     "theta": "theta_for",
     "demo": "run_demo",

@@ -43,6 +43,7 @@ from regraft.records.merge import (
     TensorMerge,
     TensorSource,
 )
+from regraft.records.push import PushedFile, PushRecord
 from regraft.records.reproduce import derive_seed, versions
 
 __all__ = [
@@ -74,6 +75,8 @@ __all__ = [
     "NotCaptured",
     "PairFigures",
     "Plain",
+    "PushRecord",
+    "PushedFile",
     "RankGain",
     "RelationRecord",
     "TensorGraft",

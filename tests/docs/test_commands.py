@@ -43,6 +43,7 @@ MODELS = {
     "cognitivecomputations/dolphin-2.9-llama3-8b": "demo-out/base",
     "hermes": "demo-out/derivative", "llama-262k": "demo-out/extended",
     "hermes-262k": "demo-out/graft-rank-16", "MODEL": "demo-out/extended",
+    "OUT": "demo-out/adapter-rank-16",
     "A4": "demo-out/adapter-rank-4", "A16": "demo-out/adapter-rank-16",
     "ctx-lora": "demo-out/adapter-rank-16", "toy-1k": "demo-out/base",
     "./long-context-adapter": "demo-out/adapter-rank-16", "toy-4k-lora": "demo-out/adapter-rank-4",
@@ -198,6 +199,8 @@ def toy_command(text: str) -> list[str]:
             result.append(MODELS.get(word, word))
     if "--probe" in result:
         result = [*(LENGTHS.get(word, word) for word in result), "--base", "70", "--steps", "1"]
+    if verb == "push" and "--dry-run" not in result:
+        result.append("--dry-run")
     if verb == "export":
         result.append("--no-tokenizer")  # toys speak in whole words
     if verb == "evaluate":

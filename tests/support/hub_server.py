@@ -34,13 +34,14 @@ class HubServer:
         gated: tuple[str, ...] = (),
         down: tuple[str, ...] = (),
         hostile: dict[str, bytes] | None = None,
+        handler: type[HubHandler] | None = None,
     ) -> None:
         self.repos, self.gated, self.down = repos, gated, [*down]
         self.hostile = hostile or {}
         self.log: list[tuple[str, str, str | None]] = []
         hub = self
 
-        class Handler(_Handler):
+        class Handler(handler or HubHandler):  # type: ignore[misc]
             server_state = hub
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -94,7 +95,7 @@ class HubServer:
         ]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     server_state: HubServer
     protocol_version = "HTTP/1.1"
 

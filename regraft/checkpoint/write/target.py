@@ -113,6 +113,14 @@ def check_replaceable(target: Path, overwrite: bool, *, is_file: bool = False) -
             )
 
 
+def is_marked_file(path: Path) -> bool:
+    """Whether a path is a single file that regraft wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return FILE_MARK in file.read(_MARK_WITHIN)
+
+
 def _check_replaceable_file(target: Path, overwrite: bool) -> None:
     with writing(target):
         if target.is_dir():
@@ -123,11 +131,7 @@ def _check_replaceable_file(target: Path, overwrite: bool) -> None:
             raise InputError(
                 f"The output {target} exists; choose another name or replace it with --overwrite."
             )
-        head = b""
-        if target.is_file():
-            with target.open("rb") as file:
-                head = file.read(_MARK_WITHIN)
-        if FILE_MARK not in head:
+        if not is_marked_file(target):
             raise InputError(
                 f"The output {target} is not a file that regraft wrote, so --overwrite does not "
                 "replace it; choose another name or move it away."
