@@ -14,7 +14,7 @@ from regraft.shell.command import Options, run_command
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from regraft.adapters.inspect.results import Inspection
+    from regraft.adapters.inspect.inspect import Inspection
 
 
 def inspect(

@@ -11,9 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from regraft.adapters.inspect.results import (
-    Inspection,
-)
+from regraft.adapters.inspect.inspect import Inspection
 from regraft.adapters.inspect.tables import tables
 from regraft.adapters.reader import CONFIG, WEIGHTS
 from regraft.records import to_json

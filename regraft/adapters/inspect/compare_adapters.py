@@ -11,9 +11,7 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters import lineage
 from regraft.adapters.apply.check import check_graft
-from regraft.adapters.inspect.describe_checkpoint import context_of
-from regraft.adapters.inspect.figures import Factors, leaf_of, mean, squared_product
-from regraft.adapters.inspect.results import (
+from regraft.adapters.inspect.comparisons import (
     AdapterComparison,
     ComparedAdapter,
     FactorComparison,
@@ -23,6 +21,8 @@ from regraft.adapters.inspect.results import (
     SameBase,
     SampledBase,
 )
+from regraft.adapters.inspect.describe_checkpoint import context_of
+from regraft.adapters.inspect.figures import Factors, leaf_of, mean, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError

@@ -12,9 +12,7 @@ from regraft import progress
 from regraft.adapters import lineage
 from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.select import Module, shared_shape
-from regraft.adapters.inspect.describe_checkpoint import context_of
-from regraft.adapters.inspect.figures import mean
-from regraft.adapters.inspect.results import (
+from regraft.adapters.inspect.comparisons import (
     CheckpointComparison,
     ComparedCheckpoint,
     ComparedContexts,
@@ -22,6 +20,8 @@ from regraft.adapters.inspect.results import (
     TensorChange,
     TotalChange,
 )
+from regraft.adapters.inspect.describe_checkpoint import context_of
+from regraft.adapters.inspect.figures import mean
 from regraft.checkpoint.hf.roles import Role, tensor_roles
 from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from regraft.adapters.inspect.comparisons import (
+    AdapterComparison,
+    CheckpointComparison,
+    GraftInspection,
+    SampledBase,
+)
 from regraft.adapters.inspect.formatting import (
     arrow,
     change_cells,
@@ -18,12 +24,6 @@ from regraft.adapters.inspect.formatting import (
     role_distances,
     spectrum_cells,
     with_revision,
-)
-from regraft.adapters.inspect.results import (
-    AdapterComparison,
-    CheckpointComparison,
-    GraftInspection,
-    SampledBase,
 )
 
 if TYPE_CHECKING:

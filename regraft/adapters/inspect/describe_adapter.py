@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regraft.adapters.folder import DIFFERENCES, LINEAGE, WEIGHTS
-from regraft.adapters.inspect.figures import dtype_name, leaf_of, mean, squared_product
-from regraft.adapters.inspect.results import (
+from regraft.adapters.inspect.descriptions import (
     AdapterContexts,
     AdapterDescription,
     DescribedContext,
     LeafFigures,
     ModuleFigures,
 )
+from regraft.adapters.inspect.figures import dtype_name, leaf_of, mean, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import readers
 from regraft.checkpoint.read.tensor_file import TensorFile

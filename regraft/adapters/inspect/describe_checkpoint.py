@@ -13,14 +13,14 @@ from typing import Literal
 
 from regraft.adapters.apply.apply import summary as graft_summary
 from regraft.adapters.folder import RECORD
-from regraft.adapters.inspect.figures import dtype_name
-from regraft.adapters.inspect.results import (
+from regraft.adapters.inspect.descriptions import (
     CheckpointContext,
     CheckpointDescription,
     GraftOrigin,
     MergeOrigin,
     RoleSize,
 )
+from regraft.adapters.inspect.figures import dtype_name
 from regraft.checkpoint.config import architecture_of, meta_model
 from regraft.checkpoint.hf.roles import Role, tensor_roles, unknown_tensors
 from regraft.checkpoint.read.source import Checkpoint

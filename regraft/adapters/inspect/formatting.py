@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from regraft.adapters.inspect.results import TotalChange
+from regraft.adapters.inspect.comparisons import TotalChange
 from regraft.records import DistanceRecord
 
 if TYPE_CHECKING:

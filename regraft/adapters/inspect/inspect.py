@@ -11,20 +11,33 @@ from regraft.adapters.inspect.compare_adapters import (
     compare_adapters,
 )
 from regraft.adapters.inspect.compare_checkpoints import compare_checkpoints
+from regraft.adapters.inspect.comparisons import (
+    AdapterComparison,
+    CheckpointComparison,
+    GraftInspection,
+)
 from regraft.adapters.inspect.describe_adapter import describe_adapter
 from regraft.adapters.inspect.describe_checkpoint import describe_checkpoint
-from regraft.adapters.inspect.results import Inspection
+from regraft.adapters.inspect.descriptions import AdapterDescription, CheckpointDescription
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import full_precision, pick_device
 from regraft.errors import CheckpointError
+
+Inspection = (
+    CheckpointDescription
+    | AdapterDescription
+    | CheckpointComparison
+    | AdapterComparison
+    | GraftInspection
+)
 
 
 @full_precision()
 def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> Inspection:
     """Describe the model or adapter at `path`, or compare it with the one at `other`.
 
-    The result depends on what the folders hold, see `results`. Two checkpoints are read whole,
+    The class of the result depends on what the folders hold. Two checkpoints are read whole,
     tensor by tensor; everything else takes seconds. device: where differences are decomposed.
 
     Raises CheckpointError (neither model nor adapter, broken files, NaN), InputError (an adapter

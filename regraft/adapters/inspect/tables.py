@@ -9,6 +9,12 @@ from regraft.adapters.inspect.comparison_tables import (
     adapters_tables,
     checkpoints_tables,
 )
+from regraft.adapters.inspect.comparisons import (
+    AdapterComparison,
+    CheckpointComparison,
+    GraftInspection,
+)
+from regraft.adapters.inspect.descriptions import AdapterDescription, CheckpointDescription
 from regraft.adapters.inspect.formatting import (
     arrow,
     column_table,
@@ -18,19 +24,13 @@ from regraft.adapters.inspect.formatting import (
     range_text,
     with_revision,
 )
-from regraft.adapters.inspect.results import (
-    AdapterComparison,
-    AdapterDescription,
-    CheckpointComparison,
-    CheckpointDescription,
-    GraftInspection,
-    Inspection,
-)
 from regraft.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
+
+    from regraft.adapters.inspect.inspect import Inspection
 
 
 def tables(result: Inspection) -> list[Table | Text]:

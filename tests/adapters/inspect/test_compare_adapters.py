@@ -9,10 +9,8 @@ import torch
 from inspected import dense, foreign, printed
 from models import LLAMA, save, weights
 
+from regraft.adapters.inspect.comparisons import SameBase
 from regraft.adapters.inspect.inspect import inspect_model
-from regraft.adapters.inspect.results import (
-    SameBase,
-)
 
 
 def test_an_adapter_fits_a_relative_in_either_order(folders: dict[str, Path]) -> None:

@@ -9,11 +9,8 @@ import torch
 from inspected import direct_effective_rank, printed
 from models import LLAMA, changed, load, save, weights
 
+from regraft.adapters.inspect.comparisons import TensorChange, TotalChange
 from regraft.adapters.inspect.inspect import inspect_model
-from regraft.adapters.inspect.results import (
-    TensorChange,
-    TotalChange,
-)
 
 
 def test_checkpoint_figures_match_direct_computation(folders: dict[str, Path]) -> None:

@@ -11,10 +11,8 @@ import torch
 from inspected import printed
 from models import LLAMA, LONG, load, save, weights
 
+from regraft.adapters.inspect.descriptions import RoleSize
 from regraft.adapters.inspect.inspect import inspect_model
-from regraft.adapters.inspect.results import (
-    RoleSize,
-)
 from regraft.adapters.reader import RECORD
 from regraft.errors import CheckpointError
 from regraft.merge.job import merge_models
