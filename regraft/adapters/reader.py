@@ -19,9 +19,9 @@ from torch import Tensor
 from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.adapters.serving import AdapterFacts
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
-from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.links import refuse_links_out
 from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.errors import CheckpointError, InputError

@@ -47,6 +47,15 @@ def explain_errors(subject: str, remedy: str) -> Iterator[None]:
         raise CheckpointError(f"{subject} ({one_line(error)}); {remedy}.") from error
 
 
+@contextmanager
+def name_checkpoint(name: str) -> Iterator[None]:
+    """Put the name of a checkpoint before the message of a CheckpointError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
 def load_config(raw: Mapping[str, Any], where: str = "") -> Any:
     """The transformers config of a config.json, without what would run foreign code.
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # weights as numbers
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
 
 # Squares of norms below this are float32 numbers.
 LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
@@ -24,7 +24,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in FLOAT_DTYPES:
         tensor = tensor.float()
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 

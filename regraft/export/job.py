@@ -17,11 +17,11 @@ import torch
 
 from regraft import progress
 from regraft.adapters.apply.check import base_of
-from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import CONFIG, digests
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import llamacpp_flags
 from regraft.checkpoint.finite import is_finite
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.target import FILE_MARK
@@ -84,11 +84,11 @@ def export_gguf(
             dtype = dtype or "float32"
             made = adapter_content(lora, model, DTYPES[dtype])
             content = made.content
-            context = lora.context[1] if lora.context else context_of(model)
+            context = lora.context[1] if lora.context else checkpoint_context(model)
         else:
             dtype = dtype or "float16"
             content = model_content(model, DTYPES[dtype], tokenizer=tokenizer)
-            context = context_of(model)
+            context = checkpoint_context(model)
         record = ExportRecord(
             model=ModelRecord(
                 name=model.name,

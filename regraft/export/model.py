@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from regraft.adapters.apply.match import names_in_transformers
-from regraft.adapters.extract.select import context_of, roles_of
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
 from regraft.checkpoint.finite import is_finite
-from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.hf.roles import checkpoint_roles
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.errors import CheckpointError
@@ -29,7 +30,7 @@ def model_content(model: Checkpoint, dtype: torch.dtype, *, tokenizer: bool) -> 
     Raises InputError for a model, RoPE or tokenizer that llama.cpp does not have, CheckpointError
     where a tensor is missing, unknown or quantised.
     """
-    shape, context = shape_of(model), context_of(model)
+    shape, context = shape_of(model), checkpoint_context(model)
     factors = rope_tensors(context, shape.head_dim, model.name)
     vocabulary = read_vocabulary(model, shape.vocabulary) if tokenizer else None
     tensors = [
@@ -67,7 +68,7 @@ def _describe_shape(writer: Any, shape: LlamaShape) -> None:
 
 
 def _weights(model: Checkpoint, shape: LlamaShape, dtype: torch.dtype) -> list[OutputTensor]:
-    stored = names_in_transformers(roles_of(model))
+    stored = names_in_transformers(checkpoint_roles(model))
     gguf_names = Names(shape.layers)
     tensors = []
     for name, tensor in stored.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from regraft.adapters import lineage
 from regraft.adapters.apply.check import merged_context
-from regraft.adapters.extract.select import context_of, roles_of
+from regraft.checkpoint.hf.roles import checkpoint_roles
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import LineageError
 
@@ -19,13 +20,13 @@ def check_future_graft(
     context is neither the base's nor the extended model's and for which nobody decided.
     """
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e, Checkpoint.open(target) as t:
-        relation = lineage.relate(lineage.sketch(b), lineage.sketch(t), roles_of(b))
+        relation = lineage.relate(lineage.sketch(b), lineage.sketch(t), checkpoint_roles(b))
         if relation.verdict == "stranger" and not force:
             raise LineageError(
                 f"{target} is no relative of {base}: {lineage.describe(relation)}; give a model "
                 "made from that base, or force: true under apply."
             )
-        own, before, after = context_of(t), context_of(b), context_of(e)
+        own, before, after = checkpoint_context(t), checkpoint_context(b), checkpoint_context(e)
         if policy is None and merged_context(own, before, after) is None:
             raise LineageError(
                 f"{target} has context {own.describe()}, the adapter takes {before.describe()} to "

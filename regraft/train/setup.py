@@ -14,6 +14,7 @@ from typing import Any
 
 from regraft import progress
 from regraft.checkpoint.config import load_config
+from regraft.checkpoint.dtypes import OUTPUT_DTYPES
 from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
@@ -23,7 +24,6 @@ from regraft.rope import ContextSpec
 from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
 from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
-from regraft.train.output.export import DTYPES
 from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Parallel, ToyModel, trains_everything
@@ -201,7 +201,7 @@ def _warn_of_memory(estimates: list[StageEstimate]) -> None:
 
 def _disk(run: Run) -> dict[str, str]:
     """Bytes of the output, and of the training states beside it while the run lasts."""
-    dtype = DTYPES.get(run.recipe.body.export.dtype)
+    dtype = OUTPUT_DTYPES.get(run.recipe.body.export.dtype)
     stored = next(iter(run.base.tensors.values())).dtype
     trained = sum(parameter.numel() for parameter in run.shapes.trained().values())
     if run.exports_adapter:

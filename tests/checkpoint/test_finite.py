@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.checkpoint.finite import FLOATS, is_finite, norm_bound
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.checkpoint.finite import is_finite, norm_bound
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_one_nan_or_infinity_is_seen(dtype: torch.dtype) -> None:
     values = torch.zeros(3, 5, dtype=dtype)
     assert is_finite(values)

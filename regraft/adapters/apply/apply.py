@@ -11,16 +11,15 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from regraft import progress
 from regraft.adapters.apply import card
 from regraft.adapters.apply.check import Verdict, check_graft
 from regraft.adapters.apply.match import Change
 from regraft.adapters.apply.stream import OutputTensor, TensorSums, output_tensors, write_tensors
-from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import CONFIG, RECORD, digests
 from regraft.adapters.reader import Adapter
+from regraft.checkpoint.dtypes import OUTPUT_DTYPES
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import plan_shards
 from regraft.checkpoint.write.sink import CheckpointWriter
@@ -40,8 +39,6 @@ from regraft.records import (
 )
 from regraft.rope import ContextSpec
 from regraft.units import format_tokens, parse_bytes
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @full_precision()
@@ -74,9 +71,9 @@ def apply_lora(
     """
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is not a number that can scale a change.")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype '{dtype}' is not one of {', '.join(DTYPES)}.")
-    out_dtype = DTYPES[dtype] if dtype is not None else None
+    if dtype is not None and dtype not in OUTPUT_DTYPES:
+        raise InputError(f"--dtype '{dtype}' is not one of {', '.join(OUTPUT_DTYPES)}.")
+    out_dtype = OUTPUT_DTYPES[dtype] if dtype is not None else None
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     torch_device = pick_device(device)
     job = None
@@ -99,7 +96,7 @@ def apply_lora(
                 name=target.name, revision=target.revision, fingerprint=target.fingerprint()
             ),
             context=GraftContext(
-                checkpoint=context_of(target).to_record(),
+                checkpoint=checkpoint_context(target).to_record(),
                 output=verdict.context.to_record(),
                 policy=verdict.policy,
             ),

@@ -20,10 +20,10 @@ from regraft.adapters.apply.match import (
     names_in_transformers,
     target_roles,
 )
-from regraft.adapters.extract.select import context_of
 from regraft.adapters.folder import RECORD
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.records import BaseRecord, RelationRecord
@@ -116,7 +116,7 @@ def choose_context(
     """The output's context and who decided it. What `requested` leaves open is as the adapter was
     trained, or the target's where it carries no context; a length never goes down unless it is
     requested. Raises LineageError if nobody decided."""
-    own = context_of(target)
+    own = checkpoint_context(target)
     if requested == "checkpoint":
         return own, "checkpoint"
     if requested not in (None, "adapter"):

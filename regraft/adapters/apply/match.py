@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from regraft.adapters.extract.select import roles_of
 from regraft.adapters.reader import Adapter
-from regraft.checkpoint.hf.roles import Role
-from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.checkpoint.hf.roles import Role, checkpoint_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 
@@ -64,7 +63,7 @@ def target_roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
     )
     if known is not None and same and target.tensors.keys() <= known.keys():
         return {name: known[name] for name in target.tensors}
-    return roles_of(target)
+    return checkpoint_roles(target)
 
 
 def match_changes(

@@ -18,21 +18,15 @@ from regraft import progress
 from regraft.adapters.extract import card, evidence
 from regraft.adapters.extract.deltas import difference, difference_dtype
 from regraft.adapters.extract.factorize import Factorizer, RestChange, measure_rest
-from regraft.adapters.extract.select import (
-    Module,
-    Plan,
-    check_lineage,
-    context_of,
-    make_plan,
-    roles_of,
-    shared_shape,
-)
+from regraft.adapters.extract.select import Module, Plan, check_lineage, make_plan, shared_shape
 from regraft.adapters.peft_check import peft_deltas
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
 from regraft.checkpoint.config import load_config
+from regraft.checkpoint.dtypes import OUTPUT_DTYPES
 from regraft.checkpoint.hf.pretrained import check_tensors
-from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.hf.roles import Role, checkpoint_roles
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.device import full_precision, pick_device
@@ -50,8 +44,6 @@ from regraft.records import (
     versions,
 )
 from regraft.units import parse_bytes
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @full_precision()
@@ -92,9 +84,9 @@ def extract_lora(
     torch_device = pick_device(device)
     job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e:
-        roles = roles_of(b)
-        contexts = context_of(b), context_of(e)
-        plan = make_plan(b, e, roles, rule, layout, modules, DTYPES[dtype])
+        roles = checkpoint_roles(b)
+        contexts = checkpoint_context(b), checkpoint_context(e)
+        plan = make_plan(b, e, roles, rule, layout, modules, OUTPUT_DTYPES[dtype])
         relation = check_lineage(b, e, roles, contexts, force)
         if verify:
             check_tensors(b, load_config(b.config, b.name))
@@ -124,20 +116,32 @@ def extract_lora(
         with job.start(to_json(record), torch_device.type) as staging:
             factorizer = Factorizer(
                 b, e, plan, staging, torch_device,
-                itemsize=DTYPES[dtype].itemsize, seed=seed, exact=exact,
+                itemsize=OUTPUT_DTYPES[dtype].itemsize, seed=seed, exact=exact,
             )  # fmt: skip
             factorizer.run()
             rest = measure_rest(b, e, plan.rest, roles)
             with progress.stage("Writing the adapter"):
                 record = _write(
-                    staging.folder, record, b, e, plan, factorizer, rest, roles, DTYPES[dtype]
+                    staging.folder,
+                    record,
+                    b,
+                    e,
+                    plan,
+                    factorizer,
+                    rest,
+                    roles,
+                    OUTPUT_DTYPES[dtype],
                 )
             write_adapter_record(staging.folder, record)
             with progress.stage("Writing the card"):
                 card.write_adapter_card(staging.folder, record, evidence.summary(record))
             if verify:
                 worst = _verify_with_peft(
-                    staging.folder, b, _with_factors(plan, factorizer), factorizer, DTYPES[dtype]
+                    staging.folder,
+                    b,
+                    _with_factors(plan, factorizer),
+                    factorizer,
+                    OUTPUT_DTYPES[dtype],
                 )
                 progress.note(f"PEFT loads it; largest deviation from what was asked {worst:.1e}")
             staging.publish()
@@ -151,8 +155,8 @@ def _check_arguments(
     layout: Layout,
     dtype: str,
 ) -> RankRule:
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype '{dtype}' is not one of {', '.join(DTYPES)}.")
+    if dtype not in OUTPUT_DTYPES:
+        raise InputError(f"--dtype '{dtype}' is not one of {', '.join(OUTPUT_DTYPES)}.")
     if layout not in ("portable", "compact", "exact"):
         raise InputError(f"--layout '{layout}' is not one of portable, compact, exact.")
     cap = PORTABLE_CAP if layout == "portable" else None

@@ -6,16 +6,15 @@ Everything here is known from headers, configs and sampled weights, before any l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from regraft.adapters import lineage
-from regraft.checkpoint.hf.roles import Role, tensor_roles
-from regraft.checkpoint.read.header import FLOAT_DTYPES
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.checkpoint.hf.roles import Role, checkpoint_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import fast_bfloat16
 from regraft.errors import CheckpointError, InputError, LineageError
@@ -48,27 +47,6 @@ class Plan:
     write_bytes: int
     peak_bytes: int
     notes: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def naming(checkpoint: Checkpoint) -> Iterator[None]:
-    """Say of which model a config.json is that cannot be used."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.name}: {error}") from error
-
-
-def context_of(checkpoint: Checkpoint) -> ContextSpec:
-    """The checkpoint's own context. Raises CheckpointError naming it."""
-    with naming(checkpoint):
-        return ContextSpec.from_config(checkpoint.config)
-
-
-def roles_of(checkpoint: Checkpoint) -> dict[str, Role]:
-    """What each tensor of the checkpoint is. Raises CheckpointError naming it."""
-    with naming(checkpoint):
-        return tensor_roles(checkpoint.config, checkpoint.tensors)
 
 
 def make_plan(
@@ -152,8 +130,7 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
                 )
         names.append(name)
     extra = [name for name in e.tensors if name not in b.tensors]
-    with naming(e):
-        own = tensor_roles(e.config, extra) if extra else {}
+    own = checkpoint_roles(e, extra) if extra else {}
     for name, role in own.items():
         if role.kind != "other" and not (role.kind == "head" and b.tied):
             raise CheckpointError(

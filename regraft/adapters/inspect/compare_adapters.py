@@ -21,7 +21,7 @@ from regraft.adapters.inspect.comparisons import (
     SameBase,
     SampledBase,
 )
-from regraft.adapters.inspect.describe_checkpoint import context_of
+from regraft.adapters.inspect.describe_checkpoint import context_or_reason
 from regraft.adapters.inspect.figures import Factors, leaf_of, mean, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
@@ -51,7 +51,7 @@ def compare_adapter_with_checkpoint(adapter: Adapter, target: Checkpoint) -> Gra
         base=verdict.base if verdict else None,
         already_present=verdict.already_present if verdict else None,
         context=GraftContexts(
-            checkpoint=context_of(target)[1],
+            checkpoint=context_or_reason(target)[1],
             adapter_base=contexts[0].describe() if contexts else None,
             adapter_extended=contexts[1].describe() if contexts else None,
             output=output.describe() if output else None,

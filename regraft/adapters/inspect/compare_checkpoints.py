@@ -20,10 +20,10 @@ from regraft.adapters.inspect.comparisons import (
     TensorChange,
     TotalChange,
 )
-from regraft.adapters.inspect.describe_checkpoint import context_of
+from regraft.adapters.inspect.describe_checkpoint import context_or_reason
 from regraft.adapters.inspect.figures import mean
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
 from regraft.checkpoint.hf.roles import Role, tensor_roles
-from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.lowrank.effective_rank import LEADING, effective_rank
 from regraft.lowrank.noise import noise_floor
@@ -75,7 +75,7 @@ def _identity(checkpoint: Checkpoint) -> ComparedCheckpoint:
 
 
 def _contexts(first: Checkpoint, second: Checkpoint) -> ComparedContexts:
-    (one, one_text), (other, other_text) = context_of(first), context_of(second)
+    (one, one_text), (other, other_text) = context_or_reason(first), context_or_reason(second)
     return ComparedContexts(
         first=one.to_record() if one else None,
         second=other.to_record() if other else None,

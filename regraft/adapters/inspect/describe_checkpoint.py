@@ -34,7 +34,7 @@ _REMEDY = "copy the model again or delete the file"  # for a broken regraft.json
 _ROPE_KEYS = ("rope_theta", "rope_parameters", "rope_scaling")
 
 
-def context_of(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
+def context_or_reason(checkpoint: Checkpoint) -> tuple[ContextSpec | None, str]:
     """(context, its description), or (None, the reason): no RoPE, or a contradictory config."""
     config = checkpoint.config
     try:
@@ -58,7 +58,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> CheckpointDescription:
     skipped = set(not_in_model) | {name for name in infos if name.endswith("rotary_emb.inv_freq")}
     if checkpoint.tied:
         skipped |= {name for name in infos if role_of[name].kind == "head"}
-    spec, context_text = context_of(checkpoint)
+    spec, context_text = context_or_reason(checkpoint)
     made = _origin(checkpoint)
     kinds: dict[type, Literal["graft", "merge"]] = {GraftOrigin: "graft", MergeOrigin: "merge"}
     return CheckpointDescription(

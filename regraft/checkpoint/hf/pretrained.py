@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from regraft.checkpoint.config import explain_errors, load_config, quiet
-from regraft.checkpoint.finite import FLOATS, is_finite
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.errors import CheckpointError, short_repr
@@ -175,7 +176,7 @@ def check_tensors(checkpoint: Checkpoint, built: Any) -> None:
                 f"Tensor '{key}' of {name} has the shape {list(info.shape)}, and config.json makes "
                 f"it {list(parameter.shape)}; correct the config or download the model again."
             )
-        if info is not None and info.dtype not in FLOATS:
+        if info is not None and info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"Tensor '{key}' of {name} is {str(info.dtype).removeprefix('torch.')}, and "
                 "weights are floating-point numbers; use a checkpoint that is not quantised."
@@ -213,10 +214,10 @@ def _stored_dtype(checkpoint: Checkpoint, built: Any) -> torch.dtype:
     """The dtype that the config states, else that of most stored bytes."""
     stated = getattr(built, "dtype", None)
     stated = getattr(torch, stated, None) if isinstance(stated, str) else stated
-    if stated in FLOATS:
+    if stated in FLOAT_DTYPES:
         return stated
     sizes: dict[torch.dtype, int] = {}
     for info in checkpoint.tensors.values():
-        if info.dtype in FLOATS:
+        if info.dtype in FLOAT_DTYPES:
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)

@@ -20,7 +20,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from regraft import cache
-from regraft.checkpoint.config import meta_model
+from regraft.checkpoint.config import meta_model, name_checkpoint
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError
 
 Kind = Literal["projection", "embedding", "head", "norm", "bias", "other"]
@@ -55,6 +56,15 @@ def tensor_roles(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, R
     """
     model = _model_tensors(config)
     return {name: _role(model, name) for name in names}
+
+
+def checkpoint_roles(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> dict[str, Role]:
+    """Tensor name -> role of all tensors of a checkpoint, or of `names`.
+
+    Raises CheckpointError naming the checkpoint.
+    """
+    with name_checkpoint(checkpoint.name):
+        return tensor_roles(checkpoint.config, checkpoint.tensors if names is None else names)
 
 
 def unknown_tensors(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from regraft.checkpoint.dtypes import FLOAT_DTYPES
 from regraft.checkpoint.hf.roles import Role, unknown_tensors
-from regraft.checkpoint.read.header import FLOAT_DTYPES
 from regraft.merge.inputs.inputs import Input, Inputs, at_layer
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe.recipe import Recipe, Slice, Source

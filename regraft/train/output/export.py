@@ -16,6 +16,7 @@ from regraft.adapters.writer import (
     write_adapter,
     write_adapter_record,
 )
+from regraft.checkpoint.dtypes import OUTPUT_DTYPES
 from regraft.checkpoint.hf.roles import tensor_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
@@ -33,8 +34,6 @@ from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner, is_norm
 from regraft.write import copy_file, write_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def export_model(
     folder: Path, learner: Learner, base: Checkpoint, context: ContextSpec, body: Body, mesh: Mesh
@@ -47,7 +46,7 @@ def export_model(
     if mesh.rank:
         return
     dtypes = {name: info.dtype for name, info in base.tensors.items()}
-    chosen = DTYPES.get(body.export.dtype)
+    chosen = OUTPUT_DTYPES.get(body.export.dtype)
     usual = next(iter(dtypes.values()))
     state = {name: value.to(chosen or dtypes.get(name, usual)) for name, value in state.items()}
     if learner.model.config.tie_word_embeddings:
@@ -78,7 +77,7 @@ def export_adapter(
     trained = {name: _full(value) for name, value in learner.trained().items()}
     if mesh.rank:
         return None
-    dtype = DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
+    dtype = OUTPUT_DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
     lora = body.lora
     alpha = lora.alpha or 2 * lora.rank
     scale = alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
