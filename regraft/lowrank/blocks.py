@@ -7,6 +7,7 @@ CPU in float64 whatever device the block is on: a GPU's solver takes several tim
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,9 +32,19 @@ def row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
 
 
 def gaussian(rows: int, columns: int, seed: int, like: Tensor) -> Tensor:
-    """(rows, columns) of independent standard normal numbers, the same on every device."""
+    """(rows, columns) of independent standard normal numbers, the same on every device; not to be
+    written to. Drawn on the CPU, which takes longer than a GPU's passes over a whole matrix, so the
+    last few are kept: matrices of one width and seed share them."""
+    return _gaussian(rows, columns, seed, like.dtype, like.device)
+
+
+@lru_cache(maxsize=8)
+def _gaussian(
+    rows: int, columns: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float32).to(like)
+    numbers = torch.randn(rows, columns, generator=generator, dtype=torch.float32)
+    return numbers.to(device, dtype)
 
 
 def orthonormal(block: Tensor, *, strict: bool) -> Tensor:

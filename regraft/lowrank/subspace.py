@@ -83,8 +83,8 @@ class SubspaceIteration:
         self.passes = 0
         self.basis = gaussian(delta.shape[1], columns, seed, delta)
         if start is not None:
-            known = start[:, :columns]
-            self.basis[:, : known.shape[1]] = known
+            known = start[:, :columns].to(self.basis)
+            self.basis = torch.cat([known, self.basis[:, known.shape[1] :]], 1)
 
     def run(self, rank: int, tolerance: float, certify: bool) -> LowRank | None:
         """The decomposition at `rank`, None where iteration does not get to a certificate."""

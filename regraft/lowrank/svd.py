@@ -83,7 +83,9 @@ def _lapack(delta: Tensor, rank: int, total: float) -> LowRank:
     if min(delta.shape) <= _FLOAT64_BELOW:
         tall = tall.double()
     q, r = torch.linalg.qr(tall / scale)
-    u, s, vt = torch.linalg.svd(r, full_matrices=False)
+    if min(delta.shape) <= _EXACT_BELOW:
+        r = r.cpu()  # a GPU's solver takes several times as long
+    u, s, vt = (part.to(q.device) for part in torch.linalg.svd(r, full_matrices=False))
     u = q @ u[:, :rank]
     u, vt = (vt[:rank].T, u.T) if wide else (u, vt[:rank])
     u, vt = u.to(delta.dtype).contiguous(), vt.to(delta.dtype).contiguous()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.lowrank.blocks import gram, orthonormal, squared_frobenius
+from regraft.lowrank import subspace
+from regraft.lowrank.blocks import gaussian, gram, orthonormal, squared_frobenius
+from regraft.lowrank.svd import truncated_svd
 
 
 def test_squared_norm_of_a_matrix_longer_than_a_block():
@@ -27,3 +29,29 @@ def test_orthonormal_columns_whatever_their_dependence(dependence):
     assert float((gram(basis) - torch.eye(8).double()).abs().max()) < 1e-5
     left = block - basis @ (basis.T @ block)
     assert float(left.norm()) < 1e-5 * float(block.norm())
+
+
+def test_gaussian_numbers_are_drawn_once_and_are_the_seeds():
+    like = torch.empty(0, dtype=torch.float64)
+    first = gaussian(30, 4, 5, like)
+    assert gaussian(30, 4, 5, like) is first
+    assert first.dtype == torch.float64
+    generator = torch.Generator().manual_seed(5)
+    assert torch.equal(first.float(), torch.randn(30, 4, generator=generator))
+    assert not torch.equal(gaussian(30, 4, 6, like), first)
+
+
+def test_a_decomposition_leaves_the_numbers_it_began_from(monkeypatch):
+    drawn = []
+
+    def recorded(*arguments):
+        numbers = gaussian(*arguments)
+        drawn.append((numbers, numbers.clone()))
+        return numbers
+
+    monkeypatch.setattr(subspace, "gaussian", recorded)
+    delta = torch.randn(400, 300, generator=torch.Generator().manual_seed(0))
+    svd = truncated_svd(delta, 8)
+    truncated_svd(delta, 8, start=svd.Vt.T)
+    assert len(drawn) >= 2
+    assert all(torch.equal(now, before) for now, before in drawn)

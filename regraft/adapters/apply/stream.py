@@ -180,12 +180,12 @@ def _changed(
             yield block.to(output.dtype)
             start += block.shape[0]
             continue
-        old = block[:rows].to(device=device, dtype=exact)
+        old = block[:rows].to(device).to(exact)  # sent as stored, which is narrower
         if change.kind == "factors":
             new = torch.addmm(old, b[start : start + rows].to(exact), a.to(exact))
         else:
             part = dense.reshape(-1) if dense.dim() == 0 else dense
-            part = part[start : start + rows].to(device=device, dtype=exact)
+            part = part[start : start + rows].to(device).to(exact)
             new = part if change.kind == "replacement" else old.add(part, alpha=scale)
             sums.change += _squared_norm(new - old)
         stored = new.to(output.dtype)

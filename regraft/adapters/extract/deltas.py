@@ -2,7 +2,7 @@
 
 On the CPU two buffers of the largest shape are reused for every module (fresh memory costs more in
 page faults than the subtraction), filled in blocks that stay in cache. On a GPU the next pair is
-copied into pinned memory and sent on a side stream while the current one is decomposed.
+on its way while the current one is decomposed (`upload`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regraft.adapters.extract.select import Module, shared_shape
+from regraft.adapters.extract.upload import uploaded
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import fast_bfloat16, workers
 from regraft.errors import CheckpointError, InputError
@@ -89,44 +90,20 @@ def _subtract(
 def _cuda_deltas(
     b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
 ) -> Iterator[tuple[Module, Delta]]:
-    """The same on a GPU: a thread copies the next pair into pinned memory and starts its transfer
-    on a side stream while this pair is decomposed, so that the disk is the limit."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    stream = torch.cuda.Stream(device)
+    """The same on a GPU, where the next pair arrives while this one is decomposed."""
     half = fast_bfloat16(device)
-
-    def upload(checkpoint: Checkpoint, module: Module) -> Tensor:
-        pinned = checkpoint.rows(module.tensor, 0, module.shape[0]).pin_memory()
-        return pinned.to(device, non_blocking=True)
-
-    def load(module: Module) -> tuple[Tensor, Tensor, torch.cuda.Event]:
-        with torch.cuda.device(device), torch.cuda.stream(stream):
-            pair = upload(b, module), upload(e, module)
-            event = torch.cuda.Event()
-            event.record(stream)
-        return (*pair, event)
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(load, modules[0])
-        for index, module in enumerate(modules):
-            x, y, event = ahead.result()
-            if index + 1 < len(modules):
-                ahead = pool.submit(load, modules[index + 1])
-            current = torch.cuda.current_stream(device)
-            current.wait_event(event)
-            x.record_stream(current)
-            y.record_stream(current)
-            base = x.float()
-            delta = y.float() - base
-            sums = [0.0, 0.0, 0.0]
-            _add(sums, base, delta)
-            del base
-            _refuse_nonfinite(b, e, module.tensor, sums)
-            yield module, Delta(
-                delta, delta.bfloat16() if half else None, sums[0], sums[1], sums[2],
-                rounding_noise(x, y),
-            )  # fmt: skip
+    for module, (x, y) in uploaded((b, e), modules, device):
+        base = x.float()
+        delta = y.float() - base
+        sums = [0.0, 0.0, 0.0]
+        _add(sums, base, delta)
+        del base
+        _refuse_nonfinite(b, e, module.tensor, sums)
+        noise = rounding_noise(x, y)
+        del x, y
+        shadow = delta.bfloat16() if half else None
+        yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
+        del delta, shadow
 
 
 def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:

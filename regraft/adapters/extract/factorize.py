@@ -32,7 +32,6 @@ from regraft.lowrank.rank import (
     share_budget,
     uniform_rank,
 )
-from regraft.records import derive_seed
 
 _AUTO_SLACK = 0.01  # relative; a higher error than that is what `--rank auto` buys rank for
 _SPARE = 32  # directions computed for every module that may be stored at a higher rank than its own
@@ -214,7 +213,7 @@ class Factorizer:
         svd, floor = decompose(
             delta.matrix, self._plan.rule, delta.noise,
             at_most=at_most, at_least=_SPARE if self._plan.layout == "portable" else 0,
-            seed=derive_seed(self._seed, module.name), exact=self._exact,
+            seed=self._seed, exact=self._exact,
             half=delta.half, squared_norm=squared,
         )  # fmt: skip
         self._save(module, svd)

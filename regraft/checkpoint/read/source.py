@@ -142,6 +142,16 @@ class Checkpoint:
         info = self._info(name)
         return self._read(info, start, min(stop, prod(info.shape)))
 
+    def read_into(self, buffer: memoryview, name: str, start: int) -> None:
+        """Fill the buffer with the tensor's bytes from byte `start` on; several threads may.
+
+        Raises CheckpointError where the file ends before.
+        """
+        info = self._info(name)
+        if start + len(buffer) > info.nbytes:
+            raise IndexError(f"bytes [{start}, {start + len(buffer)}) of '{name}'")
+        self._reader(info.shard).fill(buffer, info.offset + start)
+
     def _read(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
         return self._reader(info.shard).elements(info, start, stop)
 

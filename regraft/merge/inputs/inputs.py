@@ -104,7 +104,7 @@ class Input:
             stored = self.checkpoint.rows(name, first, max(first, last), step)
         else:
             stored = self.checkpoint.tensor(name).reshape(1)[rows]
-        block = stored.to(device=device, dtype=dtype)
+        block = stored.to(device).to(dtype)  # sent as stored, which is narrower
         change = self.changes.get(name)
         if change is not None:
             part = slice(rows.start, min(rows.stop, change.rows), rows.step)
