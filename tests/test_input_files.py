@@ -101,7 +101,7 @@ def test_no_other_file_of_the_package_reads_a_users_json() -> None:
     root = Path(regraft.__file__).parent
     own = {
         "cache.py", "data/tokens.py", "checkpoint/write/journal.py", "checkpoint/write/manifest.py",
-        "checkpoint/hf/roles.py", "demo/__init__.py", "evaluate/shared_output.py",
+        "checkpoint/hf/roles.py", "demo/job.py", "evaluate/shared_output.py",
         "evaluate/answers/judge.py", "train/job.py", "train/output/log.py", "train/state.py",
     }  # fmt: skip
     users = {

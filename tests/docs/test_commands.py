@@ -203,6 +203,8 @@ def toy_command(text: str) -> list[str]:
         result.append("--dry-run")
     if verb == "export":
         result.append("--no-tokenizer")  # toys speak in whole words
+        if any("adapter" in word for word in result) and "--base" not in result:
+            result += ["--base", "demo-out/base"]  # else found by its id
     if verb == "evaluate":
         if "--adapter" in result and not any(word.startswith("base=") for word in result):
             result.insert(result.index("--adapter"), "base=demo-out/base")  # else found by its id
