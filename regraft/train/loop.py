@@ -21,6 +21,7 @@ from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train import state
 from regraft.train.corpus import Corpus, StageRows
+from regraft.train.estimate.plan import decide_keep_attention
 from regraft.train.estimate.throughput import Throughput, peak_memory
 from regraft.train.gradients import backward
 from regraft.train.output.log import RunLog
@@ -71,6 +72,7 @@ class Loop:
         self.recovery: Recovery | None = None
         self.throughput = Throughput(learner, recipe.body, self.mesh)
         self.processes = self.mesh.describe()
+        self._keep_attention = decide_keep_attention(recipe, learner, self.mesh)
         self._log: RunLog | None = None
 
     @property
@@ -120,6 +122,7 @@ class Loop:
         run, body = self.state, self.recipe.body
         stage, number = body.stages[run.stage], run.stage + 1
         self._set_context(stage)
+        self.learner.keep_attention = self._keep_attention[run.stage]
         rows = self.corpus.stage(run.stage)
         dtype = arithmetic(body, self.mesh.device)
         self.processes = self.mesh.describe(self.learner.model, rows.window, dtype)

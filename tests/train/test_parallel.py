@@ -89,10 +89,11 @@ def same(ours: Path, wanted: Path) -> None:
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-4)
 
 
-def test_two_processes_train_as_one_does_also_when_killed(alone, home, ranks, tmp_path):
+def test_two_processes_that_save_memory_train_as_one_also_when_killed(alone, home, ranks, tmp_path):
     method, wanted = alone
     mesh = {"full": "context: 1, shard: 2", "lora": "context: 2"}[method]
-    recipe = written(tmp_path, home / "cache", method, f"parallel: {{{mesh}}}")
+    savers = "memory: {offload: true, keep_attention: true, tiled_mlp: 16}"
+    recipe = written(tmp_path, home / "cache", method, f"parallel: {{{mesh}}}\n{savers}")
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
     staging = tmp_path / ".out.regraft-staging" / "states"
     codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000006")

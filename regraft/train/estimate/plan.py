@@ -22,11 +22,14 @@ from regraft.train.recipe.schema import Body, Stage, ToyModel, has_teacher, trai
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.units import format_bytes, format_tokens, parse_bytes
 
+_SPARING = 0.9  # share of the memory that `keep_attention: auto` fills by estimate
+
 
 @dataclass(frozen=True)
 class StageEstimate:
     """What a stage needs. window: tokens really trained in a row; device_bytes: of each device;
-    host_bytes: of all hosts; link_bytes_per_second: each way between devices that share a row."""
+    host_bytes: of all hosts; link_bytes_per_second: each way between devices that share a row;
+    keep_attention: whether recomputed layers keep their attention."""
 
     length: int
     window: int
@@ -36,6 +39,7 @@ class StageEstimate:
     step_seconds: float
     seconds: float
     link_bytes_per_second: float
+    keep_attention: bool = False
 
     def time(self) -> str:
         """Seconds of a step, for a person."""
@@ -123,6 +127,19 @@ def estimate_run(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[StageEsti
     ]
 
 
+def decide_keep_attention(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[bool]:
+    """For every stage whether recomputed layers keep their attention: what the recipe says, and for
+    auto what the estimate says on GPUs. The same on all processes. Collective."""
+    setting, stages = recipe.body.memory.keep_attention, recipe.body.stages
+    if setting != "auto":
+        return [setting] * len(stages)
+    if mesh.device.type != "cuda":
+        return [False] * len(stages)
+    kept = [estimate.keep_attention for estimate in estimate_run(recipe, learner, mesh)]
+    votes = mesh.sum_numbers(kept or [False] * len(stages))
+    return [count == mesh.size for count in votes]
+
+
 def shape_of(learner: Learner) -> Shape:
     """Sizes of a learner's model, whether it holds weights or shapes only."""
     parameters = sum(parameter.numel() for parameter in learner.parameters())
@@ -142,7 +159,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
     return Switches(
         checkpoint=body.memory.checkpoint,
         offload=body.memory.offload and not on_cpu,
-        keep_attention=body.memory.checkpoint and body.memory.keep_attention,
+        keep_attention=body.memory.checkpoint and body.memory.keep_attention is True,
         tiled=body.memory.tiled_mlp > 0,
         frozen_bytes=element,
         trained_bytes=max(4, element) + moments,
@@ -178,7 +195,8 @@ def describe(stage: StageEstimate) -> str:
     if stage.link_bytes_per_second:
         link = f"; {stage.link_bytes_per_second / 1e9:.1f} GB/s between devices"
     return (
-        f"{fits}, {format_bytes(stage.device_bytes)} each{host}; "
+        f"{fits}, {format_bytes(stage.device_bytes)} each{host}"
+        f"{' with attention kept' if stage.keep_attention else ''}; "
         f"{stage.time()} a step, {_duration(stage.seconds)} in all{link}"
     )
 
@@ -188,6 +206,11 @@ def estimate_stage(
 ) -> StageEstimate:
     """Memory and time of a stage whose rows are shared by `context` devices."""
     window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
+    if recipe.body.memory.keep_attention == "auto" and switches.checkpoint and not machine.is_cpu:
+        keeping = budget.replace(switches, keep_attention=True)
+        needed = budget.memory(shape, keeping, window * rows, context, machine.devices)
+        if needed[0] <= _SPARING * machine.memory and needed[1] <= _SPARING * machine.host:
+            switches = keeping
     device, host = budget.memory(shape, switches, window * rows, context, machine.devices)
     flops = budget.step_flops(
         shape,
@@ -208,6 +231,7 @@ def estimate_stage(
         step_seconds=seconds,
         seconds=seconds * recipe.steps(stage),
         link_bytes_per_second=budget.link_needed(shape, machine, window, context),
+        keep_attention=switches.keep_attention,
     )
 
 

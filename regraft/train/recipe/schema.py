@@ -203,10 +203,11 @@ class Parallel(Block):
 class Memory(Block):
     checkpoint: bool = Field(default=True, description="recompute layers in the backward pass")
     offload: bool = Field(default=False, description="keep layer inputs in host memory")
-    keep_attention: bool = Field(
-        default=False,
+    keep_attention: bool | Literal["auto"] = Field(
+        default="auto",
         description="keep the result of every layer's attention, which is then not recomputed; as "
-        "many bytes as layer inputs, and offloaded with them",
+        "many bytes as layer inputs, and offloaded with them. auto: on GPUs, in stages where a "
+        "tenth of the memory is left by the estimate",
     )
     tiled_mlp: Annotated[int, Field(ge=0)] = Field(
         default=0, description="tokens per tile of the MLP; 0: all at once"

@@ -26,9 +26,12 @@ class Learner(nn.Module):
     """A causal model and its loss as one module, so that FSDP's root sees head and loss too."""
 
     def __init__(self, model: Any, chunk: int, narrow: torch.dtype | None = None) -> None:
-        """narrow: compute in this type by autocast; None: in the parameters' own."""
+        """narrow: compute in this type by autocast; None: in the parameters' own. The attribute
+        keep_attention says whether recomputed layers keep their attention, from the next pass on;
+        results do not depend on it."""
         super().__init__()
         self.model, self.chunk, self.narrow = model, chunk, narrow
+        self.keep_attention = False
 
     def forward(
         self,
@@ -135,12 +138,13 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
         if module is model.get_input_embeddings() or re.search(r"norm$", name):
             module.register_forward_hook(lambda _, __, out: out.to(dtype))
     learner = Learner(model, body.memory.loss_chunk, dtype if dtype == torch.bfloat16 else None)
+    learner.keep_attention = body.memory.keep_attention is True
     learner.train()
     save_memory(
         learner.layers,
         recompute=body.memory.checkpoint,
         offload=body.memory.offload,
-        keep_attention=body.memory.keep_attention,
+        keep_attention=lambda: learner.keep_attention,
         tile=body.memory.tiled_mlp,
     )
     return learner

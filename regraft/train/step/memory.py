@@ -31,13 +31,14 @@ def save_memory(
     *,
     recompute: bool,
     offload: bool = False,
-    keep_attention: bool = False,
+    keep_attention: Callable[[], bool] = lambda: False,
     tile: int = 0,
 ) -> HostStore | None:
     """Wrap the decoder layers of a transformers model in place. Returns the store if they offload.
 
-    offload, keep_attention: of recomputed layers. tile: tokens of the MLP at a time, 0 for all at
-    once. Forwards are wrapped, not calls, so that hooks on the modules (FSDP's) stay outside.
+    offload, keep_attention (asked in every forward pass): of recomputed layers. tile: tokens of
+    the MLP at a time, 0 for all at once. Forwards are wrapped, not calls, so that hooks on the
+    modules (FSDP's) stay outside.
     """
     store = HostStore() if offload and recompute else None
     for layer in layers:
@@ -50,12 +51,12 @@ def save_memory(
 
 
 def _recomputed(
-    forward: Callable[..., Any], store: HostStore | None, keep_attention: bool
+    forward: Callable[..., Any], store: HostStore | None, keep_attention: Callable[[], bool]
 ) -> Callable[..., Any]:
     def run(hidden_states: Tensor, **rest: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(hidden_states, **rest)
-        if keep_attention:
+        if keep_attention():
             kept = KeptAttention()
             if store is not None:
                 kept = KeptAttention(store.pack_more, store.unpack)

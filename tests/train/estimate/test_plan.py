@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pytest
+import torch
 from traced_memory import traced_peak
 from typer.testing import CliRunner
 
 from regraft import cli
 from regraft.data.toy_language import WORDS
 from regraft.errors import InputError
+from regraft.parallel import Mesh
 from regraft.train.estimate import budget, machine, plan
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import GIB, parse_machine
+from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, trains_everything
 
 LLAMA_8B = Shape(8_030_261_248, 8_030_261_248, 4096, 32, 14336, 128256, 1024, 32, 128)
@@ -233,8 +237,6 @@ def test_unknown_devices_are_refused(text):
 
 
 def test_examples_can_be_planned_by_their_shape():
-    from regraft.train.recipe.recipe import Recipe
-
     examples = Path(__file__).parents[3] / "examples"
     gradient = Recipe.read(examples / "train-gradient-1048k.yaml").body
     gpus = parse_machine("8xH200", None)
@@ -255,3 +257,57 @@ def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputatio
         for keep in (False, True)
     ]
     assert flops[0] - flops[1] == 2 * 65536**2 * 4096 * 32
+
+
+def recipe_of(tmp_path, memory):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "model: {toy: {hidden: 128}}\nmethod: lora\ndtype: bfloat16\n"
+        "stages: [{length: 1k, steps: 1}, {length: 8k, steps: 1}]\n"
+        f"data: {{sources: [{{name: a, synthetic: notes}}]}}\nmemory: {{{memory}}}\n"
+    )
+    return Recipe.read(path)
+
+
+@pytest.mark.parametrize(
+    ("memory", "kept"),
+    [
+        ("", [True, False]), ("keep_attention: true", [True, True]),
+        ("keep_attention: false", [False, False]), ("checkpoint: false", [False, False]),
+    ],
+)  # fmt: skip
+def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memory, kept):
+    recipe, shape = recipe_of(tmp_path, memory), llama(32, False)
+    gpu = parse_machine("H100", None)
+    switches = plan.switches_of(recipe.body, gpu)
+    full = budget.memory(shape, budget.replace(switches, keep_attention=True), 1024, 1, 1)[0]
+    gpu = budget.replace(gpu, memory=full / 0.899)
+    stages = [
+        plan.estimate_stage(recipe, stage, shape, switches, gpu, 1) for stage in recipe.body.stages
+    ]
+    assert [stage.keep_attention for stage in stages] == kept
+    assert ["attention kept" in plan.describe(stage) for stage in stages] == kept
+    if not memory:
+        on_cpu = budget.replace(gpu, is_cpu=True)
+        stage = plan.estimate_stage(recipe, recipe.body.stages[0], shape, switches, on_cpu, 1)
+        assert not stage.keep_attention
+
+
+def test_all_processes_decide_alike_whether_attention_is_kept(tmp_path, monkeypatch):
+    """Where one keeps it and another does not, the other one's messages would wait for ever."""
+
+    class Pair(Mesh):
+        size = 2
+
+        def sum_numbers(self, numbers):
+            return [mine + theirs for mine, theirs in zip(numbers, (True, False), strict=True)]
+
+    estimates = [SimpleNamespace(keep_attention=True)] * 2
+    monkeypatch.setattr(plan, "estimate_run", lambda *_: estimates)
+    recipe, gpus = recipe_of(tmp_path, ""), Pair(device=torch.device("cuda"))
+    assert plan.decide_keep_attention(recipe, None, gpus) == [True, False]
+    assert plan.decide_keep_attention(recipe, None, Mesh()) == [False, False]
+    monkeypatch.setattr(plan, "estimate_run", lambda *_: [])  # a GPU whose rate is not known
+    assert plan.decide_keep_attention(recipe, None, gpus) == [False, False]
+    kept = recipe_of(tmp_path, "keep_attention: true")
+    assert plan.decide_keep_attention(kept, None, Mesh()) == [True, True]
