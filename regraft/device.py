@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -77,6 +78,28 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         matmul.allow_bf16_reduced_precision_reduction = bfloat16
         matmul.allow_fp16_reduced_precision_reduction = float16
+
+
+def set_cublas_workspace() -> None:
+    """Give cuBLAS the workspace with which its products are the same bits twice, unless the user
+    has chosen one. cuBLAS reads it before its first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Operators that add up in the same order every time inside the block; those that have no such
+    form raise RuntimeError. Flash attention obeys, cuDNN's attention does not."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    set_cublas_workspace()
+    torch.use_deterministic_algorithms(True)  # flash attention ignores it where it only warns
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warn)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from regraft.device import full_precision
+from regraft.device import deterministic_algorithms, full_precision
 
 
 @pytest.fixture
@@ -70,3 +71,18 @@ def test_commands_compute_in_full_precision(
         getattr(home, function)(*map(Path, arguments))
     assert seen[0][0] == "highest"
     assert settings() == reduced
+
+
+def test_deterministic_algorithms_inside_and_what_was_before_after(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms():
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        with pytest.raises(ZeroDivisionError), deterministic_algorithms():
+            raise ZeroDivisionError
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qualification.report import Report
-from qualification.scope import Scope, deterministic, set_workspace
+from qualification.scope import Scope
+from regraft.device import deterministic_algorithms, set_cublas_workspace
 from regraft.errors import InputError
 from regraft.parallel.kernels.choose import choose, names
 from regraft.parallel.kernels.kernel import Kernel, Lengths, Reference
@@ -26,7 +27,7 @@ def _bound(dtype: torch.dtype) -> float:
 
 def check_kernels(scope: Scope, report: Report) -> None:
     """Every kernel that is here, causal, with more keys than queries, not causal, and packed."""
-    set_workspace()
+    set_cublas_workspace()
     long = scope.pick(1536, 1024, 96)
     cases: list[tuple[int, int, bool | Lengths]] = [
         (long, long, True),
@@ -75,7 +76,7 @@ def _against_float64(
         result = both(kernel, inputs, how)
         exact = both(Reference(), [tensor.double() for tensor in inputs], how)
         again = both(kernel, inputs, how)
-        with deterministic():
+        with deterministic_algorithms():
             fixed = [both(kernel, inputs, how) for _ in range(2)]
     except RuntimeError as error:
         report.check(kernel.name, False, **values, error=str(error)[:300])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -96,22 +94,6 @@ class Scope:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Kernels that add up in the same order every time; RuntimeError from an operator that has
-    none. For cuBLAS `set_workspace` has to be called before the first product."""
-    torch.use_deterministic_algorithms(True)  # flash ignores it where it only warns
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def set_workspace() -> None:
-    """Give cuBLAS the workspace with which its products are deterministic."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def relative(value: torch.Tensor, exact: torch.Tensor) -> float:

@@ -14,10 +14,10 @@ from torch import Tensor
 from training import RANK, make_body, make_learner, make_model, random_rows
 
 from qualification.report import Report
-from qualification.scope import Scope, deterministic, relative, set_workspace
+from qualification.scope import Scope, relative
 from qualification.trainee import draw_lora, gradients, take_gradients
 from regraft.data.batch import Row
-from regraft.device import full_precision
+from regraft.device import deterministic_algorithms, full_precision, set_cublas_workspace
 from regraft.parallel import Mesh
 
 _MARGIN = 1.5
@@ -28,7 +28,7 @@ _LOSS = 1e-3  # of the loss: half a unit of bfloat16 in each logit, averaged ove
 def check_step(scope: Scope, report: Report) -> None:
     """Losses and gradients of the plain model in float32 and bfloat16, and of ours with and without
     each memory saver."""
-    set_workspace()
+    set_cublas_workspace()
     layers, length = scope.pick(4, 2, 2), scope.pick(8192, 4096, 64)
     sizes = scope.model(layers)
     row = next(random_rows(length, sizes["vocab_size"], 1))
@@ -80,7 +80,7 @@ def _check_bits(
 ) -> None:  # fmt: skip
     """With deterministic kernels: the same bits twice, and the same with each memory saver."""
     kernel = "flash" if scope.device.type == "cuda" else "auto"
-    with deterministic():
+    with deterministic_algorithms():
         first_loss, first = _our_gradients(scope, sizes, length, {}, base, row, kernel)
         for name, memory in (
             ("again", {}), ("offload", {"offload": True}),

@@ -15,6 +15,7 @@ from regraft import progress
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.staging import Staging
 from regraft.checkpoint.write.target import staging_folder
+from regraft.device import deterministic_algorithms
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import ModelRecord, read_record, versions, write_record
@@ -73,7 +74,7 @@ def train_model(
             raise InputError("train needs an output folder: regraft train recipe.yaml -o OUT")
         out = "out"
     read = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    mesh = make_mesh(read.body.parallel, device)
+    mesh = make_mesh(read.body, device)
     if mesh.rank:
         progress.configure(quiet=True)
     job = None
@@ -82,6 +83,8 @@ def train_model(
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
     with ExitStack() as stack, progress.without_others(), mesh.guard():
+        if read.body.deterministic:
+            stack.enter_context(deterministic_algorithms())
         toys = Path(
             stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="regraft-toy-", ignore_cleanup_errors=True)

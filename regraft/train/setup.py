@@ -19,6 +19,7 @@ from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
+from regraft.device import pick_device
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train.contexts import StageContexts, stage_contexts
@@ -26,7 +27,7 @@ from regraft.train.corpus import Corpus, text_of
 from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
 from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Parallel, ToyModel, trains_everything
+from regraft.train.recipe.schema import Body, ToyModel, trains_everything
 from regraft.train.recovery import check_recovery
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
@@ -142,9 +143,12 @@ def input_files(recipe: Recipe) -> list[str | Path]:
     return inputs
 
 
-def make_mesh(parallel: Parallel, device: str) -> Mesh:
+def make_mesh(body: Body, device: str) -> Mesh:
     """The recipe's mesh over the processes there are; whatever is 'auto' goes to one sequence
     where context is auto too, else to FSDP over more rows."""
+    parallel, kernel = body.parallel, "auto"
+    if body.deterministic and pick_device(device).type == "cuda":
+        kernel = "flash"  # cuDNN's gradients differ from run to run
     world = int(os.environ.get("WORLD_SIZE", "1"))
     given = {
         "context": parallel.context,
@@ -154,12 +158,12 @@ def make_mesh(parallel: Parallel, device: str) -> Mesh:
     }
     free = [name for name, size in given.items() if size == "auto"]
     if world == 1 and all(size in ("auto", 1) for size in given.values()):
-        return Mesh.create(1, 1, 1, 1, device=device)
+        return Mesh.create(1, 1, 1, 1, kernel=kernel, device=device)
     taker = "context" if "context" in free else ("shard" if "shard" in free else None)
     sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in given.items()}
     if taker is not None:
         sizes[taker] = "auto"
-    return Mesh.create(**sizes, algorithm=parallel.algorithm, device=device)
+    return Mesh.create(**sizes, algorithm=parallel.algorithm, kernel=kernel, device=device)
 
 
 def model_source(recipe: Recipe, folder: Path) -> str:

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -26,9 +27,11 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError, RegraftError
 from regraft.records import to_json
 from regraft.rope import scaling_law
+from regraft.train import job, setup
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.output import trackers
+from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Optimizer, Schedule
 from regraft.train.step.optimizers import factor, make
 from regraft.train.validation import reason_to_stop
@@ -411,6 +414,33 @@ def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(whole, home, 
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for key in ("max_position_embeddings", "rope_theta"):
         assert config[key] == before[key]
+
+
+def test_a_deterministic_run_has_torch_and_cublas_and_the_kernel_that_are(
+    whole, home, tmp_path, monkeypatch, undrawn
+):
+    """On a CPU the weights are those of any run; a GPU gets the one kernel that obeys."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def work(*arguments):
+        seen.append((torch.are_deterministic_algorithms_enabled(),
+                     os.environ.get("CUBLAS_WORKSPACE_CONFIG")))  # fmt: skip
+        return real(*arguments)
+
+    real = job._work
+    monkeypatch.setattr(job, "_work", work)
+    recipe = written(tmp_path, home, RECIPE + "deterministic: true\n")
+    train_model(recipe, tmp_path / "out", device="cpu")
+    assert seen == [(True, ":4096:8")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert losses(tmp_path / "out") == losses(whole)
+    monkeypatch.setattr(setup, "pick_device", torch.device)
+    monkeypatch.setattr(setup.Mesh, "create", lambda *_, kernel, **__: kernel)
+    body = Recipe.read(recipe).body
+    assert setup.make_mesh(body, "cuda") == "flash"
+    assert setup.make_mesh(body, "cpu") == "auto"
+    assert setup.make_mesh(body.model_copy(update={"deterministic": False}), "cuda") == "auto"
 
 
 def test_dry_run_and_schema_write_nothing(home, tmp_path):

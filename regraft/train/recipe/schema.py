@@ -313,6 +313,11 @@ class Body(Block):
     save_every: Count = Field(default=100, description="steps between checkpoints")
     export: Export = Export()
     seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU: the same bits from every run, by FlashAttention-2 and torch's "
+        "deterministic algorithms, which are slower; a CPU gives the same bits anyway",
+    )
 
 
 def trains_everything(body: Body) -> bool:
