@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py -o OUT [--quick] [--part NAME ...] [--seconds 570]
     python benchmarks/gpu.py -o OUT --rehearse        # tiny, on a CPU
-    python benchmarks/gpu.py --table OUT
+    python benchmarks/gpu.py --table OUT [--table OLDER ...]
 
 Parts run in order of their value, each in a process of its own with its own time limit, until the
 seconds are used up. Every figure is a line of OUT/gpu.jsonl that is on disk at once, so that a
@@ -80,13 +80,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes: about two minutes")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together")
-    parser.add_argument("--table", type=Path, help="only write the tables of this folder")
+    parser.add_argument(
+        "--table", type=Path, action="append",
+        help="only write the tables of this folder; of further ones, the parts it has not",
+    )  # fmt: skip
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # of a fresh interpreter
     arguments = parser.parse_args()
     if arguments.table:
-        if not (arguments.table / "gpu.jsonl").is_file():
-            return _refuse(f"there is no gpu.jsonl in {arguments.table}")
-        return _conclude(arguments.table)
+        for folder in arguments.table:
+            if not (folder / "gpu.jsonl").is_file():
+                return _refuse(f"there is no gpu.jsonl in {folder}")
+        return _conclude(*arguments.table)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return _refuse(_missing(missing))
@@ -265,9 +269,15 @@ def _how(outcome: Outcome) -> str:
     return "failed"
 
 
-def _conclude(out: Path) -> int:
-    """Write and print the tables of what is in the folder; the exit code."""
+def _conclude(out: Path, *others: Path) -> int:
+    """Write and print the tables of what is in the folder, and of parts that only other folders
+    have; the exit code."""
     lines = read(out / "gpu.jsonl")
+    for other in others:
+        known = {line.part for line in lines}
+        lines += [line for line in read(other / "gpu.jsonl") if line.part not in known]
+    order = [_FIRST.name, *(part.name for part in PARTS)]
+    lines.sort(key=lambda line: order.index(line.part) if line.part in order else len(order))
     text = tables(lines)
     (out / "gpu.md").write_text(text, encoding="utf-8")
     print(text)

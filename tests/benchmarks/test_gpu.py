@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,3 +148,19 @@ def test_tables_of_a_run_that_was_cut_off(gpu, monkeypatch, tmp_path, capsys):
     assert "- kernels: flash: error 0.25, causal yes" in text
     assert "| flash | 0.25 | yes | **no** |" in text
     assert call(gpu, monkeypatch, "--table", tmp_path / "nowhere") == 2
+
+
+def test_parts_of_an_older_run_fill_what_a_newer_one_has_not(gpu, monkeypatch, tmp_path, capsys):
+    from qualification.report import Report
+
+    for folder, parts in (("new", ("step", "64k")), ("old", ("step", "nccl"))):
+        (tmp_path / folder).mkdir()
+        for part in ("machine", *parts):
+            report = Report(tmp_path / folder / "gpu.jsonl", part)
+            report.machine(card="H100") if part == "machine" else report.check(folder, True)
+    folders = [item for name in ("new", "old") for item in ("--table", tmp_path / name)]
+    assert call(gpu, monkeypatch, *folders) == 0
+    text = capsys.readouterr().out
+    assert re.findall("^## (.*)|^[|] (new|old)", text, re.M) == [
+        ("nccl", ""), ("", "old"), ("step", ""), ("", "new"), ("64k", ""), ("", "new")
+    ]  # fmt: skip
