@@ -6,8 +6,8 @@
     flash    FlashAttention-2 (2307.08691), built into torch
     flash-attn  the same from the flash-attn package, for head sizes or fixes torch has not
 
-All take bfloat16 and float16; their gradients are the same bits twice only under
-`torch.use_deterministic_algorithms`. torch's layouts: flash [B, S, H, D], or [T, H, D] with
+All take bfloat16 and float16. Under `torch.use_deterministic_algorithms` flash's gradients are the
+same bits twice; cuDNN's may differ. torch's layouts: flash [B, S, H, D], or [T, H, D] with
 cumulative lengths; cuDNN [B, H, S, D]. lse is float32, [B, H, S] or [H, T] (cuDNN: one more axis
 of 1).
 """

@@ -4,7 +4,8 @@ Of each recomputed layer only its input survives the forward pass: 8 KiB a token
 256 KiB over its layers; as much again where the attention's result is kept, which then is not
 computed twice. With `offload` both wait in pinned host memory, copied on a stream of their own and
 fetched one layer ahead. "Arctic Long Sequence Training" (arXiv 2506.13996) describes the
-same three measures. None of them changes a bit of the result.
+same three measures. Where inputs wait changes no bit of the result; tiles
+may, as a GPU adds up a smaller product in another order.
 """
 
 from __future__ import annotations
