@@ -84,7 +84,7 @@ def graft(
     def show(record: JobRecord) -> Iterable[RenderableType]:
         from regraft.graft.results import summary
 
-        yield label_table(f"Job in {out}", summary(record))
+        yield label_table(f"Job in {out}", summary(record, out))
 
     run_command(
         lambda: regraft.graft_model(

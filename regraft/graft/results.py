@@ -48,7 +48,7 @@ def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRec
     return record
 
 
-def summary(record: JobRecord) -> list[tuple[str, str]]:
+def summary(record: JobRecord, out: str) -> list[tuple[str, str]]:
     """The lines shown after a job: (label, text)."""
     lines = []
     for name, target in record.targets.items():
@@ -60,4 +60,4 @@ def summary(record: JobRecord) -> list[tuple[str, str]]:
             lines.append(("chosen", target.sweep.why))
         if target.change is not None:
             lines.append(("what changed", target.change.describe()))
-    return [*lines, ("page", "index.html")]
+    return [*lines, ("page", f"{out}/index.html")]

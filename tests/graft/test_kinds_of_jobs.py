@@ -1,0 +1,138 @@
+"""Jobs that train, recover, or start from an adapter or a merge recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluated import toy
+from models import changed, load, save
+
+from regraft.adapters.apply.apply import apply_lora
+from regraft.checkpoint.read.source import Checkpoint
+from regraft.data.toy_language import write_tokenizer
+from regraft.demo import recipes
+from regraft.evaluate.result import read_result
+from regraft.graft.job import graft_model
+from regraft.merge.job import merge_models
+from regraft.rope import scaling_law
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+NOTES = "{sources: [{name: a, synthetic: notes, words: 130, documents: 40}]}"
+RECOVER = (
+    "recover: {recover: {teacher: target, drift: null}, stages: [{length: 64, steps: 1, rate: "
+    "1e-3}], data: {held_out: 0.2, sources: [{name: a, synthetic: notes, words: 66, documents: 40, "
+    "rows: packed}]}}\n"
+)
+EVALUATE = "evaluate: {suite: notes, haystack: world, items: 2, lengths: [64]}\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with base and derivative, which is the current one."""
+    toy(tmp_path / "base", max_position_embeddings=64)
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    save(tmp_path / "derivative", config,
+         changed(load(tmp_path / "base"), rank=None, size=0.05, seed=1))  # fmt: skip
+    write_tokenizer(tmp_path / "derivative")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_everything_may_be_trained_by_the_job(tmp_path: Path) -> None:
+    training = "{stages: [{length: 64, steps: 1}], data: " + NOTES
+    (tmp_path / "r.yaml").write_text(
+        f"base: {{train: {training}, model: {{toy: {{layers: 1}}}}}}}}\n"
+        f"extend: {{stages: [{{length: 128, steps: 1}}], data: {NOTES}}}\n"
+        f"targets: {{name: own, train: {training}}}}}\n"
+        "ranks: [2]\n" + RECOVER + EVALUATE
+    )
+    record = graft_model(tmp_path / "r.yaml", tmp_path / "out")
+    assert [stage.name for stage in record.stages] == [
+        "train/base", "extend", "extract/rank-2", "train/own", "graft/own", "recover/own",
+        "compare/own", "evaluate/own", "card/own",
+    ]  # fmt: skip
+    result = read_result(tmp_path / "out/reports/own")
+    assert list(result.models) == ["recipient", "theta only", "donor", "graft", "recovered"]
+    recovered, graft = (load(tmp_path / "out" / name / "own") for name in ("recovered", "grafts"))
+    packaged = load(tmp_path / "out/models/own")
+    assert not all(graft[name].equal(tensor) for name, tensor in recovered.items())
+    assert all(packaged[name].equal(tensor) for name, tensor in recovered.items())
+    card = (tmp_path / "out/models/own/README.md").read_text()
+    assert "then recovered by a short fine-tune" in card
+    assert "all were trained by the recipe" in card
+
+
+def test_an_extension_by_lora_is_grafted_without_extraction(place: Path) -> None:
+    (place / "r.yaml").write_text(
+        "base: base\nextend: {method: lora, lora: {rank: 2}, stages: [{length: 128, steps: 2, "
+        f"rate: 0.01}}], data: {NOTES}}}\ntargets: derivative\n" + EVALUATE
+    )
+    record = graft_model("r.yaml", "out")
+    assert [stage.name for stage in record.stages] == [
+        "extend", "graft/donor", "graft/derivative", "compare/derivative", "evaluate/derivative",
+        "card/derivative",
+    ]  # fmt: skip
+    apply_lora("out/trained/extended", "derivative", "expected")
+    made, expected = load(place / "out/models/derivative"), load(place / "expected")
+    assert all(made[name].equal(tensor) for name, tensor in expected.items())
+    with Checkpoint.open("out/grafts/donor") as donor:
+        assert donor.config["max_position_embeddings"] == 128
+
+
+def test_a_merge_recipe_is_merged_recovered_and_evaluated(place: Path) -> None:
+    merge = "merge_method: linear\nmodels:\n  - {model: base, parameters: {weight: 0.5}}\n"
+    merge += "  - {model: derivative, parameters: {weight: 0.5}}\n"
+    (place / "merge.yaml").write_text(merge)
+    (place / "r.yaml").write_text(merge + RECOVER + EVALUATE)
+    record = graft_model("r.yaml", "out")
+    assert [stage.name for stage in record.stages] == [
+        f"{kind}/merged" for kind in ("graft", "recover", "compare", "evaluate", "card")
+    ]
+    merge_models("merge.yaml", "expected")
+    made, expected = load(place / "out/grafts/merged"), load(place / "expected")
+    assert all(made[name].equal(tensor) for name, tensor in expected.items())
+    result = read_result(place / "out/reports/merged")
+    assert list(result.models) == ["base", "derivative", "merged", "recovered"]
+    assert not result.matrix
+    assert (place / "out/index.html").is_file()
+
+
+def test_a_changed_model_of_a_merge_recipe_is_seen(place: Path) -> None:
+    (place / "r.yaml").write_text(
+        "merge_method: linear\nmodels:\n  - {model: base, parameters: {weight: 0.5}}\n"
+        "  - {model: derivative, parameters: {weight: 0.5}}\n"
+    )
+    first = graft_model("r.yaml", "out")
+    state = load(place / "derivative")
+    state["model.layers.1.mlp.up_proj.weight"][3, 5] += 1e-3  # no sampled weight
+    save(place / "derivative", json.loads((place / "derivative/config.json").read_text()), state)
+    again = graft_model("r.yaml", "out")
+    assert first.stages[0].key != again.stages[0].key
+    merged = load(place / "out/models/merged")["model.layers.1.mlp.up_proj.weight"]
+    base = load(place / "base")["model.layers.1.mlp.up_proj.weight"]
+    mean = (base[3, 5] + state["model.layers.1.mlp.up_proj.weight"][3, 5]) / 2
+    assert merged[3, 5] == pytest.approx(float(mean), rel=1e-6)
+
+
+def test_the_recipe_of_the_example_is_that_of_the_demo() -> None:
+    example = yaml.safe_load((Path(__file__).parents[2] / "examples/demo.yaml").read_text())
+    plan = recipes.Plan()
+    theta = round(scaling_law(plan.theta, plan.trained, plan.target))
+    for block, recipe in (
+        (example["base"]["train"], recipes.base_recipe(plan, 2)),
+        (example["extend"], recipes.extended_recipe(plan, 2, "base", theta)),
+        (example["targets"][0]["train"], recipes.derivative_recipe(plan, 2, "base")),
+    ):
+        stated = [(s["steps"], s["batch"], float(s["rate"])) for s in block["stages"]]
+        expected = [(s["steps"], s["batch"], s["rate"]) for s in recipe["stages"]]
+        assert stated == [pytest.approx(stage) for stage in expected]
+        assert [stage.get("theta") for stage in block["stages"]] == [
+            stage.get("theta") for stage in recipe["stages"]
+        ]
+        assert block["optimizer"] == recipe["optimizer"]
+        assert [source["documents"] for source in block["data"]["sources"]] == [
+            source["documents"] for source in recipe["data"]["sources"]
+        ]
