@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 import models
 from evaluated import toy
 from forked import Children
+from llama8b import commit
 
 from regraft.checkpoint.write.manifest import MANIFEST, write_manifest
 
@@ -84,6 +85,7 @@ class Fault:
     kind: str
     share: float
     overwrite: bool
+    commit: str = ""
     code: int = 0
     message: str = ""
     problems: tuple[str, ...] = ()
@@ -274,7 +276,7 @@ def draw(number: int, seed: int, commands: tuple[str, ...]) -> Fault:
     dice = random.Random(f"{seed} {number}")
     command = commands[number % len(commands)]
     kind = KINDS[(number // len(commands)) % len(KINDS)]
-    return Fault(number, command, kind, dice.random(), dice.random() < 0.5)
+    return Fault(number, command, kind, dice.random(), dice.random() < 0.5, commit())
 
 
 def table(faults: list[Fault], arguments: argparse.Namespace) -> str:
@@ -292,6 +294,8 @@ def table(faults: list[Fault], arguments: argparse.Namespace) -> str:
         for command in COMMANDS
         if any(fault.command == command for fault in faults)
     ]
+    commits = Counter(fault.commit for fault in faults)
+    at = ", ".join(f"{name} ({count})" for name, count in commits.items())
     bad = sum(bool(fault.problems) for fault in faults)
     resumed = sum(fault.code != 0 and fault.kind not in STDOUT for fault in faults)
     return "\n".join(
@@ -309,8 +313,8 @@ def table(faults: list[Fault], arguments: argparse.Namespace) -> str:
             "on stderr; the bytes after resuming equal those of an undisturbed run (training and "
             "demo: all but logs, curves, cards and records, which hold times).",
             "",
-            f"`python benchmarks/faults.py --faults {len(faults)} --seed {arguments.seed}`, "
-            f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, "
+            f"`python benchmarks/faults.py --faults {len(faults)} --seed {arguments.seed}` "
+            f"at {at}, {time.strftime('%Y-%m-%d')}, {platform.machine()}, "
             + ", ".join(f"{name} {version}" for name, version in versions().items())
             + ".",
             "",

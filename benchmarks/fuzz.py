@@ -23,7 +23,6 @@ import random
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -64,6 +63,8 @@ def main() -> None:
         if not (folder / "results.jsonl").is_file():
             parser.error(f"{folder} holds no results.jsonl")
     os.environ.update(_ENVIRONMENT)
+    from llama8b import commit  # imports torch, which reads the environment
+
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     fast = Path("/dev/shm")
@@ -72,7 +73,7 @@ def main() -> None:
     ) as spot:
         fuzzer = Fuzzer(
             Path(spot), prepare(Path(spot), arguments.match), arguments.seed, arguments.limit,
-            arguments.commit or _commit(),
+            arguments.commit or commit(),
         )  # fmt: skip
         if arguments.only is not None:
             folder = fuzzer.use_folder("only")
@@ -222,17 +223,6 @@ def _run_command(line: str, folder: Path, limit: float, note_modules: bool = Fal
         shlex.split(line), folder, allowed=_ALLOWED, limit=limit, memory=2 * MEMORY,
         note_modules=note_modules,
     )  # fmt: skip
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    try:
-        return subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True,
-            check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _is_plain(folder: str, name: str) -> bool:
