@@ -26,6 +26,7 @@ class Command:
 
 _MERGE = ("base/*", "derivative/*", "adapter/*", "merge.yaml")
 _TRAIN = ("base/*", "train.yaml", "text.jsonl")
+_GRAFT = ("base/*", "extended/*", "derivative/*", "graft.yaml")
 COMMANDS = (
     Command("inspect in/base", ("base/*",), 2),
     Command("inspect in/extended", ("extended/*",), 2),
@@ -65,6 +66,10 @@ COMMANDS = (
         1,
     ),
     Command("theta 128 256 --probe in/probe.yaml --steps 1", ("base/*", "probe.yaml"), 1),
+    Command("export in/base -o out.gguf --no-tokenizer", ("base/*",), 1),
+    Command("export in/plain -o out.gguf --base in/base", ("plain/*", "base/*"), 1),
+    Command("graft in/graft.yaml -o out --dry-run", _GRAFT, 1),
+    Command("graft in/graft.yaml -o out", _GRAFT, 1),
     Command("plan in/train.yaml --gpus H100", ("base/*", "train.yaml"), 2),
 )
 
@@ -136,6 +141,13 @@ def build(folder: Path) -> None:
         "        - {filter: mlp, value: 0.3}\n"
         "        - value: 0.7\n      density: 0.8\ncontext: {from: in/adapter}\n"
         "parameters: {normalize: true, int8_mask: false}\ndtype: float32\nout_dtype: bfloat16\n"
+    )
+    (folder / "graft.yaml").write_text(
+        "base: in/base\nextended: in/extended\ntargets:\n"
+        "  - {name: one, model: in/derivative}\nranks: [2]\n"
+        "recover: {stages: [{length: 64, steps: 1, batch: 1, rate: 1e-3}], "
+        "data: {sources: [{name: a, synthetic: notes, words: 66, documents: 4}]}}\n"
+        "evaluate: {suite: toy, haystack: world, lengths: [64], items: 2}\n"
     )
     (folder / "adapters.yaml").write_text(
         "merge_method: task_arithmetic\nbase_model: in/base\nmodels:\n"
