@@ -79,7 +79,7 @@ class Folder:
         return result
 
     def has(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        return os.path.isfile(self.root / name)  # False for a name that is too long, too
 
     def path(self, name: str) -> Path:
         refuse_links_out(self.root, (name,))

@@ -75,6 +75,14 @@ def test_index_that_points_outside_is_refused(tmp_path: Path, shard: str) -> Non
     assert "not a file inside the model" in refusal(tmp_path)
 
 
+def test_a_shard_whose_name_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    model(tmp_path, two_shards())
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = "x" * 2000
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert "lacks xxx" in refusal(tmp_path)
+
+
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     model(tmp_path, two_shards())
     good = json.loads((tmp_path / INDEX).read_text())["weight_map"]
