@@ -1,8 +1,7 @@
-"""adapter_config.json: read with strict types, and what PEFT makes of its names.
+"""adapter_config.json, read with strict types, and which modules PEFT takes its names for.
 
-A value of another type is refused, because PEFT and others would take the string "false" for true
-and `true` for 1. What the config says of the stored modules and the file does not hold, or the
-other way round, is a contradiction that `contradictions` puts into words.
+A value of another type is refused, because PEFT and others take the string "false" for true and
+`true` for 1. `contradictions` describes where the config and the stored factors disagree.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _INACTIVE: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
 }
 _LAYER = re.compile(r"\d+")
-# Ways to begin training after which the base is W - s B0 A0, so B A is no change of W.
+# Initialisations that change the base to W - s B0 A0, so that B A is no change of W.
 _SHIFTS_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
@@ -83,6 +82,7 @@ class Pattern:
     entries: list[tuple[re.Pattern[str], float]] = field(default_factory=list)
 
     def get(self, module: str, default: float) -> float:
+        """The value for a module, `default` where no key matches."""
         for expression, value in self.entries:
             if expression.match(module):
                 return value
@@ -120,7 +120,7 @@ def read_config(path: Path, name: str) -> AdapterConfig:
 
 
 def read_pattern(values: dict[str, Any] | None, path: Path, key: str) -> Pattern:
-    """Raises CheckpointError for a key that is no regular expression."""
+    """The pattern of a config. Raises CheckpointError for a key that is no regular expression."""
     return Pattern(
         [
             (_compile(rf"(.*\.)?({name})$", path, key), value)
@@ -140,9 +140,11 @@ def _compile(expression: str, path: Path, key: str) -> re.Pattern[str]:
 
 
 def contradictions(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
-    """What the config says of modules and the stored factors do not: factors that PEFT would not
-    load, since their modules are no targets, are excluded, or are in layers that are not to change;
-    and names in target_modules for which there are no factors."""
+    """Phrases on what the config and the stored factors disagree about.
+
+    These are factors that PEFT would not load (their modules are no targets, excluded, or in layers
+    that are left out) and names in target_modules without factors. modules: those with factors.
+    """
     modules = list(modules)
     texts = []
     targets = config.target_modules
@@ -177,8 +179,10 @@ def contradictions(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
 def missing_factors(
     config: AdapterConfig, modules: Iterable[str], of_model: Iterable[str]
 ) -> list[str]:
-    """What is to be said of targets in a model without factors beside others of their kind that
-    have some, such as one layer's q_proj of all."""
+    """A phrase on targets without factors whose kind has some, such as q_proj in one layer only.
+
+    modules: those with factors; of_model: all modules of the model.
+    """
     stored = set(modules)
     kinds = {_LAYER.sub("#", module) for module in stored}
     missing = [
@@ -195,13 +199,15 @@ def missing_factors(
 
 
 def is_target(config: AdapterConfig, module: str) -> bool:
-    """Whether PEFT gives the module of this name factors (its `check_target_module_exists`, which
-    takes two seconds to import)."""
+    """Whether PEFT gives the module of this name factors.
+
+    As PEFT's `check_target_module_exists`, whose import takes two seconds.
+    """
     if _named(config.exclude_modules, module):
         return False
     targets = config.target_modules
     if targets is None:
-        return True  # PEFT has a list for each architecture
+        return True  # PEFT takes its own list for the architecture
     if isinstance(targets, str):
         return targets.lower() == "all-linear" or re.fullmatch(targets, module) is not None
     if module in targets:
@@ -215,14 +221,14 @@ def is_target(config: AdapterConfig, module: str) -> bool:
 
 
 def _named(names: str | list[str] | None, module: str) -> bool:
-    """A string is a regular expression, a list holds names or their ends."""
+    """Whether names match a module: a string is a regular expression, a list has ends of names."""
     if isinstance(names, str):
         return bool(names) and re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names or [])
 
 
 def _layer(config: AdapterConfig, module: str) -> int | None:
-    """The number of the module's layer as PEFT finds it."""
+    """The number of the module's layer by PEFT's rule."""
     patterns = config.layers_pattern or []
     expressions = [
         rf"(?:^|.*?\.){pattern}\.(\d+)\."

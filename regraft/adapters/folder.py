@@ -1,4 +1,4 @@
-"""The adapter folder: PEFT's two files, and beside them what PEFT's format has no field for.
+"""The files of an adapter folder: PEFT's two, and regraft's for what PEFT has no field for.
 
 adapter_config.json, adapter_model.safetensors   what PEFT, vLLM, SGLang and llama.cpp read
 regraft.json                                     RoPE, context, lineage, error of every module
@@ -20,7 +20,7 @@ PREFIX = "base_model.model."  # of every key in adapter_model.safetensors
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that decide the change, by name."""
+    """File name -> SHA-256, for the files that decide the change."""
     result = {}
     for name in (CONFIG, WEIGHTS, DIFFERENCES):
         if (folder / name).is_file():

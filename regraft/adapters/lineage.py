@@ -1,9 +1,9 @@
-"""Are two checkpoints relatives, and how far apart: from 1024 sampled weights of each tensor.
+"""Whether two checkpoints are relatives, and their distance, from 1024 sampled weights per tensor.
 
-A fine-tune moves weights by a few percent, so the cosine between relatives' weights stays near 1;
-checkpoints trained from different seeds have cosine 0. Sampled entries estimate both to about
-1/sqrt(samples), which over a whole role is far finer than the gap, and a sketch of them is small
-enough to travel with an adapter: a target can be measured against a base that is not at hand.
+A fine-tune moves weights by a few percent, so the cosine between relatives' weights stays close to
+1; checkpoints trained from different seeds have cosine 0. Samples estimate both to about
+1/sqrt(samples), which over a whole role is far finer than the gap. The samples of a base are stored
+with its adapter, so that a target can be compared with a base that is not available.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def sketch(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> RelationRecord:
-    """Compare two sketches by role. Tensors of different sizes count as missing (added tokens
-    change the size of embeddings; their samples lie at other places)."""
+    """Distance and cosine of two sketches by role, and a verdict.
+
+    Tensors of different sizes count as missing: added tokens change the size of an embedding, and
+    then its samples are other elements.
+    """
     sums: dict[str, list[float]] = {}
     missing = 0
     for name in sorted(first):
@@ -80,10 +83,11 @@ def relate(first: Sketch, second: Sketch, roles: Mapping[str, Role]) -> Relation
 
 
 def present(first: Sketch, second: Sketch, changes: Iterable[tuple[str, Tensor, Tensor]]) -> float:
-    """How much of a change the second model has beyond the first: <second - first, change> over
-    ||change||^2 at the sampled weights. 0 for a model that knows nothing of it, 1 where it is in.
+    """The share of a change that the second model has and the first has not.
 
-    changes: tensor name, B (m, r), A (r, n), for tensors of m n elements; others are left out.
+    <second - first, change> / ||change||^2 over the sampled weights: 0 for a model without the
+    change, 1 for one with it. changes: (tensor name, B (m, r), A (r, n)), for tensors of m n
+    elements; others are left out.
     """
     dot = squared = 0.0
     for name, b, a in changes:

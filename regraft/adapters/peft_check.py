@@ -1,4 +1,4 @@
-"""Read an adapter back with PEFT itself and rebuild its deltas with PEFT's own code."""
+"""The change that PEFT makes of an adapter, to check what was written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from regraft.checkpoint.hf.pretrained import load_peft_adapter
 
 
 def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(module path, delta float32) of every module PEFT loads from `folder` on a model of `config`.
+    """(module path, delta in float32) of every module that PEFT loads from `folder`.
 
-    The model is a shell: every weight is one stored zero expanded to its shape, so that nothing but
-    the adapter and one delta is in memory. Raises CheckpointError where PEFT refuses the adapter.
+    config: the base's config.json. Every weight of the base is one zero expanded to its shape, so
+    that only the adapter and one delta are in memory. Raises CheckpointError where PEFT refuses the
+    adapter.
     """
     from peft.tuners.lora import LoraLayer
 

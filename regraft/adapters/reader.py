@@ -1,15 +1,13 @@
-"""Reads an adapter folder: any plain PEFT LoRA, made here or elsewhere.
+"""`Adapter`: a folder with a plain PEFT LoRA, made by regraft or elsewhere.
 
-`Adapter` gives every module as B, A and a scale in the orientation of the stored weight. What it
-cannot apply exactly it refuses by name.
+Factors B and A of every module come in the orientation of the stored weight, with the scale in B.
+An adapter with parts that cannot be applied exactly is refused, and the part is named.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -17,53 +15,31 @@ import torch
 from torch import Tensor
 
 from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
-from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
+from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.serving import AdapterFacts
-from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.adapters.tensor_keys import LoraModule, refuse_integers, sort_keys
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.links import refuse_links_out
 from regraft.checkpoint.read.tensor_file import TensorFile
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import CheckpointError
 from regraft.input_files import parse_json
 from regraft.records import AdapterRecord, read_record
 from regraft.rope import ContextSpec
 
-_MEND = (
-    "copy the adapter again (without that file it is a plain PEFT adapter, whose context and base "
-    "nobody knows)"
+_RECORD_REMEDY = (
+    "copy the adapter again (without that file it is a plain PEFT adapter of unknown context and "
+    "base)"
 )
 
 _COPY = "copy the adapter again"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_KEY = re.compile(
-    r"(?P<module>.+)\.lora_(?P<emb>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?"
-)
-
-
-@dataclass(frozen=True)
-class LoraModule:
-    """One module of an adapter: where its factors lie and how they are scaled.
-
-    embedding: whether PEFT stores it as that of an embedding, with the change transposed.
-    """
-
-    name: str
-    key_a: str
-    key_b: str
-    scaling: float
-    embedding: bool
-
-    @property
-    def weight(self) -> str:
-        """The checkpoint tensor that changes."""
-        return f"{self.name}.weight"
 
 
 class Adapter:
-    """A LoRA adapter folder, read lazily. `record` is regraft.json, None for an adapter from
-    elsewhere.
+    """A LoRA adapter folder; tensors are read when they are needed.
 
+    record       regraft.json, None for an adapter from elsewhere
     modules      checkpoint tensor name -> LoraModule
     replaced     checkpoint tensor name -> key of a full copy (PEFT's modules_to_save)
     differences  names of the tensors in regraft-differences.safetensors
@@ -74,21 +50,19 @@ class Adapter:
         self.config = read_config(folder / CONFIG, name)
         self.record = None
         if (folder / RECORD).is_file():
-            self.record = read_record(folder / RECORD, AdapterRecord, _MEND)
-        self._ranks = read_pattern(self.config.rank_pattern, folder / CONFIG, "rank_pattern")
-        self._alphas = read_pattern(self.config.alpha_pattern, folder / CONFIG, "alpha_pattern")
+            self.record = read_record(folder / RECORD, AdapterRecord, _RECORD_REMEDY)
+        ranks = read_pattern(self.config.rank_pattern, folder / CONFIG, "rank_pattern")
+        alphas = read_pattern(self.config.alpha_pattern, folder / CONFIG, "alpha_pattern")
         self._weights = TensorFile(folder / WEIGHTS, _COPY)
-        self.modules: dict[str, LoraModule] = {}
-        self.replaced: dict[str, str] = {}
-        self.ignored: list[str] = []
-        self._sort_keys()
+        keys = sort_keys(self._weights, self.config, ranks, alphas, name)
+        self.modules, self.replaced, self.ignored = keys.modules, keys.replaced, keys.ignored
         self._differences: TensorFile | None = None
         self.differences: list[str] = []
         if (folder / DIFFERENCES).is_file():
             self._differences = TensorFile(folder / DIFFERENCES, _COPY)
             self.differences = sorted(self._differences.tensors)
             for key in self.differences:
-                self._refuse_integers(self._differences, key)
+                refuse_integers(self._differences, key, name)
         elif self.record is not None and self.record.differences:
             raise CheckpointError(
                 f"{name} lacks {DIFFERENCES}, which its {RECORD} lists; copy the whole folder."
@@ -126,11 +100,11 @@ class Adapter:
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of the adapter before it is used: contradictions in its config."""
+        """Contradictions between the adapter's config and its factors, as sentences."""
         return [f"{self.name}: {text}." for text in contradictions(self.config, self._stored)]
 
     def incomplete(self, modules: Iterable[str]) -> list[str]:
-        """What is to be said where only some of a model's modules of a kind have factors."""
+        """Sentences on modules of a model that have no factors while others of their kind do."""
         texts = missing_factors(self.config, self._stored, modules)
         return [f"{self.name}: {text}." for text in texts]
 
@@ -165,12 +139,12 @@ class Adapter:
         return reduce(torch.promote_types, {self._weights.tensors[key].dtype for key in keys})
 
     def rank(self, tensor: str) -> int:
-        """Columns of B."""
+        """The rank of a module's factors as stored, padding included."""
         return int(self._weights.shape(self.modules[tensor].key_b)[1])
 
     @property
     def facts(self) -> AdapterFacts:
-        """What decides which programs load the adapter, from its files."""
+        """The properties of the adapter's files that decide which programs load it."""
         ranks = {self.rank(name) for name in self.modules}
         scales = {module.scaling for module in self.modules.values()}
         patterns = {**(self.config.rank_pattern or {}), **(self.config.alpha_pattern or {})}
@@ -208,11 +182,11 @@ class Adapter:
         return (b * module.scaling).contiguous(), a.contiguous()
 
     def replacement(self, tensor: str) -> Tensor:
-        """The full copy that `modules_to_save` puts in place of the tensor."""
+        """The tensor that replaces one of the model (PEFT's modules_to_save), as stored."""
         return self._finite(tensor, self._weights.tensor(self.replaced[tensor]))
 
     def difference(self, tensor: str) -> Tensor:
-        """The dense difference of a tensor in layout `exact`."""
+        """The dense difference of a tensor (layout `exact`), as stored."""
         assert self._differences is not None
         return self._finite(tensor, self._differences.tensor(tensor))
 
@@ -224,10 +198,12 @@ class Adapter:
         return values
 
     def difference_shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of `difference`; nothing is read."""
         assert self._differences is not None
         return self._differences.shape(tensor)
 
     def replacement_shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of `replacement`; nothing is read."""
         return self._weights.shape(self.replaced[tensor])
 
     def lineage(self) -> dict[str, Tensor] | None:
@@ -247,7 +223,8 @@ class Adapter:
         return samples
 
     def roles(self) -> dict[str, Role] | None:
-        """What each tensor of the base is, if the adapter says so: saves building the model."""
+        """Role of each tensor of the base, None if the adapter has none. Saves building the
+        model."""
         path = self.folder / LINEAGE
         if not path.is_file():
             return None
@@ -260,63 +237,6 @@ class Adapter:
             return {name: Role(**role) for name, role in stored.items()}
         except (AttributeError, TypeError):
             raise CheckpointError(f"The roles in {path} are of no model; {_COPY}.") from None
-
-    def _sort_keys(self) -> None:
-        sides: dict[str, dict[str, str]] = {}
-        embeddings: set[str] = set()
-        for key in self._weights.tensors:
-            self._refuse_integers(self._weights, key)
-            plain = key.removeprefix(PREFIX)
-            match = _KEY.fullmatch(plain)
-            if match:
-                sides.setdefault(match["module"], {})[match["side"]] = key
-                if match["emb"]:
-                    embeddings.add(match["module"])
-            elif "lora_" in plain:
-                raise InputError(
-                    f"{self.name} has '{key}', a part of LoRA that regraft does not apply (DoRA or "
-                    "a variant); merge it with PEFT instead."
-                )
-            elif ".base_layer." in plain:
-                self.ignored.append(key)  # PEFT's copy of the base embedding: not a change
-            else:
-                self.replaced[plain.replace(".modules_to_save.default", "")] = key
-        for module, keys in sorted(sides.items()):
-            if set(keys) != {"A", "B"}:
-                raise CheckpointError(
-                    f"{self.name} has only lora_{next(iter(keys))} for '{module}'; the file is "
-                    "incomplete, make the adapter again."
-                )
-            shapes = [self._weights.shape(keys[side]) for side in "AB"]
-            if any(len(shape) != 2 for shape in shapes):
-                raise InputError(
-                    f"'{module}' of {self.name} has factors of shape {shapes[0]} and {shapes[1]}, "
-                    "and regraft changes matrices; merge it with PEFT instead."
-                )
-            rank, columns = shapes[0][0], shapes[1][1]
-            promised = self._ranks.get(module, self.config.r)
-            if rank != columns or rank != promised or rank < 1:
-                raise CheckpointError(
-                    f"'{module}' of {self.name} has factors of rank {rank} and {columns}, and "
-                    f"{CONFIG} says {promised}; the config belongs to another adapter."
-                )
-            self.modules[f"{module}.weight"] = LoraModule(
-                module, keys["A"], keys["B"], self._scaling(module, int(rank)), module in embeddings
-            )
-        if not self.modules and not self.replaced:
-            raise CheckpointError(f"{self.name} holds no LoRA factors; give another adapter.")
-
-    def _refuse_integers(self, file: TensorFile, key: str) -> None:
-        dtype = file.tensors[key].dtype
-        if dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{self.name} stores '{key}' as {dtype}, which is no floating-point type; make the "
-                "adapter again."
-            )
-
-    def _scaling(self, module: str, rank: int) -> float:
-        alpha = self._alphas.get(module, self.config.lora_alpha)
-        return alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
 
 
 def _download(source: str) -> Path:

@@ -1,9 +1,8 @@
-"""What servers read of an adapter: the limits of vLLM and llama.cpp, and the flags that give them
-the adapter's context.
+"""Serving an adapter: limits of vLLM and llama.cpp, and the flags that set the adapter's context.
 
-`VLLM_LIMITS` is the one list of what vLLM does not load. It is checked against the files of every
-adapter with one rank when it is written; cards and `regraft inspect` print its answers, and the
-flags take the rank from it.
+`VLLM_LIMITS` is the one list of what vLLM does not load. Every adapter with one rank is checked
+against it when it is written; cards and `regraft inspect` print the result, and the flags take the
+rank from it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PORTABLE_CAP = VLLM_RANKS[-1]
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What decides which programs load an adapter.
+    """The properties of an adapter that decide which programs load it.
 
     rank: the highest as stored; uniform: one rank and scale for all modules; patterns: of ranks
     and alphas in its config; whole_tensors: in modules_to_save; differences: dense tensors beside
@@ -39,7 +38,7 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class Limit:
-    """One thing that a program does not load. problem: what is wrong with an adapter, or None."""
+    """A limit of a program. problem: describes how an adapter breaks it, None if it does not."""
 
     name: str
     problem: Callable[[AdapterFacts], str | None]
@@ -85,7 +84,7 @@ def vllm_problems(adapter: AdapterFacts) -> list[str]:
 
 
 def readers(adapter: AdapterFacts, length: int | None = None) -> dict[str, str]:
-    """Which programs load an adapter, and what they leave out.
+    """Program -> how it loads an adapter and what it leaves out, or why it does not.
 
     length: the adapter's context, if it is not its base's.
     """

@@ -1,9 +1,9 @@
-"""Writes every adapter folder: of an extraction, of a training with LoRA, of a merge of adapters.
+"""Writes every adapter folder, whether it was extracted, trained or merged.
 
 The caller gives factors in the orientation of the stored weight (out, in); the writer turns them
-into PEFT's keys and shapes, casts and pads them, and measures what the cast costs. Padding with
-zeros is exact and gives all modules one rank, which is what servers read: they ignore rank and
-alpha patterns.
+into PEFT's keys and shapes, casts and pads them, and measures the rounding error. Padding with
+zeros is exact and gives all modules one rank, which servers need: they ignore rank and alpha
+patterns.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def write_adapter(
     base_name: str | None = None,
     differences: tuple[list[PlannedTensor], Iterable[tuple[str, Tensor]]] = ([], ()),
 ) -> dict[str, float]:
-    """Write all files but regraft.json and the card; module -> ||B A - stored B A||_F^2.
+    """Write all files but regraft.json and the card. Returns module -> ||B A - stored B A||_F^2.
 
     factors: (B (m, r), A (r, n)) of each module, in order, in the orientation of the stored weight
-        and in float32 or wider; m and n may be less than the weight's (tokens that the extended
-        model lacks), the rest is filled with zeros.
+        and in float32 or wider. m and n may be less than the weight's, for tokens that the
+        extended model lacks; the change of their rows is zero.
     uniform_rank: the one rank to pad all modules to; None writes rank and alpha patterns.
-    base_name: what PEFT is told to load the adapter on, the checkpoint's own name by default.
-    differences: of layout `exact`, the dense tensors and their plan.
+    base_name: the base in PEFT's config, by default the checkpoint's name.
+    differences: the plan and the dense tensors of layout `exact`.
 
     Raises InputError where a factor is too large for `dtype`.
     """
@@ -110,12 +110,13 @@ def write_adapter(
 
 
 def _check_portable(folder: Path, name: str) -> None:
-    """Raise ValueError where vLLM would not load what was written, as it must."""
+    """Raise ValueError where vLLM would not load the adapter; it loads every portable one."""
     if problems := vllm_problems(Adapter(folder, f"the adapter of {name}").facts):
         raise ValueError(f"vLLM would not load the adapter in {folder}: {'; '.join(problems)}")
 
 
 def write_adapter_record(folder: Path, record: AdapterRecord) -> None:
+    """Write regraft.json. Raises OutputError naming the file."""
     write_record(folder / RECORD, record)
 
 
@@ -126,7 +127,11 @@ def totals_of(
     dtype: torch.dtype,
     **extraction: float | int | list[RankGain] | None,
 ) -> AdapterTotals:
-    """The totals over all modules; `error` is that of the modules unless it is given."""
+    """The totals over all modules.
+
+    extraction: fields of `AdapterTotals` that only an extraction has, and `error`, which by default
+    is that of the modules.
+    """
     ranks = [module.rank for module in modules.values()]
     squared = sum(module.delta_norm**2 for module in modules.values())
     missed = sum((module.error * module.delta_norm) ** 2 for module in modules.values())
@@ -153,10 +158,10 @@ def peft_config(
     base: str,
     revision: str | None,
 ) -> dict[str, Any]:
-    """adapter_config.json: one rank for all with alpha = r, or rank and alpha patterns.
+    """The content of adapter_config.json, with one rank for all or rank and alpha patterns.
 
-    Targets are leaf names where every module of that leaf is in the adapter, full names otherwise,
-    so that no reader makes empty factors for a module that did not change.
+    alpha = r, so the scale is 1. Targets are leaf names where every module of that leaf is in the
+    adapter, full names otherwise, so that no program makes empty factors for an unchanged module.
     """
     names = {module.name for module in modules}
     leaves: dict[str, set[str]] = {}
@@ -200,7 +205,7 @@ def _stored(
     uniform_rank: int | None,
     roundings: dict[str, float],
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of adapter_model.safetensors; fills `roundings` on the way."""
+    """The tensors of adapter_model.safetensors; adds each module's squared error to `roundings`."""
     for module, (b, a) in zip(modules, factors, strict=True):
         stored_b, stored_a = b.to(dtype), a.to(dtype)
         if not (torch.isfinite(stored_a).all() and torch.isfinite(stored_b).all()):

@@ -1,7 +1,7 @@
-"""(adapter, checkpoint) -> checkpoint: W + s B A in float32, rounded once, the context with it.
+"""`apply_lora`: a checkpoint with an adapter merged into it, W + s B A, and its context length.
 
-Checked first (`check`), then streamed tensor by tensor (`stream`). Tokenizer, chat template,
-generation config and added-token rows stay the target's.
+Everything is checked first (`check`), then tensors are streamed one by one (`stream`). Tokenizer,
+chat template, generation config and rows of added tokens stay the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -58,16 +58,18 @@ def apply_lora(
     resume: bool = False,
     dry_run: bool = False,
 ) -> GraftRecord:
-    """Write `checkpoint` with `adapter` grafted on to the folder `out`; its record.
+    """Write `checkpoint` with `adapter` merged into it to the folder `out`.
 
-    context: 'adapter' (RoPE and length of the adapter's extended model), 'checkpoint' (the
-    target's own), 'theta=..,length=..'; None takes the adapter's if the target has the context of
-    the adapter's base. dtype: 'bfloat16', 'float16' or 'float32' for all floating-point tensors;
-    None keeps the target's own. force: graft on a stranger. verify: read everything back from disk.
-    dry_run: check everything and return the record with its plan; `out` may be None then.
+    scale: factor of the adapter's change. context: 'adapter' (RoPE and length of the adapter's
+    extended model), 'checkpoint' (the checkpoint's own) or 'theta=..,length=..'; None takes the
+    adapter's if the checkpoint has the context of the adapter's base. dtype: 'bfloat16', 'float16'
+    or 'float32' for all floating-point tensors; None keeps the dtypes. max_shard_size: such as
+    '5GB'; None keeps the shards. verify: read everything back from disk. force: accept an unrelated
+    checkpoint. dry_run: only check; the record has a `plan`, and `out` may be None.
 
-    Raises LineageError (a stranger, a target that already has the change, unequal RoPE without a
-    policy), CheckpointError (broken files, NaN, another architecture), InputError, OutputError.
+    Returns the record in regraft.json. Raises LineageError (an unrelated checkpoint, one that
+    already has the change, unequal RoPE without a policy), CheckpointError (broken files, NaN,
+    another architecture), InputError, OutputError.
     """
     if not math.isfinite(scale):
         raise InputError(f"--scale {scale} is not a number that can scale a change.")
@@ -195,7 +197,7 @@ def _plan(outputs: list[OutputTensor]) -> dict[str, int | float]:
 
 
 def _storage(totals: GraftShare) -> list[tuple[str, str]]:
-    """What rounding to the stored dtype means for the change."""
+    """(label, text) on the change that rounding to the stored dtype leaves."""
     if totals.lost_to_storage < 0.001:
         return [("storage", f"rounding takes {totals.lost_to_storage:.2%} of the change")]
     lines = [
@@ -212,7 +214,7 @@ def _storage(totals: GraftShare) -> list[tuple[str, str]]:
 
 
 def summary(record: GraftRecord) -> list[tuple[str, str]]:
-    """The lines shown after a graft: (label, text)."""
+    """(label, text) of the summary that is printed after applying an adapter."""
     before = ContextSpec.from_record(record.context.checkpoint)
     after = ContextSpec.from_record(record.context.output)
     arrow = f"{before.describe()}  ->  {after.describe()}" if before != after else after.describe()
@@ -225,8 +227,10 @@ def summary(record: GraftRecord) -> list[tuple[str, str]]:
     if record.untied_head is not None:
         lines.append(("head", f"no longer tied to the embedding: stored as {record.untied_head}"))
     if record.lineage:
-        far = ", ".join(f"{role} {d.distance:.1%}" for role, d in record.lineage.roles.items())
-        lines.append(("distance from the adapter's base", far))
+        distances = ", ".join(
+            f"{role} {d.distance:.1%}" for role, d in record.lineage.roles.items()
+        )
+        lines.append(("distance from the adapter's base", distances))
     if after.max_position_embeddings > before.max_position_embeddings:
         length = format_tokens(after.max_position_embeddings)
         lines.append(("serve it", f"the config says {length}; vLLM and transformers read it"))

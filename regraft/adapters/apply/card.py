@@ -1,4 +1,4 @@
-"""The card of a grafted checkpoint: what changed, what rounding lost, how far the base was."""
+"""The model card of a grafted checkpoint: its change, rounding error and distance from the base."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ known from weights: measure it at long and short positions before relying on it.
 
 
 def write_graft_card(folder: Path, record: GraftRecord, lines: list[tuple[str, str]]) -> None:
-    """README.md and the figure of a grafted checkpoint. lines: the summary shown after the run."""
+    """Write README.md and the figure of a grafted checkpoint. lines: (label, text) of the
+    summary."""
     name = record.checkpoint.name
     text = render(
         _CARD,
@@ -83,7 +84,7 @@ def write_graft_card(folder: Path, record: GraftRecord, lines: list[tuple[str, s
 
 
 def _draw(path: Path, tensors: Mapping[str, TensorGraft]) -> None:
-    """Left: norm of the change by layer. Right: share of it lost to storage."""
+    """Draw the norm of the change by layer, left, and the share lost to storage, right."""
     groups: dict[str, list[tuple[int, float, float]]] = {}
     for name, change in tensors.items():
         parts = name.removesuffix(".weight").split(".")

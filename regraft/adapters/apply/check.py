@@ -1,6 +1,6 @@
-"""Does an adapter fit a checkpoint, whose context holds, are they relatives: known before any work.
+"""`check_graft`: whether an adapter can be applied to a checkpoint, and with which context.
 
-`check_graft` changes nothing and writes nothing: `apply`, `inspect` and evaluation ask it alike.
+It changes and writes nothing; `regraft apply`, `inspect` and `evaluate` all use it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from regraft.records import BaseRecord, RelationRecord
 from regraft.rope import ContextSpec, parse_context
 from regraft.units import format_tokens
 
-_PRESENT = 0.5  # share of the change beyond which a target may have it already
-_SAME_CHANGE = 0.15  # distance of that share from 1 at which it is this very change
+_PRESENT = 0.5  # share of the change above which a target may have it already
+_SAME_CHANGE = 0.15  # distance of that share from 1 below which the target has the same change
 _LARGE_SCALE = 2.0
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why `apply` refuses: no decision about the context, a stranger, or a change that the
-    checkpoint has already. `--force` overrides the last two."""
+    """Why `apply` refuses: an undecided context, an unrelated checkpoint ('stranger'), or one that
+    has the change already ('present'). `--force` overrides the last two."""
 
     kind: Literal["context", "stranger", "present"]
     error: LineageError
@@ -46,11 +46,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an application would do and what speaks against it.
+    """What applying an adapter would do, and the reasons against it.
 
-    context: the output's, None where nobody decided; policy: who decided, 'adapter', 'checkpoint'
-    or 'given'. relation: from the adapter's base to the checkpoint, None where that base is
-    unknown. already_present: share of the change that the checkpoint has, None if unknown.
+    context: of the output, None where it is undecided; policy: where it comes from: 'adapter',
+    'checkpoint' or 'given'. base: of the adapter. relation: from that base to the checkpoint, None
+    where the base is unknown. already_present: share of the change that the checkpoint has, None if
+    unknown.
     """
 
     match: Match
@@ -72,11 +73,10 @@ class Verdict:
 def check_graft(
     lora: Adapter, target: Checkpoint, *, scale: float = 1.0, context: str | None = None
 ) -> Verdict:
-    """What `apply` would make of the two. context: as in `apply`.
+    """What `apply_lora` would do with an adapter and a checkpoint. scale, context: as there.
 
-    Raises CheckpointError where the adapter cannot be applied to such a checkpoint at all,
-    InputError for a context or a scale that cannot be used. What else `apply` refuses is in
-    `Verdict.refusals`.
+    Raises CheckpointError where the adapter does not fit the checkpoint's tensors, InputError for a
+    context or a scale that cannot be used. Other reasons are in `Verdict.refusals`.
     """
     roles = target_roles(lora, target)
     match = match_changes(lora, target, roles, scale)
@@ -113,9 +113,12 @@ def check_graft(
 def choose_context(
     lora: Adapter, target: Checkpoint, requested: str | None, warnings: list[str]
 ) -> tuple[ContextSpec, str]:
-    """The output's context and who decided it. What `requested` leaves open is as the adapter was
-    trained, or the target's where it carries no context; a length never goes down unless it is
-    requested. Raises LineageError if nobody decided."""
+    """(the output's context, where it comes from). requested: as `context` of `apply_lora`.
+
+    Values that `requested` leaves out are those of the adapter's extended model, or the target's
+    where the adapter carries no context. A length is never reduced unless it is requested. Raises
+    LineageError where the context is undecided.
+    """
     own = checkpoint_context(target)
     if requested == "checkpoint":
         return own, "checkpoint"
@@ -157,10 +160,10 @@ def choose_context(
 
 
 def merged_context(own: ContextSpec, before: ContextSpec, after: ContextSpec) -> ContextSpec | None:
-    """The context of a model that has `own` with an adapter that takes `before` to `after`; None
-    where that is for the user to decide.
+    """The context of a model that has `own`, with an adapter that takes `before` to `after`.
 
-    A shorter length with the same RoPE is a short fine-tune, which leaves the context alone.
+    None where the user has to decide. An adapter of the same RoPE and a shorter length was trained
+    on short text, which leaves the context as it is.
     """
     if own == after:
         return after
@@ -179,7 +182,7 @@ def _at_least(spec: ContextSpec, length: int) -> ContextSpec:
 
 
 def base_of(lora: Adapter) -> BaseRecord:
-    """What is known of the adapter's base."""
+    """The adapter's base, as its record or else its config names it."""
     if lora.record is None:
         return BaseRecord(name=lora.config.base_model_name_or_path or None)
     own = lora.record.base
@@ -222,9 +225,12 @@ def _judge_presence(
     refusals: list[Refusal],
     warnings: list[str],
 ) -> None:
-    """A model trained on like text moves along the change too, so the share alone proves nothing:
-    it is refused where the target has the adapter's new context as well, or, for an adapter that
-    changes no context, where the share is that of the very change. Else it is a warning."""
+    """Add a refusal or a warning where the target seems to have the change already.
+
+    A model trained on similar text moves along the change, too, so the share alone proves nothing.
+    It is a refusal where the target has the adapter's new context as well or, for an adapter that
+    changes no context, where the share is close to 1.
+    """
     if present <= _PRESENT or scale <= 0:
         return
     before, after = lora.context or (None, None)
@@ -244,22 +250,22 @@ def _judge_presence(
 def _sketches(
     lora: Adapter, target: Checkpoint, roles: Mapping[str, Role], warnings: list[str]
 ) -> tuple[lineage.Sketch, lineage.Sketch, dict[str, Role]] | None:
-    """Samples of the adapter's base and of the target, and roles, under the base's names."""
+    """(samples of the adapter's base, samples of the target, roles), all by the base's names."""
     samples = lora.lineage() or _samples(lora.config.base_model_name_or_path or "", warnings)
     if samples is None:
         return None
-    names, here = names_in_transformers(roles), lineage.sketch(target)
-    own = {name: name if name in here else names.get(name, "") for name in samples}
-    known = {name: there for name, there in own.items() if there in here}
+    names, sketch = names_in_transformers(roles), lineage.sketch(target)
+    own = {name: name if name in sketch else names.get(name, "") for name in samples}
+    shared = {name: target_name for name, target_name in own.items() if target_name in sketch}
     return (
         samples,
-        {name: here[there] for name, there in known.items()},
-        {name: roles[there] for name, there in known.items()},
+        {name: sketch[target_name] for name, target_name in shared.items()},
+        {name: roles[target_name] for name, target_name in shared.items()},
     )
 
 
 def _samples(base: str, warnings: list[str]) -> dict[str, Tensor] | None:
-    """Sampled weights of the base that a plain adapter names, if that is a model at hand."""
+    """Sampled weights of the base that a plain adapter names, if it is a local folder."""
     if not base or not Path(base).is_dir():
         return None
     try:

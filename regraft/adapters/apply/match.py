@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint an adapter changes, and how.
 
-Nothing here reads more of the checkpoint than its headers. Where the head is tied to the embedding
-the two may have to part: PEFT replaces the one (modules_to_save) and leaves the other alone.
+Only headers of the checkpoint are read. A head that is tied to the embedding may have to be untied:
+PEFT replaces one of the two (modules_to_save) and leaves the other as it was.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from regraft.checkpoint.hf.roles import Role, checkpoint_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 
-HEAD = "lm_head.weight"  # where a tied model stores none
+HEAD = "lm_head.weight"  # the name of a head that a tied model does not store
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one tensor of the target: 'factors', 'difference' or 'replacement'.
+    """The change of one tensor of the target.
 
-    key: the adapter's name for the tensor. rows: leading rows of the target that change. linear:
-    the tensor is an nn.Linear's weight.
+    kind: 'factors', 'difference' or 'replacement'. key: the adapter's name for the tensor. rows:
+    number of leading rows that change. linear: the tensor is the weight of an nn.Linear.
     """
 
     tensor: str
@@ -37,15 +37,17 @@ class Change:
     linear: bool = False
 
     def factors(self, lora: Adapter) -> tuple[Tensor, Tensor]:
-        """(B, A) of a change of kind 'factors', the scaling in B."""
+        """(B, A) of a change of kind 'factors', with the scaling in B."""
         return lora.factors(self.key, linear=self.linear)
 
 
 @dataclass(frozen=True)
 class Match:
-    """changes: tensor of the target -> what happens to it. untied_head: the name under which the
-    output needs a head of its own, which starts as the tensor `embedding`; None where nothing is
-    untied."""
+    """All changes, by tensor of the target.
+
+    untied_head: name of the head that the output needs where it was tied; it starts as the tensor
+    `embedding`. None where nothing is untied.
+    """
 
     changes: dict[str, Change]
     embedding: str | None = None
@@ -54,9 +56,11 @@ class Match:
 
 
 def target_roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
-    """What each tensor of the target is. The adapter knows it where the names are its base's, so
-    that transformers (two seconds of imports) is only asked about other spellings and
-    architectures."""
+    """Role of each tensor of the target.
+
+    They are in the adapter if the target has the names of its base; else the model class is built,
+    whose import takes two seconds.
+    """
     known = lora.roles()
     same = (
         lora.record is not None and target.config.get("model_type") == lora.record.base.model_type
@@ -69,8 +73,11 @@ def target_roles(lora: Adapter, target: Checkpoint) -> dict[str, Role]:
 def match_changes(
     lora: Adapter, target: Checkpoint, roles: Mapping[str, Role], scale: float
 ) -> Match:
-    """What the adapter changes in the target. Raises CheckpointError where it does not fit,
-    InputError for a scale that replaced tensors cannot have."""
+    """The changes that the adapter makes to the target.
+
+    Raises CheckpointError where it does not fit, InputError for a scale other than 1 where it
+    replaces tensors.
+    """
     if lora.replaced and scale != 1.0:
         raise InputError(
             f"{lora.name} replaces whole tensors (modules_to_save), which --scale {scale} cannot "
@@ -125,8 +132,8 @@ def match_changes(
 
 
 def names_in_transformers(roles: Mapping[str, Role]) -> dict[str, str]:
-    """The model's own name of each weight and bias -> the target's, which may be spelled without
-    `model.` or otherwise."""
+    """Name in the model class -> name in the target, which may lack `model.`, of weights and
+    biases."""
     kinds = {name: "bias" if role.kind == "bias" else "weight" for name, role in roles.items()}
     return {f"{roles[name].module}.{kind}": name for name, kind in kinds.items()}
 
@@ -144,8 +151,10 @@ def _shape(lora: Adapter, kind: str, key: str, role: str) -> tuple[int, ...]:
 
 
 def _equal_twins(lora: Adapter) -> set[str]:
-    """Keys of a head whose change is the embedding's, number by number: PEFT's
-    ensure_weight_tying stores it twice."""
+    """Keys of a head with the same change as the embedding, element by element.
+
+    PEFT's ensure_weight_tying stores the change of both.
+    """
     if HEAD in lora.modules:
         twin = next((key for key, module in lora.modules.items() if module.embedding), None)
         if twin is None:
@@ -169,10 +178,11 @@ def _with_tied_head(
     changed_together: bool,
     warnings: list[str],
 ) -> Match:
-    """What becomes of the head where it is the embedding.
+    """The changes of a target whose head is tied to the embedding.
 
-    A replaced embedding leaves the head as it was, unless the adapter ties the two itself; any
-    other change of the embedding is one of the head too, also of a head that is stored twice.
+    A replaced embedding leaves the head as it was, so the head is untied, unless the adapter
+    changes both (`changed_together`). Any other change of the embedding is one of the head, also
+    where the checkpoint stores the head again.
     """
     name = next((name for name, kind in kinds.items() if kind == "embedding"), None)
     embedding = changes.get(name or "")

@@ -1,8 +1,8 @@
 """Writes a grafted checkpoint tensor by tensor: W + s B A in float32 row blocks, rounded once.
 
-Tensors that the adapter does not touch are copied as bytes, the others are worked on in blocks, so
-that memory depends on neither the model nor its largest tensor. What rounding to the output's dtype
-takes of the change is measured while it happens.
+Tensors that the adapter does not change are copied as bytes, the others are computed in blocks, so
+that memory depends on neither the model nor its largest tensor. The rounding error is measured at
+the same time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from regraft.checkpoint.write.staging import Staging
 from regraft.device import each
 from regraft.errors import CheckpointError
 
-_BLOCK = 1 << 20  # elements worked on at once by a thread: 4 MB in float32
+_BLOCK = 1 << 20  # elements of a thread's block: 4 MB in float32
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write: made of `source` (of an untied head, the embedding), stored as `dtype`."""
+    """A tensor to write. source: the tensor that it starts from, for an untied head the
+    embedding."""
 
     name: str
     source: TensorInfo
@@ -39,13 +40,17 @@ class OutputTensor:
 
     @property
     def planned(self) -> PlannedTensor:
+        """Name, shape and dtype as written."""
         return PlannedTensor(self.name, self.source.shape, self.dtype)
 
 
 @dataclass
 class TensorSums:
-    """Of one changed tensor, with D the change in float32 and E what rounding W + D to the output's
-    dtype takes away: ||D||^2, ||E||^2, and ||D - E||^2, which is what reaches the file."""
+    """Squared norms of one changed tensor.
+
+    With D the change in float32, and W + D - E the tensor as rounded to the output's dtype:
+    change: ||D||^2; loss: ||E||^2; stored: ||D - E||^2.
+    """
 
     change: float = 0.0
     loss: float = 0.0
@@ -53,15 +58,17 @@ class TensorSums:
 
     @property
     def along(self) -> float:
-        """<D, D - E>: how much of the change reaches the file along its own direction."""
+        """<D, D - E>: the part of the stored change along D."""
         return (self.change + self.stored - self.loss) / 2
 
 
 def output_tensors(
     target: Checkpoint, match: Match, dtype: torch.dtype | None
 ) -> list[OutputTensor]:
-    """Every tensor of the output in the target's order; dtype: of all floating-point tensors, None
-    for the target's own."""
+    """Every tensor of the output in the target's order.
+
+    dtype: of all floating-point tensors; None keeps the target's dtypes.
+    """
     infos = dict(target.tensors)
     if match.untied_head is not None and match.untied_head not in infos:
         assert match.embedding is not None, "an untied head was the embedding"
@@ -86,7 +93,10 @@ def write_tensors(
     staging: Staging,
     device: torch.device,
 ) -> dict[str, TensorSums]:
-    """Write every tensor; the sums of the changed ones by name."""
+    """Write every tensor. Returns the sums of the changed ones by name.
+
+    Raises CheckpointError for NaN, infinity and values that the output's dtype cannot hold.
+    """
     results: dict[str, TensorSums] = {}
     total = sum(output.source.nbytes for output in outputs)
     with progress.bar("Grafting", total, unit="bytes") as bar:

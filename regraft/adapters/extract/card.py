@@ -1,4 +1,4 @@
-"""The card of an extracted adapter: what it carries, what it misses, how to serve it."""
+"""The model card of an extracted adapter: its figures, its gaps, how to serve it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ The adapter alone does not change a server's RoPE. On the base model:
 
 
 def write_adapter_card(folder: Path, record: AdapterRecord, lines: list[tuple[str, str]]) -> None:
-    """README.md and the figure of an extracted adapter. lines: the summary shown after the run."""
+    """Write README.md and the figure of an extracted adapter. lines: (label, text) of the
+    summary."""
     assert record.totals is not None
     assert record.extraction is not None
     after = ContextSpec.from_record(record.context.extended)
@@ -102,13 +103,13 @@ def write_adapter_card(folder: Path, record: AdapterRecord, lines: list[tuple[st
         missing=[
             {
                 "role": role,
-                "changed": left_out.changed,
-                "tensors": left_out.tensors,
-                "share": f"{left_out.share_of_all_change:.2%}",
-                "largest": format_share(left_out.largest_relative_delta),
+                "changed": group.changed,
+                "tensors": group.tensors,
+                "share": f"{group.share_of_all_change:.2%}",
+                "largest": format_share(group.largest_relative_delta),
             }
-            for role, left_out in record.extraction.not_captured.items()
-            if left_out.changed
+            for role, group in record.extraction.not_captured.items()
+            if group.changed
         ],
         readers=readers_of_record(record),
         vllm=vllm_flags(record.base.name, after, rank),
@@ -131,7 +132,7 @@ def _by_leaf(modules: Mapping[str, ModuleRecord]) -> dict[str, list[ModuleRecord
 
 
 def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
-    """Means over the modules of one leaf name."""
+    """The table row of one leaf name, with means over its modules."""
     ranks = sorted({module.rank for module in members})
     truncations = [_truncation(module) for module in members]
     captured = [t.signal_captured for t in truncations if t.signal_captured is not None]
@@ -150,7 +151,8 @@ def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
 
 
 def _draw(path: Path, modules: Mapping[str, ModuleRecord]) -> None:
-    """Left: singular values by kind of module, of the middle layer. Right: error by layer."""
+    """Draw, left, the singular values of the middle layer by kind of module; right, errors by
+    layer."""
     with figure(path, 2) as (left, right):
         for (leaf, members), style in zip(_by_leaf(modules).items(), styles(), strict=False):
             values = _truncation(members[len(members) // 2]).spectrum

@@ -1,4 +1,4 @@
-"""extended - base, one tensor at a time in float32, and what one pass over it tells.
+"""extended - base in float32, one tensor at a time, with its norms.
 
 On the CPU two buffers of the largest shape are reused for every module (fresh memory costs more in
 page faults than the subtraction), filled in blocks that stay in cache. On a GPU the next pair is
@@ -28,20 +28,27 @@ Each = Callable[[Callable[[int, int], None], int], None]  # see `regraft.device.
 
 @dataclass
 class Delta:
-    """extended - base of one module in float32, and what one pass over it tells."""
+    """extended - base of one module, (m, n) in float32.
+
+    half: the same in bfloat16, where the device multiplies that faster. squared_norm, squared_base:
+    of delta and base. dot: <base, delta>. noise: of rounding the two checkpoints.
+    """
 
     matrix: Tensor
     half: Tensor | None
     squared_norm: float
     squared_base: float
-    dot: float  # <base, delta>
+    dot: float
     noise: Noise
 
 
 def deltas(
     b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
 ) -> Iterator[tuple[Module, Delta]]:
-    """Each module's delta; the tensors are overwritten when the next one is asked for."""
+    """Each module with its delta, whose tensors the next one overwrites.
+
+    Raises CheckpointError for NaN, infinity and differences that overflow float32.
+    """
     if not modules:
         return
     if device.type == "cuda":
@@ -54,21 +61,23 @@ def deltas(
         for module in modules:
             rows, columns = module.shape
             delta = full[: rows * columns].view(rows, columns)
-            shadow = half[: rows * columns].view(rows, columns) if half is not None else None
+            half_delta = half[: rows * columns].view(rows, columns) if half is not None else None
             x = b.rows(module.tensor, 0, rows)
             y = e.rows(module.tensor, 0, rows)
-            sums = _subtract(x, y, delta, shadow, each)
+            sums = _subtract(x, y, delta, half_delta, each)
             _refuse_nonfinite(b, e, module.tensor, sums)
             noise = rounding_noise(x, y)
             del x, y
-            yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
+            yield module, Delta(delta, half_delta, sums[0], sums[1], sums[2], noise)
 
 
 def _subtract(
-    x: Tensor, y: Tensor, delta: Tensor, shadow: Tensor | None, each: Each
+    x: Tensor, y: Tensor, delta: Tensor, half_delta: Tensor | None, each: Each
 ) -> list[float]:
-    """delta = y - x, its bfloat16 shadow, and [||delta||^2, ||x||^2, <x, delta>]; the sums do not
-    depend on how the blocks are shared out."""
+    """Compute delta = y - x and its bfloat16 copy. Returns [||delta||^2, ||x||^2, <x, delta>].
+
+    The sums do not depend on how threads share the blocks.
+    """
     rows, columns = x.shape
     step = max(1, _BLOCK // columns)
     sums = [[0.0, 0.0, 0.0] for _ in range(0, rows, step)]
@@ -79,8 +88,8 @@ def _subtract(
             span = slice(block * step, min(rows, (block + 1) * step))
             base = scratch[: span.stop - span.start].copy_(x[span])
             part = delta[span].copy_(y[span]).sub_(base)
-            if shadow is not None:
-                shadow[span].copy_(part)
+            if half_delta is not None:
+                half_delta[span].copy_(part)
             _add(sums[block], base, part)
 
     each(work, len(sums))
@@ -101,9 +110,9 @@ def _cuda_deltas(
         _refuse_nonfinite(b, e, module.tensor, sums)
         noise = rounding_noise(x, y)
         del x, y
-        shadow = delta.bfloat16() if half else None
-        yield module, Delta(delta, shadow, sums[0], sums[1], sums[2], noise)
-        del delta, shadow
+        half_delta = delta.bfloat16() if half else None
+        yield module, Delta(delta, half_delta, sums[0], sums[1], sums[2], noise)
+        del delta, half_delta
 
 
 def compare(b: Checkpoint, e: Checkpoint, name: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The record of an extraction and the lines that a person reads after it."""
+"""The figures of an extraction, for its record and its summary."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from regraft.rope import ContextSpec
 from regraft.units import format_bytes, format_share, format_tokens
 
 
-def module_record(made: Decomposition, rank: int, squared_rounding: float) -> ModuleRecord:
-    """Figures of a module whose decomposition was cut to `rank` and stored."""
-    spectrum = torch.tensor(made.spectrum, dtype=torch.float64)
-    squared = made.delta_norm**2
-    dropped = made.squared_residual + float(spectrum[rank:].square().sum())
+def module_record(decomposition: Decomposition, rank: int, squared_rounding: float) -> ModuleRecord:
+    """The record of a module whose decomposition was cut to `rank` and stored.
+
+    squared_rounding: ||B A - stored B A||_F^2.
+    """
+    spectrum = torch.tensor(decomposition.spectrum, dtype=torch.float64)
+    squared = decomposition.delta_norm**2
+    dropped = decomposition.squared_residual + float(spectrum[rank:].square().sum())
     captured = float(spectrum[:rank].square().sum())
-    signal, in_factors = made.squared_signal, made.captured_signal()[rank]
+    signal, in_factors = decomposition.squared_signal, decomposition.captured_signal()[rank]
     bounds = ErrorBounds(
         squared_norm=squared,
         values=spectrum,
-        upper=torch.tensor(made.upper, dtype=torch.float64),
-        squared_residual=made.squared_residual,
-        resolution=made.resolution,
-        squared_tail=made.squared_tail,
-        shortened=made.shortened,
+        upper=torch.tensor(decomposition.upper, dtype=torch.float64),
+        squared_residual=decomposition.squared_residual,
+        resolution=decomposition.resolution,
+        squared_tail=decomposition.squared_tail,
+        shortened=decomposition.shortened,
     )
     certificate = bounds.certificate(rank)
     return ModuleRecord(
-        shape=made.shape,
+        shape=decomposition.shape,
         rank=rank,
-        delta_norm=made.delta_norm,
-        relative_delta=made.relative_delta,
+        delta_norm=decomposition.delta_norm,
+        relative_delta=decomposition.relative_delta,
         error=math.sqrt((dropped + squared_rounding) / squared),
         rounding_error=math.sqrt(squared_rounding / squared),
         truncation=TruncationRecord(
@@ -54,11 +57,11 @@ def module_record(made: Decomposition, rank: int, squared_rounding: float) -> Mo
             truncation_error=math.sqrt(dropped / squared),
             error_bound_over_optimum=certificate if math.isfinite(certificate) else None,
             least_possible_error=bounds.least_error(rank) / math.sqrt(squared),
-            noise_edge=made.noise_edge,
-            above_noise=made.above,
-            method=made.method,
-            passes=made.passes,
-            spectrum=[float(f"{s:.5g}") for s in made.spectrum[:rank]],
+            noise_edge=decomposition.noise_edge,
+            above_noise=decomposition.above,
+            method=decomposition.method,
+            passes=decomposition.passes,
+            spectrum=[float(f"{s:.5g}") for s in decomposition.spectrum[:rank]],
         ),
     )
 
@@ -74,9 +77,11 @@ def totals(
     roundings: Mapping[str, float],
 ) -> AdapterTotals:
     """Error and energy over all chosen modules, those below the noise floor included."""
-    squared = sum(made.delta_norm**2 for made in decompositions.values())
+    squared = sum(decomposition.delta_norm**2 for decomposition in decompositions.values())
     missed = sum((module.error * module.delta_norm) ** 2 for module in modules.values()) + sum(
-        made.delta_norm**2 for name, made in decompositions.items() if name not in modules
+        decomposition.delta_norm**2
+        for name, decomposition in decompositions.items()
+        if name not in modules
     )
     others = sum(change.delta_norm**2 for name, change in rest.items() if name not in differences)
     truncations = [module.truncation for module in modules.values() if module.truncation]
@@ -91,7 +96,8 @@ def totals(
         dtype=dtype,
         error=math.sqrt(missed / squared),
         energy=1 - missed / squared,
-        signal=math.fsum(made.squared_signal for made in decompositions.values()) / squared,
+        signal=math.fsum(decomposition.squared_signal for decomposition in decompositions.values())
+        / squared,
         signal_captured=by_rank[-1].signal_captured,
         error_bound_over_optimum=max(
             (
@@ -115,12 +121,15 @@ def totals(
 def _more_above(
     decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int], plan: Plan
 ) -> bool:
-    """Whether more directions stand above rounding than were taken. A fixed rank computes no more
-    directions than it takes, so there all of them above is a sign of more."""
+    """Whether more directions are above rounding than the adapter has.
+
+    With a fixed rank no more are computed, so that all of them above is taken as a sign of more.
+    """
     fixed = plan.rule.rank is not None
     return any(
-        made.above > ranks[name] or (fixed and 0 < made.above == ranks[name] < min(made.shape))
-        for name, made in decompositions.items()
+        decomposition.above > ranks[name]
+        or (fixed and 0 < decomposition.above == ranks[name] < min(decomposition.shape))
+        for name, decomposition in decompositions.items()
     )
 
 
@@ -130,15 +139,15 @@ def not_captured(
     below_noise: Iterable[Decomposition],
     decompositions: Mapping[str, Decomposition],
 ) -> dict[str, NotCaptured]:
-    """What the adapter leaves out, by the role of the tensors."""
+    """The changes that the adapter does not hold, by role of the tensors."""
     groups: dict[str, list[RestChange | Decomposition]] = {}
     for name, change in rest.items():
         if name not in differences:
             groups.setdefault(change.role, []).append(change)
-    for made in below_noise:
-        groups.setdefault("projection below the noise", []).append(made)
+    for decomposition in below_noise:
+        groups.setdefault("projection below the noise", []).append(decomposition)
     total = sum(change.delta_norm**2 for change in rest.values()) + sum(
-        made.delta_norm**2 for made in decompositions.values()
+        decomposition.delta_norm**2 for decomposition in decompositions.values()
     )
     return {
         role: NotCaptured(
@@ -158,14 +167,14 @@ def not_captured(
 def skipped(
     modules: list[Module], decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int]
 ) -> tuple[list[str], list[str]]:
-    """The modules that get no factors: (unchanged, changed by no more than rounding)."""
+    """The modules without factors: (unchanged, changed by no more than rounding)."""
     names = [module.name for module in modules if ranks.get(module.name, 0) == 0]
     unchanged = [name for name in names if decompositions[name].unchanged]
     return unchanged, [name for name in names if not decompositions[name].unchanged]
 
 
 def plan_record(plan: Plan) -> dict[str, int | float | str]:
-    """What an extraction would do, for a dry run."""
+    """The plan that a dry run prints."""
     return {
         "modules": len(plan.modules),
         "rank": plan.rule.describe(),
@@ -180,7 +189,7 @@ def plan_record(plan: Plan) -> dict[str, int | float | str]:
 
 
 def _optimality(totals: AdapterTotals) -> str:
-    """What is known of the error against that of the best adapter of the same ranks."""
+    """A phrase on the error against that of the best adapter of the same ranks."""
     text = ""
     if totals.error_bound_over_optimum is not None:
         text = (
@@ -193,7 +202,7 @@ def _optimality(totals: AdapterTotals) -> str:
 
 
 def _directions_above(modules: Mapping[str, ModuleRecord]) -> str:
-    """How many directions of a module stand above rounding, of those that were computed."""
+    """A phrase on the number of computed directions of a module that are above rounding."""
     known = [module for module in modules.values() if module.truncation is not None]
     counts = sorted({m.truncation.above_noise for m in known if m.truncation is not None})
     bound = any(m.truncation is not None and m.truncation.above_noise >= m.rank for m in known)
@@ -202,7 +211,7 @@ def _directions_above(modules: Mapping[str, ModuleRecord]) -> str:
 
 
 def summary(record: AdapterRecord) -> list[tuple[str, str]]:
-    """The lines shown after an extraction: (label, text)."""
+    """(label, text) of the summary that is printed after an extraction."""
     totals, extraction = record.totals, record.extraction
     assert totals is not None
     assert extraction is not None
@@ -220,13 +229,13 @@ def summary(record: AdapterRecord) -> list[tuple[str, str]]:
         ("error", f"{totals.error:.4f} of the projections' change{_optimality(totals)}"),
     ]
     lines += describe(totals, _directions_above(record.modules))
-    for role, left_out in extraction.not_captured.items():
-        if left_out.changed:
+    for role, group in extraction.not_captured.items():
+        if group.changed:
             lines.append(
                 (
                     "not captured",
-                    f"{role}: {left_out.changed} tensors, {left_out.share_of_all_change:.2%} of "
-                    f"all change, at most {format_share(left_out.largest_relative_delta)} of a "
+                    f"{role}: {group.changed} tensors, {group.share_of_all_change:.2%} of "
+                    f"all change, at most {format_share(group.largest_relative_delta)} of a "
                     "tensor",
                 )
             )

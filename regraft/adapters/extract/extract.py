@@ -1,8 +1,9 @@
-"""(base, extended) -> adapter: every projection's delta as a certified low-rank pair.
+"""`extract_lora`: the difference of two checkpoints as a LoRA adapter.
 
-Tensors are streamed one at a time through two reused buffers (the float32 delta and its bfloat16
-shadow), so peak memory depends on the largest projection. The adapter is written when all ranks
-are known, read back with PEFT and published by rename.
+Every projection's delta is decomposed by a truncated SVD with a certificate. Tensors are streamed
+one at a time through two reused buffers (the float32 delta and its bfloat16 copy), so peak memory
+depends on the largest projection. The adapter is written when all ranks are known, read back with
+PEFT and published by rename.
 """
 
 from __future__ import annotations
@@ -68,17 +69,18 @@ def extract_lora(
     resume: bool = False,
     dry_run: bool = False,
 ) -> AdapterRecord:
-    """Write the adapter folder `out` that turns `base` into (nearly) `extended`; its record.
+    """Write an adapter that turns `base` into (nearly) `extended` to the folder `out`.
 
-    rank, energy, budget: see `regraft.lowrank.rank`; none of them: rank 64. layout: 'portable'
-    (one zero-padded rank, read correctly by PEFT, vLLM, SGLang and llama.cpp), 'compact' (a rank
-    per module, PEFT only) or 'exact' (compact, plus the dense differences of everything else).
-    modules: 'all-linear', 'attention', 'mlp', leaf names or regexes of module names, by commas.
-    exact: LAPACK's SVD instead of the certified randomised one. force: take checkpoints that look
-    swapped or unrelated. dry_run: only check; the record's `plan` says what would be done.
+    rank, energy, budget: see `regraft.lowrank.rank`; without any of them the rank is 64. layout:
+    'portable' (one zero-padded rank, read correctly by PEFT, vLLM, SGLang and llama.cpp), 'compact'
+    (a rank per module, PEFT only) or 'exact' (compact, plus the dense differences of all other
+    tensors). modules: 'all-linear', 'attention', 'mlp', leaf names or regexes of module names,
+    separated by commas. exact: LAPACK's SVD instead of the randomised one. force: accept
+    checkpoints that look swapped or unrelated. dry_run: only check; the record has a `plan`.
 
-    Raises CheckpointError (broken or mismatched checkpoints, NaN), LineageError (strangers,
-    swapped), InputError (arguments), OutputError (disk).
+    Returns the record in regraft.json. Raises CheckpointError (broken or mismatched checkpoints,
+    NaN), LineageError (unrelated or swapped checkpoints), InputError (arguments), OutputError
+    (disk).
     """
     rule = _check_arguments(rank, energy, budget, layout, dtype)
     torch_device = pick_device(device)
@@ -143,7 +145,7 @@ def extract_lora(
                     factorizer,
                     OUTPUT_DTYPES[dtype],
                 )
-                progress.note(f"PEFT loads it; largest deviation from what was asked {worst:.1e}")
+                progress.note(f"PEFT loads it; largest relative deviation {worst:.1e}")
             staging.publish()
     return record
 
@@ -189,8 +191,10 @@ def _write(
     roles: Mapping[str, Role],
     dtype: torch.dtype,
 ) -> AdapterRecord:
-    """Write PEFT's files, the lineage sketch and, in layout `exact`, the dense differences; the
-    completed record."""
+    """Write PEFT's files, the samples of the base and, in layout `exact`, the dense differences.
+
+    Returns the record with the figures of all modules. Raises InputError where no module changed.
+    """
     modules, ranks = _with_factors(plan, factorizer), factorizer.ranks
     if not modules:
         raise InputError(
@@ -222,33 +226,36 @@ def _write(
             dense(),
         ),
     )
-    made = factorizer.decompositions
+    decompositions = factorizer.decompositions
     records = {
-        m.name: evidence.module_record(made[m.name], ranks[m.name], roundings[m.name])
+        m.name: evidence.module_record(decompositions[m.name], ranks[m.name], roundings[m.name])
         for m in modules
     }
-    unchanged, below_noise = evidence.skipped(plan.modules, made, ranks)
+    unchanged, below_noise = evidence.skipped(plan.modules, decompositions, ranks)
     assert record.extraction is not None
     return replace(
         record,
         differences=differences,
         modules=records,
         totals=evidence.totals(
-            records, made, rest, differences, uniform_rank, dtype, plan, roundings
+            records, decompositions, rest, differences, uniform_rank, dtype, plan, roundings
         ),
         extraction=replace(
             record.extraction,
             unchanged=unchanged,
             below_noise=below_noise,
             not_captured=evidence.not_captured(
-                rest, differences, [made[n] for n in (*unchanged, *below_noise)], made
+                rest,
+                differences,
+                [decompositions[n] for n in (*unchanged, *below_noise)],
+                decompositions,
             ),
         ),
     )
 
 
 def _base_shape(base: Checkpoint, module: Module) -> tuple[int, int]:
-    """Of the base's tensor: tokens that the extended model lacks get a change of zero."""
+    """Shape of the base's tensor; rows that the extended model lacks get a change of zero."""
     rows, columns = base.tensors[module.tensor].shape
     return rows, columns
 
@@ -260,10 +267,10 @@ def _verify_with_peft(
     factorizer: Factorizer,
     dtype: torch.dtype,
 ) -> float:
-    """Load the staged adapter with PEFT on an empty base of the real shapes, rebuild every delta
-    with PEFT's own code and compare it with the spooled factors; the largest relative deviation.
+    """The largest relative deviation of PEFT's deltas from the factors in the spool.
 
-    Raises CheckpointError if one is beyond what rounding the stored factors explains.
+    Raises CheckpointError if a deviation is larger than the rounding of the stored factors, or a
+    module is missing.
     """
     expected_modules = {module.name: module for module in modules}
     worst, seen = 0.0, set()

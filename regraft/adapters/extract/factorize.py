@@ -1,7 +1,7 @@
-"""From deltas to factors: every module's truncated SVD on disk, and the ranks that they get.
+"""Decomposes every module's delta and chooses the ranks.
 
-Factors are spooled as they are made, so that a killed run resumes; ranks that depend on all
-modules (a byte budget) are settled when all spectra are known.
+Factors are written to a spool as they are computed, so that a killed run resumes; ranks that depend
+on all modules (a byte budget) are chosen when all spectra are known.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from regraft.lowrank.rank import (
     uniform_rank,
 )
 
-_AUTO_SLACK = 0.01  # relative; a higher error than that is what `--rank auto` buys rank for
-_SPARE = 32  # directions computed for every module that may be stored at a higher rank than its own
+_AUTO_SLACK = 0.01  # relative increase of the error that `--rank auto` accepts for a smaller rank
+_SPARE = (
+    32  # least number of directions of a module that may be stored at a higher rank than its own
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposition:
-    """What is known of one module's delta D; its factors are in the spool.
+    """The decomposition of one module's delta D; its factors are in the spool.
 
-    spectrum, upper: singular values found and proven upper bounds of D's own. above: how many
-    stand above the noise edge. rank: by the rank rule. noise_variance: what rounding the two
-    checkpoints put into each entry. squared_residual: ||D - U S V'||_F^2. resolution, squared_tail,
+    spectrum, upper: computed singular values, and proven upper bounds on D's own. above: how many
+    are above the noise edge. rank: by the rank rule. noise_variance: of the rounding of the two
+    checkpoints, per entry. squared_residual: ||D - U S V'||_F^2. resolution, squared_tail,
     shortened: see `ErrorBounds`.
     """
 
@@ -65,11 +67,12 @@ class Decomposition:
 
     @property
     def unchanged(self) -> bool:
+        """Whether D is zero."""
         return self.delta_norm == 0.0
 
     @property
     def squared_signal(self) -> float:
-        """||D||_F^2 less what rounding the two checkpoints put there."""
+        """||D||_F^2 less the expected share of the rounding of the two checkpoints."""
         return max(self.delta_norm**2 - math.prod(self.shape) * self.noise_variance, 0.0)
 
     def captured_signal(self) -> list[float]:
@@ -92,8 +95,8 @@ class Decomposition:
 
 @dataclass(frozen=True, kw_only=True)
 class RestChange:
-    """The change of one tensor that the layout does not factorise. rows_not_shared: rows that only
-    one of the models has, more in the extended one if positive."""
+    """The change of one tensor that is not factorised. rows_not_shared: rows that the extended
+    model has more than the base; negative if fewer."""
 
     role: str
     delta_norm: float
@@ -104,7 +107,7 @@ class RestChange:
 class Factorizer:
     """Decomposes the modules of a plan into the spool of the staging folder.
 
-    `decompositions` and `ranks` by module, complete after `run`.
+    decompositions, ranks: by module, complete after `run`.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class Factorizer:
         self.ranks: dict[str, int] = {}
 
     def run(self) -> None:
-        """Spool the factors of every module at the most rank it can get, then settle the ranks."""
+        """Decompose every module up to the highest rank it can get, then choose the ranks."""
         at_most = self._rank_limits()
         self._decompose_all(at_most)
         budget = self._plan.rule.budget
@@ -139,7 +142,7 @@ class Factorizer:
                 for name, d in self.decompositions.items()
             }
             self.ranks = share_budget(spectra, budget, self._itemsize)
-            limited = {  # would take a larger rank than was computed
+            limited = {  # their share of the budget allows a higher rank than was computed
                 name
                 for name, rank in self.ranks.items()
                 if rank == at_most[name] == len(self.decompositions[name].spectrum)
@@ -152,8 +155,11 @@ class Factorizer:
             self._decompose_all(at_most, limited)
 
     def _ranks_by_rule(self) -> dict[str, int]:
-        """Each module's own rank; in the portable layout, where all are stored at one rank, the
-        least common rank with the same captured signal (`--energy`) or at most 1% more error."""
+        """Each module's own rank by the rule.
+
+        In the portable layout all modules are stored at one rank: the least with the same captured
+        signal (`--energy`) or at most 1% more error (`--rank auto`) in all modules together.
+        """
         own = {name: d.rank for name, d in self.decompositions.items()}
         changed = {name: d for name, d in self.decompositions.items() if d.rank}
         rule = self._plan.rule
@@ -167,12 +173,13 @@ class Factorizer:
         return own | {name: min(common, len(d.spectrum)) for name, d in changed.items()}
 
     def factors(self, module: Module, rank: int) -> tuple[Tensor, Tensor]:
-        """The spooled (B, A) cut to `rank`, in the orientation of the stored weight."""
+        """(B, A) from the spool, cut to `rank`, in the orientation of the stored weight."""
         with safe_open(str(self._spooled(module)), framework="pt") as file:
             return file.get_tensor("B")[:, :rank], file.get_tensor("A")[:rank]
 
     def _rank_limits(self) -> dict[str, int]:
-        """The ranks to try first; under a budget four times the uniform share."""
+        """The highest rank to compute of each module; under a budget four times the uniform
+        share."""
         budget = self._plan.rule.budget
         if budget is None:
             return {module.name: min(module.shape) for module in self._plan.modules}
@@ -197,7 +204,7 @@ class Factorizer:
                 self.decompositions[module.name] = result
                 self._staging.record(_unit(module, at_most), **asdict(result))
                 bar.advance(math.prod(module.shape), text=module.name)
-        # in the order of the plan, not of the work: sums over modules keep their last bit
+        # in the order of the plan, so that sums over modules are the same in a resumed run
         names = [m.name for m in self._plan.modules if m.name in self.decompositions]
         self.decompositions = {name: self.decompositions[name] for name in names}
 

@@ -1,8 +1,8 @@
-"""What rank buys: error, size and captured signal of the same extraction at lower ranks.
+"""Error, size and captured signal of the same extraction at lower ranks.
 
-All of it comes from spectra that are known after the extraction. The error is against the whole
-change, rounding noise of the two checkpoints included; the signal is the change less that noise, so
-its share says what a rank is good for where the error is dominated by noise that no one needs.
+They follow from the spectra of the extraction. The error is against the whole change, including the
+rounding noise of the two checkpoints; the signal is the change without that noise, so its captured
+share compares ranks also where noise dominates the error.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from regraft.adapters.extract.factorize import Decomposition
 from regraft.records import AdapterTotals, RankGain
 from regraft.units import format_bytes
 
-LITTLE_SIGNAL = 0.02  # share of ||D||^2 below which its estimate is no more than its own error
-_NEARLY_ALL = 0.02  # of the signal: what a smaller rank may leave behind and be suggested
-_SMALLER = 0.75  # of the bytes: what a smaller rank must save to be suggested
+LITTLE_SIGNAL = 0.02  # share of ||D||^2 below which the signal is within the error of its estimate
+_NEARLY_ALL = 0.02  # share of the signal that a suggested smaller rank may lose
+_SMALLER = 0.75  # share of the bytes that a suggested smaller rank may have at most
 
 
 def gains(
@@ -27,29 +27,33 @@ def gains(
     itemsize: int,
     padded: bool,
 ) -> list[RankGain]:
-    """Ascending powers of two, then the highest rank in `ranks`.
+    """Figures for ascending powers of two and the highest rank in `ranks`.
 
-    roundings: module -> ||B A - stored B A||_F^2, taken to grow with what is captured. padded:
-    whether all modules are stored at one rank.
+    roundings: module -> ||B A - stored B A||_F^2 at its rank; at lower ranks it is scaled with the
+    captured energy. padded: whether all modules are stored at one rank.
     """
     highest = max(ranks.values())
     steps = [2**i for i in range(highest.bit_length()) if 2**i < highest]
-    squared = math.fsum(made.delta_norm**2 for made in decompositions.values())
-    signal = math.fsum(made.squared_signal for made in decompositions.values())
-    tails = {name: made.squared_tails() for name, made in decompositions.items()}
-    signals = {name: made.captured_signal() for name, made in decompositions.items()}
+    squared = math.fsum(decomposition.delta_norm**2 for decomposition in decompositions.values())
+    signal = math.fsum(decomposition.squared_signal for decomposition in decompositions.values())
+    tails = {name: decomposition.squared_tails() for name, decomposition in decompositions.items()}
+    signals = {
+        name: decomposition.captured_signal() for name, decomposition in decompositions.items()
+    }
     result = []
     for rank in (*steps, highest):
         missed = captured = 0.0
         parameters = 0
-        for name, made in decompositions.items():
+        for name, decomposition in decompositions.items():
             own = min(rank, ranks[name])
             missed += tails[name][own]
             if whole := tails[name][0] - tails[name][ranks[name]]:
                 share = (tails[name][0] - tails[name][own]) / whole
                 missed += share * roundings.get(name, 0.0)
             captured += signals[name][own]
-            parameters += sum(made.shape) * ((rank if padded else own) if ranks[name] else 0)
+            parameters += sum(decomposition.shape) * (
+                (rank if padded else own) if ranks[name] else 0
+            )
         result.append(
             RankGain(
                 rank=rank,
@@ -62,9 +66,11 @@ def gains(
 
 
 def suggested_rank(by_rank: list[RankGain], cap: int | None, *, more_above: bool) -> int | None:
-    """The least rank that captures nearly as much signal as the highest; twice the highest, up to
-    `cap`, if the last doubling gained much and directions above rounding remain (`more_above`).
-    None where there is too little signal to judge by."""
+    """The least rank that captures nearly as much signal as the highest and saves bytes.
+
+    Twice the highest rank, up to `cap`, if the last doubling gained much and directions above
+    rounding remain (`more_above`). None where there is too little signal to decide.
+    """
     highest = by_rank[-1]
     if highest.signal_captured is None:
         return None
@@ -82,7 +88,7 @@ def suggested_rank(by_rank: list[RankGain], cap: int | None, *, more_above: bool
 
 
 def describe(totals: AdapterTotals, above: str) -> list[tuple[str, str]]:
-    """The lines shown after an extraction. above: how many directions stand above rounding."""
+    """(label, text) of the summary on rank. above: how many directions are above rounding."""
     assert totals.signal is not None
     if totals.signal_captured is None:
         lines = [

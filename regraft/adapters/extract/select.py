@@ -1,6 +1,6 @@
-"""Two checkpoints side by side: what to extract, and whether they allow it.
+"""Which tensors of two checkpoints to extract, and whether the two belong together.
 
-Everything here is known from headers, configs and sampled weights, before any long work.
+Headers, configs and sampled weights decide it, before any long work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
 
 @dataclass(frozen=True)
 class Module:
-    """One matrix to extract: its module path, tensor name, shape of the part both models have."""
+    """One matrix to extract. name: of the module; shape: of the rows that both models have."""
 
     name: str
     tensor: str
@@ -37,10 +37,11 @@ class Module:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an extraction will do, known before any weight is read."""
+    """What an extraction will do. rest: tensors of both models that are not factorised; bytes as
+    estimated; notes: sentences on what the adapter will not hold."""
 
     modules: list[Module]
-    rest: list[str]  # tensors that the layout does not factorise
+    rest: list[str]
     rule: RankRule
     layout: Layout
     read_bytes: int
@@ -58,6 +59,12 @@ def make_plan(
     selector: str,
     dtype: torch.dtype,
 ) -> Plan:
+    """The plan of an extraction.
+
+    b, e: base and extended model; selector: --modules; dtype: of the stored factors. Raises
+    CheckpointError where the models are of different architectures, InputError where the selector
+    names no matrix.
+    """
     names = _common_tensors(b, e, role_of)
     chosen = _select(selector, names, role_of, b)
     modules = []
@@ -71,27 +78,30 @@ def make_plan(
                 (shape[0], shape[1]),
             )
         )
-    ready = {module.tensor for module in modules}
+    factorised = {module.tensor for module in modules}
     if rule.budget is not None and layout == "portable":
         rank = uniform_rank([m.shape for m in modules], rule.budget, dtype.itemsize)
         rule = replace(rule, budget=None, rank=min(rank, rule.cap or rank))
-    likely = rule.rank or 64
-    factors = sum(sum(m.shape) * min(likely, *m.shape) for m in modules)
+    expected_rank = rule.rank or 64
+    factors = sum(sum(m.shape) * min(expected_rank, *m.shape) for m in modules)
     largest = max(m.shape[0] * m.shape[1] for m in modules)
     return Plan(
         modules=modules,
-        rest=[name for name in names if name not in ready],
+        rest=[name for name in names if name not in factorised],
         rule=rule,
         layout=layout,
         read_bytes=sum(b.tensors[n].nbytes + e.tensors[n].nbytes for n in names),
         write_bytes=rule.budget or factors * dtype.itemsize,
         peak_bytes=largest * (6 if fast_bfloat16(torch.device("cpu")) else 4) + (600 << 20),
-        notes=_heads_apart(b, e) + _strangers(b, e),
+        notes=_note_untied_head(b, e) + _note_extra_tensors(b, e),
     )
 
 
 def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -> list[str]:
-    """Floating-point tensors of both, in base order. Refuses other architectures by name."""
+    """Floating-point tensors of both models, in the base's order.
+
+    Raises CheckpointError naming a tensor that only one of them has, or whose shapes differ.
+    """
     if b.config.get("model_type") != e.config.get("model_type"):
         raise CheckpointError(
             f"{b.name} is a {b.config.get('model_type')} model and {e.name} a "
@@ -101,9 +111,9 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
     for name, info in b.tensors.items():
         role = role_of[name]
         if role.kind == "head" and e.tied and (b.tied or name not in e.tensors):
-            continue  # the embedding once more, or gone
+            continue  # it is the embedding, or missing
         if name.endswith("rotary_emb.inv_freq"):
-            continue  # old checkpoints store what the config says
+            continue  # old checkpoints store the frequencies that the config gives
         if role.kind == "other" and not (
             name in e.tensors
             and info.dtype.is_floating_point
@@ -140,14 +150,14 @@ def _common_tensors(b: Checkpoint, e: Checkpoint, role_of: Mapping[str, Role]) -
     return names
 
 
-def _strangers(b: Checkpoint, e: Checkpoint) -> list[str]:
-    """What to say of tensors that only the extended model has and its own config does not know."""
+def _note_extra_tensors(b: Checkpoint, e: Checkpoint) -> list[str]:
+    """A note on tensors that only the extended model has and its model class has not."""
     names = [
         name
         for name in e.tensors
         if name not in b.tensors and not name.endswith("rotary_emb.inv_freq")
     ]
-    if e.tied != b.tied:  # the head is spoken of elsewhere
+    if e.tied != b.tied:  # `_note_untied_head` is about the head
         names = [name for name in names if "head" not in name]
     if not names:
         return []
@@ -157,8 +167,8 @@ def _strangers(b: Checkpoint, e: Checkpoint) -> list[str]:
     ]
 
 
-def _heads_apart(b: Checkpoint, e: Checkpoint) -> list[str]:
-    """What to say where one model's head is its embedding and the other's is not."""
+def _note_untied_head(b: Checkpoint, e: Checkpoint) -> list[str]:
+    """A note where the head is the embedding in one model and not in the other."""
     if b.tied == e.tied:
         return []
     own, shared = (e, b) if b.tied else (b, e)
@@ -169,7 +179,7 @@ def _heads_apart(b: Checkpoint, e: Checkpoint) -> list[str]:
 
 
 def shared_shape(b: Checkpoint, e: Checkpoint, name: str) -> tuple[int, ...]:
-    """The shape both have: added tokens lengthen an embedding on one side."""
+    """The shape of the rows that both models have; one may have embeddings of added tokens."""
     one, other = b.tensors[name].shape, e.tensors[name].shape
     return (min(one[0], other[0]), *one[1:]) if one else one
 
@@ -177,7 +187,7 @@ def shared_shape(b: Checkpoint, e: Checkpoint, name: str) -> tuple[int, ...]:
 def _select(
     selector: str, names: list[str], role_of: Mapping[str, Role], b: Checkpoint
 ) -> list[str]:
-    """Tensors whose module the selector names; refuses one that names none."""
+    """Tensors whose module the selector names. Raises InputError where a part of it names none."""
     matrices = {
         name: role_of[name]
         for name in names
@@ -186,14 +196,14 @@ def _select(
     }
     chosen: set[str] = set()
     for part in (part.strip() for part in re.split(_COMMA, selector)):
-        found = {name for name, role in matrices.items() if _matches(part, role)}
-        if not found:
+        matches = {name for name, role in matrices.items() if _matches(part, role)}
+        if not matches:
             leaves = sorted({role.leaf for role in matrices.values()})
             raise InputError(
                 f"--modules '{part}' names no matrix of {b.name}; give all-linear, attention, mlp, "
                 f"a regex of module names, or some of {', '.join(leaves)}."
             )
-        chosen |= found
+        chosen |= matches
     if b.tied and any(role_of[name].kind == "head" for name in chosen):
         raise InputError(
             f"--modules names the head of {b.name}, which is tied to the embedding; name the "
@@ -222,6 +232,11 @@ def check_lineage(
     contexts: tuple[ContextSpec, ContextSpec],
     force: bool,
 ) -> RelationRecord:
+    """How the two models are related.
+
+    Raises InputError where their weights are the same; without `force`, LineageError where they are
+    unrelated or the base has the longer context.
+    """
     relation = lineage.relate(lineage.sketch(b), lineage.sketch(e), role_of)
     before, after = contexts
     if relation.verdict == "same" and b.fingerprint(full=True) == e.fingerprint(full=True):
