@@ -32,9 +32,11 @@ def row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
 
 
 def gaussian(rows: int, columns: int, seed: int, like: Tensor) -> Tensor:
-    """(rows, columns) of independent standard normal numbers, the same on every device; not to be
-    written to. Drawn on the CPU, which takes longer than a GPU's passes over a whole matrix, so the
-    last few are kept: matrices of one width and seed share them."""
+    """(rows, columns) of independent standard normal numbers, the same on every device. Read only.
+
+    Drawing them on the CPU takes longer than a GPU's passes over a whole matrix, so the last few
+    results are cached: matrices of one width and seed share them.
+    """
     return _gaussian(rows, columns, seed, like.dtype, like.device)
 
 
@@ -48,8 +50,10 @@ def _gaussian(
 
 
 def orthonormal(block: Tensor, *, strict: bool) -> Tensor:
-    """Orthonormal columns with the span of `block` (m, q): Cholesky-QR, twice if `strict`, and
-    Householder QR where the columns are too nearly dependent for it."""
+    """Orthonormal columns with the span of `block` (m, q).
+
+    Cholesky-QR, twice if `strict`; Householder QR where the columns are nearly dependent.
+    """
     scale = torch.linalg.vector_norm(block, dim=0).clamp_min(torch.finfo(block.dtype).tiny)
     result = block / scale
     for _ in range(2 if strict else 1):
@@ -72,7 +76,7 @@ def gram(block: Tensor) -> Tensor:
 
 
 def eigenvalues(symmetric: Tensor) -> Tensor:
-    """(q,) ascending."""
+    """Eigenvalues (q,) of a symmetric matrix, ascending."""
     with single_threaded():
         return torch.linalg.eigvalsh((symmetric + symmetric.T) / 2)
 

@@ -1,4 +1,4 @@
-"""How far a computed rank-r approximation can lie above the best one: bounds from computed numbers.
+"""Bounds on the error of a computed rank-r approximation, and on that of the best one.
 
 Let V (n x q) be the orthonormal basis before the last two half-steps of a subspace iteration,
 H = (DV)'(DV), E = D'DV - VH, and mu >= ||D(I - VV')||_2^2. The Schur complement of D'D in the basis
@@ -6,18 +6,18 @@ H = (DV)'(DV), E = D'DV - VH, and mu >= ||D(I - VV')||_2^2. The Schur complement
 
     sigma_i(D)^2 <= max(eta, lambda_i(H + E'E / (eta - mu))),
 
-with no gap needed between the values kept and dropped. Summed over i <= r it bounds from above what
+without a gap between retained and discarded values. The sum over i <= r bounds from above what
 *any* rank-r matrix can capture, so ||D||^2 minus that sum bounds the optimum from below.
 
-mu comes from a block Krylov probe of the deflated matrix with Gaussian starts: how far the largest
-Ritz value of a Krylov space can lie below the largest eigenvalue is bounded as in Kuczynski and
-Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992), sharpened for blocks in `krylov_shortfall`; it
-is wrong with probability at most `FAILURE` per matrix.
+mu comes from a block Krylov probe of the deflated matrix with Gaussian starts. The distance of the
+largest Ritz value of a Krylov space below the largest eigenvalue is bounded as in Kuczynski and
+Wozniakowski (SIAM J. Matrix Anal. Appl. 13, 1992), sharpened for blocks in `krylov_shortfall`; the
+bound is wrong with probability at most `FAILURE` per matrix.
 
-The bounds hold in exact arithmetic. What rounding can change is part of the reported number:
-`ErrorBounds` adds `resolution` ||D||^2 to the squared error that was reached and subtracts it from
-the bound on the optimum. To first order, products B = DV + F and Y = D'Q + G change sums of squares
-by 2 <F, B> and 2 <G, Y>, at most 2 ||F|| and 2 ||G|| where ||D|| = 1, so
+The bounds hold in exact arithmetic. Rounding is part of the reported number: `ErrorBounds` adds
+`resolution` ||D||^2 to the squared error and subtracts it from the bound on the optimum. To first
+order, products B = DV + F and Y = D'Q + G change sums of squares by 2 <F, B> and 2 <G, Y>, at most
+2 ||F|| and 2 ||G|| where ||D|| = 1, so
 
     resolution = 8 u + 2 (||F|| + ||G||),
 
@@ -49,18 +49,18 @@ _SAMPLED_ROWS = 64
 
 @dataclass(frozen=True)
 class ErrorBounds:
-    """What is known of the error of D ~ U diag(S) Vt at every rank r <= k.
+    """Bounds on the error of D ~ U diag(S) Vt at every rank r <= k.
 
     squared_norm: ||D||_F^2.
     values: (k,) float64, S, descending.
     upper: (k,) float64, bounds on sigma_i(D)^2 from above; infinite where nothing was certified.
     squared_residual: ||D - U S Vt||_F^2 at rank k.
-    resolution: of `squared_norm`; what rounding may have changed in a sum of squares.
+    resolution: largest change of a sum of squares by rounding, as a share of `squared_norm`.
     squared_tail: the sum of the squares of the singular values beyond k where all were computed.
         Then `upper` is not needed and `resolution` is the square of LAPACK's backward error, by
         which the distance to the nearest matrix of rank r can change at most.
     storage: unit roundoff of the dtype in which U and Vt are stored.
-    shortened: whether trailing triplets were left out after `squared_residual` was computed.
+    shortened: whether trailing triplets were discarded after `squared_residual` was computed.
     """
 
     squared_norm: float
@@ -74,6 +74,7 @@ class ErrorBounds:
 
     @property
     def rank(self) -> int:
+        """k, the number of triplets."""
         return self.values.numel()
 
     def squared_error(self, rank: int | None = None) -> float:
@@ -84,8 +85,8 @@ class ErrorBounds:
     def largest_error(self, rank: int | None = None) -> float:
         """Upper bound on ||D - U_r S_r Vt_r||_F.
 
-        Leaving out trailing triplets removes exactly their energy if the stored factors are
-        orthonormal; each of the two is so to `storage`, and the parts kept and left out to as much.
+        Discarding trailing triplets removes exactly their energy if the stored factors are
+        orthonormal. Each factor is orthonormal up to `storage`, and so are its two parts.
         """
         rank = self.rank if rank is None else rank
         squared = self.squared_error(rank)
@@ -101,17 +102,17 @@ class ErrorBounds:
         """Lower bound on ||D - X||_F over all X of rank r."""
         rank = self.rank if rank is None else rank
         if self.squared_tail is not None:
-            left_out = self.squared_tail + float(self.values[rank:].square().sum())
+            discarded = self.squared_tail + float(self.values[rank:].square().sum())
             backward = math.sqrt(self.resolution * self.squared_norm)
-            return max(math.sqrt(left_out) * (1 - FLOAT64_RESOLUTION) - backward, 0.0)
+            return max(math.sqrt(discarded) * (1 - FLOAT64_RESOLUTION) - backward, 0.0)
         captured = float(self.upper[:rank].sum())
         return math.sqrt(max((1 - self.resolution) * self.squared_norm - captured, 0.0))
 
     def certificate(self, rank: int | None = None) -> float:
         """Upper bound on the error at rank r over that of the exact rank-r SVD, at least 1.
 
-        Infinite where the optimum cannot be told from zero: its square is below `resolution`
-        ||D||^2, or nothing was certified. `largest_error` bounds the error there too.
+        Infinite where the optimum cannot be distinguished from zero: its square is below
+        `resolution` ||D||^2, or nothing was certified. `largest_error` holds there, too.
         """
         if self.squared_norm == 0.0 or rank == 0 or not self.rank:
             return 1.0
@@ -119,7 +120,7 @@ class ErrorBounds:
         return max(self.largest_error(rank) / least, 1.0) if least else math.inf
 
     def excess(self, rank: int) -> float:
-        """How much more than U_r S_r Vt_r a rank-r matrix may capture, over ||D||^2."""
+        """Bound on what a rank-r matrix can capture beyond U_r S_r Vt_r, as a share of ||D||^2."""
         above = (self.upper[:rank] - self.values[:rank].square()).clamp_min(0)
         return float(above.sum()) / self.squared_norm
 
@@ -168,7 +169,7 @@ class SpectrumBounds:
         self.raised = [eigenvalues(torch.diag(ritz) + spill / gap) for gap in self.gaps]
 
     def above(self, mu: float) -> Tensor:
-        """(q,) descending; valid if mu >= ||D(I - VV')||_2^2."""
+        """Upper bounds (q,), descending; they hold if mu >= ||D(I - VV')||_2^2."""
         best = torch.full_like(self.raised[0], math.inf)
         for gap, values in zip(self.gaps, self.raised, strict=True):
             best = torch.minimum(best, values.clamp_min(mu + gap))
@@ -182,21 +183,21 @@ def product_rounding(matrix: Tensor, block: Tensor, product: Tensor, scale: floa
     rows = matrix[::step].double()
     norms = torch.linalg.vector_norm(rows, dim=1) * scale
     rounding = product[::step].double() - (rows @ block.double()) * scale
-    known = norms > 0
-    if not bool(known.any()):
+    nonzero = norms > 0
+    if not bool(nonzero.any()):
         return 0.0
-    return float((torch.linalg.vector_norm(rounding, dim=1)[known] / norms[known]).max())
+    return float((torch.linalg.vector_norm(rounding, dim=1)[nonzero] / norms[nonzero]).max())
 
 
 @lru_cache(maxsize=256)
 def krylov_shortfall(steps: int, n: int) -> float:
     """epsilon such that a block Krylov space of `steps` blocks from `PROBES` Gaussian columns
-    in R^n holds a Ritz value of at least (1 - epsilon) lambda_1, but for probability `FAILURE`.
+    in R^n has a Ritz value of at least (1 - epsilon) lambda_1, except with probability `FAILURE`.
 
     Some combination of the columns is a u_1 + z with a^2 ~ chi^2 of `PROBES` degrees and |z|^2 ~
     chi^2 of n - 1. Applying the Chebyshev polynomial T of degree steps - 1 on [0, (1 - epsilon)
     lambda_1] to it gives such a Ritz value if epsilon T((1 + epsilon) / (1 - epsilon))^2 a^2 is at
-    least (1 - epsilon) |z|^2. Near 1 where nothing can be said.
+    least (1 - epsilon) |z|^2. Close to 1 where there is no useful bound.
     """
     slack = math.log(2 / FAILURE)
     rest = n + 2 * math.sqrt(n * slack) + 2 * slack  # Laurent and Massart's bound on chi^2
@@ -212,7 +213,7 @@ def krylov_shortfall(steps: int, n: int) -> float:
 
 
 def _chi_square_quantile(degrees: int, probability: float) -> float:
-    """The value that a chi^2 variable stays below with `probability`."""
+    """The quantile of chi^2 at `probability`."""
     half = torch.tensor(degrees / 2, dtype=torch.float64)
 
     def reached(x: float) -> bool:

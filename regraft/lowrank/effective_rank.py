@@ -1,6 +1,6 @@
-"""Effective rank of a matrix: how many equal singular values would spread its energy as it does.
+"""Effective rank of a matrix: the number of equal singular values with the same energy spread.
 
-The participation ratio of the squared singular values,
+It is the participation ratio of the squared singular values,
 
     r(D) = (sum s_i^2)^2 / sum s_i^4 = ||D||_F^4 / ||D'D||_F^2,
 
@@ -21,14 +21,17 @@ import math
 import torch
 from torch import Tensor
 
-LEADING = 32  # singular vectors taken out before the rest is estimated
+LEADING = 32  # singular vectors whose part is computed before the rest is estimated
 _PROBES = 32
 _EXACT_BELOW = 512  # min(m, n) up to which the Gram matrix is formed
 
 
 def effective_rank(delta: Tensor, right: Tensor, squared_norm: float, *, seed: int = 0) -> float:
-    """r(D) of `delta` (m, n) float32. `right` (k, n): its leading right singular vectors as rows,
-    of which at least `LEADING` make the stated accuracy; `squared_norm`: ||D||_F^2, not zero."""
+    """r(D) of `delta` (m, n), float32.
+
+    right: its leading right singular vectors as rows (k, n), at least `LEADING` for the stated
+    accuracy. squared_norm: ||D||_F^2, not zero.
+    """
     return 1 / _fourth_moment(delta, right, squared_norm, seed)
 
 

@@ -1,4 +1,4 @@
-"""A low-rank approximation as factors with the bounds on its error, and what storing it costs."""
+"""A low-rank approximation as factors, the bounds on its error, and the error of storing it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """k, the number of singular values."""
         return self.S.numel()
 
     @property
     def squared_norm(self) -> float:
+        """||D||_F^2."""
         return self.bounds.squared_norm
 
     def squared_error(self, rank: int | None = None) -> float:

@@ -1,7 +1,7 @@
-"""The noise floor of a delta: what storing two checkpoints in bfloat16 puts into their difference.
+"""The noise floor of a delta: the rounding of two stored checkpoints in their difference.
 
 Rounding adds full-rank noise to every delta, about 0.17% of the weights' norm in bfloat16. Singular
-values below the Marchenko-Pastur edge of that noise, sigma (sqrt(m) + sqrt(n)), say nothing of the
+values below the Marchenko-Pastur edge of that noise, sigma (sqrt(m) + sqrt(n)), are no part of the
 change, and an energy threshold that ignores the edge encodes rounding. The edge's finite-size
 spread follows Johnstone (Annals of Statistics 29, 2001).
 """
@@ -21,10 +21,10 @@ _RESOLUTION = 2.0**-25  # of ||D||: singular values below it are float32's own a
 
 @dataclass(frozen=True)
 class Noise:
-    """Variance per entry that storing the two checkpoints can have put into their difference.
+    """Possible variance per entry of the rounding in the difference of two checkpoints.
 
-    `low`: the extended checkpoint was rounded once (the base was trained from as stored).
-    `high`: both were rounded on their own, so their roundings add.
+    low: only the extended checkpoint was rounded (its training began with the stored base).
+    high: both were rounded independently, so their variances add.
     """
 
     low: float
@@ -33,7 +33,8 @@ class Noise:
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor of one delta: variance per entry, its edge, the values that stand above."""
+    """The noise floor of one delta. variance: per entry; edge: largest singular value of the noise;
+    above: number of singular values above the edge."""
 
     variance: float
     edge: float
@@ -41,7 +42,7 @@ class Floor:
 
 
 def noise_edge(variance: float, m: int, n: int) -> float:
-    """The largest singular value of an (m, n) matrix of independent noise, but for 1 in 1000."""
+    """The 99.9% quantile of the largest singular value of an (m, n) matrix of independent noise."""
     centre = (math.sqrt(m) + math.sqrt(n)) ** 2
     spread = (math.sqrt(m) + math.sqrt(n)) * (1 / math.sqrt(m) + 1 / math.sqrt(n)) ** (1 / 3)
     return math.sqrt(variance * (centre + _TRACY_WIDOM_999 * spread))
@@ -52,8 +53,8 @@ def denoised_squares(singular: Tensor, floor: Floor, shape: tuple[int, int]) -> 
 
     Noise of variance v lifts a value t of an (m, n) matrix to s with
     s^2 = (t^2 + m v) (t^2 + n v) / t^2 (Benaych-Georges and Nadakuditi, arXiv 1103.2221); this is
-    the larger root for t^2. Without it the noise that lies along the leading directions would count
-    as change.
+    the larger root for t^2. Without it the noise along the leading directions would count as
+    change.
     """
     m, n = shape
     squares = singular.double().square()
@@ -63,7 +64,7 @@ def denoised_squares(singular: Tensor, floor: Floor, shape: tuple[int, int]) -> 
 
 
 def rounding_noise(base: Tensor, extended: Tensor) -> Noise:
-    """The two checkpoints' rounding, from the spacing of their numbers in evenly spaced rows.
+    """The rounding of two checkpoints, from the spacing of their numbers in evenly spaced rows.
 
     A float32 tensor whose numbers all fit bfloat16 or float16 was rounded to that type.
     """
@@ -92,11 +93,11 @@ def _rounding_variance(matrix: Tensor) -> float:
 def noise_floor(
     singular: Tensor, squared_norm: float, shape: tuple[int, int], noise: Noise
 ) -> Floor:
-    """The floor seen from the leading singular values (k,) of a delta with `squared_norm`.
+    """The noise floor of a delta, from its leading singular values (k,) and ||D||_F^2.
 
-    The variance is what the values below the edge leave, held between `noise.low` and
-    `noise.high`: a residual larger than two roundings can make is not rounding. The edge is never
-    below what float32 resolves.
+    The variance is that of the residual below the edge, clamped to `noise.low` and `noise.high`: a
+    residual larger than two roundings can cause is not rounding. The edge is never below the
+    resolution of float32.
     """
     m, n = shape
     resolved = _RESOLUTION * math.sqrt(squared_norm)
@@ -107,8 +108,8 @@ def noise_floor(
         edge = max(noise_edge(variance, m, n), resolved)
         above = int((singular > edge).sum())
         rest = squared_norm - float(squares[:above].sum())
-        left = max(rest, 0.0) / max(1, (m - above) * (n - above))
-        lower = min(max(left, noise.low), variance)
+        residual = max(rest, 0.0) / max(1, (m - above) * (n - above))
+        lower = min(max(residual, noise.low), variance)
         if lower >= variance * (1 - 1e-3):
             break
         variance = lower

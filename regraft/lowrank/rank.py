@@ -1,7 +1,7 @@
-"""How much rank each module gets: a number, an energy share, the noise floor, a byte budget.
+"""The rank of each module, by a number, a share of the energy, the noise floor or a byte budget.
 
-A rank rule is applied to one delta at a time (`decompose`); ranks that depend on all modules are
-shared out at the end (`uniform_rank`, `share_budget`).
+A rule is applied to one delta at a time (`decompose`); ranks that depend on all modules are chosen
+at the end (`uniform_rank`, `least_common_rank`, `share_budget`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from regraft.lowrank.svd import truncated_svd
 class RankRule:
     """How ranks are chosen. Exactly one of `rank`, `energy`, `budget` is set, or none: auto.
 
-    `cap` is the most the layout's readers accept; auto, energy and budget also stop at the
-    break-even rank mn/(m+n), where the factors are as large as the delta itself.
+    cap: the highest rank that the programs for the layout accept. Auto, energy and budget also stop
+    at the break-even rank mn/(m+n), where the factors are as large as the delta itself.
     """
 
     rank: int | None = None
@@ -33,6 +33,7 @@ class RankRule:
     cap: int | None = None
 
     def describe(self) -> str:
+        """The rule as a phrase."""
         if self.rank is not None:
             return f"rank {self.rank}"
         if self.energy is not None:
@@ -45,7 +46,10 @@ class RankRule:
 def parse_rule(
     rank: int | str | None, energy: float | None, budget: int | None, cap: int | None
 ) -> RankRule:
-    """One rule from the arguments. Raises InputError for impossible values and combinations."""
+    """The rule of the options --rank, --energy and --budget (bytes).
+
+    Raises InputError for impossible values and combinations.
+    """
     if energy is not None and budget is not None:
         raise InputError("--energy and --budget both decide the ranks; give one of them.")
     if rank not in (None, "auto") and (energy is not None or budget is not None):
@@ -90,10 +94,11 @@ def decompose(
     half: Tensor | None = None,
     squared_norm: float,
 ) -> tuple[LowRank, Floor]:
-    """The certified truncated SVD of `delta` (m, n) at the rank the rule gives it, and its floor.
+    """The certified truncated SVD of `delta` (m, n) at the rank of the rule, and its noise floor.
 
-    `at_most` bounds the rank from outside (the share of a global budget); `at_least` directions
-    are computed for a module to which the rule gives fewer, but not none.
+    at_most: another bound on the rank, such as the share of a global budget. at_least: directions
+    to compute for a module to which the rule gives fewer, but not none. half, squared_norm: see
+    `truncated_svd`.
     """
     m, n = delta.shape
     limit = min(m, n, rule.cap or m, at_most or m)
@@ -124,14 +129,14 @@ def decompose(
 
 
 def rank_by_rule(svd: LowRank, floor: Floor, rule: RankRule, shape: tuple[int, int]) -> int:
-    """The rank by the rule, or the number of values in `svd` if they are too few to tell."""
+    """The rank by the rule, or the number of values in `svd` if the rule needs more of them."""
     if rule.rank is not None:
         return svd.rank
     if rule.energy is None:
         return floor.above
     target = rule.energy * max(svd.squared_norm - math.prod(shape) * floor.variance, 0.0)
-    reached = int((denoised_squares(svd.S, floor, shape).cumsum(0) < target).sum()) + 1
-    return min(reached, floor.above)
+    needed = int((denoised_squares(svd.S, floor, shape).cumsum(0) < target).sum()) + 1
+    return min(needed, floor.above)
 
 
 def uniform_rank(shapes: Sequence[tuple[int, int]], budget: int, itemsize: int) -> int:
@@ -150,12 +155,12 @@ def uniform_rank(shapes: Sequence[tuple[int, int]], budget: int, itemsize: int) 
 
 
 def least_common_rank(losses: Sequence[tuple[Sequence[float], int]], slack: float = 0.0) -> int:
-    """The least rank r for all modules whose loss is at most (1 + slack)^2 times that at their own
-    ranks.
+    """The least rank r for all modules whose total loss is at most (1 + slack)^2 times that of the
+    modules' own ranks.
 
-    losses: for each module a sum of squares lost at rank 0, 1, ..., and its own rank. One module
-    that needs a high rank must not make all others as large by zero padding, and a module whose own
-    rank is lower than r has use for r directions: they cost no more bytes than padding.
+    losses: for each module the sum of squares lost at rank 0, 1, ..., and its own rank. So a single
+    module that needs a high rank does not make all others as large by zero padding. A module whose
+    own rank is lower than r gets r directions, which cost no more bytes than padding.
     """
     allowed = (1 + slack) ** 2 * math.fsum(loss[own] for loss, own in losses)
     highest = max(own for _, own in losses)
@@ -170,13 +175,13 @@ def least_common_rank(losses: Sequence[tuple[Sequence[float], int]], slack: floa
 def share_budget(
     spectra: Mapping[str, tuple[Sequence[float], tuple[int, int]]], budget: int, itemsize: int
 ) -> dict[str, int]:
-    """Ranks under one byte budget: always buy the singular value with most energy per byte.
+    """Ranks under one byte budget: take the singular value with most energy per byte, repeatedly.
 
-    `spectra`: module -> (descending singular values worth having, (m, n)). Each module's values
-    fall, so the greedy choice minimises the total squared error for the bytes spent, up to the
+    spectra: module -> (descending singular values above rounding, (m, n)). Each module's values
+    descend, so the greedy choice minimises the total squared error for the bytes spent, up to the
     last value that does not fit.
     """
-    left = budget - _header_bytes(len(spectra))
+    remaining = budget - _header_bytes(len(spectra))
     ranks = dict.fromkeys(spectra, 0)
     heap: list[tuple[float, str]] = []
 
@@ -191,9 +196,9 @@ def share_budget(
         _, name = heapq.heappop(heap)
         m, n = spectra[name][1]
         cost = (m + n) * itemsize
-        if cost > left:
-            continue  # this module is as large as it gets; a smaller one may still fit
-        left -= cost
+        if cost > remaining:
+            continue  # a value of a smaller module may still fit
+        remaining -= cost
         ranks[name] += 1
         offer(name)
     return ranks

@@ -5,11 +5,11 @@ half-steps in bfloat16 where the processor multiplies bfloat16 fast (they only h
 subspace), the last two in float32 (they decide the numbers). One pass over a 14336 x 4096 matrix
 costs 0.02 s in bfloat16 and 0.08 s in float32 on two cores; a full SVD of it takes minutes.
 
-Iteration goes on until the certificate (see `certificate`) is at most 1 + tolerance, or until only
-the arithmetic keeps it above. Where the values kept hold so much of ||D||^2 that float32 cannot
-certify the rest, products go on in float64 (`_continue_in_float64`). Where the Krylov probe runs in
-bfloat16, the rounding of D is allowed for as noise spread evenly over the matrix
-(`_copy_rounding`); one dominating row would make more, which is not covered.
+Iteration continues until the certificate (see `certificate`) is at most 1 + tolerance, or until
+only rounding keeps it above. Where the leading values hold so much of ||D||^2 that float32 cannot
+certify the rest, further products are in float64 (`_continue_in_float64`). Where the Krylov probe
+runs in bfloat16, the rounding of D counts as noise spread evenly over the matrix
+(`_copy_rounding`); a single dominating row would cause more, which is not covered.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ _STEEP = 1e4  # ratio of squared singular values in the block beyond which bfloa
 
 
 class Failure(Enum):
-    """Why a probe certifies nothing: the subspace needs more power steps, or only the rounding of
-    the matrix's narrow copy stands in the way."""
+    """Why a probe gives no certificate: the subspace needs more power steps, or the rounding of the
+    matrix's bfloat16 copy is too large."""
 
     NOT_CONVERGED = 0
     TOO_COARSE = 1
 
 
 class SubspaceIteration:
-    """One matrix being decomposed: the block basis, the products, the probe.
+    """The decomposition of one matrix: the block basis, the products, the probe.
 
-    All of it is about D / ||D||, so that squares stay within float32's range. Names: V `basis`
+    It works on D / ||D||, so that squares stay within float32's range. Names: V `basis`
     (n, q), B = DV `image`, Q `left` (m, q) orthonormal with B's span, Y = D'Q `right`.
     """
 
@@ -73,7 +73,7 @@ class SubspaceIteration:
     ) -> None:
         self.delta, self.total, self.columns, self.seed = delta, total, columns, seed
         self.scale = 1 / math.sqrt(total)
-        self.probe_is_full = False  # the probe would fill all that the block leaves
+        self.probe_is_full = False  # block and probe together would span the whole space
         self.in_float64 = delta.dtype == torch.float64
         self.resolution: float | None = FLOAT64_RESOLUTION if self.in_float64 else None
         if half is None:
@@ -87,7 +87,7 @@ class SubspaceIteration:
             self.basis = torch.cat([known, self.basis[:, known.shape[1] :]], 1)
 
     def run(self, rank: int, tolerance: float, certify: bool) -> LowRank | None:
-        """The decomposition at `rank`, None where iteration does not get to a certificate."""
+        """The decomposition at `rank`, None where iteration reaches no certificate."""
         self._power(_POWER_STEPS)
         for _ in range(_MAX_ROUNDS):
             result = self._project(rank)
@@ -118,8 +118,11 @@ class SubspaceIteration:
         return self.in_float64 and bounds.excess(bounds.rank) <= bounds.resolution
 
     def _continue_in_float64(self) -> None:
-        """From here on products are in float64: where the leading values hold nearly all of ||D||,
-        the rounding of their squares in float32 exceeds what the bound on the rest may cost."""
+        """Compute further products in float64.
+
+        Where the leading values hold nearly all of ||D||, the rounding of their squares in float32
+        is larger than the bound on the rest allows.
+        """
         self.in_float64, self.half, self.resolution = True, self.delta, FLOAT64_RESOLUTION
         self.basis = self.right.double()
 
@@ -136,7 +139,7 @@ class SubspaceIteration:
         block = block.to(matrix.dtype)
         if matrix.is_contiguous() and (matrix.dtype == self.delta.dtype or _has_amx()):
             product = matrix @ block
-        else:  # (X'D')': kernels like the long side last, but for tiles of bfloat16
+        else:  # (X'D')': except for bfloat16 tiles, kernels are faster with the long side last
             product = (block.T @ matrix.T).T
         product = product.to(self.delta.dtype)
         return product.mul_(self.scale)
@@ -155,7 +158,7 @@ class SubspaceIteration:
         return result
 
     def _power(self, steps: int) -> None:
-        """Whole steps with the fast copy: the basis turns towards the leading right space."""
+        """Power steps with the fast copy, which turn the basis towards the leading right space."""
         for _ in range(steps):
             left = orthonormal(self._product(self.half, self.basis), strict=False)
             self.basis = self._product(self.half.T, left)
@@ -189,7 +192,7 @@ class SubspaceIteration:
         return LowRank(u, values, vt, bounds, "subspace", self.passes)
 
     def _measured_resolution(self) -> float:
-        """`resolution` of `certificate`'s docstring for the products as this machine makes them."""
+        """`resolution` (see `certificate`) of the products as this machine computes them."""
         unit = torch.finfo(self.delta.dtype).eps / 2
         rounding = product_rounding(self.delta, self.basis, self.image, self.scale)
         rounding += product_rounding(self.delta.T, self.left, self.right, self.scale)

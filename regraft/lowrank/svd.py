@@ -1,8 +1,7 @@
-"""Truncated SVD of one matrix with a certificate of how near it is to the best one.
+"""Truncated SVD of one matrix, with a certificate of its error against the best one.
 
 Small matrices, and those that need most of their singular values, go to LAPACK; the others to
-`subspace`, and to LAPACK where that finds no certificate. The certificate is explained in
-`certificate`.
+`subspace`, and to LAPACK if that reaches no certificate. `certificate` has the mathematics.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from regraft.lowrank.certificate import ErrorBounds
 from regraft.lowrank.low_rank import LowRank, squared_residual
 from regraft.lowrank.subspace import SubspaceIteration
 
-_EXACT_BELOW = 256  # min(m, n) up to which LAPACK is the faster way
+_EXACT_BELOW = 256  # min(m, n) up to which LAPACK is faster
 _FLOAT64_BELOW = 2048  # min(m, n) up to which LAPACK works in float64
-# mean squares beyond which a copy scaled by a power of two is decomposed: bfloat16 instructions
-# take numbers below 1e-38 for zero, and float32 ends at 3e38
+# Mean squares beyond which a copy scaled by a power of two is decomposed: bfloat16 instructions
+# treat numbers below 1e-38 as zero, and float32 ends at 3e38.
 _LEAST_SQUARE, _LARGEST_SQUARE = 1e-40, 1e40
 
 
@@ -40,13 +39,13 @@ def truncated_svd(
     """The `rank` leading singular triplets of `delta` (m, n) float32 or float64, any device.
 
     The certificate of the result is at most 1 + tolerance, unless `certify` is False (then it is
-    infinite) or the error is at the level of the arithmetic (then it says so by a larger value).
-    `exact` uses LAPACK (QR first, so tall matrices cost no more than square ones). `half` is the
-    same matrix in bfloat16 if the caller has it, `squared_norm` its ||.||_F^2 in float64, `start`
-    (n, k) a basis to begin from, leading directions first. Deterministic for a seed, a thread count
-    and a library version.
+    infinite) or the error is at the level of rounding (then it is larger).
+    exact: use LAPACK (QR first, so tall matrices cost no more than square ones). half: the same
+    matrix in bfloat16, if the caller has it; squared_norm: its ||.||_F^2 in float64; start: a basis
+    (n, k) to begin with, leading directions first. The result is deterministic for a seed, a thread
+    count and a library version.
 
-    Raises ValueError for what is no matrix, or not finite.
+    Raises ValueError for a tensor that is not a matrix, or not finite.
     """
     if delta.ndim != 2:
         raise ValueError(f"truncated_svd takes a matrix, not shape {tuple(delta.shape)}")

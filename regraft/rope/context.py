@@ -34,16 +34,17 @@ from regraft.units import format_tokens
 
 @dataclass(frozen=True)
 class ContextSpec:
-    """How a checkpoint places tokens: rotary parameters and context length.
+    """A checkpoint's RoPE parameters and context length.
 
     rope_parameters: transformers 5's form, {"rope_type": ..., "rope_theta": ..., ...}, or nested
-        by layer type, {"full_attention": {...}, "sliding_attention": {...} or None}. Made canonical
-        on construction: `type` becomes `rope_type`, numbers become floats, what transformers
-        would infer (theta, original length, YaRN's factor) is stated.
+        by layer type, {"full_attention": {...}, "sliding_attention": {...} or None}. They are
+        standardised on construction: `type` becomes `rope_type`, numbers become floats, values
+        that transformers would infer (theta, original length, YaRN's factor) are stated.
     max_position_embeddings: context length in tokens.
-    original_max_position_embeddings: length before extension, where the config knows it.
+    original_max_position_embeddings: length before extension, None where the config has none.
 
-    Two specs are equal when their numbers are: 500000 is 500000.0, and key order is nothing.
+    Two specs are equal if their numbers are: 500000 equals 500000.0, and the order of keys does not
+    matter.
     Raises CheckpointError when a family lacks a parameter it cannot work without.
     """
 
@@ -71,18 +72,18 @@ class ContextSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ContextSpec:
-        """Read a raw config.json (a dict), in either spelling or both; text_config is entered.
+        """The context in a config.json, in either spelling or both; text_config is read, too.
 
-        Follows transformers 5.23: a `rope_scaling` block stands before `rope_parameters`, theta is
-        looked for in the block, then at top level, then is the model type's default. Where the
-        two spellings state different values, readers of different age would load different
-        models: CheckpointError, naming both. A null `rope_scaling` states nothing.
+        As in transformers 5.23, `rope_scaling` has precedence over `rope_parameters`, and theta is
+        that of the block, else that at the top, else the model type's default. A null
+        `rope_scaling` states nothing. Raises CheckpointError naming both values where the spellings
+        differ: older and newer libraries would load different models.
         """
         model_type, config = text_model(config)
         length = config.get("max_position_embeddings") or DEFAULT_LENGTH.get(model_type)
         if length is None:
-            spoken = any(key.startswith("rope_") for key in config)
-            if not spoken and model_type not in DEFAULT_THETA:
+            has_rope = any(key.startswith("rope_") for key in config)
+            if not has_rope and model_type not in DEFAULT_THETA:
                 raise CheckpointError(
                     f"config.json (model_type '{model_type}') has no RoPE; regraft moves context "
                     "between models with rotary positions, such as Llama's."
@@ -116,13 +117,13 @@ class ContextSpec:
         return cls(parameters, length, original)
 
     def write_into(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of `config` that says this context in both spellings.
+        """A copy of `config` with this context in both spellings.
 
-        Written: `rope_parameters`; top-level `rope_theta`; `rope_scaling` (null for plain RoPE);
-        `max_position_embeddings`; and, where a reader looks there, `partial_rotary_factor`,
-        `original_max_position_embeddings` (transformers 4.57 finds LongRoPE's nowhere else) and
-        Gemma 3's `rope_local_base_freq`. Keys already present keep their place, new ones follow.
-        Raises InputError when one side rotates by layer type and the other does not.
+        The keys are `rope_parameters`; `rope_theta` at the top; `rope_scaling` (null for plain
+        RoPE); `max_position_embeddings`; and, where a library reads them, `partial_rotary_factor`,
+        `original_max_position_embeddings` (transformers 4.57 reads LongRoPE's only there) and Gemma
+        3's `rope_local_base_freq`. Present keys keep their position, new ones follow. Raises
+        InputError where only one of context and config has a RoPE per layer type.
         """
         result = copy.deepcopy(dict(config))
         model_type, target = text_model(result)
@@ -153,7 +154,7 @@ class ContextSpec:
 
     @property
     def is_layered(self) -> bool:
-        """Whether layer types rotate differently (Gemma 3)."""
+        """Whether there is a RoPE per layer type (Gemma 3)."""
         return is_layered(self.rope_parameters)
 
     @property
@@ -171,12 +172,12 @@ class ContextSpec:
 
     @property
     def theta(self) -> float:
-        """RoPE base; of the full-attention layers where layer types differ."""
+        """RoPE base; where there is one per layer type, that of the full-attention layers."""
         return float(self._main()["rope_theta"])
 
     @property
     def rope_type(self) -> str:
-        """RoPE family; of the full-attention layers where layer types differ."""
+        """RoPE family; where there is one per layer type, that of the full-attention layers."""
         return str(self._main()["rope_type"])
 
     def of_layer(self, layer_type: str | None) -> dict[str, Any]:
@@ -215,6 +216,7 @@ class ContextSpec:
             raise CheckpointError(f"The stored context lacks {error}; extract it again.") from None
 
     def to_record(self) -> ContextRecord:
+        """The context as a part of a record."""
         return ContextRecord(**self.to_json())
 
     @classmethod

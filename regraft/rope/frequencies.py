@@ -1,8 +1,8 @@
 """Frequencies of every RoPE family, and cos/sin tables whose angles are formed in float64.
 
-In float32 an angle at position 4M is wrong by up to 0.125 rad. Frequencies are frozen for one
-target length: the dynamic families, which transformers recomputes from whatever positions it
-happens to see, would otherwise differ between the shards of one sequence.
+In float32 an angle at position 4M is wrong by up to 0.125 rad. Frequencies are computed for one
+target length: transformers recomputes those of the dynamic families from the positions of a batch,
+so they would differ between the shards of one sequence.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def inverse_frequencies(
     length: int | None = None,
     layer_type: str | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """(inverse frequencies in radians per token, attention factor), frozen for one length.
+    """(inverse frequencies in radians per token, attention factor) for one target length.
 
     Frequencies are float64 [rotary_dim / 2], rotary_dim = head_dim x partial_rotary_factor; the
     attention factor multiplies cos and sin (so attention logits by its square).
-    length: the longest context to serve, by default the spec's own. It matters to `dynamic` (grows
-    theta beyond max_position_embeddings) and `longrope` (long factors beyond the original length).
-    layer_type: which entry of a layered spec; full_attention by default.
+    length: the longest context to serve, by default the spec's own. It decides theta of `dynamic`
+    beyond max_position_embeddings, and whether `longrope` uses its long factors.
+    layer_type: of a spec with a RoPE per layer type; full_attention by default.
     Formulas are those of transformers 5.23 `ROPE_INIT_FUNCTIONS`, evaluated in float64.
     Raises InputError for a family without a formula here, a layer type that does not rotate, and
     parameters that give no numbers.
@@ -84,13 +84,13 @@ def _frequencies(
         return _llama3(plain, rope), 1.0
     if kind == "longrope":
         original = rope["original_max_position_embeddings"]
-        chosen = rope["long_factor"] if length > original else rope["short_factor"]
-        if len(chosen) != len(plain):
+        factors = rope["long_factor"] if length > original else rope["short_factor"]
+        if len(factors) != len(plain):
             raise InputError(
-                f"longrope has {len(chosen)} factors for {len(plain)} frequencies; "
+                f"longrope has {len(factors)} factors for {len(plain)} frequencies; "
                 "they belong to a model with another head size."
             )
-        return plain / torch.tensor(chosen, dtype=torch.float64), _longrope_attention(rope, spec)
+        return plain / torch.tensor(factors, dtype=torch.float64), _longrope_attention(rope, spec)
     if kind == "proportional":
         rotated = int(rope.get("partial_rotary_factor", 1.0) * head_dim // 2)
         exponents = torch.arange(0, 2 * rotated, 2, dtype=torch.float64) / head_dim
@@ -121,11 +121,11 @@ def tables(
     return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
 
 
-# Families, in detail
+# Families in detail
 
 
 def _yarn_ramp(rope: Mapping[str, Any], dim: int) -> torch.Tensor:
-    """YaRN's gamma, 0 where a dimension keeps its frequency and 1 where it is interpolated [dim/2].
+    """YaRN's gamma [dim/2]: 0 where a frequency stays as it is, 1 where it is interpolated.
 
     arXiv 2309.00071, eq. 18 and 23: the ends are the dimensions that turn beta_fast and beta_slow
     times within the original context.
@@ -160,7 +160,7 @@ def _yarn_attention(rope: Mapping[str, Any]) -> float:
 
 
 def _llama3(plain: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
-    """Llama 3.1: short wavelengths stay, long ones divide by factor, a linear blend between."""
+    """Llama 3.1: short wavelengths stay, long ones are divided by `factor`, linear in between."""
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] * plain / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)

@@ -1,8 +1,8 @@
-"""Both spellings of a config's RoPE, brought to one: transformers 5's `rope_parameters`, and
-`rope_scaling` with `rope_theta` beside it.
+"""The two spellings of RoPE in a config.json, converted to one.
 
-Every reader of a config fills its gaps and settles its contradictions in its own way. Here the
-gaps are filled as transformers 5.23 fills them, and contradictions are errors.
+They are transformers 5's `rope_parameters`, and `rope_scaling` with `rope_theta` beside it. Every
+library fills gaps and resolves contradictions in its own way. Here gaps are filled as transformers
+5.23 fills them, and contradictions are errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REQUIRED = {
     "longrope": ("short_factor", "long_factor"),
     "proportional": (),
 }
-# What every reader assumes when silent: said or unsaid, the same context.
+# Values that every library takes where a config states none.
 _FAMILY_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 _FLOATS = (
     "rope_theta", "factor", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
@@ -36,8 +36,8 @@ _POSITIVE = (
     "factor", "partial_rotary_factor", "beta_fast", "beta_slow",
     "low_freq_factor", "high_freq_factor",
 )  # fmt: skip
-# Model types whose layers rotate differently by kind, with the theta each kind has when the
-# config is silent (transformers 5.23 `default_theta`), and the legacy key of the sliding theta.
+# Model types with a RoPE per layer type, and the theta of each layer type where the config states
+# none (transformers 5.23 `default_theta`).
 LAYERED = {
     "gemma3": {"full_attention": 1e6, "sliding_attention": 1e4},
     "gemma3_text": {"full_attention": 1e6, "sliding_attention": 1e4},
@@ -45,9 +45,9 @@ LAYERED = {
 }
 # Settings the legacy spelling keeps beside `rope_scaling`, not in it.
 SHARED = ("rope_theta", "partial_rotary_factor")
-SLIDING_THETA = "rope_local_base_freq"
-# Theta of a config that states none, by model type ("" is a config that does not say). Other
-# types have other defaults, or no RoPE at all: there silence is an error, not a guess.
+SLIDING_THETA = "rope_local_base_freq"  # legacy key of the sliding layers' theta
+# Theta of a config that states none, by model type ("" where that is missing, too). Other types
+# have other defaults or no RoPE: for them a missing theta is an error.
 DEFAULT_THETA = {
     **dict.fromkeys(("", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"), 1e4),
     **dict.fromkeys(("olmo", "olmo2", "granite", "starcoder2", "internlm3"), 1e4),
@@ -63,14 +63,14 @@ def is_layered(parameters: Mapping[str, Any]) -> bool:
 
 
 def text_model(config: Any) -> tuple[str, Any]:
-    """(model type, config) of the language model; a multimodal config holds it in text_config."""
+    """(model type, config) of the language model, which multimodal configs have in text_config."""
     inner = config.get("text_config")
     inner = inner if isinstance(inner, Mapping) else config
     return str(inner.get("model_type") or config.get("model_type") or ""), inner
 
 
 def rotates_by_layer(model_type: str, config: Mapping[str, Any]) -> bool:
-    """Whether this model's layer types rotate differently."""
+    """Whether the model has a RoPE per layer type."""
     return (
         model_type in LAYERED
         or config.get(SLIDING_THETA) is not None
@@ -79,13 +79,13 @@ def rotates_by_layer(model_type: str, config: Mapping[str, Any]) -> bool:
 
 
 def legacy_block(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `rope_scaling` and the keys beside it state, as one block; may be empty."""
+    """`rope_scaling` and the keys beside it as one block; may be empty."""
     beside = {key: config[key] for key in SHARED if config.get(key) is not None}
     return {**beside, **(config.get("rope_scaling") or {})}
 
 
 def legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the older spelling states, by layer type."""
+    """`legacy_block` by layer type."""
     block = legacy_block(config)
     if is_layered(block):
         return by_layer_type(block)
@@ -98,7 +98,8 @@ def legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> dict[str
 
 
 def by_layer_type(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """One shared block belongs to the full-attention layers, as transformers 5 has it."""
+    """Parameters by layer type; one shared block is that of the full-attention layers, as in
+    transformers 5."""
     if not is_layered(parameters):
         return {"full_attention": parameters, "sliding_attention": {}} if parameters else {}
     return {kind: value for kind, value in parameters.items() if is_entry(value)}
@@ -116,7 +117,10 @@ def agree(
     length: int,
     original: int | None,
 ) -> dict[str, Any]:
-    """The one reading of both spellings; CheckpointError where they state different values."""
+    """One set of parameters from both spellings.
+
+    Raises CheckpointError where they state different values.
+    """
     modern, legacy = _stated(modern), _stated(legacy)
     shared = {key: value for key, value in legacy.items() if key in SHARED}
     for key, value in shared.items():
@@ -143,7 +147,7 @@ def _contradiction(key: str, modern: Any, legacy: Any) -> CheckpointError:
 
 
 def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, under today's key names; a scaling block always says its type."""
+    """The block without nulls and with current key names; a scaling block gets its rope_type."""
     result = {key: value for key, value in block.items() if value is not None and key != "type"}
     kind = block.get("type")
     if kind is not None and result.setdefault("rope_type", kind) != kind:
@@ -164,10 +168,11 @@ def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def canonical(block: Mapping[str, Any], length: int, original: int | None) -> dict[str, Any]:
-    """One entry of rope_parameters as transformers 5.23 would standardize it, inferred parts said.
+    """One entry of rope_parameters in standard form, with the values that transformers 5.23 infers.
 
-    `original` is the config's top-level value, which stands before the length for families that
-    need one and must not differ from the block's own.
+    length: max_position_embeddings. original: original_max_position_embeddings at the top of the
+    config; families that need it take it before `length`, and it must not differ from the block's.
+    Raises CheckpointError for missing, contradicting or impossible values.
     """
     result = _stated(block)
     kind = result.pop("rope_type", "default")
@@ -216,10 +221,10 @@ def canonical(block: Mapping[str, Any], length: int, original: int | None) -> di
 
 
 def _settle_longrope(rope: dict[str, Any], length: int) -> None:
-    """Turn a stated `factor` into the attention factor, its only use.
+    """Replace `factor` by the attention factor, its only use.
 
-    transformers 4.57 overrides it with length / original where 5.23 believes it; the attention
-    factor both believe.
+    transformers 4.57 takes length / original instead of `factor`, 5.23 takes `factor`; both take
+    the attention factor.
     """
     for key in ("short_factor", "long_factor"):
         if not isinstance(rope[key], list):
@@ -234,7 +239,7 @@ def _settle_longrope(rope: dict[str, Any], length: int) -> None:
 
 
 def scaling_block(rope: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
-    """The legacy `rope_scaling` of one entry: None for plain RoPE."""
+    """The legacy `rope_scaling` of one entry of rope_parameters, None for plain RoPE."""
     block = {key: copy.deepcopy(value) for key, value in rope.items() if key not in SHARED}
     if block == {"rope_type": "default"}:
         return None
@@ -251,7 +256,7 @@ def longrope_scale(factor: float, original: int) -> float:
 
 
 def put(config: Any, key: str, value: Any) -> None:
-    """Set a key, or take it away for None."""
+    """Set a key of the config, or remove it where the value is None."""
     if value is None:
         config.pop(key, None)
     else:
@@ -259,7 +264,7 @@ def put(config: Any, key: str, value: Any) -> None:
 
 
 def whole(value: Any, name: str) -> int:
-    """The value as a number of tokens, at least 1; CheckpointError names `name`."""
+    """The value as a number of tokens, at least 1. Raises CheckpointError naming the key `name`."""
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
