@@ -57,7 +57,7 @@ def _print_version(requested: bool) -> None:
 
 
 @app.callback()
-def common(
+def _options(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),

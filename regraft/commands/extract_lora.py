@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 class Layout(StrEnum):
+    """The values of --layout."""
+
     portable = "portable"
     compact = "compact"
     exact = "exact"

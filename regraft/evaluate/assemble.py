@@ -1,4 +1,4 @@
-"""The record of an evaluation from what was answered and measured."""
+"""The record of an evaluation, from answers and measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of a model without questions: perplexity, drift, lm-eval's suites.
+"""Measures of a model without questions: perplexity, drift, lm-eval's suites.
 
 All models are measured on the same plain texts. The donor, if there is one, chooses the key tokens
 for all; drift is from the first model.
@@ -22,7 +22,7 @@ _DRIFT_TOKENS = 8192  # at least
 
 
 class Measurer:
-    """Measures one model after another, and keeps what they are compared with.
+    """Measures one model after another, and holds the reference that they are compared with.
 
     The key tokens are chosen when it is made, by the donor, unless an interrupted run chose them.
     """

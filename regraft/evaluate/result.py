@@ -25,13 +25,13 @@ Verdict = Literal["agrees", "disagrees", "no verdict"]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model did with one item, a line of items/MODEL/TASK-LENGTH.jsonl.
+    """A model's answer to one item, a line of items/MODEL/TASK-LENGTH.jsonl.
 
     score: 0 to 1. nll: the mean over the reference's tokens, in nats; said: the text of the answer;
     either is None where the scoring does not give it. twin, twin_nll: the same for the item's twin.
     tokens, unique_share: of the prompt. depth: where the evidence is, 0 to 1; on_grid: the item
     belongs to the grid of length and depth. text_share: the part of the text's words that fitted.
-    hash: of all that the model was shown. judge: None if no judge read the answer.
+    hash: of everything that the model read. judge: None if no judge read the answer.
     """
 
     number: int
@@ -136,8 +136,10 @@ class HarnessScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What was measured of one model without questions. lm_eval: by task; only kept until the
-    result is written, which has `PublishedSuites` instead."""
+    """The figures of one model that need no questions.
+
+    lm_eval: by task, until the result is written, which has `PublishedSuites` instead.
+    """
 
     perplexity: Perplexity | None = None
     drift: Drift | None = None
@@ -245,7 +247,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What a dry run says an evaluation would do: label -> value."""
+    """The plan that a dry run prints: label -> value."""
 
     plan: dict[str, str | int]
 

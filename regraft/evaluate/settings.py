@@ -1,4 +1,4 @@
-"""What the user chose for an evaluation, as it is also recorded in result.json."""
+"""The settings of an evaluation, which result.json also holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GraftPoint:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and on how much.
+    """What an evaluation measures, and on how many items.
 
     lengths: in tokens, answer included. items: for each cell. texts: for perplexity and drift.
     batch: in tokens, by default 2048 on a CPU, where more is slower, and 32768 on a GPU. limit: of

@@ -53,7 +53,8 @@ class Files(Protocol):
 
 
 class Folder:
-    """The files of a model in a local folder; links that lead out of it do not count."""
+    """The files of a model in a local folder, as `Files`; links that lead out of it do not
+    count."""
 
     def __init__(self, root: Path) -> None:
         self.revision: str | None = None

@@ -14,9 +14,9 @@ from regraft.errors import CheckpointError
 
 
 class Hub:
-    """The files of a Hub repository at one commit, from huggingface_hub's cache or the network.
+    """The files of a Hub repository at one commit, as `Files`.
 
-    Offline, only files in the cache exist.
+    They come from huggingface_hub's cache or the network; offline, only cached files exist.
     """
 
     def __init__(self, repo: str, revision: str | None) -> None:

@@ -1,4 +1,4 @@
-"""How far a model has drifted from the recipient on short text, where nothing should change.
+"""The drift of a model from the recipient on short text, where nothing should change.
 
 Mean KL(recipient || model) in nats over all positions, the share of positions at which both have
 the same likeliest token, and the cosine of their last hidden states. Tokens that only one of the
