@@ -1,8 +1,8 @@
 """Small results that take seconds to compute, stored between runs in the user's cache folder.
 
-`$REGRAFT_CACHE`, else `$XDG_CACHE_HOME/regraft`, else `~/.cache/regraft`. An entry is a JSON file
-named by the hash of everything its answer depends on. A folder that cannot be read or written
-costs the seconds, never the run; an empty `REGRAFT_CACHE` turns it off.
+The folder is `$REGRAFT_CACHE`, else `$XDG_CACHE_HOME/regraft`, else `~/.cache/regraft`; an empty
+`REGRAFT_CACHE` turns caching off. An entry is a JSON file named by the hash of everything that the
+result depends on. Where the folder cannot be read or written, the result is computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_FORMAT = "1"  # of the answers: raise it when their meaning changes
+_FORMAT = "1"  # of the results: increase it when their meaning changes
 _MOST = 256  # entries of a kind
 
 
@@ -32,7 +32,7 @@ def folder() -> Path | None:
 
 
 class Entry:
-    """One cached result of a `kind`, named by everything it depends on."""
+    """One cached result. kind: its folder; depends_on: everything that it depends on."""
 
     def __init__(self, kind: str, *depends_on: str) -> None:
         name = hashlib.sha256(json.dumps([_FORMAT, *depends_on]).encode()).hexdigest()
@@ -46,8 +46,8 @@ class Entry:
                 return json.loads(self.path.read_text(encoding="utf-8"))
         return None
 
-    def write(self, answer: Any) -> None:
-        """Keep the answer, dropping the oldest ones of its kind; published by rename."""
+    def write(self, result: Any) -> None:
+        """Store the result, which JSON can express, and delete the oldest ones of its kind."""
         if self.path is None:
             return
         with suppress(OSError):
@@ -55,7 +55,7 @@ class Entry:
             handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(answer, file)
+                    json.dump(result, file)
                 os.replace(name, self.path)
             except OSError:
                 os.unlink(name)

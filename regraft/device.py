@@ -47,7 +47,7 @@ def use_threads(count: int | None) -> None:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products beat float32 ones here: by the processor, never by timing."""
+    """Whether the processor multiplies bfloat16 faster than float32; nothing is timed."""
     import torch
 
     if device.type == "cuda":
@@ -60,9 +60,11 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 in float32 and sums of bfloat16 products in float32, whatever the process
-    had before, which comes back after. NVIDIA's containers turn TF32 on by an environment variable:
-    products then have 11 bits. A decorator, too."""
+    """Compute float32 products, and sums of bfloat16 products, in float32 in the block.
+
+    The settings of the process are restored after it. NVIDIA's containers turn TF32 on by an
+    environment variable: products then have 11 bits. Also a decorator.
+    """
     import torch
 
     matmul = torch.backends.cuda.matmul
@@ -104,8 +106,11 @@ def deterministic_algorithms() -> Iterator[None]:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run torch on one thread inside the block. Small eigenproblems are twenty times faster so:
-    each of their hundred steps would wake a second thread."""
+    """Run torch on one thread in the block.
+
+    Small eigenproblems are twenty times faster then: each of their hundred steps would wake a
+    second thread.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -118,9 +123,12 @@ def single_threaded() -> Iterator[None]:
 
 @contextmanager
 def workers() -> Iterator[Callable[[Callable[[int, int], None], int], None]]:
-    """As many Python threads as torch has, each with one torch thread: `each(work, count)` calls
-    work(start, stop) on equal parts of range(count) and waits for all. Passes over memory in blocks
-    that stay in cache go three times as fast as with torch's threads meeting after every block."""
+    """Yield `each(work, count)`, which calls work(start, stop) on equal parts of range(count).
+
+    There are as many Python threads as torch has threads, each with one torch thread; `each` waits
+    for all. Passes over memory in blocks that stay in cache are three times as fast as with torch's
+    threads, which synchronise after every block.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -141,8 +149,10 @@ def workers() -> Iterator[Callable[[Callable[[int, int], None], int], None]]:
 def each(
     items: Iterable[Item], work: Callable[[Item], None], count: int, size: Callable[[Item], int]
 ) -> None:
-    """Call `work` on every item, largest first, in `count` threads with one torch thread each. The
-    first error is raised once the items in progress are done."""
+    """Call `work` on every item, largest first, in `count` threads with one torch thread each.
+
+    The first error is raised when the items in progress are done.
+    """
     import torch
 
     ordered = sorted(items, key=lambda item: -size(item))
@@ -153,7 +163,7 @@ def each(
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, "regraft", torch.set_num_threads, (1,)) as pool:
-            # alone: what starts threads of its own on first use does so undisturbed
+            # one item alone first: libraries start their own threads on first use
             pool.submit(work, ordered.pop()).result()
             running = [pool.submit(work, item) for item in ordered]
             try:

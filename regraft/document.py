@@ -1,6 +1,6 @@
-"""A YAML file as plain values, each of which knows its line; nothing in it can run or explode.
+"""A YAML file as plain values with their lines, safe for files from elsewhere.
 
-PyYAML's composer gives nodes with positions. They are turned into values here, so that tags,
+PyYAML's composer gives nodes with positions. They are converted to values here, so that tags,
 cycles, repeated keys and aliases that multiply are refused with their line. Limits on bytes, nodes
 and depth are far above any real recipe.
 """
@@ -32,8 +32,8 @@ class _NestedTooDeep(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at too many open brackets: PyYAML's scanner looks at all of them for every token, so
-    that 20,000 of them take a second to be refused."""
+    """Stops at too many open brackets, since PyYAML's scanner visits all of them for every token:
+    20,000 would take a second."""
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         if self.flow_level > _MAX_DEPTH:
@@ -80,7 +80,9 @@ class Document:
 
     def part(self, *where: str | int, **defaults: Any) -> Document:
         """The mapping at `where` as a document of its own, with the lines of this file.
-        `defaults` are values that the mapping need not state."""
+
+        defaults: values for keys that the mapping does not have.
+        """
         part = object.__new__(Document)
         part.name, part.text, part._count = self.name, self.text, self._count
         value = self.value
@@ -92,7 +94,7 @@ class Document:
         return part
 
     def replaced(self, **values: Any) -> Document:
-        """The mapping with other values under these keys, in the lines of the former ones."""
+        """The document with other values for these keys, at the lines of the old ones."""
         other = self.part()
         other.value.update(values)
         return other

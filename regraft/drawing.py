@@ -1,5 +1,4 @@
-"""Figures in one hand: matplotlib without a screen, and a palette that survives grey and
-colour-blindness."""
+"""One style for all figures: matplotlib without a screen, and lines that differ without colour."""
 
 from __future__ import annotations
 
@@ -14,15 +13,15 @@ from regraft.errors import writing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, ordered so that neighbours differ in lightness too; every colour comes
-# with its own dash and marker.
+# Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; every colour has its
+# own dash and marker.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), "-")
 _MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*")
 
 
 def styles() -> Iterator[dict[str, Any]]:
-    """Line styles without end: colour, dash and marker that belong together."""
+    """matplotlib's arguments for one line after another: colour, dash and marker; endless."""
     for colour, dash, marker in cycle(zip(_COLOURS, _DASHES, _MARKERS, strict=True)):
         yield {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
 
@@ -31,7 +30,11 @@ def styles() -> Iterator[dict[str, Any]]:
 def figure(
     path: Path, columns: int = 1, *, width: float = 5.2, height: float = 3.6
 ) -> Iterator[Any]:
-    """Axes (one, or a list of `columns`) to draw on; saved to `path` as PNG at 150 dpi."""
+    """Yield axes, one or a list of `columns`, and save the figure to `path` (PNG, 150 dpi).
+
+    width, height: of one column, in inches. The file has no date or version: the same figure gives
+    the same bytes.
+    """
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: half a second less to import
 
@@ -40,20 +43,19 @@ def figure(
          "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "regraft",
          "text.parse_math": False}  # a model's name may hold dollar signs
     ):  # fmt: skip
-        drawn = Figure(figsize=(width * columns, height), layout="constrained")
-        axes = drawn.subplots(1, columns, squeeze=False)
+        canvas = Figure(figsize=(width * columns, height), layout="constrained")
+        axes = canvas.subplots(1, columns, squeeze=False)
         yield list(axes[0]) if columns > 1 else axes[0][0]
-        # no date and no version in the file: the same result gives the same bytes
         with writing(path):
-            drawn.savefig(path, dpi=150, metadata={"Software": None})
+            canvas.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def from_zero(axes: Axes) -> None:
-    """The y axis from 0 to a little above the highest marker, so that none is cut."""
+    """Let the y axis go from 0 to a little above the highest marker."""
     axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
 
 
 def legend(axes: Axes) -> None:
-    """A legend only where there is something to tell apart."""
+    """Add a legend if there is more than one label."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize=8)

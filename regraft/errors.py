@@ -1,5 +1,4 @@
-"""The errors that regraft raises on purpose, how an error of the operating system becomes one,
-and the phrases their messages share.
+"""The errors that regraft raises on purpose, and helpers for their messages.
 
 Each message is one sentence that says what is wrong, where (file, tensor, line) and what to do.
 The command line prints it without a traceback and exits with the class's `exit_code`.
@@ -27,11 +26,11 @@ class InputError(RegraftError):
 
 
 class CheckpointError(InputError):
-    """A model or adapter folder is broken or not what it was taken for."""
+    """A model or adapter folder is broken, or of another kind than expected."""
 
 
 class LineageError(InputError):
-    """An adapter and a checkpoint are not relatives (or their RoPE differs without a policy)."""
+    """An adapter and a checkpoint are unrelated, or their RoPE differs and no policy is given."""
 
 
 class OutputError(RegraftError):
@@ -52,7 +51,10 @@ _REMEDIES = {
 
 
 def os_error_sentence(error: OSError, path: str | Path | None, verb: str = "write") -> str:
-    """'Cannot write out/config.json: the disk is full; make room.'"""
+    """An error of the operating system as a sentence with what to do.
+
+    Such as 'Cannot write out/config.json: the disk is full; make room.' verb: what was tried.
+    """
     subject = f"Cannot {verb} {path}" if path else "The system refused"
     reason = error.strerror or str(error) or type(error).__name__
     return f"{subject}: {_REMEDIES.get(error.errno or 0, f'{reason}; check the disk')}."

@@ -1,8 +1,8 @@
-"""Reading the files that a user gives: regular files only, JSON that cannot break the reader.
+"""Reads the files that a user gives: regular files only, and JSON within limits.
 
-A FIFO, a socket or a device as an input is refused at once instead of waited for. JSON is read by
-one decoder: what nests too deep, integers and floats beyond any number format and lone surrogates
-(which no tokenizer or UTF-8 file takes) end in a sentence that names the file.
+A FIFO, a socket or a device is refused at once: reading it might wait forever. One decoder reads
+JSON; deep nesting, numbers beyond any format and lone surrogates (which no tokenizer or UTF-8 file
+takes) are errors that name the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def open_file(path: str | Path, error: type[InputError] = InputError) -> FileIO:
 
 
 def special_kind(mode: int) -> str | None:
-    """What `st_mode` describes if it is no regular file: 'a FIFO', 'a folder'."""
+    """The kind of file of an `st_mode`, such as 'a FIFO' or 'a folder'; None for a regular file."""
     for test, kind in (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a FIFO"),

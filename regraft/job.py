@@ -1,4 +1,4 @@
-"""The life of every command that writes a folder, in the order in which things happen.
+"""What every command that writes a folder does, in the order in which it happens.
 
     job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)   # check
     record = ...                                                                  # record
@@ -8,8 +8,8 @@
         ...                                                                       # work, verify
         staging.publish()                                                         # publish
 
-A refused output folder is reported before any model is opened. What is learnt to be an input later,
-from a recipe, is added with `add_inputs`.
+A refused output folder is reported before any model is opened. Inputs that are known only later,
+from a recipe, are added with `add_inputs`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Job:
     """One run of a command that writes the folder `out`, or with `file` the single file `out`.
 
     inputs: every file and folder that the command reads; Hub ids among them are ignored.
-    keep_refused: keep what was done when an input turns out to be wrong, because the input may be
-    mended (a text, a recipe); without it the staging folder is removed then.
+    keep_refused: keep the staging folder when an input turns out to be wrong, because the user may
+    correct that input (a text, a recipe); without it the folder is removed.
     file: the name that the one file has while it is made in the staging folder.
 
     Raises InputError where `out` cannot be written or overlaps an input.
@@ -61,7 +61,7 @@ class Job:
     def start(self, *identity: Any) -> Staging:
         """Open the staging folder of the job that `identity` describes (values for JSON).
 
-        An unfinished run is only continued by a job of the same identity: put into it all that
+        An unfinished run is only continued by a job of the same identity, which must hold all that
         changes the output.
         """
         return Staging(

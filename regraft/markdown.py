@@ -1,8 +1,7 @@
 """Model cards and reports in Markdown: Jinja2 templates in which every value is plain text.
 
-A name of a model or a sentence with a name in it can hold anything: a table's border, HTML, a link.
-`render` escapes every value that a template prints; what is Markdown already is marked so, by
-`table`, `code` or `Markdown` itself.
+A model's name can contain anything: a table's border, HTML, a link. `render` escapes every value
+that a template prints, except those of type `Markdown`, which `table` and `code` return.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ _PLAIN_YAML = re.compile(r"[A-Za-z][\w-]*/[A-Za-z][\w.-]*")  # org/name
 
 
 class Markdown(str):
-    """Text that is Markdown as it stands."""
+    """Text that is Markdown already and is not escaped."""
 
 
 def escape(text: object) -> Markdown:
-    """One line of plain text that Markdown shows as it is. `Markdown` is returned as it is."""
+    """Plain text as one line that Markdown displays unchanged. `Markdown` is returned as it is."""
     if isinstance(text, Markdown):
         return text
     line = _CONTROL.sub("\ufffd", " ".join(str(text).split()))
@@ -38,19 +37,19 @@ def escape(text: object) -> Markdown:
 
 
 def code(text: str) -> Markdown:
-    """One line for an indented code block, where nothing but a line break has a meaning."""
+    """One line for an indented code block, in which only line breaks have a meaning."""
     return Markdown(_CONTROL.sub("\ufffd", text))
 
 
 def fenced(text: str, language: str = "") -> Markdown:
-    """A code block, fenced by more backticks than stand in a row in the text."""
+    """A code block with a fence of more backticks than the text has in a row."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
 def yaml_scalar(text: str) -> Markdown:
-    """A value for the front matter: as it is if it is org/name, else a quoted string."""
+    """A value for the front matter: unchanged if it is org/name, else a quoted string."""
     return Markdown(text if _PLAIN_YAML.fullmatch(text) else json.dumps(text))
 
 

@@ -1,8 +1,8 @@
 """One console and one progress bar for every command: on stderr, silent under --quiet and --json.
 
-A library caller gets silence unless it asks with `configure(quiet=False)`, as the commands do.
-Where stderr is not a terminal, a line every fifteen seconds replaces the bar, also while a single
-item takes minutes.
+Nothing is printed unless `configure(quiet=False)` was called, as the commands do. Where stderr is
+not a terminal, a line every fifteen seconds replaces the bar, also while a single item takes
+minutes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
-_active = False  # a bar is shown; one inside its block is not
+_active = False  # whether a bar is displayed; another one inside its block is not
 _notes_hidden = False
 
 
 def configure(*, quiet: bool) -> None:
-    """Set whether progress, notes and warnings are shown (library default: not shown)."""
+    """Set whether progress, notes and warnings are printed (by default they are not)."""
     global _quiet
     _quiet = quiet
 
@@ -41,14 +41,14 @@ def console() -> Console:
 
 
 def note(text: str) -> None:
-    """One line of information."""
+    """Print one line of information."""
     if not _notes_hidden:
         _print(text, "dim")
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Hide notes in the block, for a command that runs others; bars and warnings are shown."""
+def hide_notes() -> Iterator[None]:
+    """Hide notes in the block, for a command that runs others, but not bars and warnings."""
     global _notes_hidden
     before, _notes_hidden = _notes_hidden, True
     try:
@@ -58,7 +58,7 @@ def hushed() -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """One line the user should not miss; also raised as a Python warning for library callers."""
+    """Print a warning; where nothing is printed, it is a Python warning instead."""
     if _quiet:
         import warnings
 
@@ -69,7 +69,7 @@ def warn(text: str) -> None:
 class Bar:
     """Progress over a known amount of work (bytes, steps), with rate and time left.
 
-    total None: a stage of unknown length, shown with the time it has taken.
+    total: None for a stage of unknown length, which displays the time that it has taken.
     """
 
     def __init__(self, description: str, total: float | None, progress: Progress | None) -> None:
@@ -95,7 +95,7 @@ class Bar:
             self._progress.update(self._task, advance=amount)
 
     def advance(self, amount: float = 1, text: str | None = None) -> None:
-        """Count `amount` more as done; `text` is shown beside the description."""
+        """Move the bar by `amount` that was done; `text` is displayed beside the description."""
         self._done += amount
         self._label = self._description if text is None else f"{self._description} {text}"
         if self._progress is not None and self._task is not None:
@@ -111,16 +111,18 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
-    """Show a bar with an ETA while the block runs; one inside another's block is not shown.
-    `unit='bytes'` shows sizes and MB/s."""
+    """Display a bar with an ETA while the block runs, unless the block is inside another bar's.
+
+    unit: 'bytes' displays sizes and MB/s.
+    """
     global _active
     if _quiet or _active:
         yield Bar(description, total, None)
         return
     _active = True
     try:
-        shown = _drawn(description, total, unit) if console().is_terminal else None
-        with shown or _printed(description, total) as active_bar:
+        terminal = _terminal_bar(description, total, unit) if console().is_terminal else None
+        with terminal or _printed_bar(description, total) as active_bar:
             yield active_bar
     finally:
         _active = False
@@ -128,13 +130,13 @@ def bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Ba
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show that a step of unknown length is running, so that no command seems to hang."""
+    """Display that a step of unknown length is running, so that no command seems to hang."""
     with bar(description, None):
         yield
 
 
 @contextmanager
-def _drawn(description: str, total: float | None, unit: str) -> Iterator[Bar]:
+def _terminal_bar(description: str, total: float | None, unit: str) -> Iterator[Bar]:
     """A bar on a terminal."""
     from rich import progress as rich_progress
 
@@ -159,8 +161,8 @@ def _drawn(description: str, total: float | None, unit: str) -> Iterator[Bar]:
 
 
 @contextmanager
-def _printed(description: str, total: float | None) -> Iterator[Bar]:
-    """A line every fifteen seconds, from a thread: the work itself may take longer than that."""
+def _printed_bar(description: str, total: float | None) -> Iterator[Bar]:
+    """Lines every fifteen seconds, printed by a thread since an item may take longer than that."""
     active_bar = Bar(description, total, None)
     ended = threading.Event()
 
@@ -178,8 +180,8 @@ def _printed(description: str, total: float | None) -> Iterator[Bar]:
 
 
 @contextmanager
-def without_others() -> Iterator[None]:
-    """Hide transformers' own progress bars, which would run through ours."""
+def hide_library_bars() -> Iterator[None]:
+    """Hide transformers' progress bars, which would be drawn over ours."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()

@@ -20,8 +20,8 @@ _BYTES = {
 def parse_tokens(text: str | int) -> int:
     """`8k` -> 8192, `1M` -> 1048576, `262144` -> 262144.
 
-    k, M and G are powers of 1024: the field's habit for context lengths. Raises InputError for
-    what is not a whole number of tokens.
+    k, M and G are powers of 1024, as is usual for context lengths. Raises InputError unless the
+    text is a whole number of tokens.
     """
     expected = "a token count such as 8192, 64k or 1M"
     value = _parse(str(text), _TOKENS, expected)
@@ -41,7 +41,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def _parse(text: str, units: dict[str, int], expected: str) -> Decimal:
-    """The number the text says, exactly: in binary 2.05 GB would not be whole."""
+    """The number with its unit, as a decimal: as a float 2.05 GB would not be whole."""
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units:
         raise InputError(f"'{text}' is not {expected}.")
@@ -66,5 +66,5 @@ def format_tokens(n: int) -> str:
 
 
 def format_share(share: float | None) -> str:
-    """A share of the base for people, '2.12%'; None is a share of nothing: the base is zero."""
+    """A share of the base, such as '2.12%'; None where the base is zero."""
     return "n/a (the base is zero)" if share is None else f"{share:.2%}"

@@ -1,6 +1,6 @@
-"""Small files of an output: whole, in UTF-8, and with the file's name in the error where it fails.
+"""Writes small files of an output; errors name the file.
 
-A write that finds the disk full raises an OSError without a name; `regraft.errors.writing` adds it.
+On a full disk Python raises an OSError without a file name; `regraft.errors.writing` adds it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from regraft.errors import OutputError, os_error_sentence, writing
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; what is no text (an undecodable file name) becomes '?'. Raises OutputError
-    naming the file."""
+    """Write a text file in UTF-8; surrogates, as in an undecodable file name, become '?'.
+
+    Raises OutputError naming the file.
+    """
     with writing(path):
         path.write_text(text, encoding="utf-8", errors="replace")
 

@@ -19,9 +19,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
 def test_a_hushed_command_gives_no_notes_but_its_warnings(
     said: pytest.CaptureFixture[str],
 ) -> None:
-    with progress.hushed(), progress.hushed():
+    with progress.hide_notes(), progress.hide_notes():
         progress.note("a detail")
-    with progress.hushed():
+    with progress.hide_notes():
         progress.note("a detail")
         progress.warn("a danger")
     progress.note("a fact")
@@ -35,7 +35,7 @@ def test_a_long_wait_is_told_also_where_notes_are_not(
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.001)
     monkeypatch.setattr(progress, "_print", lambda text, _: lines.append(text) or printed.set())
     lines: list[str] = []
-    with progress.hushed(), progress.bar("reading", total=4) as bar:
+    with progress.hide_notes(), progress.bar("reading", total=4) as bar:
         bar.advance(1, "the first")
         printed.clear()
         assert printed.wait(60)

@@ -50,7 +50,7 @@ def run_demo(
     try:
         job = Job(out, overwrite=overwrite)
         with job.start({"demo": asdict(plan), "seed": seed}) as staging:
-            with progress.without_others():
+            with progress.hide_library_bars():
                 result = _run(staging.folder, plan, seed)
             staging.publish()
     finally:
@@ -86,7 +86,7 @@ def _run(folder: Path, plan: Plan, seed: int) -> DemoRecord:
         for name, recipe in recipe_of.items():
             progress.note(f"{name}: regraft train recipes/{name}.yaml -o {name}")
             path = recipes.write_recipe(Path("recipes") / f"{name}.yaml", recipe)
-            with progress.hushed():
+            with progress.hide_notes():
                 training = train_model(path, folders[name], device="cpu")
             if name == "base":
                 base_steps = training.steps
@@ -96,7 +96,7 @@ def _run(folder: Path, plan: Plan, seed: int) -> DemoRecord:
             adapter, name = Path(f"adapter-rank-{rank}"), f"graft, rank {rank}"
             progress.note(f"{name}: regraft extract-lora and apply")
             folders[name] = Path(f"graft-rank-{rank}")
-            with progress.hushed():
+            with progress.hide_notes():
                 record = extract_lora("base", "extended", adapter, rank=rank)
                 apply_lora(adapter, "derivative", folders[name])
             assert record.totals is not None

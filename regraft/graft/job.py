@@ -163,7 +163,7 @@ def _run(stages: list[Stage]) -> dict[str, str]:
             continue
         progress.note(f"[{number}/{len(stages)}] {stage.name}")
         try:
-            with progress.hushed():
+            with progress.hide_notes():
                 stage.complete()
         except (RegraftError, MemoryError, OSError) as error:
             if stage.target is None:

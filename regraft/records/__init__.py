@@ -1,4 +1,4 @@
-"""What regraft writes beside its outputs as evidence: typed records with one schema version.
+"""The records that regraft writes with its outputs: typed, with one schema version.
 
 A record is a frozen dataclass. regraft.json holds an `AdapterRecord` (records/adapter.py), a
 `GraftRecord` (graft.py) or a `MergeRecord` (merge.py), a GGUF file an `ExportRecord` (export.py);

@@ -30,7 +30,7 @@ class TruncationRecord:
 
     energy: share of ||D||_F^2 in the factors. signal: share of ||D||_F^2 that is not noise of
     rounding the two checkpoints; signal_captured: share of the signal in the factors, without the
-    noise along their directions, None where the signal is too small to tell. least_possible_error:
+    noise along their directions, None where the signal is too small. least_possible_error:
     lower bound on the relative error of any adapter of this rank; error_bound_over_optimum: proven
     upper bound on the error against the best possible, None where the error is at the level of
     rounding in the arithmetic. above_noise: number of singular values above `noise_edge`."""
@@ -133,7 +133,7 @@ class ExtractionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSource:
-    """Where a merged adapter came from."""
+    """The merge that made an adapter."""
 
     method: str
     recipe: str

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from regraft.errors import CheckpointError, writing
+from regraft.errors import CheckpointError, short_repr, writing
 from regraft.input_files import read_bytes
 from regraft.records.common import SCHEMA_VERSION
 from regraft.write import json_text
@@ -21,8 +21,10 @@ Record = TypeVar("Record")
 
 
 def to_json(value: Any) -> Any:
-    """Return `value` with every dataclass in it as a dict. Fields whose default is None are left
-    out where they are None."""
+    """`value` with every dataclass in it as a dict.
+
+    Fields whose default is None are left out where they are None.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             item.name: to_json(content)
@@ -37,8 +39,11 @@ def to_json(value: Any) -> Any:
 
 
 def dump_json(value: Any) -> bytes:
-    """Return indented JSON in UTF-8 that ends in a newline. Surrogates (from an undecodable file
-    name) become '?'. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """Indented JSON in UTF-8 that ends in a newline.
+
+    Surrogates, as in an undecodable file name, become '?'. Raises ValueError for NaN and infinity,
+    which JSON cannot express.
+    """
     return json_text(to_json(value)).encode("utf-8", "replace")
 
 
@@ -49,10 +54,10 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def read_record(path: Path, kind: type[Record], advice: str) -> Record:
-    """Read a record of the dataclass `kind`. `advice`: what the user can do about a broken file,
-    the end of the message.
+    """Read a record of the dataclass `kind`.
 
-    Raises CheckpointError naming the file and the key that is missing or of another type.
+    advice: what the user can do about a broken file, the end of each message. Raises
+    CheckpointError naming the file and the key that is missing or of another type.
     """
     from pydantic import ValidationError
     from pydantic_core import from_json
@@ -81,13 +86,13 @@ def read_record(path: Path, kind: type[Record], advice: str) -> Record:
         raise CheckpointError(f"{path} lacks the key '{key}'; {advice}.")
     same = [p for p in problems if _key(p["loc"]) == key]  # the alternatives of a union
     expected = " or ".join(p["msg"].removeprefix("Input should be ") for p in same)
-    got = repr(first["input"])
-    got = got if len(got) <= 60 else f"{got[:57]}..."
-    raise CheckpointError(f"{path}: '{key}' should be {expected}, not {got}; {advice}.")
+    raise CheckpointError(
+        f"{path}: '{key}' should be {expected}, not {short_repr(first['input'])}; {advice}."
+    )
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """Return pydantic's error location as 'a.b.0', without the union member's name at its end."""
+    """pydantic's error location as 'a.b.0', without the union member's name at its end."""
     parts = [str(part) for part in location]
     if len(parts) > 1 and re.fullmatch(r"(str|int|bool|float|list\[\w+\])", parts[-1]):
         parts.pop()

@@ -12,7 +12,7 @@ from regraft.version import VERSION
 def versions() -> dict[str, str]:
     """Return the versions of regraft, the libraries it computes with, and Python.
 
-    regraft's own is not asked from the installed packages: it may run from a checkout.
+    regraft's own is not read from the installed packages: it may run from a checkout.
     """
     libraries = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {"regraft": VERSION, **libraries, "python": platform.python_version()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from regraft import progress
-from regraft.errors import InputError
+from regraft.device import use_threads
 from regraft.records import to_json
 from regraft.shell.failures import explain, print_error, print_interrupt
 from regraft.shell.printing import json_text, plan_table, rendered
@@ -50,7 +50,7 @@ def run_command(
     warnings.formatwarning = lambda message, *_args, **_: f"regraft: warning: {message}\n"
     try:
         if options.threads is not None:
-            _set_threads(options.threads)
+            use_threads(options.threads)
         with prints_go_to_stderr():
             result = work()
         if int(os.environ.get("RANK", "0")):
@@ -69,12 +69,3 @@ def run_command(
             raise
         message, code = explain(error)
         raise SystemExit(print_error(message, code)) from None
-
-
-def _set_threads(count: int) -> None:
-    """Let torch use `count` threads. Raises InputError below 1."""
-    if count < 1:
-        raise InputError(f"--threads {count} is too few; give at least 1.")
-    import torch
-
-    torch.set_num_threads(count)

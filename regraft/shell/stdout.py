@@ -1,4 +1,4 @@
-"""Standard output, which holds a command's result and nothing else, and may be full or closed."""
+"""Standard output: it holds only a command's result, and it may be full or closed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from regraft.errors import OutputError
 
 @contextmanager
 def prints_go_to_stderr() -> Iterator[None]:
-    """Send what libraries print to standard error, also what is printed in C or Rust (tokenizers
-    0.22 prints which keys of a special token it ignores)."""
+    """Send what libraries print in the block to standard error, also from C or Rust.
+
+    tokenizers 0.22, for example, prints which keys of a special token it ignores.
+    """
     try:
-        result = os.dup(1)
+        stdout = os.dup(1)
     except OSError:  # closed
         yield
         return
@@ -27,8 +29,8 @@ def prints_go_to_stderr() -> Iterator[None]:
         yield
     finally:
         _flush()
-        os.dup2(result, 1)
-        os.close(result)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _flush() -> None:
@@ -37,7 +39,10 @@ def _flush() -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Write and flush. Raises OutputError where the device is full or the reader has gone."""
+    """Write to standard output and flush it.
+
+    Raises OutputError where the device is full or the reader has closed the pipe.
+    """
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "it is closed")
@@ -49,7 +54,7 @@ def write_stdout(text: str) -> None:
 
 
 def flush_stdout() -> None:
-    """Flush. Raises OutputError where that fails."""
+    """Flush standard output. Raises OutputError where that fails."""
     if sys.stdout is None:
         return
     try:
@@ -68,7 +73,7 @@ def _stdout_error(error: Exception) -> OutputError:
 
 
 def discard_stdout() -> None:
-    """Send what is still buffered to /dev/null: flushed at exit, it would fail again."""
+    """Send buffered output to /dev/null, since flushing it at exit would fail again."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

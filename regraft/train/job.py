@@ -82,7 +82,7 @@ def train_model(
         job = Job(out, inputs=input_files(read), overwrite=overwrite, resume=resume,
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
-    with ExitStack() as stack, progress.without_others(), mesh.guard():
+    with ExitStack() as stack, progress.hide_library_bars(), mesh.guard():
         if read.body.deterministic:
             stack.enter_context(deterministic_algorithms())
         toys = Path(

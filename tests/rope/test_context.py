@@ -1,4 +1,4 @@
-"""ContextSpec: a config.json in two spellings, read and written."""
+"""ContextSpec: what a config.json says, in two spellings."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rope_configs import GEMMA_3, LLAMA3, LLAMA_3, LLAMA_31, LONG, SHORT, plain
+from rope_configs import (
+    GEMMA_3,
+    LLAMA3,
+    LLAMA_3,
+    LLAMA_31,
+    LONG,
+    SHORT,
+    as_transformers_reads,
+    plain,
+)
 
 from regraft.errors import CheckpointError, InputError
-from regraft.rope import ContextSpec, extend_context, inverse_frequencies
+from regraft.rope import ContextSpec, inverse_frequencies
 from regraft.rope.spelling import DEFAULT_THETA, LAYERED, REQUIRED
-
-
-def as_transformers_reads(config: dict) -> ContextSpec:
-    """What transformers 5 makes of a raw config."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    read = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
-    read = read.get_text_config()
-    original = getattr(read, "original_max_position_embeddings", None)
-    return ContextSpec(read.rope_parameters, read.max_position_embeddings, original)
-
-
-# Reading
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])
@@ -197,141 +193,33 @@ def test_a_spec_does_not_share_state_with_its_config() -> None:
     assert spec.rope_parameters["factor"] == 8.0
 
 
-# Writing
-
-NUMBERS = st.floats(1.0, 64.0)
-THETAS = st.floats(100.0, 1e11) | st.integers(100, 10**11)
-LENGTHS = st.integers(64, 2**23)
-
-
-@st.composite
-def raw_configs(draw: st.DrawFn) -> dict:
-    """A flat config.json in one of the spellings found in the wild."""
-    original = draw(LENGTHS)
-    families = {
-        "default": {},
-        "linear": {"factor": draw(NUMBERS)},
-        "dynamic": {"factor": draw(NUMBERS)},
-        "yarn": {"factor": draw(NUMBERS), "original_max_position_embeddings": original}
-        | draw(st.sampled_from([{}, {"beta_fast": 16}, {"truncate": False}, {"mscale": 0.7}])),
-        "llama3": {**LLAMA3, "original_max_position_embeddings": original},
-        "longrope": {"short_factor": SHORT, "long_factor": LONG}
-        | draw(st.sampled_from([{}, {"factor": 3.5}, {"attention_factor": 1.25}])),
-    }
-    kind = draw(st.sampled_from(list(families)))
-    block = families[kind]
-    config: dict = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2}
-    config["max_position_embeddings"] = draw(LENGTHS)
-    if kind == "longrope" or draw(st.booleans()):
-        config["original_max_position_embeddings"] = original
-    if draw(st.booleans()):
-        config["partial_rotary_factor"] = draw(st.sampled_from([0.5, 1.0]))
-    theta = draw(THETAS)
-    if draw(st.booleans()):
-        return config | {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **block}}
-    config["rope_theta"] = theta
-    if kind != "default":
-        name = draw(st.sampled_from(["type", "rope_type"]))
-        config["rope_scaling"] = {key: value for key, value in block.items() if key != "rope_type"}
-        config["rope_scaling"][name] = kind
-    return config
-
-
-@given(raw_configs(), raw_configs())
-def test_what_is_written_is_what_is_read(source: dict, target: dict) -> None:
-    spec = ContextSpec.from_config(source)
-    written = spec.write_into(target)
-    assert ContextSpec.from_config(written) == spec
-    assert spec.write_into(written) == written
-    legacy_reader = {k: v for k, v in written.items() if k != "rope_parameters"}
-    assert ContextSpec.from_config(legacy_reader) == spec
-    modern_reader = {k: v for k, v in written.items() if k not in ("rope_theta", "rope_scaling")}
-    assert ContextSpec.from_config(modern_reader) == spec
-    kept = [key for key in target if key in written]
-    assert list(written)[: len(kept)] == kept
-    assert ContextSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-
-
-@settings(max_examples=25, deadline=None)
-@given(raw_configs())
-def test_transformers_reads_what_is_written(source: dict) -> None:
-    spec = ContextSpec.from_config(source)
-    assert as_transformers_reads(spec.write_into(source)) == spec
-
-
-def test_writing_keeps_key_order_and_everything_else() -> None:
-    target = {"rope_theta": 1.0, "vocab_size": 7, "max_position_embeddings": 5, "model_type": "x"}
-    written = plain(2e6, 4096).write_into(target)
-    assert list(written) == [*target, "rope_parameters", "rope_scaling"]
-    assert written["vocab_size"] == 7
-    assert written["rope_scaling"] is None
-    assert target["rope_theta"] == 1.0
-
-
-def test_gemma_3_keeps_a_theta_per_layer_type() -> None:
-    spec = ContextSpec.from_config(GEMMA_3)
-    written = extend_context(spec, theta=8e6).write_into(GEMMA_3)
-    assert written["rope_theta"] == 8e6
-    assert written["rope_local_base_freq"] == 10000
-    assert written["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
-    assert written["rope_parameters"] == {
-        "full_attention": {"rope_type": "linear", "rope_theta": 8e6, "factor": 8.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-    }
-    assert as_transformers_reads(written) == ContextSpec.from_config(written)
-    inner = spec.write_into({"model_type": "gemma3", "text_config": {"hidden_size": 8}})
-    assert list(inner) == ["model_type", "text_config"]
-    assert ContextSpec.from_config(inner) == spec
-
-
-def test_a_partial_rotation_of_one_layer_type_stays_there() -> None:
-    full = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
-    spec = ContextSpec({"full_attention": full, "sliding_attention": {"rope_theta": 1e4}}, 131072)
-    written = spec.write_into({**GEMMA_3, "partial_rotary_factor": 0.5})
-    assert as_transformers_reads(written) == ContextSpec.from_config(written) == spec
-    shared = {k: v for k, v in GEMMA_3.items() if k != "rope_scaling"}
-    read = ContextSpec.from_config({**shared, "partial_rotary_factor": 0.5})
-    assert {r["partial_rotary_factor"] for r in read.rope_parameters.values()} == {0.5}
-
-
-def test_layered_and_shared_rope_do_not_mix() -> None:
-    with pytest.raises(InputError, match="RoPE per layer type"):
-        plain().write_into(GEMMA_3)
-    with pytest.raises(InputError, match="one RoPE for all layers"):
-        ContextSpec.from_config(GEMMA_3).write_into(LLAMA_3)
-
-
-def test_phi_3_gets_the_three_keys_its_old_class_accepts() -> None:
-    config = {
-        "model_type": "phi3",
-        "max_position_embeddings": 131072,
-        "original_max_position_embeddings": 4096,
-        "rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
-    }
-    written = ContextSpec.from_config(config).write_into(config)
-    assert written["rope_scaling"] == config["rope_scaling"]
-    assert written["original_max_position_embeddings"] == 4096
-
-
-# Anything in place of a setting
-
 _KEYS = (
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "short_factor",
     "long_factor", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
     "truncate", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
     "full_attention", "sliding_attention", "text_config",
 )  # fmt: skip
+
+
 _NUMBERS = st.sampled_from((1, 2, 8, 256, 0, -1, 0.5, 1e-300, 1e300, 2**31, 10**18, 10**90))
+
+
 _VALUES = st.one_of(
     st.none(), st.booleans(), _NUMBERS, st.sampled_from(("", "a", "yarn", "1")),
     st.lists(_NUMBERS, max_size=8), st.dictionaries(st.sampled_from(("", *_KEYS)), _NUMBERS),
 )  # fmt: skip
+
+
 _FAMILIES = st.fixed_dictionaries(
     {"rope_type": st.sampled_from((*REQUIRED, "su", "a"))},
     optional=dict.fromkeys(_KEYS[2:], _NUMBERS)
     | {key: st.lists(_NUMBERS, min_size=8, max_size=8) for key in ("short_factor", "long_factor")},
 )
+
+
 _BLOCKS = st.one_of(_FAMILIES, st.dictionaries(st.sampled_from(_KEYS), _VALUES), _VALUES)
+
+
 _CONFIGS = st.fixed_dictionaries(
     {
         "model_type": st.sampled_from(("llama", "gemma3", "olmo3", "phi3", "mixtral", "")),
@@ -380,9 +268,6 @@ def test_a_setting_of_another_type_is_named(rope: dict[str, object], message: st
     config = {"model_type": "llama", "max_position_embeddings": 256, "rope_scaling": rope}
     with pytest.raises(CheckpointError, match=message):
         ContextSpec.from_config(config)
-
-
-# Describing
 
 
 def test_describe_is_one_phrase() -> None:

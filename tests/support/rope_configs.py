@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from regraft.rope import ContextSpec
 
 HEAD_DIM = 64
@@ -27,3 +29,13 @@ GEMMA_3 = {
 
 def plain(theta: float = 500000.0, length: int = 8192) -> ContextSpec:
     return ContextSpec({"rope_type": "default", "rope_theta": theta}, length)
+
+
+def as_transformers_reads(config: dict) -> ContextSpec:
+    """What transformers 5 makes of a raw config."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    read = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    read = read.get_text_config()
+    original = getattr(read, "original_max_position_embeddings", None)
+    return ContextSpec(read.rope_parameters, read.max_position_embeddings, original)
