@@ -16,7 +16,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
     return capsys
 
 
-def test_a_hushed_command_gives_no_notes_but_its_warnings(
+def test_a_command_with_hidden_notes_gives_its_warnings(
     said: pytest.CaptureFixture[str],
 ) -> None:
     with progress.hide_notes(), progress.hide_notes():
