@@ -73,7 +73,7 @@ def graft_model(
             stage.forget()
         workspace.begin(document.text, kind)
         failed = _run(selected)
-        _remove_dropped(workspace, stages)
+        workspace.remove_others([stage.name for stage in stages], [stage.out for stage in stages])
         record = _record(document.text, names, stages, failed)
         write_text(workspace.folder / "recipe.yaml", document.text)
         write_record(workspace.folder / FILE, record)
@@ -171,14 +171,6 @@ def _run(stages: list[Stage]) -> dict[str, str]:
             failed[stage.target] = f"{stage.name}: {error}"
             progress.warn(f"{stage.target} fails in {stage.name}: {error}")
     return failed
-
-
-def _remove_dropped(workspace: Workspace, stages: list[Stage]) -> None:
-    """Remove outputs of stages that an earlier recipe had in this folder."""
-    present = {stage.name for stage in stages}
-    for name in workspace.names():
-        if name not in present:
-            workspace.remove(name)
 
 
 def _record(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,13 +136,24 @@ class Workspace:
         found = (path.name for path in self.state.glob("*.json"))
         return sorted(_stage_name(name) for name in found if name != "job.json")
 
-    def remove(self, name: str) -> None:
-        """Remove the output of a stage that the job no longer has, but for files of the user."""
-        record = self.finished(name)
-        if record is not None:
-            remove_output(self.folder / record.out)
-            _remove_staging(self.folder / record.out)
-        self.forget(name)
+    def remove_others(self, names: Collection[str], outs: Collection[str]) -> None:
+        """Remove what stages of an earlier recipe left, but for files of the user. names, outs: the
+        stages of the present recipe and their folders."""
+        for name in self.names():
+            if name not in names:
+                if (record := self.finished(name)) is not None and record.out not in outs:
+                    remove_output(self.folder / record.out)
+                self.forget(name)
+        present = {staging_folder(self.target / out) for out in outs}
+        for staging in self.target.glob(f"*/{staging_folder(Path('*')).name}"):
+            if staging not in present and (staging / JOURNAL).is_file():
+                shutil.rmtree(staging)
+        for recipe in self.target.glob("recipes/*/*.yaml"):
+            if recipe.relative_to(self.target / "recipes").with_suffix("").as_posix() not in outs:
+                recipe.unlink()
+        for folder in (*self.target.glob("recipes/*"), *self.target.glob("*")):
+            with suppress(OSError):  # not empty, or a file
+                folder.rmdir()
 
     def _write(self, name: str, record: object) -> None:
         path = self.state / name
@@ -166,9 +177,3 @@ def _is_whole(folder: Path) -> bool:
     if entries is None or foreign_files(folder):
         return False
     return all((folder / name).is_file() for name in entries)
-
-
-def _remove_staging(out: Path) -> None:
-    staging = staging_folder(out.absolute())
-    if (staging / JOURNAL).is_file():
-        shutil.rmtree(staging)

@@ -257,6 +257,27 @@ def test_a_second_job_on_the_same_folder_is_refused(models, tmp_path, children) 
     assert first[0]["code"] == 0, first[0]["err"]
 
 
+def test_a_recipe_changed_in_the_middle_ends_as_if_it_had_always_been_so(
+    models, tmp_path, children
+) -> None:
+    (tmp_path / "first").mkdir()
+    first = recipe(tmp_path / "first", models, "ranks: [8]", targets="derivative other")
+    second, out = recipe(tmp_path, models), tmp_path / "out"
+    whole = children.run("graft", second, "-o", out, "--quiet")
+    assert whole["code"] == 0, whole["err"]
+    expected = contents(out)
+    for moment in (60, 150):  # in the extraction, and after it
+        shutil.rmtree(out)
+        killed = children.run("graft", first, "-o", out, "--quiet", die=moment)
+        assert killed["code"] == -9
+        refused = children.run("graft", second, "-o", out, "--quiet")
+        assert refused["code"] == 2
+        assert "another recipe" in refused["err"]
+        done = children.run("graft", second, "-o", out, "--quiet", "--resume")
+        assert done["code"] == 0, done["err"]
+        assert contents(out) == expected
+
+
 def test_killed_anywhere_the_same_line_ends_with_the_same_bytes(models, tmp_path, children) -> None:
     (tmp_path / "work").mkdir()
     given = recipe(tmp_path, models, targets="derivative other")
