@@ -17,13 +17,26 @@ import sys
 from typing import Any
 
 import llama_cpp
+import llama_cpp.llama_cpp as bindings
 import numpy as np
 
 TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
 F32, F16 = 0, 1  # ggml_type
 
 
+_defaults = bindings.llama_model_default_params
+
+
+def without_repacking() -> Any:
+    """llama.cpp's defaults, but no repacked weights: AMX is an illegal instruction in sandboxes
+    that hide it from the process and not from cpuid."""
+    parameters = _defaults()
+    parameters.use_extra_bufts = False
+    return parameters
+
+
 def load(job: dict[str, Any], **more: Any) -> Any:
+    bindings.llama_model_default_params = without_repacking
     return llama_cpp.Llama(
         job["model"], verbose=bool(os.environ.get("VERBOSE")), n_threads=os.cpu_count(), **more
     )
