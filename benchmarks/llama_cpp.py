@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 import numpy as np
 import torch
 from llama8b import add_quick, environment, record
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import regraft
@@ -197,16 +198,15 @@ def real_model(llama: Llama, source: Path, out: Path) -> str:
     gguf: dict[str, Any] = {"gguf_file": source.name}
     if not base.exists():
         model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **gguf)
-        AutoTokenizer.from_pretrained(source.parent, **gguf).save_pretrained(base)
-        model.save_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
+        save(model, tokenizer, base)
         generator = torch.Generator().manual_seed(1)
         for name, weight in model.named_parameters():
             if "proj" in name:
                 (m, n), draw = weight.shape, {"generator": generator}
                 change = torch.randn(m, 8, **draw) @ torch.randn(8, n, **draw)
                 weight.data += change * (0.1 * weight.norm() / change.norm())
-        model.save_pretrained(extended)
-        AutoTokenizer.from_pretrained(base).save_pretrained(extended)
+        save(model, tokenizer, extended)
     adapter, merged = out / "real-adapter", out / "real-merged"
     common: dict[str, Any] = {"overwrite": True}
     regraft.extract_lora(base, extended, adapter, rank=8, dtype="float32", verify=False, **common)
@@ -241,6 +241,18 @@ def real_model(llama: Llama, source: Path, out: Path) -> str:
         f"| (transformers, base) | merged | {compared(theirs['base'].numpy(), theirs['merged'])} |"
     )
     return "\n".join(rows)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A checkpoint of a model whose class refuses `save_pretrained`, since it came from GGUF."""
+    tokenizer.save_pretrained(folder)
+    config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    config |= {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
 def compared(ours: np.ndarray[Any, Any], theirs: torch.Tensor) -> str:

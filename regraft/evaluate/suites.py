@@ -19,6 +19,8 @@ from regraft.evaluate.tasks.ruler.needles import NEEDLES
 from regraft.evaluate.tasks.ruler.questions import QUESTIONS
 from regraft.evaluate.tasks.ruler.tracking import TRACKING
 from regraft.evaluate.tasks.ruler.words import COMMON_WORDS, FREQUENT_WORDS
+from regraft.plugins import TASKS as PLUGIN_TASKS
+from regraft.plugins import load_plugins
 
 RULER = [*NEEDLES, TRACKING, COMMON_WORDS, FREQUENT_WORDS, *QUESTIONS]
 BEYOND = [LATENT, LATENT_LIST, ARCHIVE, MANY_SHOT, ENTITIES, GRAPH, *HARD_QUESTIONS]
@@ -32,6 +34,25 @@ SUITES: dict[str, list[Task]] = {
 MEASURES = ("perplexity", "drift")  # without questions
 
 
+def all_tasks() -> dict[str, Task]:
+    """Every task by name, those of plug-ins included. Raises InputError for a plug-in that is no
+    task or has the name of another."""
+    tasks = dict(TASKS)
+    for package, task in load_plugins(PLUGIN_TASKS):
+        if not isinstance(task, Task):
+            raise InputError(
+                f"The package {package} registers a {type(task).__name__} as a task of regraft, "
+                "which wants a regraft.evaluate.tasks.Task; update or uninstall it."
+            )
+        if task.name in {*tasks, *SUITES, *MEASURES}:
+            raise InputError(
+                f"The package {package} registers the task {task.name}, which exists already; "
+                "update or uninstall it."
+            )
+        tasks[task.name] = task
+    return tasks
+
+
 def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
     """(tasks, measures) selected by names of suites, tasks and measures.
 
@@ -41,6 +62,7 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
     InputError for an unknown name, for a question task without its file, and for files that are not
     in a suite's layout.
     """
+    known_tasks = all_tasks()
     tasks: dict[str, Task] = {}
     measures: list[str] = []
     for name in names:
@@ -48,10 +70,10 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             measures.append(name)
         elif name in SUITES:
             tasks |= {task.name: task for task in SUITES[name] if _has_file(task, quizzes)}
-        elif name in TASKS:
-            if not _has_file(TASKS[name], quizzes):
+        elif name in known_tasks:
+            if not _has_file(known_tasks[name], quizzes):
                 raise InputError(f"{name} takes its questions from a file: give --qa FILE.")
-            tasks[name] = TASKS[name]
+            tasks[name] = known_tasks[name]
         elif name.startswith(PREFIX):
             measures.append(name)
         elif name.split(":")[0] in READERS and ":" in name:
@@ -59,7 +81,7 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             tasks |= {task.name: task for task in READERS[suite](path)}
         else:
             local = [f"{suite}:PATH" for suite in READERS]
-            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *TASKS))
+            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *known_tasks))
             raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
     if not tasks and not measures:
         raise InputError("--suite names nothing to measure; give needle, for example.")

@@ -26,6 +26,7 @@ from torch import Tensor
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.blockwise.blocks import BLOCK, Blocks, StoredBlocks
 from regraft.merge.methods.parameter import REQUIRED, Parameter, parameter_of
+from regraft.plugins import MERGE_METHODS, load_plugins
 
 FAMILIES = (
     "linear",
@@ -149,9 +150,10 @@ def get(name: str) -> Method:
 
 
 def names() -> list[str]:
-    """The names of all native methods, sorted."""
+    """The names of all native methods and of those that plug-ins register, sorted."""
     for family in FAMILIES:
         import_module(f"regraft.merge.methods.{family}")
+    load_plugins(MERGE_METHODS)
     return sorted(_METHODS)
 
 

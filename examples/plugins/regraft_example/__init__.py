@@ -1,0 +1,1 @@
+"""A merge method and an evaluation task for regraft."""
