@@ -10,22 +10,24 @@ state     stored parameters and the optimizer's moments, a teacher's parameters,
           the narrow copy that autocast keeps of trained matrices
 gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
 G         what FSDP gathers at a time: both embeddings and two layers, a narrow copy of one of each
-a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h) L of attention's output
-          and log-sum-exp where they are kept (q = h heads of their size); two layers' if they wait
-          on the host
+a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 1) of attention's
+          output and log-sum-exp where they are kept (q = h heads of their size; the last layer's
+          are in w); one layer's of both if they wait on the host. Without recomputation, of every
+          layer 17.1 d and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
           width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
-          recomputation that of every layer
+          recomputation 17.4 d, of the last norm, and the loss chunk beside it
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
-a, G and w were counted: the live bytes of the real step (this package's attention, loss, PEFT's
-LoRA, FSDP2, AdamW) traced by shape alone for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M
-tokens, 1 and 8 devices. The formula was never below them, at most 5% above in LoRA and 25% where
-everything is trained. Other architectures may differ. In float32 the bytes of activations double.
+a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
+FSDP2, AdamW) traced by shape alone for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M tokens, 1
+and 8 devices. In LoRA the formula is at most 5% above them and 1% below, and so it is for the peaks
+measured on an H100 (`benchmarks/results/gpu.md`); where everything is trained, at most 25% above
+and never below. Other architectures may differ. In float32 the bytes of activations double.
 
-Time is floating-point operations over the machine's rate, but at least the time to start all
-operators: tracing a LoRA step of Llama-3-8B counted 71,000 of them for 32 layers, recomputation
-included.
+Time is floating-point operations over the rates that whole steps reach, those of attention and the
+others apart, but at least the time to start all operators: tracing a LoRA step of Llama-3-8B
+counted 71,000 of them for 32 layers, recomputation included.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from typing import Any
 from regraft.train.estimate.machine import GIB, Machine
 
 _ATTENTION_BYTES, _MLP_BYTES, _EXCHANGE_BYTES = 37.5, 7.0, 8.0  # of bfloat16 arithmetic
+_KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without recomputation
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
 _CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
@@ -99,23 +102,21 @@ class Switches:
 def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, float, float]:
     """Bytes of each token: what the layers keep on the device, the working set of one layer's
     backward, on the host."""
-    inputs = switches.element * shape.hidden
-    if switches.keep_attention:
-        inputs += (switches.element * shape.head + max(4, switches.element)) * shape.heads
-    inputs *= shape.layers
-    working = _ATTENTION_BYTES * shape.hidden
-    if not switches.tiled:
-        working += _MLP_BYTES * shape.intermediate
-    if context > 1:
-        working += _EXCHANGE_BYTES * shape.kv
-    working *= switches.element / 2
-    if switches.distill:
-        working += switches.element * shape.hidden
+    scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.kv if context > 1 else 0.0
+    extra = switches.element * shape.hidden if switches.distill else 0
     if not switches.checkpoint:
-        return 0.0, working * shape.layers, 0.0
+        mlp = 0.0 if switches.tiled else _KEPT_MLP_BYTES * shape.intermediate
+        kept = scale * (_KEPT_BYTES * shape.hidden + mlp + exchange)
+        return kept * shape.layers, scale * _LAST_NORM_BYTES * shape.hidden + extra, 0.0
+    mlp = 0.0 if switches.tiled else _MLP_BYTES * shape.intermediate
+    working = scale * (_ATTENTION_BYTES * shape.hidden + mlp + exchange) + extra
+    inputs = float(switches.element * shape.hidden)
+    attention = 0.0
+    if switches.keep_attention:
+        attention = float(switches.element * shape.head + max(4, switches.element)) * shape.heads
     if switches.offload:
-        return 2 * inputs / shape.layers, working, float(inputs)
-    return float(inputs), working, 0.0
+        return inputs + attention, working, (inputs + attention) * shape.layers
+    return inputs * shape.layers + attention * (shape.layers - 1), working, 0.0
 
 
 def memory(
@@ -137,7 +138,7 @@ def memory(
         state / devices
         + (_gathered(shape, switches) if devices > 1 else 0.0)
         + max(local * inputs, gradients)
-        + max(local * working, chunk)
+        + (max(local * working, chunk) if switches.checkpoint else local * working + chunk)
     )
     update = state / devices + 2 * gradients
     return switches.overhead + max(backward, update), local * host * devices
@@ -175,6 +176,21 @@ def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
     return 1024 * low
 
 
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, those of attention's scores and sums apart from all others."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention
+
+    def __mul__(self, rows: float) -> Flops:
+        return Flops(self.linear * rows, self.attention * rows)
+
+
 def step_flops(
     shape: Shape,
     tokens: int,
@@ -183,9 +199,9 @@ def step_flops(
     checkpoint: bool,
     keep_attention: bool = False,
     distill: bool = False,
-) -> float:
-    """Floating-point operations of one row: forward, recomputation and backward, and the forward
-    of a teacher of the same shape with `distill`. keep_attention: it is not recomputed.
+) -> Flops:
+    """Operations of one row: forward, recomputation and backward, and the forward of a teacher of
+    the same shape with `distill`. keep_attention: it is not recomputed.
 
     Linear layers 2 P a token forward and 2 P (frozen) or 4 P (trained) backward; causal attention
     2 S^2 q L forward and 2.5 times that backward.
@@ -195,22 +211,23 @@ def step_flops(
     matrices = shape.parameters - shape.vocabulary * shape.hidden  # looking up costs nothing
     repeated = extra - int(checkpoint and keep_attention)
     attention = 2.0 * tokens**2 * shape.heads * shape.head * shape.layers * (3.5 + repeated)
-    return passes * matrices * tokens + attention
+    return Flops(passes * float(matrices) * tokens, attention)
 
 
-def step_seconds(shape: Shape, machine: Machine, flops: float, passes: int) -> float:
+def step_seconds(shape: Shape, machine: Machine, flops: Flops, passes: int) -> float:
     """Seconds of an optimizer step of `flops` on all devices together, in `passes` forward and
     backward passes on each. Small models are limited by the time to start operators."""
     start = passes * shape.layers * _CALLS * machine.call_seconds
-    return max(flops / (machine.rate * machine.devices), start)
+    work = flops.linear / machine.rate + flops.attention / machine.attention_rate
+    return max(work / machine.devices, start)
 
 
 def link_needed(shape: Shape, machine: Machine, tokens: int, context: int) -> float:
     """Bytes a second each way that hide the exchange of keys and values behind attention:
-    F (N - 1) kv / (2 S d) x 4 bytes for keys and values, F the rate of a device."""
+    F (N - 1) kv / (2 S d) x 4 bytes for keys and values, F the rate of attention on a device."""
     if context == 1:
         return 0.0
-    return machine.rate * (context - 1) * 4 * shape.kv / (2 * tokens * shape.hidden)
+    return machine.attention_rate * (context - 1) * 4 * shape.kv / (2 * tokens * shape.hidden)
 
 
 def alternatives(

@@ -18,11 +18,17 @@ import torch
 from regraft.errors import InputError
 
 GIB = 2**30
-_GPU_OVERHEAD = 3 * GIB  # CUDA context, libraries, NCCL, fragmentation: see `budget`
+_MIB = 2**20
+# Measured on an H100 with torch 2.11 (benchmarks/results/gpu.md). The CUDA context, cuBLAS,
+# attention's workspace; what the allocator has beyond live tensors in a step of 32 layers at 64k:
+_GPU_OVERHEAD = (527 + 94 + 346) * _MIB + 2.9 * GIB
+_NCCL = 1132 * _MIB  # where there are several processes
 _CPU_OVERHEAD = 0.8 * GIB  # Python with torch and transformers loaded
 _USED = 0.98  # of a device's memory
 _HOST_USED = 0.8
-_ACHIEVED = 0.45  # of a GPU's peak rate, by whole training steps
+# Shares of a GPU's peak rate in whole training steps, fitted to the steps measured on an H100:
+_ACHIEVED = 0.40  # by linear layers, with the norms and the rest between them
+_ATTENTION_ACHIEVED = 0.58
 _CPU_ACHIEVED = 0.6  # of the rate of its matrix products, by whole training steps
 _MEASURED_SECONDS = 0.2
 
@@ -39,19 +45,26 @@ DEVICES = {
 class Machine:
     """Devices of one kind.
 
-    memory: usable bytes of one device. rate: FLOP/s of one device in whole training steps. host:
-    usable bytes of host memory for all devices together. overhead: bytes that every device needs
-    for other things than parameters and activations. call_seconds: time to start one operator.
+    memory: usable bytes of one device. rate: FLOP/s of one device in whole training steps, but for
+    attention: attention_rate. host: usable bytes of host memory for all devices together.
+    alone_overhead: bytes that one device needs for other things than parameters and activations.
+    call_seconds: time to start one operator.
     """
 
     name: str
     devices: int
     memory: float
     rate: float
+    attention_rate: float
     host: float
-    overhead: float = _GPU_OVERHEAD
+    alone_overhead: float = _GPU_OVERHEAD
     call_seconds: float = 5e-6
     is_cpu: bool = False
+
+    @property
+    def overhead(self) -> float:
+        """The same among several devices: with the buffers of their communication."""
+        return self.alone_overhead + (_NCCL if self.devices > 1 else 0)
 
 
 def parse_machine(text: str, host: float | None) -> Machine:
@@ -70,7 +83,12 @@ def parse_machine(text: str, host: float | None) -> Machine:
     memory = (float(match[3]) * 1e9 / GIB * 0.98 if match[3] else usable) * GIB
     count = int(match[1] or 1)
     return Machine(
-        text, count, memory * _USED, peak * _ACHIEVED, (host or count * 128 * GIB) * _HOST_USED
+        text,
+        count,
+        memory * _USED,
+        peak * _ACHIEVED,
+        peak * _ATTENTION_ACHIEVED,
+        (host or count * 128 * GIB) * _HOST_USED,
     )
 
 
@@ -86,13 +104,15 @@ def this_machine(
     if on_cpu or not torch.cuda.is_available():
         memory = host or available_memory()
         threads = torch.get_num_threads()
+        rate = cpu_rate(*width) * _CPU_ACHIEVED
         return Machine(
             f"this CPU, {threads} thread{'s' if threads > 1 else ''}",
             1,
             memory,
-            cpu_rate(*width) * _CPU_ACHIEVED,
+            rate,
+            rate,
             memory,
-            overhead=_CPU_OVERHEAD,
+            alone_overhead=_CPU_OVERHEAD,
             is_cpu=True,
         )
     properties = torch.cuda.get_device_properties(0)

@@ -48,13 +48,15 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class PlannedMachine:
-    """The devices that a plan is for. assumed_rate: FLOP/s of a device in whole training steps."""
+    """The devices that a plan is for. assumed_rate: FLOP/s of a device in whole training steps,
+    but for attention, whose are assumed_attention_rate."""
 
     name: str
     devices: int
     usable_bytes: float
     usable_host_bytes: float
     assumed_rate: float
+    assumed_attention_rate: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,12 @@ def plan_training(
     context = _context(read, machine)
     return TrainingPlan(
         machine=PlannedMachine(
-            machine.name, machine.devices, machine.memory, machine.host, machine.rate
+            machine.name,
+            machine.devices,
+            machine.memory,
+            machine.host,
+            machine.rate,
+            machine.attention_rate,
         ),
         model=PlannedModel(shape.parameters, shape.trained),
         context_devices=context,

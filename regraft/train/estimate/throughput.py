@@ -38,7 +38,7 @@ class Throughput:
 
     def document_flops(self, tokens: int) -> float:
         """FLOPs of one forward and backward pass over a document of `tokens`."""
-        return step_flops(self.shape, tokens, full=self.full, checkpoint=False)
+        return step_flops(self.shape, tokens, full=self.full, checkpoint=False).total
 
     def mfu(self, flops: float, seconds: float) -> float | None:
         """Share of the FLOPs that all devices can do in `seconds`; None where that is unknown."""
