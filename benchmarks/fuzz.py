@@ -6,11 +6,12 @@ Every mutation takes a command, a file that it reads and a damage to it, all thr
 seed and the mutation's number, and runs the command in a forked child of a process that has done
 the imports. Results are appended to OUT/results.jsonl; the same line continues where it stopped.
 `--workers N` runs N mutations at once; `--also FOLDER` adds the results of another run to the
-table. Counted are: errors that regraft does not know and tracebacks, messages of several lines,
-hangs (--limit seconds), deaths by a signal, paths written outside the output, inputs that changed,
-and peak memory. Figures are not drawn. `--only NUMBER` runs one mutation, shows it and leaves its
-folder. Exit code 1 where any of these is not zero, or memory is above 2 GB. Needs nothing but
-regraft's own requirements; mergekit, datasets and lm_eval are used where they are installed.
+table (`--count 0` runs nothing more). Counted are: errors that regraft does not know and
+tracebacks, messages of several lines, hangs (--limit seconds), deaths by a signal, paths written
+outside the output, inputs that changed, and peak memory. Figures are not drawn. `--only NUMBER`
+runs one mutation, shows it and leaves its folder. Exit code 1 where any of these is not zero, or
+memory is above 2 GB. Needs nothing but regraft's own requirements; mergekit, datasets and lm_eval
+are used where they are installed.
 """
 
 from __future__ import annotations
@@ -63,17 +64,36 @@ def main() -> None:
         if not (folder / "results.jsonl").is_file():
             parser.error(f"{folder} holds no results.jsonl")
     os.environ.update(_ENVIRONMENT)
-    from llama8b import commit  # imports torch, which reads the environment
+    from llama8b import commit, environment  # imports torch, which reads the environment
 
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
+    done = {entry["number"] for entry in read_results(results, drop_rest=True)}
+    numbers = [number for number in range(arguments.count) if number not in done]
+    if numbers or arguments.only is not None:
+        made = environment("transformers", "peft", "tokenizers", "mergekit")
+        (out / "environment.txt").write_text(made + "\n")
+        _fuzz(arguments, out, numbers, arguments.commit or commit())
+    folders = [out, *arguments.also]
+    entries = [entry for folder in folders for entry in read_results(folder / "results.jsonl")]
+    files = [folder / "environment.txt" for folder in folders]
+    text = table(entries, [file.read_text().strip() for file in files if file.is_file()])
+    print(text)
+    if arguments.table:
+        arguments.table.write_text(text, encoding="utf-8")
+    sys.exit(any(entry["outcome"] in FAULTS for entry in entries))
+
+
+def _fuzz(arguments: argparse.Namespace, out: Path, numbers: list[int], commit: str) -> None:
+    """Run these mutations, or the one of --only, in a folder in memory."""
     fast = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="regraft-fuzz-", dir=fast if fast.is_dir() else None
     ) as spot:
         fuzzer = Fuzzer(
             Path(spot), prepare(Path(spot), arguments.match), arguments.seed, arguments.limit,
-            arguments.commit or commit(),
+            commit,
         )  # fmt: skip
         if arguments.only is not None:
             folder = fuzzer.use_folder("only")
@@ -84,18 +104,8 @@ def main() -> None:
                 ignore=lambda folder, names: [n for n in names if not _is_plain(folder, n)],
             )  # fmt: skip
             sys.exit()
-        results = out / "results.jsonl"
-        done = {entry["number"] for entry in read_results(results, drop_rest=True)}
-        numbers = [number for number in range(arguments.count) if number not in done]
         end = time.monotonic() + (arguments.seconds or float("inf"))
-        run_all(fuzzer, numbers, results, arguments.workers, end)
-    files = [folder / "results.jsonl" for folder in (out, *arguments.also)]
-    entries = [entry for file in files for entry in read_results(file)]
-    text = table(entries)
-    print(text)
-    if arguments.table:
-        arguments.table.write_text(text, encoding="utf-8")
-    sys.exit(any(entry["outcome"] in FAULTS for entry in entries))
+        run_all(fuzzer, numbers, out / "results.jsonl", arguments.workers, end)
 
 
 def prepare(spot: Path, match: str) -> list[Command]:

@@ -76,18 +76,15 @@ def signature(message: str) -> str:
     return re.sub(r"\d+", "0", first)[:150]
 
 
-def table(entries: list[dict[str, Any]]) -> str:
-    """The results as a page of Markdown."""
-    from llama8b import environment
-
+def table(entries: list[dict[str, Any]], environments: list[str]) -> str:
+    """The results as a page of Markdown. environments: date, versions and machine of each run."""
     seeds = sorted({entry["seed"] for entry in entries})
     bad = {name: sum(e["outcome"] == name for e in entries) for name in FAULTS}
     commits = Counter(e["commit"] for e in entries)
     lines = [
         "# Damaged inputs",
         "",
-        environment("transformers", "peft", "tokenizers", "mergekit"),
-        "",
+        *(line for text in dict.fromkeys(environments) for line in (text, "")),
         f"`python benchmarks/fuzz.py` with --seed {', '.join(map(str, seeds))}: "
         f"{len(entries):,} mutations at "
         + ", ".join(f"{commit} ({count:,})" for commit, count in commits.items())

@@ -84,6 +84,15 @@ def test_a_short_run_ends_in_sentences_and_continues_where_it_stopped(tmp_path: 
     assert entries[0] == earlier
     assert {entry["outcome"] for entry in entries} == {"refused", "done"}
     assert "--seed 0, 3: 17 mutations at before (2)" in (tmp_path / "table.md").read_text()
+    again = run(
+        BENCHMARKS / "fuzz.py", "--count", "0", "-o", "none", "--also", "out", "--table", "two.md",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    text = (tmp_path / "two.md").read_text()
+    assert "--seed 0: 16 mutations at" in text
+    assert (out_environment := (tmp_path / "out" / "environment.txt").read_text().strip()) in text
+    assert "transformers" in out_environment
 
 
 def test_the_sandbox_sees_what_a_command_does(tmp_path: Path) -> None:
