@@ -83,12 +83,12 @@ def extract_lora(
     (disk).
     """
     rule = _check_arguments(rank, energy, budget, layout, dtype)
-    torch_device = pick_device(device)
+    torch_device, stored_dtype = pick_device(device), OUTPUT_DTYPES[dtype]
     job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e:
         roles = checkpoint_roles(b)
         contexts = checkpoint_context(b), checkpoint_context(e)
-        plan = make_plan(b, e, roles, rule, layout, modules, OUTPUT_DTYPES[dtype])
+        plan = make_plan(b, e, roles, rule, layout, modules, stored_dtype)
         relation = check_lineage(b, e, roles, contexts, force)
         if verify:
             check_tensors(b, load_config(b.config, b.name))
@@ -118,32 +118,20 @@ def extract_lora(
         with job.start(to_json(record), torch_device.type) as staging:
             factorizer = Factorizer(
                 b, e, plan, staging, torch_device,
-                itemsize=OUTPUT_DTYPES[dtype].itemsize, seed=seed, exact=exact,
+                itemsize=stored_dtype.itemsize, seed=seed, exact=exact,
             )  # fmt: skip
             factorizer.run()
             rest = measure_rest(b, e, plan.rest, roles)
             with progress.stage("Writing the adapter"):
                 record = _write(
-                    staging.folder,
-                    record,
-                    b,
-                    e,
-                    plan,
-                    factorizer,
-                    rest,
-                    roles,
-                    OUTPUT_DTYPES[dtype],
+                    staging.folder, record, b, e, plan, factorizer, rest, roles, stored_dtype
                 )
             write_adapter_record(staging.folder, record)
             with progress.stage("Writing the card"):
                 card.write_adapter_card(staging.folder, record, evidence.summary(record))
             if verify:
                 worst = _verify_with_peft(
-                    staging.folder,
-                    b,
-                    _with_factors(plan, factorizer),
-                    factorizer,
-                    OUTPUT_DTYPES[dtype],
+                    staging.folder, b, _with_factors(plan, factorizer), factorizer, stored_dtype
                 )
                 progress.note(f"PEFT loads it; largest relative deviation {worst:.1e}")
             staging.publish()
