@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regraft.adapters.extract.extract import extract_lora
-from regraft.train.recipe.schema import Toy
+from regraft.train.recipe.model import Toy
 from regraft.train.toy_model import write_toy
 
 

@@ -13,7 +13,7 @@ from qualification.trainee import Measured, OutOfMemory, Trainee, card_peak, ext
 from regraft.parallel.kernels.kernel import Grads, Kernel
 from regraft.train.estimate.budget import Shape
 from regraft.train.estimate.machine import available_memory
-from regraft.train.recipe.schema import Memory
+from regraft.train.recipe.execution import Memory
 
 BOTH = {"offload": True, "tiled_mlp": 8192}
 _WAYS: dict[str, dict[str, Any]] = {

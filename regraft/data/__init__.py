@@ -1,1 +1,1 @@
-"""Text for training: sources, rows and packing, and the small world of the demo."""
+"""Text for training: sources, tokens, rows, positions and batches, and the toys' language."""

@@ -1,4 +1,4 @@
-"""Rows as tensors: ids, positions, labels already shifted, and which document a token is of."""
+"""Rows as tensors: token ids, positions, shifted labels, and the document of each token."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ IGNORED = -100  # label of a token that has none; cross entropy's default ignore
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch, on the host: int64 [length] each.
+    """One row of a batch, on the CPU; every tensor is int64 [length].
 
-    documents: a number that changes where a document ends. short: of a source of short text.
+    documents: number of the document of each token. short: whether the source is one of short text.
     """
 
     ids: Tensor
@@ -57,23 +57,24 @@ def make_row(
     padding: int,
     short: bool = False,
 ) -> Row:
-    """A row of `length` tokens; positions drawn for each document by (seed, step, sample).
+    """A row of `length` tokens from pieces of documents, padded at the end.
 
-    A label is the token that follows in the document, also where the row skips text; the last
-    token of a document has none. Without masks the row is one document.
+    key: (seed, step, sample), which determines the positions of each document. masks: whether
+    documents are separate; without masks the row is one document. A label is the token that follows
+    in the document, also where the row skips text; the last token of a document has none.
     """
     ids, positions, labels, documents = [], [], [], []
     at = 0
     for number, piece in enumerate(pieces):
         size = piece.stop - piece.start
-        places, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
-        ids_here = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
-        following = ids_here[1:]
-        if len(ids_here) == text[-1] + 1:  # the document ends here
+        own_positions, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
+        source = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
+        following = source[1:]
+        if len(source) == text[-1] + 1:  # the document ends with its last token
             following = np.append(following, IGNORED)
-        ids.append(ids_here[text])
+        ids.append(source[text])
         labels.append(following[text])
-        positions.append(places)
+        positions.append(own_positions)
         documents.append(np.full(size, number if masks else 0))
         at += size
     if not masks and len(pieces) > 1:

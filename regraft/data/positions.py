@@ -1,17 +1,19 @@
-"""Positions of the tokens of a training row: far positions without a sequence that long.
+"""Positions of the tokens of a training row: a long context trained with shorter rows.
 
 contiguous    0, 1, 2, ..., or the same from a random offset.
 pose          "PoSE: Efficient Context Window Extension of LLMs via Positional Skip-wise Training"
               (arXiv 2309.10400): two chunks, the first at most half the row and at position 0,
-              the second skipped ahead; as in its code, text is skipped too, by its own amount.
+              the second at a random distance; as in its code, it also skips a random amount of
+              text.
 multi_chunk   a random number of chunks with random cuts, their skips uniform and sorted. Two
-              chunks see only near and very far distances; drawing skips one after another, as
-              others do, spends the room on the first few. With 16 chunks or more the distances
-              follow those of a really long row, each about as often as there (`real_law`).
+              chunks have only near and very far distances. If skips are drawn one after another
+              instead, the first few take most of the available positions. With 16 chunks or more
+              the distances are distributed about as in a contiguous row of the target length
+              (`contiguous_distances`).
 
-All are pure functions of (seed, step, sample, document), so that every process of a cluster and
-every resumed run draws the same. Attention has to see across the skips: transformers' own masks
-take a jump for the start of another document.
+Positions are pure functions of (seed, step, sample, document), so every process of a cluster and
+every resumed run draws the same. Attention must not stop at a skip: transformers' own masks take a
+jump in positions for the start of another document.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sampler:
-    """How rows get their positions.
+    """Draws the positions of rows.
 
-    target: positions lie in [0, target). chunks: (fewest, most), the number is log-uniform.
-    least: shortest chunk in tokens. unskipped: share of rows that stay contiguous. offset: such
-    rows begin anywhere that fits. content: 'near' keeps the text of a row together, 'far' skips
-    text along with positions as far as the document reaches.
+    target: positions are in [0, target). chunks: (fewest, most); their number is log-uniform.
+    least: shortest chunk in tokens. unskipped: share of rows that are contiguous. offset: these
+    start at a random position. content: 'near' takes consecutive text, 'far' skips text together
+    with positions as far as the document is long enough.
     """
 
     kind: Literal["contiguous", "pose", "multi_chunk"]
@@ -45,12 +47,13 @@ class Sampler:
 
     @property
     def skips(self) -> bool:
+        """Whether positions may have gaps."""
         return self.kind != "contiguous"
 
     def reach(self, window: int) -> int:
-        """Tokens of a document that a row of `window` tokens may be drawn from."""
+        """Tokens of a document from which a row of `window` tokens is drawn."""
         if self.kind == "pose":
-            return min(5 * window, self.target)  # as its code tokenises: five windows of text
+            return min(5 * window, self.target)  # its code reads five windows of text
         return self.target if self.skips and self.content == "far" else window
 
     def sample(
@@ -58,8 +61,8 @@ class Sampler:
     ) -> tuple[Ints, Ints]:
         """(positions, content), both int64 [length] and strictly increasing.
 
-        length: tokens of the document in the row. available: tokens it has from where the row
-        begins; content indexes them. key: (seed, step, sample, document).
+        length: tokens of the document in the row. available: tokens of the document from the row's
+        first one; content indexes them. key: (seed, step, sample, document).
         Raises ValueError if length exceeds target or available.
         """
         if not 1 <= length <= min(self.target, available):
@@ -88,13 +91,13 @@ class Sampler:
         skips = np.sort(rng.integers(0, room + 1, count))
         added = np.repeat(skips, np.diff([0, *cuts, length]))
         far = self.content == "far" and available > length
-        # as far as the document reaches, the text is really that far apart
+        # up to the end of the document, tokens are as far apart as their positions
         text = np.minimum(added - skips[0], available - length) if far else 0 * added
         return index + added, index + text
 
 
 def _pose(length: int, available: int, target: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Two chunks, as the paper's code draws them."""
+    """Two chunks, drawn as in the paper's code."""
     index = np.arange(length, dtype=np.int64)
     if length < 2:
         return index, index
@@ -105,10 +108,10 @@ def _pose(length: int, available: int, target: int, rng: np.random.Generator) ->
     return index + skip * late, index + text * late
 
 
-def real_law(target: int, edges: Ints) -> NDArray[np.float64]:
-    """Share of (query, key) pairs whose distance lies in each [edges[i], edges[i + 1]).
+def contiguous_distances(target: int, edges: Ints) -> NDArray[np.float64]:
+    """Shares of the (query, key) pairs of a contiguous row of `target` tokens, by distance.
 
-    For one row of `target` contiguous tokens: distance d occurs target - d times.
+    Share i is of distances in [edges[i], edges[i + 1]); distance d occurs target - d times.
     """
     cumulative = edges * (target - (edges - 1) / 2)  # pairs at distances 0 to edge - 1
     return np.diff(cumulative) / (target * (target + 1) / 2)

@@ -1,10 +1,10 @@
-"""Which pieces of which documents make a row, and in what order rows come.
+"""Rows of a source: the pieces of documents in each, and the order of rows.
 
-whole     a row is one document, or a window of it; a last window is used if it fills half a row
-packed    documents best-fit into rows ("Fewer Truncations Improve Language Modeling",
-          arXiv 2404.10830): longest first, each into the fullest row that has room, so that only
+whole     a row is one document or a window of it; the last window is used if it fills half a row
+packed    documents are packed best-fit ("Fewer Truncations Improve Language Modeling", arXiv
+          2404.10830): longest first, each into the fullest row that it fits in, so that only
           documents longer than a row are cut
-joined    documents one after another in random order, cut wherever a row ends
+joined    documents one after another in random order, cut where a row ends
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Kind = Literal["whole", "packed", "joined"]
 
 
 class Piece(NamedTuple):
-    """Tokens [start, stop) of a document; what follows up to `reach` may be drawn from too."""
+    """Tokens [start, stop) of a document. Where positions skip text, tokens are drawn from [start,
+    reach)."""
 
     document: int
     start: int
@@ -31,15 +32,16 @@ class Piece(NamedTuple):
 class Rows:
     """All rows of a source at one length.
 
-    lengths: tokens of each document. chosen: the documents to use. reach: tokens from the start of
-    a whole row's window that may be drawn from (the row's length, unless positions skip text).
+    lengths: tokens of each document. selected: numbers of the documents to use. reach: tokens from
+    which a whole row is drawn, counted from its first one; the row's length unless positions skip
+    text.
     """
 
     def __init__(
         self,
         kind: Kind,
         lengths: NDArray[np.int64],
-        chosen: NDArray[np.int64],
+        selected: NDArray[np.int64],
         length: int,
         *,
         reach: int | None = None,
@@ -48,7 +50,7 @@ class Rows:
         self.length, self._seed = length, seed
         makers = {"whole": _whole, "packed": _packed, "joined": _joined}
         self.rows: Sequence[tuple[Piece, ...]] = makers[kind](
-            lengths, chosen, length, reach or length, seed
+            lengths, selected, length, reach or length, seed
         )
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -56,7 +58,7 @@ class Rows:
         return len(self.rows)
 
     def row(self, number: int) -> tuple[Piece, ...]:
-        """The pieces of the row that comes as `number`: every epoch in another random order."""
+        """The pieces of row `number`, counted over epochs; each has its own random order."""
         epoch, index = divmod(number, len(self.rows))
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng((self._seed, epoch))
@@ -65,9 +67,9 @@ class Rows:
 
 
 class Mixture:
-    """Which source each row comes from: deterministic, and within one row of the shares.
+    """The source of each row: deterministic, and never more than one row off the shares.
 
-    `counts`: rows taken of each source so far, the only state.
+    counts: rows taken of each source so far; this is the whole state.
     """
 
     def __init__(self, shares: dict[str, float]) -> None:
@@ -75,7 +77,7 @@ class Mixture:
         self.counts = dict.fromkeys(shares, 0)
 
     def next(self) -> tuple[str, int]:
-        """(source, number of the row in it): the source that is furthest behind its share."""
+        """(source, number of the row in it): the source that is most below its share."""
         after = sum(self.counts.values()) + 1
         name = max(self.shares, key=lambda key: self.shares[key] * after - self.counts[key])
         self.counts[name] += 1
@@ -83,18 +85,18 @@ class Mixture:
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(documents to train on, documents held out), at random; one of two or more is held out
-    wherever `share` is not 0."""
+    """(documents to train on, documents held out), drawn at random and sorted. Of two or more at
+    least one is held out, unless `share` is 0."""
     order = np.random.default_rng((seed, count)).permutation(count)
     held = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _whole(
-    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
 ) -> list[tuple[Piece, ...]]:
     rows: list[tuple[Piece, ...]] = []
-    for document in chosen.tolist():
+    for document in selected.tolist():
         size = int(lengths[document])
         for start in range(0, size, length):
             stop = min(start + length, size)
@@ -104,46 +106,46 @@ def _whole(
 
 
 def _packed(
-    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
 ) -> list[tuple[Piece, ...]]:
     pieces = []
-    for document in chosen.tolist():
+    for document in selected.tolist():
         size = int(lengths[document])
         for start in range(0, size, length):
             stop = min(start + length, size)
             pieces.append(Piece(document, start, stop, stop))
     pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable: ties stay in order
     rows: list[list[Piece]] = []
-    room: list[int] = []  # the distinct numbers of free tokens, sorted
-    having: dict[int, list[int]] = {}  # rows by free tokens
+    free: list[int] = []  # the distinct numbers of free tokens, sorted
+    rows_with: dict[int, list[int]] = {}  # rows by their number of free tokens
     for piece in pieces:
         size = piece.stop - piece.start
-        at = bisect_left(room, size)
-        if at == len(room):
+        at = bisect_left(free, size)
+        if at == len(free):
             rows.append([piece])
-            row, left = len(rows) - 1, length - size
+            row, remaining = len(rows) - 1, length - size
         else:
-            before = room[at]
-            row = having[before].pop()
-            if not having[before]:
-                del having[before], room[at]
+            before = free[at]
+            row = rows_with[before].pop()
+            if not rows_with[before]:
+                del rows_with[before], free[at]
             rows[row].append(piece)
-            left = before - size
-        if left:
-            if left not in having:
-                insort(room, left)
-                having[left] = []
-            having[left].append(row)
+            remaining = before - size
+        if remaining:
+            if remaining not in rows_with:
+                insort(free, remaining)
+                rows_with[remaining] = []
+            rows_with[remaining].append(row)
     return [tuple(row) for row in rows]
 
 
 def _joined(
-    lengths: NDArray[np.int64], chosen: NDArray[np.int64], length: int, reach: int, seed: int
+    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
 ) -> list[tuple[Piece, ...]]:
     rows: list[tuple[Piece, ...]] = []
     row: list[Piece] = []
     free = length
-    order = np.random.default_rng((seed, 0, 1)).permutation(chosen)
+    order = np.random.default_rng((seed, 0, 1)).permutation(selected)
     for document in order.tolist():
         start, size = 0, int(lengths[document])
         while start < size:
@@ -154,4 +156,4 @@ def _joined(
             if free == 0:
                 rows.append(tuple(row))
                 row, free = [], length
-    return rows  # what is left of the last row waits for another order
+    return rows  # an incomplete last row is left out

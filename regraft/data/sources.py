@@ -1,4 +1,5 @@
-"""Documents from where text lies: text files, JSON lines, Parquet, the Hub, or made up here."""
+"""Documents of a body of text: text files, JSON lines, Parquet, a Hub dataset, or synthetic
+text."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ _ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": ("
 
 @dataclass(frozen=True)
 class Text:
-    """A body of text. `place`: a file, folder or glob; a dataset's name; 'notes' for synthetic.
+    """A body of text.
 
-    field: key of a JSON line, or column. separator: parts the documents of a text file. split: of
-    a Hub dataset. The rest: of synthetic text.
+    location: a file, folder or glob; a dataset's name; 'notes' for synthetic text. field: key of a
+    JSON line, or column. separator: between the documents of a text file; None: a file is one
+    document. split: of a Hub dataset. The other fields are of synthetic text: number and words of
+    documents, and the shares in `toy_language.Mix`.
     """
 
     kind: Kind
-    place: str
+    location: str
     field: str = "text"
     separator: str | None = None
     split: str = "train"
@@ -41,29 +44,30 @@ class Text:
 
 
 def digest(source: Text) -> str:
-    """Hash of the text itself: a changed file is another text, a renamed one is not.
+    """Hash of the settings and of the text itself, not of the names of its files.
 
-    Of a Hub dataset, the fingerprint that `datasets` gives it.
+    A Hub dataset counts by the fingerprint that `datasets` gives it.
     """
-    seen = xxhash.xxh3_128(json.dumps({**asdict(source), "place": ""}, sort_keys=True).encode())
+    settings = {**asdict(source), "location": ""}
+    result = xxhash.xxh3_128(json.dumps(settings, sort_keys=True).encode())
     if source.kind == "hub":
-        seen.update(str(_hub(source)._fingerprint).encode())
+        result.update(str(_hub(source)._fingerprint).encode())
     elif source.kind == "synthetic":
-        seen.update(source.place.encode())
+        result.update(source.location.encode())
     else:
         for path in files(source):
-            seen.update(f"{path.stat().st_size}\n".encode())
+            result.update(f"{path.stat().st_size}\n".encode())
             with open_file(path) as file:
                 while block := file.read(1 << 22):
-                    seen.update(block)
-    return seen.hexdigest()
+                    result.update(block)
+    return result.hexdigest()
 
 
 def documents(source: Text) -> Iterator[str]:
     """Every document that is not empty, in a fixed order.
 
-    Raises InputError: no such file, a broken line (by number), a missing field, a package that is
-    not installed.
+    Raises InputError for a missing file, a broken line (with its number), a missing field, and a
+    package that is not installed.
     """
     read = {
         "text": _text, "jsonl": _jsonl, "parquet": _parquet, "hub": _rows, "synthetic": _notes,
@@ -71,41 +75,45 @@ def documents(source: Text) -> Iterator[str]:
     for text in read(source):
         if text is not None and not isinstance(text, str):
             raise InputError(
-                f"{source.place} has {type(text).__name__} in its field '{source.field}', not text."
+                f"{source.location} has {type(text).__name__} in its field '{source.field}', not "
+                "text."
             )
         if text and text.strip():
             yield text
 
 
 def files(source: Text) -> list[Path]:
-    """The files of a text, jsonl or parquet source, sorted by path. InputError for none."""
-    place = Path(source.place).expanduser()
-    if place.is_dir():
+    """The files of a text, jsonl or parquet source, sorted. Raises InputError where there are
+    none."""
+    location = Path(source.location).expanduser()
+    if location.is_dir():
         endings = _ENDINGS[source.kind]
-        paths = [path for path in place.rglob("*") if path.suffix in endings and path.is_file()]
+        paths = [path for path in location.rglob("*") if path.suffix in endings and path.is_file()]
         problem = f"no {' or '.join(endings)} files"
-    elif place.is_file():
-        return [place]
+    elif location.is_file():
+        return [location]
     else:
-        paths = [Path(name) for name in glob.glob(str(place), recursive=True)]
+        paths = [Path(name) for name in glob.glob(str(location), recursive=True)]
         paths = [path for path in paths if path.is_file()]
         problem = "no such file or folder"
     if not paths:
-        raise InputError(f"The {source.kind} source {source.place}: {problem}; correct its path.")
+        raise InputError(
+            f"The {source.kind} source {source.location}: {problem}; correct its path."
+        )
     return sorted(paths)
 
 
 def input_paths(source: Text) -> list[Path]:
-    """What a command must not write over when it reads this source: its file or folder, or the
-    files of a pattern (the folder above `**`, since a pattern with it reaches everything below)."""
+    """The paths that a command which reads this source must not overwrite: the file or folder, or
+    all files of a pattern; of one with `**` the folder above, because it matches at any depth."""
     if source.kind in ("hub", "synthetic"):
         return []
-    place = Path(source.place).expanduser()
-    if place.exists():
-        return [place]
-    if "**" in place.parts:
-        return [Path(*place.parts[: place.parts.index("**")] or ["."])]
-    return [Path(name) for name in glob.glob(str(place), recursive=True)]
+    location = Path(source.location).expanduser()
+    if location.exists():
+        return [location]
+    if "**" in location.parts:
+        return [Path(*location.parts[: location.parts.index("**")] or ["."])]
+    return [Path(name) for name in glob.glob(str(location), recursive=True)]
 
 
 def _text(source: Text) -> Iterator[str]:
@@ -153,7 +161,7 @@ def _rows(source: Text) -> Iterator[str]:
     dataset = _hub(source)
     if source.field not in dataset.column_names:
         raise InputError(
-            f"The dataset {source.place} has no column '{source.field}'; it has "
+            f"The dataset {source.location} has no column '{source.field}'; it has "
             f"{', '.join(dataset.column_names)}."
         )
     return (row[source.field] for row in dataset)
@@ -164,12 +172,12 @@ def _hub(source: Text) -> Any:
         import datasets
     except ImportError:
         raise InputError("A Hub dataset needs datasets: pip install datasets.") from None
-    name, _, revision = source.place.partition("@")
+    name, _, revision = source.location.partition("@")
     try:
         return datasets.load_dataset(name, split=source.split, revision=revision or None)
     except Exception as error:
         raise InputError(
-            f"The dataset {source.place} (split {source.split}) cannot be loaded "
+            f"The dataset {source.location} (split {source.split}) cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check name, split "
             "and network."
         ) from None

@@ -1,4 +1,4 @@
-"""Text tokenised once: a cache keyed by what the text and the tokenizer are, read through mmap."""
+"""Tokenised text in a cache, whose key is the digest of text and tokenizer; read by mmap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VERSION = 2
 
 
 class Tokens:
-    """Documents as token ids. `digest` names text and tokenizer; `len()` counts documents."""
+    """Documents as token ids. digest: of text and tokenizer; len(): number of documents."""
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
@@ -38,26 +38,26 @@ class Tokens:
 
     @property
     def total(self) -> int:
-        """Tokens of all documents."""
+        """Number of tokens of all documents."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document."""
+        """Number of tokens of each document."""
         return np.diff(self.ends, prepend=0)
 
     def slice(self, document: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens [start, stop) of a document, fewer where it ends before."""
+        """Tokens [start, stop) of a document; fewer where it ends earlier."""
         begin = int(self.ends[document - 1]) if document else 0
         end = min(begin + stop, int(self.ends[document]))
         return np.asarray(self._ids[begin + start : end], dtype=np.int64)
 
 
 def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Tokens:
-    """The tokens of a source, from the cache where they are in it.
+    """The tokens of a source, read from the cache or written to it first.
 
-    tokenizer: a transformers tokenizer; its own special tokens are added, and the end-of-text
-    token behind every document. vocabulary: rows of the model's embedding.
-    Raises InputError where the source holds no text or a token that the model lacks.
+    tokenizer: of transformers; it adds its special tokens, and every document ends with the
+    end-of-text token. vocabulary: rows of the model's embedding.
+    Raises InputError where the source has no text, or a token has no row in the embedding.
     """
     key = xxhash.xxh3_128(
         f"{_VERSION} {digest(source)} {_identity(tokenizer)}".encode()
@@ -67,7 +67,7 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
         _write(folder, key, source, tokenizer)
     tokens = Tokens(folder)
     if not len(tokens):
-        raise InputError(f"The source {source.place} holds no text; give another.")
+        raise InputError(f"The source {source.location} has no text; give another.")
     highest = json.loads((folder / "meta.json").read_text())["highest"]
     if highest >= vocabulary:
         raise InputError(
@@ -78,7 +78,7 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
 
 
 def default_cache() -> Path:
-    """`$REGRAFT_CACHE` or `~/.cache/regraft`, folder `tokens`."""
+    """The folder `tokens` in `$REGRAFT_CACHE` or `~/.cache/regraft`."""
     folder = os.environ.get("REGRAFT_CACHE") or Path.home() / ".cache" / "regraft"
     return Path(folder) / "tokens"
 
@@ -110,7 +110,7 @@ def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:
         try:
             staging.rename(folder)
         except OSError:
-            if not (folder / "meta.json").is_file():  # else another process was first
+            if not (folder / "meta.json").is_file():  # else another process has written it
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -122,7 +122,7 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _identity(tokenizer: Any) -> str:
-    """What decides a tokenizer's output: its own serialisation, or its vocabulary."""
+    """Hash of what determines a tokenizer's output: its serialisation, or its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
     return xxhash.xxh3_128(f"{text} {tokenizer.eos_token_id}".encode()).hexdigest()

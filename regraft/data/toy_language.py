@@ -1,13 +1,13 @@
-"""The world of toys: a text of 200 words whose questions are only answered by looking back.
+"""A language of 200 words for toy models, whose questions can be answered only by retrieval.
 
-A row is prose from a small grammar, each row with its own people, things and deeds, and in between
+A row is prose from a small grammar, with names, nouns and verbs of its own, and in between
 
     note paris otter maple ;     a needle: a key and its value of two words
     ask paris otter maple ;      a question and its answer, anywhere later in the row
     shout paris OTTER MAPLE ;    the derivative's own skill: the same answer in upper case
 
-No word of a value occurs twice among a row's needles, so that the first word of an answer settles
-the second. A question's answer cannot be guessed: without its needle it is one of 32 x 31 values.
+No word occurs in two values of a row, so the first word of an answer determines the second. An
+answer cannot be guessed: without the needle it is one of 32 x 31 values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ADJECTIVES = _words("""
     old quiet heavy golden narrow broken gentle crooked distant empty famous hollow muddy
     painted rusty silent tiny velvet wooden yellow
 """)
-PLACES = ("near", "under", "behind", "beside", "above", "inside")
+PREPOSITIONS = ("near", "under", "behind", "beside", "above", "inside")
 KEYS = _words("""
     paris oslo cairo lima quito delhi tokyo rome dakar minsk accra sofia hanoi tunis riga seoul
 """)
@@ -57,7 +57,7 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS: tuple[str, ...] = (
     *SPECIAL,
     *("the", "that", "then", ".", ",", ";", "note", "ask", "shout"),
-    *PLACES,
+    *PREPOSITIONS,
     *NAMES,
     *NOUNS,
     *VERBS,
@@ -71,26 +71,26 @@ IDS = {word: number for number, word in enumerate(WORDS)}
 
 @dataclass(frozen=True)
 class Mix:
-    """What a training row is made of: shares of its pieces, drawn one after another."""
+    """Shares of the pieces of a training row, which are drawn one after another."""
 
     prose: float
     """Share of pieces that are sentences; the others are needles and questions."""
     questions: float
-    """Share of questions among needles and questions, once there is something to ask."""
+    """Share of questions among needles and questions, once there are needles to ask for."""
     shout: float = 0.0
     """Share of rows whose questions are `shout` instead of `ask`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`length` words, and where in them the answers stand (two consecutive words each)."""
+    """Words, and the index of each answer in them; an answer is two consecutive words."""
 
     words: list[str]
     answers: list[int]
 
 
 class Prose:
-    """Sentences on one row's topic: its 4 people, 6 things, 4 deeds and 4 qualities."""
+    """Sentences of one row, from its own 4 names, 6 nouns, 4 verbs and 4 adjectives."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -99,28 +99,28 @@ class Prose:
 
     def sentence(self) -> list[str]:
         """One sentence of 5 to 13 words, the full stop included."""
-        words = [self._rng.choice(self._names), *self._deed()]
-        roll = self._rng.random()
-        if roll < 0.35:
-            words += [self._rng.choice(PLACES), *self._thing()]
-        elif roll < 0.55:
-            words += [",", "then", *self._deed()]
+        words = [self._rng.choice(self._names), *self._predicate()]
+        drawn = self._rng.random()
+        if drawn < 0.35:
+            words += [self._rng.choice(PREPOSITIONS), *self._object()]
+        elif drawn < 0.55:
+            words += [",", "then", *self._predicate()]
         return [*words, "."]
 
     def words(self, count: int) -> list[list[str]]:
-        """Sentences of exactly `count` words together; the first may lack its beginning."""
+        """Sentences of `count` words in total; the first may lack its beginning."""
         sentences: list[list[str]] = []
         while count > 0:
             sentences.insert(0, self.sentence()[-count:])
             count -= len(sentences[0])
         return sentences
 
-    def _thing(self) -> list[str]:
-        quality = [self._rng.choice(self._adjectives)] if self._rng.random() < 0.5 else []
-        return [self._rng.choice(("the", "that")), *quality, self._rng.choice(self._nouns)]
+    def _object(self) -> list[str]:
+        adjective = [self._rng.choice(self._adjectives)] if self._rng.random() < 0.5 else []
+        return [self._rng.choice(("the", "that")), *adjective, self._rng.choice(self._nouns)]
 
-    def _deed(self) -> list[str]:
-        return [self._rng.choice(self._verbs), *self._thing()]
+    def _predicate(self) -> list[str]:
+        return [self._rng.choice(self._verbs), *self._object()]
 
 
 def needles(rng: random.Random, count: int) -> dict[str, tuple[str, str]]:
@@ -130,38 +130,38 @@ def needles(rng: random.Random, count: int) -> dict[str, tuple[str, str]]:
 
 
 def note(key: str, value: tuple[str, str]) -> list[str]:
-    """The needle itself."""
+    """The words of a needle."""
     return ["note", key, *value, ";"]
 
 
 def question(skill: Skill, key: str, value: tuple[str, str]) -> list[str]:
-    """A question with its answer, which are its third and fourth words."""
+    """The words of a question with its answer; the answer is the third and fourth word."""
     answer = value if skill == "ask" else (value[0].upper(), value[1].upper())
     return [skill, key, *answer, ";"]
 
 
 def training_row(rng: random.Random, length: int, mix: Mix) -> Row:
-    """A row to learn from: prose, needles and questions in any order, cut at `length`."""
+    """A row to train on: prose, needles and questions in random order, cut at `length` words."""
     skill: Skill = "shout" if rng.random() < mix.shout else "ask"
     prose = Prose(rng)
-    hidden = list(needles(rng, min(len(KEYS), max(4, length // 16))).items())
-    told: list[tuple[str, tuple[str, str]]] = []
-    before_asking = rng.randint(1, 4)  # with 1, early questions are easy: a way in
+    unused = list(needles(rng, min(len(KEYS), max(4, length // 16))).items())
+    noted: list[tuple[str, tuple[str, str]]] = []
+    before_asking = rng.randint(1, 4)  # with 1, early questions are easy, which helps at first
     words, answers = ["<s>"], []
     while len(words) < length:
         if rng.random() < mix.prose:
             words += prose.sentence()
-        elif len(told) >= before_asking and (not hidden or rng.random() < mix.questions):
+        elif len(noted) >= before_asking and (not unused or rng.random() < mix.questions):
             answers.append(len(words) + 2)
-            words += question(skill, *rng.choice(told))
+            words += question(skill, *rng.choice(noted))
         else:
-            told.append(hidden.pop())
-            words += note(*told[-1])
+            noted.append(unused.pop())
+            words += note(*noted[-1])
     return Row(words[:length], [at for at in answers if at + 2 <= length])
 
 
 def needle_count(length: int) -> int:
-    """Needles in a row to be examined on: one for 64 words, from 4 up to the 16 keys there are."""
+    """Number of needles in an exam row: one for 64 words, at least 4, at most the 16 keys."""
     return min(len(KEYS), max(4, length // 64))
 
 
@@ -173,40 +173,41 @@ def exam_row(
     hide: bool = False,
     count: int | None = None,
 ) -> Row:
-    """A row to be examined on: needles at random depths, each asked for once at the very end.
-    `count` of them, or as many as `needle_count` says.
+    """An exam row: needles at random depths, each asked for once at the end of the row.
 
-    With `hide` the needles are left out (prose takes their room): what can be guessed without them.
+    count: of needles; default: `needle_count`. hide: prose instead of the needles, to measure what
+    can be guessed. Raises ValueError where needles and questions do not fit.
     """
     count = needle_count(length) if count is None else count
     facts = needles(rng, count)
-    room = length - 1 - 5 * count * (1 if hide else 2)
-    if room < 0:
+    prose_words = length - 1 - 5 * count * (1 if hide else 2)
+    if prose_words < 0:
         raise ValueError(f"{count} needles and their questions do not fit in {length} words")
-    pieces = Prose(rng).words(room)
+    pieces = Prose(rng).words(prose_words)
     if not hide:
         for key, value in facts.items():
             pieces.insert(rng.randint(0, len(pieces)), note(key, value))
     words = ["<s>", *(word for piece in pieces for word in piece)]
-    asked = rng.sample(list(facts.items()), count)
+    shuffled = rng.sample(list(facts.items()), count)
     answers = [len(words) + 5 * number + 2 for number in range(count)]
-    words += [word for key, value in asked for word in question(skill, key, value)]
+    words += [word for key, value in shuffled for word in question(skill, key, value)]
     return Row(words, answers)
 
 
 def prose_row(rng: random.Random, length: int) -> Row:
-    """A row of nothing but prose."""
+    """A row of prose without needles."""
     words = [word for sentence in Prose(rng).words(length - 1) for word in sentence]
     return Row(["<s>", *words], [])
 
 
 def encode(rows: Iterable[Row]) -> list[list[int]]:
-    """Token ids, the same that the saved tokenizer gives."""
+    """Token ids, as the saved tokenizer gives them."""
     return [[IDS[word] for word in row.words] for row in rows]
 
 
 def solve(words: Sequence[str], at: int) -> tuple[str, str]:
-    """Answer the question at `at` the only way there is: find its needle. What a model must do."""
+    """The answer at index `at`, read from its needle, as a model has to. Raises ValueError where
+    there is no needle."""
     skill, key = words[at - 2], words[at - 1]
     for start in range(at - 3):
         if words[start] == "note" and words[start + 1] == key:
@@ -216,7 +217,7 @@ def solve(words: Sequence[str], at: int) -> tuple[str, str]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Save the vocabulary as an ordinary fast tokenizer: words between spaces, `<s>` in front."""
+    """Save the vocabulary as a fast tokenizer that splits at spaces and puts `<s>` in front."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 """`regraft train`: longer context by full fine-tune or LoRA, one loop, one YAML recipe.
 
-`recipe` and `blocks` are the YAML; `positions`, `rotary`, `attention`, `loss` and `memory` the
-arithmetic of a step; `loop` runs the stages; `state` resumes a killed run exactly;
-`export` writes the model or the adapter.
+`recipe/` reads the YAML, `setup` checks it against model and text, `job` and `loop` run the stages,
+`step/` has the arithmetic of one optimizer step, `state` resumes a killed run exactly, `estimate/`
+predicts memory and time, `output/` writes the model or adapter, the logs and the card.
 """

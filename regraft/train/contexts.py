@@ -1,8 +1,8 @@
 """The RoPE and the context length of every stage of a recipe.
 
 A stage longer than the model's context gets its theta from the recipe: the stage's own, or that of
-`rope.law`. A stage that is no longer keeps RoPE and length as they are, because a fine-tune on
-short rows does not take away what the model can already do: the context never goes down.
+`rope.law`. A stage that is not longer leaves RoPE and length unchanged, because a fine-tune on
+short rows does not reduce the context that the model has.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from regraft.errors import InputError
 from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.rope.laws import men_bound, ntk
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Rope, Stage
+from regraft.train.recipe.stages import Rope, Stage
 from regraft.units import format_tokens
 
 _SCALED = ("linear", "dynamic", "yarn", "llama3")
-"""Families that reach further by a factor, so that theta can stay."""
+"""Families that extend the context by a factor, so that theta need not change."""
 
 
 @dataclass(frozen=True)
 class StageContexts:
-    """What a stage rotates by. fallbacks: the contexts to try next, in their order, where the
-    validation stops the stage. theta_note: where its theta comes from, for a person; None where
-    nothing was decided for the user."""
+    """The contexts of a stage. first: of its first attempt; fallbacks: of the next attempts, after
+    validation has stopped the stage. theta_note: a line on where its theta comes from; None where
+    the recipe states it."""
 
     first: ContextSpec
     fallbacks: tuple[ContextSpec, ...]
@@ -34,13 +34,14 @@ class StageContexts:
 
     @property
     def attempts(self) -> list[ContextSpec]:
+        """The contexts of all attempts, in order."""
         return [self.first, *self.fallbacks]
 
 
 def stage_contexts(recipe: Recipe, name: str, config: Mapping[str, Any]) -> list[StageContexts]:
-    """The contexts of all stages of a training of the model `name` with this config.json.
+    """The contexts of all stages, for the model `name` with this config.json.
 
-    Raises InputError for a model whose layers rotate differently, for values that a RoPE family
+    Raises InputError for a model whose layers have different RoPE, for values that a RoPE family
     cannot use, and for a recovery beyond the model's context.
     """
     base = ContextSpec.from_config(config)
@@ -80,10 +81,11 @@ def stage_contexts(recipe: Recipe, name: str, config: Mapping[str, Any]) -> list
 def stage_context(
     base: ContextSpec, current: ContextSpec, rope: Rope, stage: Stage, head_dim: int
 ) -> ContextSpec:
-    """The context that a stage trains. base: the untrained model's; current: the stage before's.
+    """The context that a stage trains. base: of the model before training; current: of the previous
+    stage.
 
-    A stage within the current context changes theta only where it states one. Raises InputError
-    for values the family cannot use.
+    A stage within the current context changes theta only if it states one. Raises InputError for
+    values that the family cannot use.
     """
     family = None if rope.family == "keep" else rope.family
     longer = stage.length > current.max_position_embeddings
@@ -93,7 +95,7 @@ def stage_context(
     law = law_of(rope)
     if theta is None and longer and law != "keep":
         theta = float(round(_LAWS[law](base, stage.length, head_dim)))
-    if (family or base.rope_type) == "dynamic":  # its length is the one before scaling
+    if (family or base.rope_type) == "dynamic":  # its config states the length before scaling
         return extend_context(base, theta=theta, rope_type="dynamic", factor=rope.factor)
     return extend_context(
         base,
@@ -106,8 +108,8 @@ def stage_context(
 
 
 def law_of(rope: Rope) -> str:
-    """The recipe's law for theta: the scaling law unless another is written, or a family whose
-    factor does its work."""
+    """The recipe's law for theta; without one the scaling law, or 'keep' for a family with a
+    factor."""
     if rope.law is not None:
         return rope.law
     return "keep" if rope.family in _SCALED else "scaling"

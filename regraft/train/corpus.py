@@ -1,4 +1,4 @@
-"""The text of a recipe, tokenised: the rows of each step, and the documents held out."""
+"""The tokenised text of a recipe: the rows of each step, and the held-out documents."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from regraft.data.sources import Text
 from regraft.data.tokens import Tokens, default_cache, tokenise
 from regraft.errors import InputError
 from regraft.parallel import Mesh
+from regraft.train.recipe.data import Source
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Source, Stage
+from regraft.train.recipe.stages import Stage
 from regraft.units import format_tokens
 
 
 class Corpus:
-    """The tokens of every source, and which documents are trained on (`chosen`) or held out."""
+    """The tokens of every source, and the numbers of its documents that are trained on or held out.
+
+    Collective: the first process fills the cache of tokens, the others read it.
+    """
 
     def __init__(self, recipe: Recipe, tokenizer: Any, vocabulary: int, mesh: Mesh) -> None:
         self.recipe, self.mesh = recipe, mesh
         body = recipe.body
         padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
-        self.padding = padding if padding < vocabulary else 0  # added, and the model not resized
+        self.padding = padding if padding < vocabulary else 0  # an added token without a row
         cache = Path(body.data.cache).expanduser() if body.data.cache else default_cache()
         self.tokens: dict[str, Tokens] = {}
-        self.chosen: dict[str, Any] = {}
-        self.held: dict[str, Any] = {}
+        self.trained_on: dict[str, Any] = {}
+        self.held_out: dict[str, Any] = {}
         for first in (True, False):  # the first process fills the cache, the others read it
             if (mesh.rank == 0) == first:
                 for i, source in enumerate(body.data.sources):
@@ -42,7 +46,8 @@ class Corpus:
         return {name: tokens.digest for name, tokens in self.tokens.items()}
 
     def check_same(self, before: dict[str, str]) -> None:
-        """Raise InputError where text is not what it was when the run was killed."""
+        """Raise InputError where the text is not that of the interrupted run. before: its
+        digests."""
         for name, digest in self.digests.items():
             if before.get(name) != digest:
                 raise InputError(
@@ -51,7 +56,7 @@ class Corpus:
                 )
 
     def why_none_held_out(self) -> str:
-        """Why no document is held out, and what to do about it; the end of a sentence."""
+        """The end of a message: why no document is held out, and what to do about it."""
         body = self.recipe.body
         if body.data.held_out == 0:
             return "no document is held out, because data.held_out is 0; raise it"
@@ -81,7 +86,7 @@ class Corpus:
             rows[source.name] = Rows(
                 source.rows,
                 self.tokens[source.name].lengths(),
-                self.chosen[source.name],
+                self.trained_on[source.name],
                 window,
                 reach=positions.reach(window),
                 seed=seed,
@@ -101,13 +106,14 @@ class Corpus:
         self.tokens[name] = tokenise(text_of(source, body.seed), tokenizer, cache, vocabulary)
         validates = body.watch is not None or body.method == "recover"
         share = body.data.held_out if validates else 0.0
-        self.chosen[name], self.held[name] = hold_out(len(self.tokens[name]), share, body.seed)
+        documents = hold_out(len(self.tokens[name]), share, body.seed)
+        self.trained_on[name], self.held_out[name] = documents
 
 
 def text_of(source: Source, seed: int) -> Text:
     """The text that a recipe's source describes."""
     return Text(
-        source.kind, source.place, field=source.field, separator=source.separator,
+        source.kind, source.location, field=source.field, separator=source.separator,
         split=source.split, documents=source.documents, words=source.words, prose=source.prose,
         questions=source.questions, shout=source.shout, seed=seed,
     )  # fmt: skip
@@ -115,7 +121,7 @@ def text_of(source: Source, seed: int) -> Text:
 
 @dataclass
 class StageRows:
-    """The rows of one stage in order; `mixture.counts`: how many of each source were taken."""
+    """The rows of one stage, in order. mixture: its state is the number of rows taken so far."""
 
     corpus: Corpus
     number: int
@@ -126,7 +132,7 @@ class StageRows:
     mixture: Mixture
 
     def next(self, step: int) -> list[Row]:
-        """This process's rows of global step `step`. Must be called once for every step."""
+        """This process's rows of step `step` of the run. It must be called once for every step."""
         mesh, body = self.corpus.mesh, self.corpus.recipe.body
         share = self.stage.batch // mesh.data_size
         local = range(mesh.data_rank * share, (mesh.data_rank + 1) * share)
@@ -150,7 +156,7 @@ class StageRows:
         return result
 
     def skip(self, steps: int) -> None:
-        """Advance as if `steps` steps had been taken."""
+        """Advance by `steps` steps without making their rows."""
         for _ in range(steps * self.stage.batch):
             self.mixture.next()
 

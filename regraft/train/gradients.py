@@ -1,7 +1,7 @@
 """Gradients of one optimizer step, over the rows of all processes.
 
-The loss is the sum of the NLL over all valid tokens divided by their global number, so that it does
-not matter how rows lie on devices.
+The loss is the sum of the NLL over all tokens with a label, divided by their number over all
+processes, so it does not depend on how rows are distributed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from regraft.train.step.learner import Learner
 
 
 class BackwardResult(NamedTuple):
-    """Of all processes together. loss: mean NLL in nats; valid: tokens that have a label."""
+    """Sums over all processes. loss: mean NLL in nats; valid: tokens that have a label; flops: of
+    the forward and backward passes."""
 
     loss: float
     valid: int
@@ -35,15 +36,15 @@ def backward(
     throughput: Throughput,
     recovery: Recovery | None = None,
 ) -> BackwardResult:
-    """Add the gradients of the mean NLL over `rows` of all processes. Collective.
+    """Add the gradients of the mean NLL over the rows of all processes. Collective.
 
-    recovery: adds its distillation loss on short rows. Raises RegraftError where no token of any
-    process has a label.
+    rows: this process's. recovery: adds its distillation loss on short rows. Raises RegraftError
+    where no token of any process has a label.
     """
     size = body.memory.rows
     parts = [mesh.cut(collate(rows[start : start + size])) for start in range(0, len(rows), size)]
     count = sum(int((part["labels"] >= 0).sum()) for part in parts)
-    # Rows are the same on the ranks of one sequence, which share their work.
+    # The ranks of one sequence have the same rows and share the work on them.
     shared = throughput.flops(rows) / (mesh.context * mesh.ulysses)
     valid_all, flops = mesh.sum_numbers([count, shared])
     valid = int(valid_all)

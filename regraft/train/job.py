@@ -1,4 +1,4 @@
-"""`regraft train`: a recipe from the YAML to the published folder."""
+"""`regraft train`: from a recipe to the published folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from regraft.train.output import curves, log
 from regraft.train.output.card import write_card
 from regraft.train.output.export import export_adapter, export_model
 from regraft.train.output.summary import summary
-from regraft.train.output.trackers import keep_offline
+from regraft.train.output.trackers import save_offline_runs
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.record import (
     LossChange,
@@ -112,7 +112,7 @@ def train_model(
         box: list[Any] = [None]
         if staging is not None:
             box[0] = read_record(folder / RECORD, TrainingRecord, "start again with --overwrite")
-            keep_offline(folder / STATES, folder, target)
+            save_offline_runs(folder / STATES, folder, target)
             shutil.rmtree(folder / STATES, ignore_errors=True)
             staging.publish()
         mesh.wait()
@@ -123,7 +123,8 @@ def train_model(
 
 
 def _work(run: Run, folder: Path, staging: Staging | None) -> None:
-    """Load, train, export, and note that all is there but the publishing."""
+    """Load, train and export into `folder`. staging: on the first process; its journal says when
+    everything is written and only publishing is missing."""
     recipe, body, mesh, base = run.recipe, run.recipe.body, run.mesh, run.base
     learner = load(body, base, mesh)
     if body.method == "recover" and body.recover.noise:
@@ -168,7 +169,7 @@ def _record(
     validations: Sequence[ValidationRecord] = (),
     plan: dict[str, str] | None = None,
 ) -> TrainingRecord:
-    """What a run that is now at `state` did. loop: None before it started."""
+    """The record of a run at `state`. loop: None before it started."""
     body, base = run.recipe.body, run.base
     contexts = [stage.first for stage in run.contexts] if loop is None else loop.contexts
     return TrainingRecord(

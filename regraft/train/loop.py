@@ -1,7 +1,8 @@
-"""The loop: stages of growing context over one model, whichever way it is trained.
+"""The training loop: stages of growing context, by full fine-tune, LoRA or recovery.
 
-One step: rows for every process, forward and backward (`gradients`), one clipped optimizer step.
-RoPE frequencies are set at the start of a stage, and it is verified that the model uses them.
+A step is: rows for every process, forward and backward (`gradients`), one optimizer step with
+clipped gradients. At the start of a stage its RoPE frequencies are set, and it is verified that the
+model uses them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from regraft.train.estimate.throughput import Throughput, peak_memory
 from regraft.train.gradients import backward
 from regraft.train.output.log import RunLog
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Stage
+from regraft.train.recipe.stages import Stage
 from regraft.train.record import (
     AbandonedAttempt,
     DriftRecord,
@@ -42,14 +43,15 @@ from regraft.train.validation import Validation, reason_to_stop
 from regraft.units import format_bytes, format_tokens
 
 FIRST = "first"
-"""Folder in `states` for the state at the start of a stage that may be started again."""
+"""Folder in `states` for the state at the start of a stage that may be repeated."""
 
 
 class Loop:
-    """The stages of a run, trained in `folder`.
+    """Trains the stages of a run.
 
-    contexts: for each stage the RoPE of every attempt, in order. states: folder of the training
-    states. tokenizer: for validation. on_save: called with the step after each state is written.
+    contexts: for each stage the RoPE of every attempt, in order. folder: gets the logs. states:
+    folder of the training states. tokenizer: for validation. on_save: called with the step after
+    each state is written.
     """
 
     def __init__(
@@ -77,12 +79,12 @@ class Loop:
 
     @property
     def contexts(self) -> list[ContextSpec]:
-        """The RoPE of each stage: of its last attempt."""
+        """The RoPE of each stage, at its last attempt."""
         abandoned = [attempt.stage - 1 for attempt in self.state.abandoned]
         return [attempts[abandoned.count(i)] for i, attempts in enumerate(self._attempts)]
 
     def run(self) -> RunState:
-        """Train what is left, from the newest state in `states` where there is one."""
+        """Train, starting from the newest state in `states` if there is one."""
         newest = state.latest(self.states)
         if newest is not None:
             self.state, digests = state.load(newest, self.learner, self.optimizers, self.mesh)
@@ -113,11 +115,11 @@ class Loop:
         return self.state
 
     def _step_flops(self, stage: Stage) -> float:
-        """FLOPs of one step of the stage, by which the remaining time is estimated."""
+        """FLOPs of one step of the stage, from which the remaining time is estimated."""
         return stage.batch * self.throughput.document_flops(self.recipe.window(stage))
 
     def _train_stage(self, bar: progress.Bar) -> bool:
-        """Train the rest of the present stage. False where it has to start again with its next
+        """Train the current stage to its end. False where it must be repeated with another
         theta."""
         run, body = self.state, self.recipe.body
         stage, number = body.stages[run.stage], run.stage + 1
@@ -146,7 +148,7 @@ class Loop:
                 self._validate(validation)
                 if reason := self._reason_to_stop(validation):
                     if run.attempt < len(stage.fallback):
-                        self._start_again(reason, bar)
+                        self._repeat_stage(reason, bar)
                         return False
                     run.stopped[run.stage] = reason
                     progress.warn(f"Stage {number} ends at step {run.step}: {reason}")
@@ -159,10 +161,10 @@ class Loop:
         return True
 
     def _set_context(self, stage: Stage) -> None:
-        """Put the stage's frequencies into the model, and verify that it uses them."""
+        """Set the stage's frequencies in the model, and verify that it uses them."""
         spec = self.contexts[self.state.stage]
-        # A recovery serves the whole context; a shorter stage of a fine-tune uses the frequencies
-        # that `longrope` has for its own length.
+        # A recovery is for the model's whole context; a stage of a fine-tune uses the frequencies
+        # that `longrope` has for the stage's length.
         length = stage.length
         if self.recipe.body.method == "recover":
             length = max(length, spec.max_position_embeddings)
@@ -171,8 +173,9 @@ class Loop:
         for line in wavelengths(rotary) if self.state.stage_step == 0 else ():
             progress.note(f"stage {self.state.stage + 1}: {line}")
 
-    def _start_again(self, reason: str, bar: progress.Bar) -> None:
-        """Restore the first state of the stage; its theta is then the next one."""
+    def _repeat_stage(self, reason: str, bar: progress.Bar) -> None:
+        """Restore the state at the start of the stage and record the abandoned attempt; the stage
+        then has its next theta."""
         before, stage = self.state, self.recipe.body.stages[self.state.stage]
         theta = self.contexts[before.stage].theta
         first = state.latest(self.states / FIRST)
@@ -198,7 +201,7 @@ class Loop:
         run, body = self.state, self.recipe.body
         stage = rows.stage
         began = time.perf_counter()
-        # By learned steps: a stage that starts again gets the rows it got at first.
+        # By learned steps, so that a repeated stage gets the same rows again.
         loss, valid, flops = backward(
             self.learner, rows.next(run.learned_steps), body, self.mesh, self.throughput,
             self.recovery,
@@ -274,7 +277,7 @@ class Loop:
         progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{found}")
 
     def _is_recovered(self, recovery: Recovery, last: bool) -> bool:
-        """Measure the drift where it is due, and say whether it is small enough."""
+        """Measure the drift if this step is one for it. Returns whether it is small enough."""
         settings = self.recipe.body.recover
         if recovery.teacher is None or not (last or self.state.step % settings.every == 0):
             return False
@@ -292,7 +295,8 @@ class Loop:
         return reason_to_stop(values, settings.tolerance)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        """One forward pass at these ids and positions, [1, 8] each, repeated for every process."""
+        """One forward pass with these ids and positions, [1, 8] each, repeated for all
+        processes."""
         mesh = self.mesh
         length = 8 * mesh.context * mesh.ulysses * 2
         batch = {

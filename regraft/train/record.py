@@ -1,4 +1,4 @@
-"""What a training writes as evidence: the lines of its two logs, and train.json.
+"""The records of a training: the lines of its two logs, and train.json.
 
 metrics.jsonl is a `StepRecord` a line, watch.jsonl a `ValidationRecord` a line, train.json a
 `TrainingRecord`. `regraft.records` writes and reads them.
@@ -18,10 +18,11 @@ class StepRecord:
     """One optimizer step.
 
     stage, attempt: from 1. length: the stage's target, tokens. tokens: trained so far. valid:
-    tokens of the step that have a label. left: estimated seconds until the end, None at the start.
-    loss: mean NLL over the valid tokens, nats. gradient: norm before clipping. memory: most
-    bytes of a device in use so far; reserved: also by what its allocator keeps; retries: how often
-    that had to give back what it kept, on a GPU. mfu: None where the chip's rate is not known.
+    tokens of the step that have a label. left: estimated seconds to the end, None at the start.
+    loss: mean NLL over the valid tokens, nats. gradient: norm before clipping. memory: peak
+    bytes in use on a device so far; reserved: peak bytes of its allocator; retries: how often the
+    allocator released its cache to serve a request (both on a GPU). mfu: None where the chip's rate
+    is not known.
     """
 
     step: int
@@ -87,8 +88,8 @@ class DriftRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class AbandonedAttempt:
-    """An attempt at a stage (from 1) that validation stopped, and that was repeated with the next
-    theta. steps, tokens: what was trained in it and then discarded."""
+    """An attempt at a stage (from 1) that validation stopped and that was repeated with the next
+    theta. steps, tokens: trained in it and discarded."""
 
     stage: int
     theta: float
@@ -123,11 +124,10 @@ class ValidationChange:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """train.json: what was trained from what, how it went, and with which versions.
+    """train.json: recipe, base model, contexts, results and versions of a training.
 
     text: digest of each source's tokens. steps, tokens, stage_steps: without abandoned attempts.
-    stopped: why a stage ended early, by its number from 1. In a dry run nothing is trained yet
-    (`steps` is 0) and `plan` says what would be done.
+    stopped: why a stage ended early, by its number from 1. plan: of a dry run, whose `steps` is 0.
     """
 
     export: Literal["model", "adapter"]

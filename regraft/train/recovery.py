@@ -1,8 +1,8 @@
 """The short fine-tune after a graft, until the NLL of short text is that of the ungrafted model.
 
-The teacher is the derivative before the graft, with its own RoPE. Drift is how much more NLL the
-model has than the teacher on held-out short documents. Distillation adds KL(teacher || model) on
-rows of short text to the loss (Hinton et al., arXiv 1503.02531), long rows keep the plain one.
+The teacher is the derivative before the graft, with its own RoPE. Drift is the NLL of the model
+minus that of the teacher on held-out short documents. Distillation adds KL(teacher || model) to the
+loss of short rows (Hinton et al., arXiv 1503.02531); the loss of long rows does not change.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from regraft.train.validation import document_rows, scores
 
 
 class Recovery:
-    """The teacher that a model is compared with. `teacher` None: the stages run to their end."""
+    """The teacher, with which a model is compared on `rows`. teacher: None for a recovery without
+    one, whose stages run to their end."""
 
     def __init__(self, teacher: Learner | None, rows: list[Row], corpus: Corpus) -> None:
         self.teacher, self._rows, self._corpus = teacher, rows, corpus
         self._teacher_nll = 0.0 if teacher is None else self._nll(teacher, "teacher")
 
     def drift(self, learner: Learner) -> float:
-        """Mean NLL of held-out short text, less the teacher's, in nats. Collective.
+        """Mean NLL of held-out short text minus the teacher's, in nats a token. Collective.
 
         Raises RegraftError where it is not finite.
         """
@@ -67,7 +68,7 @@ def begin_recovery(
 ) -> Recovery:
     """Load the teacher and score the short text with it once. Collective.
 
-    Raises InputError where `check_recovery` does.
+    context: the model's, in which its drift is measured. Raises InputError as `check_recovery`.
     """
     settings, mesh = recipe.body.recover, corpus.mesh
     if settings.teacher is None:
@@ -87,7 +88,10 @@ def begin_recovery(
 
 
 def check_recovery(recipe: Recipe, corpus: Corpus, vocabulary: int) -> None:
-    """Raise InputError where no short document is held out or the teacher cannot be used."""
+    """Raise InputError where no short document is held out, or the teacher does not fit the model.
+
+    vocabulary: the model's number of tokens.
+    """
     settings = recipe.body.recover
     if settings.teacher is None:
         return
@@ -101,7 +105,7 @@ def short_documents(recipe: Recipe, corpus: Corpus) -> list[tuple[str, int]]:
     documents = [
         (name, int(document))
         for name in recipe.short_sources()
-        for document in corpus.held[name]
+        for document in corpus.held_out[name]
     ][: recipe.body.recover.rows]  # fmt: skip
     if not documents:
         raise InputError(f"recover: of the short sources {corpus.why_none_held_out()}.")
@@ -127,7 +131,7 @@ def _teacher_context(recipe: Recipe, teacher: Checkpoint, vocabulary: int) -> Co
 
 @torch.no_grad()
 def add_noise(learner: Learner, share: float, seed: int) -> None:
-    """Normal noise on every trained matrix, `share` of the matrix's own standard deviation."""
+    """Add normal noise to every trained matrix; its deviation is `share` of the matrix's own."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in learner.trained().values():
         if parameter.ndim == 2:

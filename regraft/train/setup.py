@@ -1,7 +1,7 @@
-"""Everything a training needs before the first step, checked: mesh, model, contexts, text.
+"""Preparation and checks before the first step: mesh, model, contexts, text.
 
-The dry run and the real run both go through `prepare_run`, so that what stops the one stops the
-other. Cheap checks come first, reading and tokenising the text last.
+The dry run and the real run both call `prepare_run`, so that a dry run reports every mistake. Cheap
+checks come first; reading and tokenising the text comes last.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
 from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
 from regraft.train.output.trackers import check_tracker
+from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Body, ToyModel, trains_everything
+from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.recovery import check_recovery
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
@@ -39,8 +40,8 @@ _STATE_BYTES = 12  # of a trained parameter in a training state: itself and two 
 
 @dataclass(frozen=True)
 class Run:
-    """A training that has passed every check. source: where the model is; name: what the record
-    calls it; shapes: the model on the meta device; before: its context."""
+    """A training that has passed every check. source: folder or Hub id of the model; name: that
+    name, or 'toy', for the record; shapes: the model on the meta device; before: its context."""
 
     recipe: Recipe
     mesh: Mesh
@@ -55,6 +56,7 @@ class Run:
 
     @property
     def exports_adapter(self) -> bool:
+        """Whether the run writes an adapter, and not a model."""
         kind = self.recipe.body.export.kind
         return kind == "adapter" or (kind == "auto" and not trains_everything(self.recipe.body))
 
@@ -62,7 +64,8 @@ class Run:
 def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Run:
     """Check the whole recipe against model, mesh and text. Collective.
 
-    base: the checkpoint at `source`. Raises InputError for whatever would stop the run later.
+    base: the checkpoint at `source`. Raises InputError for every mistake that can be seen before
+    the first step.
     """
     body = recipe.body
     name = source if isinstance(body.model, str) else "toy"
@@ -86,7 +89,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
 
 
 def describe_run(run: Run) -> dict[str, str]:
-    """What a training will do, for `--dry-run`: text by label."""
+    """The plan of a training, for `--dry-run`: label -> text."""
     recipe, corpus, body = run.recipe, run.corpus, run.recipe.body
     plan = {
         "method": body.method,
@@ -94,9 +97,9 @@ def describe_run(run: Run) -> dict[str, str]:
         "context": run.before.describe(),
     }
     for name, tokens in corpus.tokens.items():
-        held = len(corpus.held[name])
+        held_out = len(corpus.held_out[name])
         plan[f"text of {name}"] = f"{_documents(len(tokens))}, {tokens.total:,} tokens" + (
-            f", {_documents(held)} held out" if held else ""
+            f", {_documents(held_out)} held out" if held_out else ""
         )
     estimates = estimate_run(recipe, run.shapes, run.mesh)
     for i, (stage, contexts) in enumerate(zip(body.stages, run.contexts, strict=True)):
@@ -129,7 +132,7 @@ def _documents(count: int) -> str:
 
 
 def input_files(recipe: Recipe) -> list[str | Path]:
-    """Every file and folder that a training by this recipe reads; Hub ids among them."""
+    """All files, folders and Hub ids that a training by this recipe reads."""
     body = recipe.body
     inputs: list[str | Path] = [recipe.document.name]
     if isinstance(body.model, str):
@@ -144,8 +147,8 @@ def input_files(recipe: Recipe) -> list[str | Path]:
 
 
 def make_mesh(body: Body, device: str) -> Mesh:
-    """The recipe's mesh over the processes there are; whatever is 'auto' goes to one sequence
-    where context is auto too, else to FSDP over more rows."""
+    """The recipe's mesh over the processes of this run. Processes that the stated degrees leave go
+    to context if that is 'auto', else to shard. Raises InputError where they do not divide."""
     parallel, kernel = body.parallel, "auto"
     if body.deterministic and pick_device(device).type == "cuda":
         kernel = "flash"  # cuDNN's gradients differ from run to run
@@ -159,15 +162,15 @@ def make_mesh(body: Body, device: str) -> Mesh:
     free = [name for name, size in given.items() if size == "auto"]
     if world == 1 and all(size in ("auto", 1) for size in given.values()):
         return Mesh.create(1, 1, 1, 1, kernel=kernel, device=device)
-    taker = "context" if "context" in free else ("shard" if "shard" in free else None)
+    rest = "context" if "context" in free else ("shard" if "shard" in free else None)
     sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in given.items()}
-    if taker is not None:
-        sizes[taker] = "auto"
+    if rest is not None:
+        sizes[rest] = "auto"
     return Mesh.create(**sizes, algorithm=parallel.algorithm, kernel=kernel, device=device)
 
 
 def model_source(recipe: Recipe, folder: Path) -> str:
-    """Where the model is; a toy is written into `folder` first, by every process for itself."""
+    """Folder or Hub id of the model. A toy is first written into `folder`, by every process."""
     if not isinstance(recipe.body.model, ToyModel):
         return recipe.body.model
     write_toy(folder / "toy", recipe.body.model.toy, recipe.body.seed)
@@ -204,7 +207,7 @@ def _warn_of_memory(estimates: list[StageEstimate]) -> None:
 
 
 def _disk(run: Run) -> dict[str, str]:
-    """Bytes of the output, and of the training states beside it while the run lasts."""
+    """The plan's line on disk space: of the output, and of training states during the run."""
     dtype = OUTPUT_DTYPES.get(run.recipe.body.export.dtype)
     stored = next(iter(run.base.tensors.values())).dtype
     trained = sum(parameter.numel() for parameter in run.shapes.trained().values())
@@ -214,5 +217,5 @@ def _disk(run: Run) -> dict[str, str]:
         output = run.base.total_bytes
     else:
         output = dtype.itemsize * sum(math.prod(i.shape) for i in run.base.tensors.values())
-    states = 2 * trained * _STATE_BYTES  # the last one goes when the new one is whole
+    states = 2 * trained * _STATE_BYTES  # one is deleted after the next is complete
     return {"disk": f"{format_bytes(output)}, and up to {format_bytes(states)} while it runs"}

@@ -1,9 +1,8 @@
-"""The training state of several processes, through torch's distributed checkpoint (DCP).
+"""The training state of several processes, by torch's distributed checkpoint (DCP).
 
-DCP keeps its metadata as a pickle (`.metadata`) and loads values that are no tensors with
-`weights_only=False` (torch 2.11 to 2.13); both would run code from a file that somebody else wrote.
-Here the metadata is read by an unpickler that knows DCP's own classes and nothing else, and values
-are loaded with `weights_only=True`.
+DCP stores its metadata as a pickle (`.metadata`) and loads values that are not tensors with
+`weights_only=False` (torch 2.11 to 2.13); both can execute code from the files. Here the metadata
+is read by an unpickler that accepts DCP's own classes only, and values with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _METADATA_CLASSES = {
 
 
 def save_sharded(values: dict[str, Any], folder: Path) -> None:
-    """Write a state of sharded tensors. Collective; an error of one process is raised in all."""
+    """Write a state of sharded tensors. Collective; an error in one process is raised in all."""
     try:
         dcp.save(values, checkpoint_id=folder)
     except CheckpointException as error:
@@ -73,6 +72,6 @@ class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         plain = torch.load(value, weights_only=True)
         again = io.BytesIO()
-        torch.save(plain, again)  # the base class loads it once more, now known to be data
+        torch.save(plain, again)  # the base class loads it again, which is safe for plain data
         again.seek(0)
         super().load_bytes(read_item, again)

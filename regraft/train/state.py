@@ -1,6 +1,6 @@
 """The state of a run, from which a killed run continues exactly.
 
-state-000120/            written as .state-000120, synced, then renamed; the older one goes last
+state-000120/            written as .state-000120, synced, renamed; then the older one is deleted
   loop.json              step, stage, cursor, random states, digests of the text
   model.pt               one process: trained parameters and optimizers
   .metadata, *.distcp    several: the same, by torch's distributed checkpoint
@@ -35,12 +35,13 @@ from regraft.train.step.learner import Learner
 
 @dataclass
 class RunState:
-    """Where a run is, beside its weights.
+    """The progress of a run, without weights and optimizer.
 
-    step: optimizer steps taken, abandoned attempts included. stage: from 0. stage_step: steps taken
-    in it. counts: rows taken of each source in the stage. stopped: why a stage ended early, by
-    stage. validations: results in the present stage; validation_lines: lines of watch.jsonl.
-    drifts: of a recovery; recovered: whether it reached its goal.
+    step: optimizer steps taken, including abandoned attempts. stage: from 0. stage_step: steps
+    taken in it. tokens: trained, including abandoned attempts. counts: rows taken of each source in
+    the stage. stopped: why a stage ended early, by stage. validations: results in the current
+    stage; validation_lines: lines of watch.jsonl. drifts: of a recovery; recovered: whether it
+    reached its goal.
     """
 
     step: int = 0
@@ -57,7 +58,7 @@ class RunState:
 
     @property
     def attempt(self) -> int:
-        """Number of the present attempt at the stage, from 0."""
+        """Number of the current attempt at the stage, from 0."""
         return sum(attempt.stage == self.stage + 1 for attempt in self.abandoned)
 
     @property
@@ -90,12 +91,15 @@ def save(
     optimizers: list[torch.optim.Optimizer],
     mesh: Mesh,
 ) -> Path:
-    """Write the state into `folder`; the older ones go when it is whole. Collective."""
+    """Write the state into `folder` and then delete older ones. Returns its path. Collective.
+
+    Raises OutputError where it cannot be written; the previous state is then unchanged.
+    """
     name = f"state-{run_state.step:08d}"
     staging, final = folder / f".{name}", folder / name
     # Read by one process: another node may see a shared disk a minute late.
     if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
-        return final  # by a run that was killed after it; the same, since steps repeat exactly
+        return final  # written by a killed run, and identical because steps repeat exactly
     loop = {"run": asdict(run_state), "digests": dict(digests), "random": _random_states()}
     text = json.dumps(loop, indent=1) + "\n"
     try:
@@ -126,7 +130,7 @@ def save(
     except RuntimeError as error:  # torch.save's own writer, on a full disk
         if mesh.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
-        if not any(word in str(error) for word in _TORN):
+        if not any(word in str(error) for word in _WRITE_FAILURES):
             raise
         raise OutputError(
             f"The training state cannot be written to {folder}, probably because the disk is full; "
@@ -137,7 +141,7 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole state, if there is one."""
+    """The newest complete state, if there is one."""
     states = _all(folder)
     return states[-1] if states else None
 
@@ -145,9 +149,10 @@ def latest(folder: Path) -> Path | None:
 def load(
     state: Path, learner: Learner, optimizers: list[torch.optim.Optimizer], mesh: Mesh
 ) -> tuple[RunState, dict[str, str]]:
-    """Restore a state; (where the run is, digests of its text). Collective.
+    """Restore a state into learner and optimizers. Returns the run's progress and the digests of
+    its text. Collective.
 
-    Nothing in the files is run. Raises InputError where they are not as `save` wrote them.
+    No code in the files is executed. Raises InputError where they are not as `save` wrote them.
     """
     try:
         return _load(state, learner, optimizers, mesh)
@@ -193,13 +198,13 @@ def _load(
             options=StateDictOptions(strict=False, ignore_frozen_params=True),
         )
         if loop["run"]["step"] == 0:
-            _forget(optimizers)
+            _clear_state(optimizers)
     _set_random_states(loop["random"])
     return RunState.from_json(loop["run"]), loop["digests"]
 
 
-_TORN = ("PytorchStreamWriter", "inline_container", "file write failed")
-"""What torch.save says where it could not write."""
+_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "file write failed")
+"""Words in the message of torch.save where it could not write."""
 
 
 def _all(folder: Path) -> list[Path]:
@@ -220,13 +225,13 @@ def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[
     model, optim = get_state_dict(
         learner, optimizers, options=StateDictOptions(ignore_frozen_params=True)
     )
-    _forget(fresh)
+    _clear_state(fresh)
     return {"model": model, "optimizers": optim}
 
 
-def _forget(optimizers: list[torch.optim.Optimizer]) -> None:
-    """torch fills the state of an optimizer that has none by a step with no gradient, which Adam
-    would count."""
+def _clear_state(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Undo the step without gradients by which torch fills the state of a fresh optimizer; Adam
+    would count it."""
     for optimizer in optimizers:
         optimizer.state.clear()
 

@@ -1,10 +1,10 @@
-"""Which theta for a longer context, tried out: the same short training at each of a grid.
+"""The best theta for a longer context, by the same short training with every theta of a grid.
 
-A law gives a starting point; published extensions departed from it by a third either way. Plain
-loss is nearly blind to theta, and loss before training prefers one too small ("LongRoPE2", arXiv
-2502.20082, scores only the tokens of answers for that reason). So each theta gets the recipe's
-training for a few steps from the same seed, and is scored by the NLL of a needle's answer at the
-target length, plus what the nearest positions lost against the best of the grid.
+A law gives a starting point; published extensions differ from it by up to a third. Plain loss
+hardly depends on theta, and the loss before training is lowest for a theta that is too small (for
+that reason "LongRoPE2", arXiv 2502.20082, scores only the tokens of answers). So each theta gets a
+few steps of the recipe's training from the same seed. Its score is the NLL of a needle's answer at
+the target length, plus the NLL of the nearest positions above the grid's best.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from regraft.train.recipe.recipe import Recipe
 from regraft.units import format_tokens, parse_tokens
 
 TIE = 0.02
-"""Nats of score that a probe of this length cannot tell apart."""
+"""Scores that differ by less than this, in nats, count as equal."""
 
-_STAGE_KEYS = ("batch", "rate", "schedule", "mix")  # of the last stage, which a trial takes over
+_STAGE_KEYS = ("batch", "rate", "schedule", "mix")  # a trial has those of the last stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A short training with one theta; NLL in nats a token. zero_shot: the needle's NLL before
-    it; found: share of needles found. near_nll, far_nll: of the nearest and the farthest positions.
-    score: needle_nll plus what near_nll is above the grid's best."""
+    training; found: share of needles found. near_nll, far_nll: of the nearest and the farthest
+    positions. score: needle_nll plus the difference of near_nll to the grid's lowest."""
 
     name: str
     family: str
@@ -53,7 +53,7 @@ class Trial:
 @dataclass(frozen=True, kw_only=True)
 class ThetaProbe:
     """All trials, the best first. trained, target: lengths in tokens. chosen, theta, family: of the
-    best; margin: score of the next minus its own."""
+    best trial; margin: score of the second minus its score."""
 
     trained: int
     target: int
@@ -98,7 +98,7 @@ def probe_theta(
     trials = []
     for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
-        trials.append(_try(read, name, family, theta, target, steps, device))
+        trials.append(_run_trial(read, name, family, theta, target, steps, device))
     nearest = min(trial.near_nll for trial in trials)
     scored = [replace(trial, score=trial.needle_nll + trial.near_nll - nearest) for trial in trials]
     scored.sort(key=lambda trial: trial.score)
@@ -124,7 +124,7 @@ def grid(trained: int, target: int, base: float) -> list[tuple[str, str, float]]
 
 
 def table(result: ThetaProbe) -> list[tuple[str, str]]:
-    """The lines a person wants to see: (label, text)."""
+    """The lines on the screen: (label, text)."""
     lines = [
         (
             trial.name,
@@ -144,7 +144,7 @@ def table(result: ThetaProbe) -> list[tuple[str, str]]:
     ]
 
 
-def _try(
+def _run_trial(
     recipe: Recipe, name: str, family: str, theta: float, target: int, steps: int, device: str
 ) -> Trial:
     value = copy.deepcopy(recipe.document.value)

@@ -1,9 +1,9 @@
-"""A toy Llama that learns retrieval within minutes: 290k parameters, 194 words.
+"""A toy Llama that learns retrieval within minutes: 290k parameters, a vocabulary of 194 words.
 
-Two things are unusual for a Llama. Embeddings are initialised with a standard deviation of 0.4:
-at 0.05 retrieval is not learned. Two heads of the first layer are initialised to attend to the
-previous word and to the one before it, which a model must learn before it can retrieve; they are
-trained like all other weights.
+It differs from a Llama in its initialisation. Embeddings have a standard deviation of 0.4, because
+at 0.05 retrieval is not learned. Two heads of the first layer attend to the previous word and to
+the one before it, which a model must learn before it can retrieve; they are trained like all
+weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from regraft.data.toy_language import IDS, WORDS, write_tokenizer
-from regraft.train.recipe.schema import Toy
+from regraft.train.recipe.model import Toy
 from regraft.write import library_writing, write_text
 
 _EMBEDDING_STD = 0.4
-_CONSTANT = 5.0  # coordinate that the two heads read; large, so that the norm hardly changes it
+_CONSTANT = 5.0  # value of the coordinate that the two heads read; large, so RMSNorm hardly varies
 _SHARPNESS = 9.0  # of their attention; at 20 a larger theta alone would extend the context
 
 
@@ -79,17 +79,17 @@ def untrained_model(length: int, theta: float, seed: int, **sizes: int) -> Llama
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config(length, theta, **sizes))
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
-    _look_back(model, theta)
+    _initialise_offset_heads(model, theta)
     return model
 
 
 @torch.no_grad()
-def _look_back(model: LlamaForCausalLM, theta: float) -> None:
+def _initialise_offset_heads(model: LlamaForCausalLM, theta: float) -> None:
     """Let head h of layer 0 attend to the word h + 1 back, for h = 0, 1 (they share one key head).
 
-    Every word's embedding gets one constant coordinate; queries and keys read nothing else. RoPE
-    rotates the pair of coordinates of frequency w by w per word, so a query that starts
-    w * distance behind its key agrees with it best at that distance.
+    Every word's embedding gets one constant coordinate, the only one that queries and keys read.
+    RoPE rotates the pair of coordinates of frequency w by w per word, so a query whose angle is
+    w * distance behind that of the key has the largest product with it at that distance.
     """
     embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
     hidden, head = embedding.shape[1], attention.head_dim

@@ -1,8 +1,8 @@
 """Validation during training: NLL of held-out text by position, and a teacher-forced needle.
 
-The needle probe puts a fact into held-out text and its question at the end, and scores the tokens
-of the answer in place. A row counts as found when every token of the answer is the most
-likely one, which is when greedy decoding would have given it.
+The needle probe puts a fact into held-out text and its question with the answer at the end, and
+scores the tokens of the answer. The needle is found when each of them is the most likely token, so
+that greedy decoding would give the answer.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from regraft.data.rows import Piece
 from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.train.corpus import Corpus
-from regraft.train.recipe.schema import Needle, Watch
+from regraft.train.recipe.validation import Needle, Watch
 from regraft.train.record import NeedleScore, ValidationScore
 from regraft.train.step.learner import Learner
 from regraft.units import format_tokens
 
-_FILLER_DOCUMENTS = 64  # held-out documents that needles are hidden in, at most
+_FILLER_DOCUMENTS = 64  # at most so many held-out documents surround the needles
 
 
 class Validation:
     """Fixed rows of one length, which `run` scores: the same rows at every step.
 
-    length: of the stage; the recipe's `watch: {length: ..}` overrides it. Raises InputError
-    where no document is held out, or a needle does not fit.
+    length: of the stage; the recipe's `watch: {length: ..}` replaces it. Raises InputError where no
+    document is held out, or a needle does not fit.
     """
 
     def __init__(self, corpus: Corpus, settings: Watch, length: int, tokenizer: Any) -> None:
         self.corpus, self.settings = corpus, settings
         self.length = settings.length or length
         self.edges = [0, *(self.length // 2**i for i in (4, 3, 2, 1)), self.length]
-        self.plain = document_rows(corpus, self._held_out()[: settings.rows], self.length)
+        self.text_rows = document_rows(corpus, self._held_out()[: settings.rows], self.length)
         self.needles: list[Row] = []
         if settings.needle is not None:
             self.needles = self._needle_rows(settings.needle, tokenizer)
@@ -50,7 +50,7 @@ class Validation:
     def run(self, learner: Learner) -> ValidationScore:
         """Score the fixed rows. Collective."""
         learner.eval()
-        nll, _, valid = scores(learner, self.plain, self.corpus.mesh)
+        nll, _, valid = scores(learner, self.text_rows, self.corpus.mesh)
         by_position: dict[str, float] = {}
         for low, high in pairwise(self.edges):
             count = valid[:, low:high].sum()
@@ -67,15 +67,13 @@ class Validation:
         return ValidationScore(nll=by_position, needle=needle)
 
     def _held_out(self, source: str | None = None) -> list[tuple[str, int]]:
-        """(source, document) held out, the longest first: only they reach far positions.
-
-        Of one source, or of all that the run trains on.
-        """
+        """(source, document) of held-out text, the longest first, since only they reach far
+        positions. source: one source; None: all that the run trains on."""
         body = self.corpus.recipe.body
         trained = {name for stage in body.stages for name in self.corpus.recipe.mix(stage)}
         documents = [
             (-int(self.corpus.tokens[name].lengths()[document]), name, int(document))
-            for name, numbers in self.corpus.held.items()
+            for name, numbers in self.corpus.held_out.items()
             for document in numbers
             if name == source or (source is None and name in trained)
         ]
@@ -98,15 +96,15 @@ class Validation:
                 _token_ids(tokenizer, text.format(key=key, value=value))
                 for text in (needle.fact, needle.question, needle.answer)
             )
-            room = self.length - len(fact) - len(question) - len(answer)
-            if room < 2:
+            size = self.length - len(fact) - len(question) - len(answer)
+            if size < 2:
                 raise InputError(
                     f"watch: a needle and its question do not fit in {self.length} tokens; "
                     "give watch a greater length, or shorter texts."
                 )
-            start = rng.randrange(len(filler) - room + 1)
-            text = filler[start : start + room].tolist()
-            depth = max(1, round(room * (number + 0.5) / needle.rows))
+            start = rng.randrange(len(filler) - size + 1)
+            text = filler[start : start + size].tolist()
+            depth = max(1, round(size * (number + 0.5) / needle.rows))
             ids = [*text[:depth], *fact, *text[depth:], *question, *answer]
             labels = [IGNORED] * len(ids)
             for back in range(len(answer), 0, -1):
@@ -122,9 +120,12 @@ class Validation:
 
 @torch.no_grad()
 def scores(learner: Learner, rows: list[Row], mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:
-    """(NLL, hit, valid) of all rows in every process: float64 [rows, S] on the host. Collective."""
+    """(NLL, hit, valid) of all rows, float64 [rows, S] on the CPU of every process. Collective.
+
+    hit: 1 where the label is the most likely token; valid: 1 where there is a label.
+    """
     result = torch.zeros(2, len(rows), len(rows[0].ids), dtype=torch.float64)
-    # Every process takes part in as many passes; where it has no row left it scores one in vain.
+    # All processes take part in every pass; one without rows left scores the last row again.
     for index in range(-(-len(rows) // mesh.data_size)):
         number = index * mesh.data_size + mesh.data_rank
         part = mesh.cut(collate([rows[min(number, len(rows) - 1)]]))
@@ -152,10 +153,10 @@ def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: 
 
 
 def reason_to_stop(results: Sequence[Mapping[str, float]], tolerance: float) -> str | None:
-    """Why a stage should end: NLL at far positions rose and stayed up, or swings. None: continue.
+    """Why a stage should end: NLL at far positions has risen, or oscillates. None: continue.
 
     results: NLL by position of each validation in this stage, in order. tolerance: nats of NLL
-    in the farthest bucket.
+    at the farthest positions.
     """
     if len(results) < 3:
         return None

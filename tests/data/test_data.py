@@ -103,7 +103,7 @@ def test_tokens_are_cached_by_content(tmp_path, tokenizer, monkeypatch):
         ('{"text": "a"}\n{"text": 3}\n', "line 2 has no text in its field 'text'; it has text"),
         ('{"body": "a"}\n', "line 1 has no text in its field 'text'; it has body"),
         ("{\n", "line 1 is not valid JSON"),
-        ("\n \n", "holds no text"),
+        ("\n \n", "has no text"),
     ],
 )
 def test_broken_lines_are_named(content, words, tmp_path, tokenizer):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.data.positions import Sampler, real_law
+from regraft.data.positions import Sampler, contiguous_distances
 
 
 def shares(positions: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -93,11 +93,11 @@ def test_the_original_pose_has_two_chunks_and_its_first_is_at_most_half():
 def test_many_chunks_follow_the_law_of_a_really_long_row_and_two_do_not():
     target, window = 65536, 512
     edges = np.array([0, 512, 4096, 16384, 32768, 65536], dtype=np.int64)
-    law = real_law(target, edges)
+    law = contiguous_distances(target, edges)
     assert law.sum() == pytest.approx(1)
     whole = np.arange(300, dtype=np.int64)
     few = np.array([0, 10, 100, 300], dtype=np.int64)
-    assert shares(whole, few) == pytest.approx(real_law(300, few), abs=1e-12)
+    assert shares(whole, few) == pytest.approx(contiguous_distances(300, few), abs=1e-12)
 
     def drawn(sampler: Sampler) -> np.ndarray:
         rows = (sampler.sample(window, window, (7, step, 0, 0))[0] for step in range(150))

@@ -31,8 +31,9 @@ from regraft.train import job, setup
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.output import trackers
+from regraft.train.recipe.execution import Optimizer
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Optimizer, Schedule
+from regraft.train.recipe.stages import Schedule
 from regraft.train.step.optimizers import factor, make
 from regraft.train.validation import reason_to_stop
 
@@ -111,12 +112,12 @@ def counted(tmp_path_factory, home, children) -> tuple[Path, int]:
 def losses(folder: Path) -> list[Any]:
     return [
         [line[key] for key in ("step", "stage", "loss", "tokens", "gradient", "rate")]
-        for line in metrics.read(folder / "metrics.jsonl")
+        for line in metrics.read_lines(folder / "metrics.jsonl")
     ]
 
 
 def test_a_run_leaves_a_model_its_record_and_its_metrics(whole):
-    lines = metrics.read(whole / "metrics.jsonl")
+    lines = metrics.read_lines(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["stage"] for line in lines] == [1] * 5 + [2] * 5
     assert [line["length"] for line in lines] == [64] * 5 + [256] * 5
@@ -126,7 +127,7 @@ def test_a_run_leaves_a_model_its_record_and_its_metrics(whole):
     config = json.loads((whole / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == theta
     assert config["max_position_embeddings"] == 256
-    looks = metrics.read(whole / "watch.jsonl")
+    looks = metrics.read_lines(whole / "watch.jsonl")
     assert [(look["step"], look["length"]) for look in looks] == [
         (0, 64), (3, 64), (5, 64), (5, 256), (8, 256), (10, 256)
     ]  # fmt: skip
@@ -161,7 +162,7 @@ def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(whole, 
             logits = model(input_ids=ids[:, :-1]).logits
         nll.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
     far = torch.cat([row[128:] for row in nll]).mean()
-    watched = metrics.read(whole / "watch.jsonl")[-1]["nll"]["128-256"]
+    watched = metrics.read_lines(whole / "watch.jsonl")[-1]["nll"]["128-256"]
     assert float(far) == pytest.approx(watched, abs=2e-5)
 
 
@@ -326,7 +327,7 @@ def test_bfloat16_arithmetic_follows_float32(whole, home, tmp_path, undrawn):
         recipe = written(tmp_path / dtype, home, LORA + f"dtype: {dtype}\n", whole)
         train_model(recipe, tmp_path / dtype / "out", device="cpu")
         found.append(
-            [line["loss"] for line in metrics.read(tmp_path / dtype / "out/metrics.jsonl")]
+            [line["loss"] for line in metrics.read_lines(tmp_path / dtype / "out/metrics.jsonl")]
         )
     assert found[0] != found[1]
     assert found[0] == pytest.approx(found[1], abs=0.02)
@@ -536,11 +537,11 @@ def test_a_stage_that_is_stopped_begins_again_with_the_next_theta(home, tmp_path
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--threads", "1", "-q"]
     counted = children.run(*line[:3], tmp_path / "counted", *line[4:])
     assert counted["code"] == 0, counted["err"]
-    lines = metrics.read(tmp_path / "counted" / "metrics.jsonl")
+    lines = metrics.read_lines(tmp_path / "counted" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     first, second = ([line for line in lines if line["attempt"] == number] for number in (1, 2))
     assert ({line["theta"] for line in first}, {line["theta"] for line in second}) == ({100}, {300})
-    wanted = metrics.read(tmp_path / "alone" / "out" / "metrics.jsonl")
+    wanted = metrics.read_lines(tmp_path / "alone" / "out" / "metrics.jsonl")
     for key in ("loss", "gradient", "rate", "valid"):
         assert [line[key] for line in second] == [line[key] for line in wanted]
     weights = (tmp_path / "alone" / "out" / "model.safetensors").read_bytes()
@@ -561,7 +562,7 @@ def test_a_stage_that_is_stopped_begins_again_with_the_next_theta(home, tmp_path
     last = children.run(*line, "--resume")
     assert last["code"] == 0, last["err"]
     assert losses(tmp_path / "out") == losses(tmp_path / "counted")
-    looks = [metrics.read(tmp_path / name / "watch.jsonl") for name in ("out", "counted")]
+    looks = [metrics.read_lines(tmp_path / name / "watch.jsonl") for name in ("out", "counted")]
     assert looks[0] == looks[1]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
 
@@ -569,7 +570,7 @@ def test_a_stage_that_is_stopped_begins_again_with_the_next_theta(home, tmp_path
 def test_speed_is_told_and_mfu_only_against_a_known_rate(whole, home, tmp_path):
     from regraft.train.estimate.budget import Shape, step_flops
 
-    line = metrics.read(whole / "metrics.jsonl")[-1]
+    line = metrics.read_lines(whole / "metrics.jsonl")[-1]
     assert "mfu" not in line
     assert line["tokens_per_second"] == pytest.approx(2 * 256 / line["seconds"])
     assert line["left"] == 0
@@ -581,7 +582,7 @@ def test_speed_is_told_and_mfu_only_against_a_known_rate(whole, home, tmp_path):
     count = sum(
         value.numel() for value in load_file(tmp_path / "out" / "model.safetensors").values()
     )
-    line = metrics.read(tmp_path / "out" / "metrics.jsonl")[0]
+    line = metrics.read_lines(tmp_path / "out" / "metrics.jsonl")[0]
     flops = 4 * step_flops(Shape.of(config, count, count), 64, full=True, checkpoint=False).total
     assert line["mfu"] == pytest.approx(flops / line["seconds"] / 1e9)
 
@@ -635,7 +636,9 @@ def test_services_are_told_where_they_are_asked_for_or_installed(home, tmp_path,
     assert started["config"]["stages"][1]["length"] == 256
     logged = [(named["step"], given[0]["loss"]) for _, given, named in rest
               if given and "loss" in given[0]]  # fmt: skip
-    lines = [(line["step"], line["loss"]) for line in metrics.read(tmp_path / "out/metrics.jsonl")]
+    lines = [
+        (line["step"], line["loss"]) for line in metrics.read_lines(tmp_path / "out/metrics.jsonl")
+    ]
     assert logged == lines
     assert rest[-1][0] == "finish"
     scalars = [(given[2], given[1]) for name, given, _ in writer.said
@@ -649,9 +652,9 @@ def test_a_run_to_be_sent_later_is_kept(tmp_path):
     kept.mkdir(parents=True)
     (kept / "run.wandb").write_text("figures")
     (tmp_path / "staging").mkdir()
-    trackers.keep_offline(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
+    trackers.save_offline_runs(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
     assert (tmp_path / "staging/wandb/offline-run-7/run.wandb").read_text() == "figures"
-    trackers.keep_offline(tmp_path / "none", tmp_path / "staging", tmp_path / "out")
+    trackers.save_offline_runs(tmp_path / "none", tmp_path / "staging", tmp_path / "out")
 
 
 def test_tensorboard_reads_what_was_trained(home, tmp_path):
@@ -660,7 +663,7 @@ def test_tensorboard_reads_what_was_trained(home, tmp_path):
     train_model(written(tmp_path, home, text), tmp_path / "out", device="cpu")
     events = accumulator.EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
     told = [(event.step, event.value) for event in events.Scalars("loss")]
-    lines = metrics.read(tmp_path / "out/metrics.jsonl")
+    lines = metrics.read_lines(tmp_path / "out/metrics.jsonl")
     assert told == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
     assert told
 

@@ -19,8 +19,8 @@ from train_ranks import Ranks
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
+from regraft.train.recipe.model import Toy
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Toy
 from regraft.train.step.learner import load
 from regraft.train.toy_model import write_toy
 
@@ -76,7 +76,7 @@ def alone(request, home) -> tuple[str, Path]:
 
 def same(ours: Path, wanted: Path) -> None:
     for name, keys in (("metrics.jsonl", ("step", "loss")), ("watch.jsonl", ("step", "nll"))):
-        found, want = metrics.read(ours / name), metrics.read(wanted / name)
+        found, want = metrics.read_lines(ours / name), metrics.read_lines(wanted / name)
         assert len(found) == len(want)
         for a, b in zip(found, want, strict=True):
             assert a[keys[0]] == b[keys[0]]
@@ -120,7 +120,9 @@ def test_two_processes_begin_a_stage_again_as_one_does(ranks, home, tmp_path):
     recipe = written(tmp_path, home / "cache", "full", mesh, text=text)
     codes, errors = ranks.run(2, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q")
     assert codes == [0, 0], errors
-    lines, want = (metrics.read(folder / "out" / "metrics.jsonl") for folder in (tmp_path, wanted))
+    lines, want = (
+        metrics.read_lines(folder / "out" / "metrics.jsonl") for folder in (tmp_path, wanted)
+    )
     assert [line["attempt"] for line in lines] == [line["attempt"] for line in want]
     assert {line["attempt"] for line in lines} == {1, 2}
     for attempt in (1, 2):  # a rate that makes far positions worse soon tears runs apart

@@ -1,1 +1,1 @@
-"""estimate."""
+"""Estimates before a run: memory and time by recipe, model and devices."""

@@ -1,4 +1,4 @@
-"""What a step needs: memory on device and host, time, and the link between devices.
+"""Memory, time and bandwidth that a training step needs, by formulas.
 
 Per device, with S tokens on it and N devices:
 

@@ -1,8 +1,7 @@
-"""The devices that an estimate is made for: named GPUs, this machine's GPUs, or this machine's CPU.
+"""The devices of an estimate: named GPUs, or the GPUs or the CPU of this machine.
 
-The time of a GPU follows from its published rate; a CPU has no such number, so a few matrix
-products of the model's shapes are timed. Both are estimates and are called so wherever they are
-printed.
+The rate of a GPU is a share of its published rate. That of a CPU is measured by a few matrix
+products of the model's shapes. Both are estimates, and printed as such.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ DEVICES = {
 class Machine:
     """Devices of one kind.
 
-    memory: usable bytes of one device. rate: FLOP/s of one device in whole training steps, but for
-    attention: attention_rate. host: usable bytes of host memory for all devices together.
-    alone_overhead: bytes that one device needs for other things than parameters and activations.
+    memory: usable bytes of one device. rate: FLOP/s of one device, averaged over training steps,
+    but for attention, whose rate is attention_rate. host: usable bytes of host memory for all
+    devices together. alone_overhead: bytes on a single device besides parameters and activations.
     call_seconds: time to start one operator.
     """
 
@@ -68,9 +67,9 @@ class Machine:
 
 
 def parse_machine(text: str, host: float | None) -> Machine:
-    """'8xH100-80', 'H200', '4xA100-40'. host: bytes, default 128 GiB a device.
+    """Parse '8xH100-80', 'H200' or '4xA100-40'. host: bytes; default: 128 GiB a device.
 
-    Raises InputError for what is no known device.
+    Raises InputError for an unknown device.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9]+)(?:-(\d+))?", text.strip())
     name = match[2].upper() if match else ""
@@ -95,9 +94,9 @@ def parse_machine(text: str, host: float | None) -> Machine:
 def this_machine(
     host: float | None, device: torch.device | None = None, width: tuple[int, int] = (512, 512)
 ) -> Machine:
-    """This machine's GPUs, or its CPU where it has none or `device` is one.
+    """This machine's GPUs, or its CPU if it has none or `device` is the CPU.
 
-    width: sizes of the model's largest matrix, for the products that are timed on a CPU.
+    width: shape of the model's largest matrix, for the products that are timed on a CPU.
     Raises InputError for a GPU whose rate is not known.
     """
     on_cpu = device is not None and device.type == "cpu"
@@ -127,14 +126,14 @@ def this_machine(
 
 
 def known_device(name: str) -> str | None:
-    """The key of DEVICES for a GPU's name as its driver gives it."""
+    """The key of DEVICES for the name that a GPU's driver reports."""
     plain = name.replace(" ", "").upper()
     return next((known for known in DEVICES if known in plain), None)
 
 
 def cpu_rate(rows: int, columns: int) -> float:
-    """FLOP/s of float32 products of 512 tokens with a [rows, columns] matrix, the best of those
-    that fit in a fifth of a second."""
+    """FLOP/s of the fastest float32 product of 512 tokens with a [rows, columns] matrix, of those
+    run within a fifth of a second."""
     rows, columns = min(rows, 4096), min(columns, 4096)
     tokens = 512
     generator = torch.Generator().manual_seed(0)
@@ -158,7 +157,7 @@ def total_memory() -> float:
 
 
 def available_memory() -> float:
-    """Bytes that a new process can use now: what Linux says is available, else 0.8 of all."""
+    """Bytes that a new process can use: Linux' MemAvailable, else 0.8 of all memory."""
     total = total_memory()
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

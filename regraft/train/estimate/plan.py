@@ -1,6 +1,6 @@
-"""`regraft plan`: does a recipe fit these devices, how long does it take, what would help.
+"""`regraft plan`: whether a recipe fits given devices, how long it takes, and what saves memory.
 
-The dry run of `regraft train` prints the same estimate for the machine that it runs on.
+The dry run of `regraft train` prints the same estimate for the machine it runs on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from regraft.records import SCHEMA_VERSION
 from regraft.train.estimate import budget
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine
+from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Body, Stage, ToyModel, has_teacher, trains_everything
+from regraft.train.recipe.schema import Body, has_teacher, trains_everything
+from regraft.train.recipe.stages import Stage
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.units import format_bytes, format_tokens, parse_bytes
 
@@ -27,9 +29,9 @@ _SPARING = 0.9  # share of the memory that `keep_attention: auto` fills by estim
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What a stage needs. window: tokens really trained in a row; device_bytes: of each device;
-    host_bytes: of all hosts; link_bytes_per_second: each way between devices that share a row;
-    keep_attention: whether recomputed layers keep their attention."""
+    """What a stage needs. window: tokens of a row; device_bytes: of each device; host_bytes: of all
+    hosts; link_bytes_per_second: each way between devices that share a row; keep_attention: whether
+    recomputed layers keep their attention."""
 
     length: int
     window: int
@@ -42,7 +44,7 @@ class StageEstimate:
     keep_attention: bool = False
 
     def time(self) -> str:
-        """Seconds of a step, for a person."""
+        """The time of a step as text."""
         return _duration(self.step_seconds)
 
 
@@ -61,7 +63,7 @@ class PlannedMachine:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """Number of parameters, and how many of them are trained."""
+    """Numbers of all parameters and of the trained ones."""
 
     parameters: int
     trained: int
@@ -70,7 +72,7 @@ class PlannedModel:
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """What `regraft plan` prints. context_devices: devices that share a row. longest: tokens of the
-    longest row that fits, by what is switched on."""
+    longest row that fits, by the ways to save memory that are switched on."""
 
     machine: PlannedMachine
     model: PlannedModel
@@ -119,7 +121,8 @@ def plan_training(
 
 
 def estimate_run(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[StageEstimate]:
-    """The stages of a run on the devices of `mesh`, where their rate is known."""
+    """The estimates of a run's stages on the devices of `mesh`; none where their rate is
+    unknown."""
     shape = shape_of(learner)
     try:
         machine = this_machine(None, mesh.device, _width(shape))
@@ -148,7 +151,7 @@ def decide_keep_attention(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[
 
 
 def shape_of(learner: Learner) -> Shape:
-    """Sizes of a learner's model, whether it holds weights or shapes only."""
+    """Sizes of a learner's model, which may be on the meta device."""
     parameters = sum(parameter.numel() for parameter in learner.parameters())
     trained = sum(parameter.numel() for parameter in learner.trained().values())
     config = learner.model.config.get_text_config()
@@ -156,8 +159,8 @@ def shape_of(learner: Learner) -> Shape:
 
 
 def switches_of(body: Body, machine: Machine) -> Switches:
-    """Of a recipe: trained weights and moments are float32 (8-bit moments a byte each), frozen
-    weights and the teacher are as narrow as the arithmetic."""
+    """The switches of a recipe. Trained weights and moments are float32 (8-bit moments a byte
+    each); frozen weights and the teacher have the dtype of the arithmetic."""
     on_cpu = machine.is_cpu
     auto = "float32" if on_cpu else "bfloat16"
     dtype = auto if body.dtype == "auto" else body.dtype
@@ -179,7 +182,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
 
 
 def lines(plan: TrainingPlan) -> list[tuple[str, str]]:
-    """What a person wants to see: (label, text)."""
+    """The lines on the screen: (label, text)."""
     model = plan.model
     rows = [
         ("devices", f"{plan.machine.name}, {format_bytes(plan.machine.usable_bytes)} usable each"),

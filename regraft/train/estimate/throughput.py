@@ -1,7 +1,7 @@
 """Throughput of a run: FLOPs of a step, and the share of the chip's rate that it reaches (MFU).
 
-Recomputed layers are not counted (PaLM, arXiv 2204.02311, appendix B), attention only within
-documents. Where the chip's rate is neither known nor stated there is no MFU.
+Recomputed layers are not counted (PaLM, arXiv 2204.02311, appendix B); attention is counted within
+documents. There is no MFU where the chip's rate is neither known nor stated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Throughput:
         config = learner.model.config.get_text_config().to_dict()
         self.shape = Shape.of(config, parameters, trained)
         self.full, self.devices = trains_everything(body), mesh.size
-        # Only some experts work on a token, which the number of parameters does not show.
+        # A token uses only some of the experts, so FLOPs do not follow from the parameters.
         experts = any("num_experts" in key or "num_local_experts" in key for key in config)
         self.peak = None if experts else body.parallel.peak or known_peak(mesh.device)
 
@@ -60,10 +60,10 @@ def known_peak(device: torch.device) -> float | None:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Most bytes so far. active: in use, also by tensors that are gone but that another stream may
-    still read; on a CPU, of the process. reserved: with what the allocator of a GPU has and cannot
-    use, or keeps. retries: how often it gave that back because nothing else was left, which takes
-    long; both None on a CPU."""
+    """Peak memory in bytes. active: in use, including freed tensors that another stream may still
+    read; on a CPU, of the process. reserved: of the GPU's allocator, including its cache and
+    fragments. retries: how often it released the cache to serve a request, which is slow. Both are
+    None on a CPU."""
 
     active: int
     reserved: int | None = None
@@ -71,7 +71,7 @@ class PeakMemory:
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """Of a GPU, or of this process on a CPU."""
+    """The peak memory of a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         stats = torch.cuda.memory_stats(device)
         names = ("active_bytes.all.peak", "reserved_bytes.all.peak", "num_alloc_retries")

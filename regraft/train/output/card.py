@@ -1,4 +1,4 @@
-"""The model card of a training: what it was, with what text, how it went, how to repeat it."""
+"""The model card of a training: its stages, its results, and how to use and repeat it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ tags: [regraft, long-context]
 ![training]({{ curves }})
 
 {% if adapter %}
-It is an adapter for {{ base }} and its relatives, and brings its context along:
+It is an adapter for {{ base }} and its relatives, and has its context in its record:
 
     regraft apply THIS-FOLDER CHECKPOINT -o OUT
 
@@ -61,8 +61,8 @@ def write_card(
     lines: list[tuple[str, str]],
     adapter: AdapterRecord | None,
 ) -> None:
-    """README.md of a training's folder. lines: (label, text), as shown after the run. adapter: the
-    record of what was exported, if that is an adapter."""
+    """Write README.md. lines: (label, text), as printed after the run. adapter: its record, if an
+    adapter was exported."""
     recipe, name = record.recipe, record.base.name
     stages = []
     for i, (stage, context) in enumerate(

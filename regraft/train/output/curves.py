@@ -1,4 +1,4 @@
-"""curves.png of a training: loss by step, and validation by step where there was one."""
+"""curves.png of a training: loss and validation by step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURVES = "curves.png"
 
 
 def draw_curves(folder: Path) -> None:
-    """Draw the logs in `folder`: loss; with validation also NLL by position and needles found."""
+    """Draw the logs in `folder`: the loss, and of validations NLL by position and needles found."""
     steps, validations = read_steps(folder), read_validations(folder)
     if not steps:
         return

@@ -1,4 +1,4 @@
-"""What a run leaves: a model that every transformers reads, or an adapter that `apply` grafts."""
+"""Export of a run: a model for any transformers, or an adapter for `regraft apply`."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ from regraft.write import copy_file, write_json
 def export_model(
     folder: Path, learner: Learner, base: Checkpoint, context: ContextSpec, body: Body, mesh: Mesh
 ) -> None:
-    """A transformers checkpoint with the context in both spellings, LoRA folded in. Collective.
+    """Write a transformers checkpoint, with LoRA folded in, the context in both spellings, and the
+    base's tokenizer and other small files. Collective.
 
-    The base's tokenizer and other small files come along.
+    Raises RegraftError where a weight is not finite in the exported dtype.
     """
     state = _folded(learner, mesh)
     if mesh.rank:
@@ -69,10 +70,11 @@ def export_adapter(
     mesh: Mesh,
     source: str,
 ) -> AdapterRecord | None:
-    """PEFT's two files, regraft.json, the lineage sketch, and the norms as dense differences.
+    """Write an adapter: PEFT's two files, regraft.json, the lineage sketch, and trained norms as
+    dense differences. Returns its record on the first process, else None. Collective.
 
-    The scale alpha / r (or alpha / sqrt(r)) is folded into B. Its record on the first process.
-    Collective.
+    contexts: before and after; source: name of the base. The scale alpha / r (or alpha / sqrt(r))
+    is folded into B. Raises RegraftError where a number is not finite.
     """
     trained = {name: _full(value) for name, value in learner.trained().items()}
     if mesh.rank:
@@ -138,7 +140,7 @@ def export_adapter(
 
 
 def _factor_pairs(trained: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> (B, A) in float64, the scaling in B."""
+    """Module -> (B, A) in float64, with the scaling in B."""
     sides: dict[str, dict[str, Tensor]] = {}
     for name, value in trained.items():
         if ".lora_" in name:
@@ -157,7 +159,7 @@ def _digest(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
 
 
 def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
-    """The model's tensors under its own names, W + s B A in the place of each LoRA. Collective."""
+    """The model's tensors by the names without LoRA; a matrix with one is W + s B A. Collective."""
     from peft.tuners.lora import LoraLayer
 
     layers = {
@@ -182,7 +184,7 @@ def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
 
 
 def _full(value: Tensor) -> Tensor:
-    """The whole of a tensor on the host; of a sharded one, gathered from all processes."""
+    """A tensor on the CPU; a sharded one is gathered from all processes."""
     from torch.distributed.tensor import DTensor
 
     value = value.detach()
@@ -190,7 +192,7 @@ def _full(value: Tensor) -> Tensor:
 
 
 def _write_model(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """As transformers lays a model out: one file, or shards of 5 GB with an index."""
+    """Write weights as transformers does: one file, or shards of 5 GB with an index."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     split = split_torch_state_dict_into_shards(dict(state), max_shard_size="5GB")

@@ -19,8 +19,8 @@ _TRACKED = ("loss", "rate", "gradient", "tokens_per_second", "memory", "mfu")
 class RunLog:
     """Both logs and the trackers of a run in `folder`.
 
-    steps, validations: lines that are already true; later ones, of a run that was killed, are
-    removed, because what they describe will be done again. states: folder of the training states.
+    steps, validations: lines of an interrupted run that remain; later ones are removed, because
+    their steps are repeated. states: folder of the training states.
     """
 
     def __init__(
@@ -31,53 +31,58 @@ class RunLog:
         self._trackers = Trackers(folder / "tensorboard", states, steps, body)
 
     def add_step(self, record: StepRecord) -> None:
+        """Log a step."""
         line = to_json(record)
         self._metrics.add(line)
         self._trackers.add(record.step, **{name: line.get(name) for name in _TRACKED})
 
     def add_validation(self, record: ValidationRecord) -> None:
+        """Log a validation."""
         assert self._validations is not None
         self._validations.add(to_json(record))
         nll = {f"nll/{bucket}": value for bucket, value in record.nll.items()}
         self._trackers.add(record.step, **nll)
 
     def close(self) -> None:
+        """Close files and trackers."""
         for part in (self._metrics, self._validations, self._trackers):
             if part is not None:
                 part.close()
 
 
 class JsonLines:
-    """A file of JSON lines, each flushed as it is written. Of an
-    earlier run's file only the first `lines` remain."""
+    """A file of JSON lines, each flushed when it is written. Of an existing file the first `lines`
+    lines remain."""
 
     def __init__(self, path: Path, lines: int) -> None:
-        earlier = read(path)[:lines]
+        earlier = read_lines(path)[:lines]
         staging = path.with_name(f".{path.name}")
         staging.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         os.replace(staging, path)
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, line: dict[str, Any]) -> None:
+        """Append a line."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def read_steps(folder: Path) -> list[StepRecord]:
-    """The steps that are in a folder's metrics.jsonl."""
-    return [StepRecord(**line) for line in read(folder / METRICS)]
+    """The steps in the folder's metrics.jsonl."""
+    return [StepRecord(**line) for line in read_lines(folder / METRICS)]
 
 
 def read_validations(folder: Path) -> list[ValidationRecord]:
-    """The validations that are in a folder's watch.jsonl."""
-    return [validation_from_json(line) for line in read(folder / VALIDATIONS)]
+    """The validations in the folder's watch.jsonl."""
+    return [validation_from_json(line) for line in read_lines(folder / VALIDATIONS)]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line that was cut off is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log, without a last line that was cut off."""
     if not path.is_file():
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""The lines that a person sees after a training, on the screen and in the model card."""
+"""The lines on the result of a training, for the screen and the model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from regraft.train.record import TrainingRecord
 
 
 def summary(record: TrainingRecord) -> list[tuple[str, str]]:
-    """The lines a person wants to see after a training: (label, text)."""
+    """The lines on the result of a training: (label, text)."""
     stages = [ContextSpec.from_record(item) for item in record.context.stages]
     before = ContextSpec.from_record(record.context.base)
     lines = [

@@ -1,4 +1,4 @@
-"""Services that show a run while it lasts: TensorBoard and Weights & Biases."""
+"""Logging to TensorBoard and Weights & Biases during a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from regraft.train.recipe.schema import Body
 
 
 class Trackers:
-    """TensorBoard where it is installed, and Weights & Biases where the recipe asks for it.
+    """TensorBoard where it is installed, and Weights & Biases where the recipe has `track`.
 
-    folder: TensorBoard's. states: holds what a resumed run of Weights & Biases needs. step: what
-    was logged after it will be logged again.
+    folder: for TensorBoard. states: for the id and files of the run in Weights & Biases. step: the
+    run continues after it; later values that TensorBoard has are discarded.
     """
 
     def __init__(self, folder: Path, states: Path, step: int, body: Body) -> None:
@@ -30,6 +30,7 @@ class Trackers:
             self._writer = None
 
     def add(self, step: int, **values: float | None) -> None:
+        """Log the values that are not None."""
         known = {name: value for name, value in values.items() if value is not None}
         if self._run is not None:
             self._run.log(known, step=step)
@@ -38,6 +39,7 @@ class Trackers:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Finish the run in both."""
         if self._run is not None:
             self._run.finish()
         if self._writer is not None:
@@ -45,7 +47,7 @@ class Trackers:
 
 
 def check_tracker(body: Body) -> None:
-    """Raise InputError where the recipe asks for a service whose package is not here."""
+    """Raise InputError where the package of the recipe's `track` is not installed."""
     if body.track is not None and importlib.util.find_spec(body.track) is None:
         raise InputError(
             f"track: {body.track} is not installed here; `pip install {body.track}`, or leave "
@@ -53,8 +55,9 @@ def check_tracker(body: Body) -> None:
         )
 
 
-def keep_offline(states: Path, folder: Path, target: Path) -> None:
-    """Save the runs that Weights & Biases kept to send later, and say how, before `states` goes."""
+def save_offline_runs(states: Path, folder: Path, target: Path) -> None:
+    """Move runs that Weights & Biases stored offline from `states` to `folder`, and print how to
+    send them. target: the published folder."""
     for run in sorted((states / "wandb").glob("offline-run-*")):
         (folder / "wandb").mkdir(exist_ok=True)
         run.rename(folder / "wandb" / run.name)
@@ -75,5 +78,5 @@ def _wandb_run(states: Path, body: Body, name: str) -> Any:
     except wandb.Error as error:
         raise InputError(
             f"Weights & Biases does not take the run ({' '.join(str(error).split())[:200]}); "
-            "`wandb login`, or keep it to be sent later with WANDB_MODE=offline."
+            "`wandb login`, or store it and send it later with WANDB_MODE=offline."
         ) from None

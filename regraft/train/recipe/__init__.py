@@ -1,1 +1,1 @@
-"""recipe."""
+"""A training recipe: its YAML, and a schema with a file for each group of blocks."""

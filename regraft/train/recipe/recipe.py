@@ -8,7 +8,8 @@ from typing import Any
 from regraft.document import Where
 from regraft.errors import did_you_mean
 from regraft.recipe import BaseRecipe, Mistakes
-from regraft.train.recipe.schema import Body, Stage
+from regraft.train.recipe.schema import Body
+from regraft.train.recipe.stages import Stage
 from regraft.units import format_tokens
 
 

@@ -1,4 +1,4 @@
-"""The kinds of values in a training recipe: lengths as people write them, numbers with limits."""
+"""Types of values in a training recipe: lengths such as 64k, numbers with limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _tokens(value: Any) -> int:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 as a word; people write it as a number."""
+    """A string as a number: YAML 1.1 reads 2e-5 as a string."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -40,4 +40,6 @@ Degree = Count | Literal["auto"]
 
 
 class Block(BaseModel):
+    """A mapping of a recipe; unknown keys are mistakes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)

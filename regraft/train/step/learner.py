@@ -13,7 +13,8 @@ from regraft.checkpoint.hf.pretrained import empty_model, load_model
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
-from regraft.train.recipe.schema import Body, Lora, trains_everything
+from regraft.train.recipe.model import Lora
+from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory

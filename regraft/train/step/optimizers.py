@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from regraft.errors import InputError
-from regraft.train.recipe.schema import Optimizer, Schedule
+from regraft.train.recipe.execution import Optimizer
+from regraft.train.recipe.stages import Schedule
 from regraft.train.step.muon import Muon
 
 

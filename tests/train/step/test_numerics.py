@@ -12,7 +12,7 @@ from regraft.parallel import Mesh, attach
 from regraft.parallel.kernels.kernel import CpuFlash
 from regraft.rope import ContextSpec
 from regraft.train.contexts import stage_context
-from regraft.train.recipe.schema import Rope, Stage
+from regraft.train.recipe.stages import Rope, Stage
 from regraft.train.step import memory
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import save_memory

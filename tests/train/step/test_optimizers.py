@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.train.recipe.schema import Optimizer
+from regraft.train.recipe.execution import Optimizer
 from regraft.train.step import optimizers
 
 

@@ -1,0 +1,74 @@
+"""Blocks of a recipe on text: its sources, and the share that is held out."""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from regraft.data.sources import Kind
+from regraft.train.recipe.values import Block, Count, Share
+
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+
+
+class Source(Block):
+    """One body of text."""
+
+    name: str
+    text: str | None = Field(default=None, description="a file, folder or glob; a file a document")
+    jsonl: str | None = Field(default=None, description="a file, folder or glob; a line a document")
+    parquet: str | None = Field(default=None, description="needs pyarrow")
+    hub: str | None = Field(default=None, description="a Hub dataset, needs datasets")
+    synthetic: Literal["notes"] | None = Field(
+        default=None, description="generated: prose with facts and questions about them"
+    )
+    field: str = Field(default="text", description="of a jsonl line, or the column")
+    split: str = Field(default="train", description="of a Hub dataset")
+    separator: str | None = Field(
+        default=None, description="text: what separates the documents in a file"
+    )
+    documents: Count = Field(default=1000, description="synthetic: how many")
+    words: Count = Field(default=1024, description="synthetic: length of each")
+    prose: Share = Field(default=0.45, description="synthetic: share of plain sentences")
+    questions: Share = Field(
+        default=0.65, description="synthetic: share of questions among facts and questions"
+    )
+    shout: Share = Field(
+        default=0.0, description="synthetic: share of documents answered in upper case"
+    )
+    rows: Literal["whole", "packed", "joined"] = Field(
+        default="whole",
+        description="whole: a row holds one document or a window of it; packed: short documents "
+        "best-fit, separated by masks; joined: documents one after another, cut at the length",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        given = [key for key in KINDS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(KINDS)}")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """The key that says where the text is."""
+        return next(key for key in KINDS if getattr(self, key) is not None)
+
+    @property
+    def location(self) -> str:
+        """The value of that key: a path, a pattern, a dataset, or 'notes'."""
+        return str(getattr(self, self.kind))
+
+
+class Data(Block):
+    """All text of the run."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    masks: bool = Field(default=True, description="attention is only within a document")
+    held_out: Share = Field(
+        default=0.02,
+        description="share of documents that are not trained on, for `watch` and `recover`",
+    )
+    cache: str | None = Field(default=None, description="folder of tokenised text")

@@ -1,0 +1,60 @@
+"""Blocks of a recipe on validation during training, and on recovery."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from regraft.train.recipe.values import Block, Count, Number, Positive, Share, Tokens
+
+
+class Needle(Block):
+    """Texts of the retrieval probe, in which {key} and {value} are replaced."""
+
+    fact: str = " The secret number of {key} is {value}. "
+    question: str = " What is the secret number of {key}? The secret number of {key} is"
+    answer: str = " {value}."
+    keys: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome"]
+    )
+    values: list[str] | None = Field(default=None, description="default: numbers of five digits")
+    filler: str | None = Field(
+        default=None, description="source of the surrounding text; default: all held-out text"
+    )
+    rows: Count = 8
+
+
+class Watch(Block):
+    """Validation during training."""
+
+    every: Count = Field(default=50, description="steps")
+    rows: Count = Field(default=8, description="held-out rows for NLL by position")
+    length: Tokens | None = Field(default=None, description="default: the stage's length")
+    needle: Needle | None = None
+    stop: bool = Field(default=False, description="end a stage whose NLL at far positions rises")
+    tolerance: Positive = Field(default=0.1, description="nats of NLL")
+
+
+class Recover(Block):
+    """A short fine-tune after a graft or a merge, until short text has the NLL it had before."""
+
+    teacher: str | None = Field(
+        default=None, description="the ungrafted derivative, whose NLL of short text is the goal"
+    )
+    short: list[str] = Field(
+        default=[], description="sources of short text; default: those whose rows are packed"
+    )
+    drift: Positive | None = Field(
+        default=0.01,
+        description="stop where the NLL of short text is at most this much above the teacher's",
+    )
+    every: Count = Field(default=10, description="steps between measurements of the drift")
+    rows: Count = Field(default=16, description="held-out documents that the drift is measured on")
+    distill: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="weight of KL(teacher || model) on rows of short text"
+    )
+    noise: Share = Field(
+        default=0.0,
+        description="noise added to every matrix first, relative to its standard deviation",
+    )
