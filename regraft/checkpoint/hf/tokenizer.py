@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     "*.model", "*.tiktoken", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
 _SETTINGS = ("tokenizer_config.json", "config.json")
+_MOST_TOKENS = 2**24
+"""The tokenizers library lists every unused number below the largest, in 4 bytes each."""
 _REMEDY = "download the model again or put another model's tokenizer files there"
 
 
@@ -99,5 +101,13 @@ def _check_core(paths: dict[str, Path]) -> None:
         return
     from tokenizers import Tokenizer
 
+    model = read_json_object(path, CheckpointError, remedy=_REMEDY).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    for token, number in vocabulary.items() if isinstance(vocabulary, dict) else ():
+        if isinstance(number, int) and number >= _MOST_TOKENS:
+            raise CheckpointError(
+                f"{path} gives token {token[:40]!r} the number {number}, beyond any vocabulary; "
+                f"{_REMEDY}."
+            )
     with explain_errors(f"{path} is refused by the tokenizers library", _REMEDY):
         Tokenizer.from_file(str(path))

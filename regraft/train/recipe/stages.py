@@ -52,7 +52,9 @@ class Stage(Block):
     )
     steps: Count | None = None
     tokens: Tokens | None = Field(default=None, description="instead of steps; rounded up")
-    batch: Count = Field(default=1, description="rows per optimizer step, over all devices")
+    batch: Count = Field(
+        default=1, le=2**20, description="rows per optimizer step, over all devices"
+    )
     rate: Positive = Field(default=2e-5, description="peak learning rate")
     schedule: Schedule | None = Field(default=None, description="default: the recipe's")
     mix: dict[str, Positive] | None = Field(

@@ -65,6 +65,7 @@ def test_tokens_become_steps_rounded_up():
         (PLAIN.replace("name: books", "nam: books"), 6, "did you mean name?"),
         (PLAIN.replace("org/base", "{toy: {hiden: 3}}"), 1, "did you mean hidden?"),
         (PLAIN.replace("64k", "64kk"), 3, "'64kk' is not a token count"),
+        (PLAIN.replace("steps: 3", "steps: 3, batch: 2000000000"), 3, "equal to 1048576"),
         (PLAIN + "lora: {rank: 1000000000}\n", 8, "less than or equal to 65536"),
         (PLAIN.replace("steps: 3", "steps: 0"), 3, "greater than or equal to 1, not 0"),
         (PLAIN.replace("steps: 3, ", ""), 3, "give either steps or tokens"),
