@@ -15,7 +15,7 @@ from regraft.merge.methods.blockwise import top_k
 from regraft.merge.methods.blockwise.top_k import Cut, largest
 
 
-def truth(magnitudes: Tensor, k: int) -> Tensor:
+def expected_mask(magnitudes: Tensor, k: int) -> Tensor:
     order = magnitudes.flatten().sort(descending=True, stable=True).indices[:k]
     return torch.zeros(magnitudes.numel()).scatter_(0, order, 1.0).bool().view(magnitudes.shape)
 
@@ -62,11 +62,11 @@ def test_selection_is_exact_for_any_data(kind: str, k: int, height: int, seed: i
         passes: list[int] = []
         (cut,) = largest(stream_of(magnitudes, height, passes), [(0, k)], ROWS, COLUMNS)
     assert len(passes) <= (7 if magnitudes.dtype == torch.float64 else 5)
-    kept = [cut.mask(magnitudes[row : row + height], row) for row in range(0, ROWS, height)]
-    assert torch.equal(torch.cat(kept), truth(magnitudes, k))
+    blocks = [cut.mask(magnitudes[row : row + height], row) for row in range(0, ROWS, height)]
+    assert torch.equal(torch.cat(blocks), expected_mask(magnitudes, k))
     values = -magnitudes
-    kept = [cut.trim(values[row : row + height], row) for row in range(0, ROWS, height)]
-    assert torch.equal(torch.cat(kept), torch.where(truth(magnitudes, k), values, 0))
+    blocks = [cut.trim(values[row : row + height], row) for row in range(0, ROWS, height)]
+    assert torch.equal(torch.cat(blocks), torch.where(expected_mask(magnitudes, k), values, 0))
 
 
 def test_selection_reads_ordinary_data_once_after_the_sample() -> None:
@@ -78,10 +78,10 @@ def test_selection_reads_ordinary_data_once_after_the_sample() -> None:
     ):
         passes: list[int] = []
         stream = stream_of(magnitudes.float(), 64, passes)
-        wanted = [(0, int(share * rows * columns)) for share in (0.1, 0.5, 0.9)]
-        cuts = largest(stream, wanted, rows, columns)
+        requests = [(0, int(share * rows * columns)) for share in (0.1, 0.5, 0.9)]
+        cuts = largest(stream, requests, rows, columns)
         assert passes == [3, 1]
-        for cut, (_, k) in zip(cuts, wanted, strict=True):
+        for cut, (_, k) in zip(cuts, requests, strict=True):
             assert int(cut.mask(magnitudes.float(), 0).sum()) == k
 
 
