@@ -28,7 +28,7 @@ _MASK = "***"
 
 
 class EndpointError(Exception):
-    """No reply. The message has no secrets and no line breaks. final: another try is useless."""
+    """No reply. The message has no secrets and no line breaks. final: retrying cannot help."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(" ".join(message.split())[:200])

@@ -1,8 +1,7 @@
 """index.html: tables, figures as SVG and sample prompts in one self-contained page.
 
-It needs no network and no library: styles, figures and a few lines of script are in the file. What
-the mouse shows of a mark is also in its title and in a table, so nothing depends on colour or a
-mouse.
+It needs no network and no library: styles, figures and a few lines of script are in the file. Hover
+text is also in the mark's title and in a table, so nothing depends on colour or a mouse.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def write_page(path: Path, result: EvaluationRecord) -> None:
 
 def render_page(template: str, *, package: str = "regraft.evaluate.report", **values: Any) -> str:
     """Fill an HTML template of `package`, which may import parts.html.j2; every value is escaped,
-    and a name that it lacks is an error."""
+    an undefined template variable raises."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     own = "regraft.evaluate.report"

@@ -42,7 +42,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     drawn: list[Any]
     if view == "len({})":
         drawn = rng.sample(sorted({*words.NOUNS} - {name, *others}), 150)
-    else:  # a sum has four digits at least, so it is none of them
+    else:  # elements have 3 digits and a sum at least 4, so the answer is not in the list
         drawn = rng.sample(range(400, 1000), 300)
     half = _RELEVANT + _FIRST
     evidence = _program(rng, name, view, drawn[:half])

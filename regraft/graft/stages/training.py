@@ -72,8 +72,8 @@ class Train(Stage):
         return self.plan({name: available(source) for name, source in self.models.items()})
 
     def plan(self, locations: Mapping[str, str | None]) -> Mapping[str, Any]:
-        """What the training with the models at these locations will do; nothing is known while one
-        of them is not made. Raises InputError for what stops it."""
+        """What the training with the models at these locations will do; empty until every model
+        exists. Raises InputError for what stops it."""
         made = {name: place for name, place in locations.items() if place is not None}
         if made.keys() != self.models.keys():
             return {}
