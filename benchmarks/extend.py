@@ -134,7 +134,7 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
             for _ in range(count):
                 row = training_row(rng, words, Mix(prose=0.45, questions=0.65))
                 file.write(json.dumps({"text": " ".join(row.words[1:])}) + "\n")
-    places = {"base": (folder / "base", 0.0), "theta only": (folder / "theta-only", 0.0)}
+    models = {"base": (folder / "base", 0.0), "theta only": (folder / "theta-only", 0.0)}
     for number, (way, recipe) in enumerate(WAYS.items()):
         path, out = folder / f"recipe-{number}.yaml", folder / f"out-{number}"
         head = HEAD.format(base=folder / "base", seed=seed, folder=folder, cache=folder / "cache")
@@ -147,13 +147,13 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         if (out / "adapter_config.json").is_file():
             apply_lora(str(out), str(folder / "base"), folder / f"graft-{number}", overwrite=True)
             out = folder / f"graft-{number}"
-        places[way] = out, seconds
+        models[way] = out, seconds
         print(f"seed {seed}, {way}: {seconds:.0f} s", flush=True)
-    found = {}
-    for name, (place, seconds) in places.items():
-        needle = examine(place, plan, seed).needle
-        found[name] = {"1024": needle[1024], "64": needle[64], "seconds": seconds}
-    return found
+    results = {}
+    for name, (model, seconds) in models.items():
+        needle = examine(model, plan, seed).needle
+        results[name] = {"1024": needle[1024], "64": needle[64], "seconds": seconds}
+    return results
 
 
 if __name__ == "__main__":

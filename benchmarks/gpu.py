@@ -1,15 +1,15 @@
-"""Qualification of regraft on one GPU: what is right, how fast it is, how much it holds.
+"""Qualification of regraft on one GPU: correctness, speed and memory.
 
     python benchmarks/gpu.py -o OUT [--quick] [--part NAME ...] [--seconds 570]
     python benchmarks/gpu.py -o OUT --rehearse        # tiny, on a CPU
     python benchmarks/gpu.py --table OUT [--table OLDER ...]
 
 Parts run in order of their value, each in a process of its own with its own time limit, until the
-seconds are used up. Every figure is a line of OUT/gpu.jsonl that is on disk at once, so that a
-part that fails or hangs, or a machine that is taken away, loses nothing; OUT/gpu.log has all that
-the parts print, and OUT/gpu.md, written at the end or by --table, the tables. `docs/gpu.md` says
-what is checked. Exit codes: 0 all that was checked holds; 1 something does not, or a part did not
-end; 2 there is no GPU, or a package is missing.
+seconds are used up. Every figure is a line of OUT/gpu.jsonl and on disk at once, so that a part
+that fails or hangs, or a machine that is taken away, loses nothing; OUT/gpu.log has the output of
+the parts, and OUT/gpu.md, written at the end or by --table, the tables. `docs/gpu.md` lists what
+each part checks. Exit codes: 0 all parts ended and all checks hold; 1 a check does not hold, or a
+part failed or was stopped; 2 there is no GPU, or a package is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qualification.processes import Outcome, fresh, run_part
+from qualification.processes import Outcome, in_new_interpreter, run_part
 from qualification.report import OK, Line, Report, read, tables
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "numpy", "xxhash",
@@ -43,8 +43,8 @@ _MACHINE = 60.0  # seconds for CUDA to start in a first process
 
 @dataclass(frozen=True)
 class Part:
-    """name: for --part. function: module and name in `qualification`. seconds: at most, in full and
-    with --quick; 0: not part of that."""
+    """name: for --part. function: module and name in `qualification`. seconds, quick: time limits
+    in full and with --quick, which leaves out parts where it is 0."""
 
     name: str
     function: str
@@ -82,9 +82,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together")
     parser.add_argument(
         "--table", type=Path, action="append",
-        help="only write the tables of this folder; of further ones, the parts it has not",
+        help="only write the tables of this folder; repeat to add parts that only older runs have",
     )  # fmt: skip
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # of a fresh interpreter
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # by a new interpreter
     arguments = parser.parse_args()
     if arguments.table:
         for folder in arguments.table:
@@ -96,7 +96,7 @@ def main() -> int:
         return _refuse(_missing(missing))
     scale = "rehearse" if arguments.rehearse else "quick" if arguments.quick else "full"
     if arguments.one:
-        return _one(*arguments.one, scale=scale, out=arguments.out)
+        return _run(*arguments.one, scale=scale, out=arguments.out)
     return Run(arguments.out, scale, arguments.seconds, arguments.part).run()
 
 
@@ -121,14 +121,14 @@ class Run:
             part for part in PARTS if scale != "quick" or part.quick
         ]  # fmt: skip
         self.file, self.log = out / "gpu.jsonl", out / "gpu.log"
-        self.fresh = False
+        self.forks = True  # whether CUDA starts after a fork
 
     def run(self) -> int:
         """Run the parts and write the tables; the exit code."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.file.write_text("")
         self.log.write_text("")
-        # Asked through NVML, torch does not start CUDA here, which no fork would survive.
+        # torch then counts GPUs by NVML and does not start CUDA, which would not survive a fork.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.folder = Path(tempfile.mkdtemp(prefix="regraft-gpu-"))
@@ -152,15 +152,16 @@ class Run:
         return time.monotonic() - self.began
 
     def _left(self) -> float:
-        """Seconds for parts; a second is kept for the tables."""
+        """Seconds left for parts; the last second is for the tables."""
         return self.seconds - self._elapsed() - 1
 
     def _machine(self) -> int:
-        """The first part; it says whether there is a GPU, and whether CUDA starts after a fork."""
+        """Run the first part, which needs a GPU that starts after a fork or in a new interpreter.
+        Returns 0, or the exit code of the whole run."""
         print(f"imports: {self._elapsed():.1f} s", flush=True)
         outcome = self._start(_FIRST, _MACHINE)
         if outcome.code == _NO_GPU and self.scale != "rehearse" and _has_device_file():
-            self.fresh = True
+            self.forks = False
             outcome = self._start(_FIRST, _MACHINE)
         if outcome.code == 0:
             return 0
@@ -171,7 +172,7 @@ class Run:
                 f"torch {torch.__version__} sees no GPU here; run this where it does, or rehearse "
                 "it on a CPU with --rehearse"
             )
-        Report(self.file, _FIRST.name).end(_how(outcome), outcome.seconds, outcome.tail)
+        Report(self.file, _FIRST.name).end(_reason(outcome), outcome.seconds, outcome.tail)
         return _conclude(self.out)
 
     def _part(self, part: Part) -> None:
@@ -183,7 +184,7 @@ class Run:
             return
         outcome = self._start(part, limit)
         tail = "" if outcome.code == 0 else outcome.tail
-        report.end(_how(outcome), outcome.seconds, tail)
+        report.end(_reason(outcome), outcome.seconds, tail)
 
     def _start(self, part: Part, limit: float) -> Outcome:
         print(f"{part.name}: at {self._elapsed():.0f} s, {limit:.0f} s at most", flush=True)
@@ -191,26 +192,28 @@ class Run:
             log.write(f"\n===== {part.name}\n")
         deadline = time.monotonic() + limit
         folder, out, scale = self.folder, self.out, self.scale
-        if self.fresh:
-            arguments = ["-o", str(out), *([] if scale == "full" else [f"--{scale}"]), "--one"]
-            work = fresh([*arguments, part.name, part.function, str(folder), str(deadline)])
-        else:
+        if self.forks:
 
             def work() -> object:
-                sys.exit(_one(part.name, part.function, folder, deadline, scale=scale, out=out))
+                sys.exit(_run(part.name, part.function, folder, deadline, scale=scale, out=out))
+
+        else:
+            words = ["-o", str(out), *([] if scale == "full" else [f"--{scale}"]), "--one"]
+            words += [part.name, part.function, str(folder), str(deadline)]
+            work = in_new_interpreter(words)
 
         size = self.file.stat().st_size
         outcome = run_part(work, self.log, limit)
         with self.file.open(encoding="utf-8") as file:
             file.seek(size)
             print(file.read(), end="", flush=True)
-        print(f"{part.name}: {_how(outcome)}, {outcome.seconds:.1f} s", flush=True)
+        print(f"{part.name}: {_reason(outcome)}, {outcome.seconds:.1f} s", flush=True)
         if outcome.code and outcome.code != _NO_GPU:
             print(outcome.tail, flush=True)
         return outcome
 
 
-def _one(
+def _run(
     name: str, function: str, folder: Path | str, deadline: float | str, *, scale: Any, out: Path
 ) -> int:
     """Run one part in this process."""
@@ -229,29 +232,25 @@ def _one(
             return _NO_GPU
         torch.cuda.set_device(device)
     scope = Scope(scale, device, Path(folder), float(deadline))
-    module, _, called = function.partition(":")
-    run = getattr(importlib.import_module(f"qualification.{module}"), called)
+    module, _, attribute = function.partition(":")
+    run = getattr(importlib.import_module(f"qualification.{module}"), attribute)
     run(scope, Report(out / "gpu.jsonl", name))
     return 0
 
 
 def _preload() -> None:
-    """Import what the parts need, once for all; without CUDA, which no fork would survive."""
+    """Import once what the parts need, without starting CUDA, which would not survive a fork."""
     from regraft.shell.process import set_environment
 
     set_environment()
-    import peft  # noqa: F401
     import torch
-    import torch.distributed.checkpoint
-    import transformers.models.llama.modeling_llama  # noqa: F401
 
-    for part in (_FIRST, *PARTS):
+    modules = dict.fromkeys(part.function.partition(":")[0] for part in (_FIRST, *PARTS))
+    for name in (*_IMPORTED, *(f"qualification.{module}" for module in modules)):
         try:
-            importlib.import_module(f"qualification.{part.function.partition(':')[0]}")
-        except Exception as error:  # the part will say so itself
-            print(f"{part.name} cannot be imported: {error}", file=sys.stderr)
-    import torch
-
+            importlib.import_module(name)
+        except Exception as error:  # the parts that need it import it again and end as failed
+            print(f"{name} cannot be imported: {error}", file=sys.stderr)
     assert not torch.cuda.is_initialized()
 
 
@@ -259,7 +258,8 @@ def _has_device_file() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists()
 
 
-def _how(outcome: Outcome) -> str:
+def _reason(outcome: Outcome) -> str:
+    """How a part ended, in a word or two."""
     if outcome.code == 0:
         return OK
     if outcome.code is None:
@@ -270,8 +270,8 @@ def _how(outcome: Outcome) -> str:
 
 
 def _conclude(out: Path, *others: Path) -> int:
-    """Write and print the tables of what is in the folder, and of parts that only other folders
-    have; the exit code."""
+    """Write and print the tables of the folder, with the parts that only the others have; returns
+    the exit code."""
     lines = read(out / "gpu.jsonl")
     for other in others:
         known = {line.part for line in lines}

@@ -1,4 +1,4 @@
-"""Models with random weights, and a training step of them: ours, and a plain one."""
+"""Models with random weights, and their training step in regraft and in plain transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANK, RATE, THETA = 16, 1e-3, 500000.0
 
 
 def make_body(method: str, memory: dict[str, Any]) -> Body:
-    """The part of a recipe that a step knows."""
+    """The recipe of a step."""
     return Body.model_validate(
         {
             "model": "none",
@@ -41,7 +41,7 @@ def make_body(method: str, memory: dict[str, Any]) -> Body:
 
 
 def make_model(sizes: dict[str, int], length: int, dtype: torch.dtype = torch.float32) -> Any:
-    """A Llama with random weights on torch's present default device."""
+    """A Llama with random weights on torch's default device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -57,12 +57,12 @@ def random_rows(length: int, vocabulary: int, steps: int) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(2)
     for _ in range(steps):
         ids = torch.randint(vocabulary, (length + 1,), generator=generator)
-        places = torch.arange(length)
-        yield Row(ids[:-1], places, ids[1:], torch.zeros(length, dtype=torch.long))
+        positions = torch.arange(length)
+        yield Row(ids[:-1], positions, ids[1:], torch.zeros(length, dtype=torch.long))
 
 
 def make_learner(model: Any, body: Body, mesh: Mesh) -> Learner:
-    """The model ready to train on the mesh's device, with its RoPE fixed."""
+    """The model prepared for training on the mesh's device, with its RoPE fixed."""
     learner = prepare(model, body, mesh).to(mesh.device)
     spec = ContextSpec.from_config(model.config.to_dict())
     fix_rotary(model, spec, spec.max_position_embeddings)
@@ -70,7 +70,7 @@ def make_learner(model: Any, body: Body, mesh: Mesh) -> Learner:
 
 
 def learner_step(learner: Learner, body: Body, mesh: Mesh) -> Callable[[Row], float]:
-    """One step of the loop in `regraft.train.loop`, without its text and its records."""
+    """One step as in `regraft.train.loop`, without its data and records."""
     parameters = learner.trained()
     optimizers = optim.make(parameters, body.optimizer)
     optim.set_rate(optimizers, RATE)
@@ -88,12 +88,12 @@ def learner_step(learner: Learner, body: Body, mesh: Mesh) -> Callable[[Row], fl
 
 
 def our_step(model: Any, body: Body, mesh: Mesh) -> Callable[[Row], float]:
-    """A step of a transformers model as regraft makes it."""
+    """regraft's step of a transformers model."""
     return learner_step(make_learner(model, body, mesh), body, mesh)
 
 
 def plain_step(model: Any, body: Body) -> Callable[[Row], float]:
-    """What one writes without us."""
+    """The step of a plain training loop with transformers and PEFT."""
     from peft import LoraConfig, get_peft_model
 
     if body.method == "lora":

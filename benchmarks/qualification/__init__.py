@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gpu.py`, what they report to, and the processes they run in."""
+"""The parts of `benchmarks/gpu.py`, their reports and tables, and their processes."""

@@ -1,4 +1,4 @@
-"""Commands of regraft in this process, and merge and apply on the device against the CPU."""
+"""regraft's commands run in this process; merge and apply on the device against the CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from regraft import Checkpoint
 
 _DIFFERING = 1e-2
 """Share of the weights that may differ by one unit in the last place of bfloat16: sums in float32
-differ by 2^-24 of their terms, which moves a value over the middle between two numbers of bfloat16
-for one in 2^16 sums of one term, and for one in a few hundred of those of rank 64."""
+differ by 2^-24 of their terms, which rounds one in 2^16 sums of one term, and one in a few hundred
+of those of rank 64, to the neighbouring number of bfloat16."""
 
 
 def regraft(*arguments: object) -> float:
-    """Run a command; its seconds. Raises RuntimeError where it fails, the reason being in the log.
+    """Run a command in this process, so that its seconds, which are returned, include no imports.
 
-    In this process, whose imports are done: a command of its own would add them.
+    Raises RuntimeError if it fails; the log has the reason.
     """
     from regraft.cli import main
 

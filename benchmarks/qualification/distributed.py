@@ -14,10 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from training import RATE, make_body, make_learner, make_model, random_rows
 
-from qualification.machine import MIB
 from qualification.report import Report
 from qualification.scope import Scope, relative
-from qualification.trainee import draw_lora, gradients, take_gradients
+from qualification.trainee import draw_lora, gradients, take_gradients, whole
 from regraft.data.batch import collate
 from regraft.parallel import Mesh
 from regraft.parallel.exchange.gather import Gather
@@ -38,7 +37,7 @@ def check_distributed(scope: Scope, report: Report) -> None:
         torch.cuda.set_device(scope.device)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")  # a machine without a network has no other
-    before = _used(scope)
+    before = scope.outside_allocator()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=f"file://{scope.folder}/store",
         rank=0, world_size=1, timeout=_LIMIT,
@@ -49,7 +48,7 @@ def check_distributed(scope: Scope, report: Report) -> None:
         dist.all_reduce(total, group=group)
         scope.synchronize()
         report.check("all-reduce", bool((total == 1).all()))
-        report.figure("NCCL, first collective", MiB=_used(scope) - before)
+        report.figure("NCCL, first collective", MiB=scope.outside_allocator() - before)
         everyone: list[Any] = [None]
         dist.all_gather_object(everyone, {"rank": 0})
         box = ["sent"]
@@ -62,17 +61,9 @@ def check_distributed(scope: Scope, report: Report) -> None:
         )  # fmt: skip
         _check_exchanges(scope, report, group)
         _check_fsdp(scope, report, group)
-        report.figure("NCCL, at the end", MiB=_used(scope) - before)
+        report.figure("NCCL, at the end", MiB=scope.outside_allocator() - before)
     finally:
         dist.destroy_process_group()
-
-
-def _used(scope: Scope) -> float:
-    """MiB in use by the driver's count, beyond the allocator's."""
-    if scope.device.type != "cuda":
-        return 0.0
-    free, total = torch.cuda.mem_get_info(scope.device)
-    return (total - free - torch.cuda.memory_reserved(scope.device)) / MIB
 
 
 def _check_exchanges(scope: Scope, report: Report, group: dist.ProcessGroup) -> None:
@@ -129,7 +120,7 @@ def _check_fsdp(scope: Scope, report: Report, group: dist.ProcessGroup) -> None:
         results[name] = gradients(learner, one, row)
     (loss, exact), (sharded_loss, sharded) = results["alone"], results["FSDP2"]
     errors = [relative(sharded[key], exact[key]) for key in exact]
-    # flash adds up dq in another order every time
+    # FlashAttention sums dq in another order at each call
     bound = 8 * torch.finfo(scope.dtype).eps
     report.check(
         "a step under FSDP2", max(errors) < bound and abs(sharded_loss / loss - 1) < bound,
@@ -142,7 +133,7 @@ def _check_fsdp(scope: Scope, report: Report, group: dist.ProcessGroup) -> None:
     for optimizer in optimizers:
         optimizer.step()
     take_gradients(learner.trained())
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = whole(norm)
     report.check("clip and AdamW on shards", bool(norm.isfinite()), norm=float(norm))
 
     def state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scores and answers of a model on the device."""
+"""Scores and answers of a language model on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regraft.parallel import Mesh
 
 
 def check_evaluation(scope: Scope, report: Report) -> None:
-    """Short texts against transformers' own loss and choice of the next token; then a long one."""
+    """A short text against transformers' own loss and next token; then a long one."""
     layers, length = scope.pick(LAYERS, LAYERS, 2), scope.pick(131072, 16384, 128)
     new = scope.pick(32, 8, 4)
     with scope.device:
@@ -38,7 +38,7 @@ def check_evaluation(scope: Scope, report: Report) -> None:
         ), tokens=len(short), largest_difference=apart, bound=bound,
     )  # fmt: skip
     (answer,) = tested.generate([short], new)
-    following = logits_next(model, ids).float()
+    following = _next_logits(model, ids).float()
     below = float(following.max() - following[answer[0]])
     # four units in the last place of the largest logits, which lie between 4 and 8
     bound = 0.125 if scope.device.type == "cuda" else 1e-4
@@ -57,7 +57,7 @@ def check_evaluation(scope: Scope, report: Report) -> None:
                  **scope.peaks())  # fmt: skip
 
 
-def logits_next(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def _next_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Logits of the token after a text."""
     with torch.no_grad():
         return model(input_ids=ids).logits[0, -1]

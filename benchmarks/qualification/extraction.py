@@ -19,7 +19,7 @@ from regraft.lowrank.noise import rounding_noise
 from regraft.lowrank.svd import truncated_svd
 
 _TOLERANCE = 1e-3  # of `truncated_svd`: its error over the optimum's
-_STORED = 1e-3  # how much more the factors may lose where they are stored in bfloat16
+_STORED = 1e-3  # additional relative error of factors stored in bfloat16
 _READ = 5e9  # bytes/s of a disk
 
 
@@ -61,7 +61,7 @@ def check_extraction(scope: Scope, report: Report) -> None:
 def _decompose(scope: Scope, report: Report) -> None:
     sizes = TOY if scope.scale == "rehearse" else LLAMA_8B
     rank = scope.pick(64, 64, 8)
-    truncated_svd(torch.randn(512, 1024, device=scope.device), 16)  # libraries are loaded
+    truncated_svd(torch.randn(512, 1024, device=scope.device), 16)  # to load libraries
     generator = torch.Generator(scope.device).manual_seed(0)
     shapes = dict.fromkeys(sizes.projections.values())
     for m, n in list(shapes)[: scope.pick(4, 2, 4)]:
@@ -96,7 +96,7 @@ def _decompose_one(scope: Scope, report: Report, delta: Tensor, rank: int) -> No
 
 
 def _delta(m: int, n: int, directions: int, generator: torch.Generator) -> Tensor:
-    """As `llama8b.make` changes a matrix: a slow decay on a full-rank tail."""
+    """A change as in `llama8b.make`: slowly falling singular values on a full-rank tail."""
     device = generator.device
     s = torch.arange(1, directions + 1, device=device) ** -0.7
     left = torch.randn(m, directions, device=device, generator=generator) * s
@@ -118,8 +118,8 @@ def _optimum(delta: Tensor, rank: int) -> float:
 def _compare(
     scope: Scope, report: Report, folders: dict[str, Path], ours: Adapter, theirs: Adapter
 ) -> None:
-    """Adapters made on the device and on the CPU: both within the tolerance of the optimum, so
-    their errors may differ by it, and by the rounding of the stored factors."""
+    """Adapters of the device and of the CPU: each error is within the tolerance of the optimum, so
+    the two may differ by that and by the rounding of the stored factors."""
     worst, apart = 1.0, 0.0
     with Checkpoint.open(folders["base"]) as b, Checkpoint.open(folders["extended"]) as e:
         for module in ours.modules:

@@ -1,4 +1,4 @@
-"""Attention kernels: output and gradients against float64, bits, rates, and very long rows."""
+"""Attention kernels: output and gradients against float64, equal bits, rates, very long rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
 def _bound(dtype: torch.dtype) -> float:
-    """How far a kernel may be off, of the largest value: eight units in the last place of bfloat16
-    or float16, to which probabilities and their gradients are rounded before they are summed;
-    forty of float32, in which sums of hundreds of terms are made."""
+    """Largest error of a kernel as a share of the largest value: eight units in the last place of
+    bfloat16 or float16, to which probabilities and their gradients are rounded before they are
+    summed; forty of float32, in which sums of hundreds of terms are made."""
     return (8 if dtype.itemsize == 2 else 40) * torch.finfo(dtype).eps
 
 
 def check_kernels(scope: Scope, report: Report) -> None:
-    """Every kernel that is here, causal, with more keys than queries, not causal, and packed."""
+    """Every installed kernel: causal, with more keys than queries, not causal, and packed."""
     set_cublas_workspace()
     long = scope.pick(1536, 1024, 96)
     cases: list[tuple[int, int, bool | Lengths]] = [
@@ -61,7 +61,7 @@ def _available(scope: Scope, report: Report, dtype: torch.dtype) -> Iterator[Ker
 
 def _against_float64(
     kernel: Kernel, scope: Scope, report: Report, head: int, dtype: torch.dtype,
-    queries: int, keys: int, how: bool | Lengths,
+    queries: int, keys: int, mask: bool | Lengths,
 ) -> None:  # fmt: skip
     shapes = ((8, queries), (2, keys), (2, keys), (8, queries))  # q, k, v, dout
     generator = torch.Generator().manual_seed(0)
@@ -69,15 +69,15 @@ def _against_float64(
         torch.randn(1, heads, tokens, head, generator=generator).to(scope.device, dtype)
         for heads, tokens in shapes
     ]
-    shape = how if isinstance(how, bool) else "packed"
+    shape = mask if isinstance(mask, bool) else "packed"
     values = {"head": head, "dtype": str(dtype)[6:], "queries": queries, "keys": keys,
               "causal": str(shape)}  # fmt: skip
     try:
-        result = both(kernel, inputs, how)
-        exact = both(Reference(), [tensor.double() for tensor in inputs], how)
-        again = both(kernel, inputs, how)
+        result = forward_and_backward(kernel, inputs, mask)
+        exact = forward_and_backward(Reference(), [tensor.double() for tensor in inputs], mask)
+        again = forward_and_backward(kernel, inputs, mask)
         with deterministic_algorithms():
-            fixed = [both(kernel, inputs, how) for _ in range(2)]
+            fixed = [forward_and_backward(kernel, inputs, mask) for _ in range(2)]
     except RuntimeError as error:
         report.check(kernel.name, False, **values, error=str(error)[:300])
         return
@@ -94,21 +94,23 @@ def _against_float64(
     )  # fmt: skip
 
 
-def both(kernel: Kernel, inputs: list[Tensor], how: bool | Lengths) -> list[Tensor]:
-    """out, lse, dq, dk and dv of (q, k, v, dout), causal or not, or packed with these lengths."""
+def forward_and_backward(
+    kernel: Kernel, inputs: list[Tensor], mask: bool | Lengths
+) -> list[Tensor]:
+    """out, lse, dq, dk, dv of (q, k, v, dout). mask: causal or not, or a packed row's lengths."""
     q, k, v, dout = inputs
     scale = q.shape[-1] ** -0.5
-    if isinstance(how, bool):
-        out, lse = kernel.forward(q, k, v, how, scale)
+    if isinstance(mask, bool):
+        out, lse = kernel.forward(q, k, v, mask, scale)
         out = out.to(q.dtype)
-        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, how, scale)]
-    out, lse = kernel.packed(q, k, v, how, scale)
+        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, mask, scale)]
+    out, lse = kernel.packed(q, k, v, mask, scale)
     out = out.to(q.dtype)
-    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, how, scale)]
+    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, mask, scale)]
 
 
 def _layer(scope: Scope, length: int) -> list[Tensor]:
-    """q, k, v, dout of a layer of the model, laid out as transformers gives them."""
+    """q, k, v, dout of a layer of the model, in the memory layout of transformers."""
     sizes = scope.model(1)
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     head = sizes["hidden_size"] // heads
@@ -131,8 +133,8 @@ def _rate(kernel: Kernel, scope: Scope, report: Report, length: int) -> None:
 
 
 def check_long_rows(scope: Scope, report: Report) -> None:
-    """The chosen kernel where q has 2^31 values: rows of out, dq, dk and dv computed one by one in
-    float64."""
+    """The chosen kernel where q has 2^31 values, against single rows of out, dq, dk and dv computed
+    in float64."""
     length = scope.pick(524288, 65536, 192)
     q, k, v, dout = _layer(scope, length)
     kernel = choose(scope.device.type, q.dtype, q.shape[-1])
@@ -154,12 +156,12 @@ def _sampled_errors(
     inputs: list[Tensor], out: Tensor, lse: Tensor, grads: tuple[Tensor, ...], rows: list[int],
     heads: list[int], scale: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Largest ||row - exact row|| / ||exact row|| of each result over some rows of some heads; of
-    dq, where the terms of dS cancel in short rows, over the norm of the terms if that is larger.
+    """Largest ||row - exact row|| / ||exact row|| of each result over some rows of some heads; for
+    dq, where the terms of dS cancel in short rows, relative to the norm of the terms if larger.
 
     P = exp(scale q k' - lse); dq = scale dS k, dk = scale dS' q, dv = P' dout, where
-    dS = P (dout v' - sum(dout out)). Rows of dk and dv see the queries from their own on, over all
-    heads that share them; out and lse of those are the kernel's, which are checked themselves.
+    dS = P (dout v' - sum(dout out)). A row of dk and dv sums over the queries from its own on, of
+    all heads that share it, with the kernel's out and lse, which are checked themselves.
     """
     q, k, v, dout = (tensor[0] for tensor in inputs)
     out, lse = out[0], lse[0]

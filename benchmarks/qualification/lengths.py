@@ -27,14 +27,14 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure_64k(scope: Scope, report: Report) -> None:
-    """All layers of the model, and again with attention's results kept."""
+    """All layers of the model, and again with `keep_attention`."""
     for memory in ({}, {"keep_attention": True}):
         _measure_whole(scope, report, scope.pick(65536, 16384, 64), memory)
         scope.clear()
 
 
 def measure_128k(scope: Scope, report: Report) -> None:
-    """All layers at 128k tokens, their inputs on the host; the first step allocates them there."""
+    """All layers at 128k tokens with their inputs on the host; the first step allocates them."""
     length = scope.pick(131072, 32768, 64)
     _measure_whole(scope, report, length, {"offload": True}, steps=2)
 
@@ -48,9 +48,9 @@ def _measure_whole(
             lambda: Trainee(scope, scope.pick(LAYERS, LAYERS, 2), length, memory)
         )
         report.figure("model made", seconds=seconds, layers=trainee.layers)
-        for turn in range(1, steps + 1):
+        for step in range(1, steps + 1):
             measured = trainee.measure(length)
-            report.figure(f"{name}, step {turn}", **measured.values(card_peak(scope)))
+            report.figure(f"{name}, step {step}", **measured.values(card_peak(scope)))
             if scope.left() < 1.3 * measured.seconds:
                 return
     except OutOfMemory as error:
@@ -58,7 +58,7 @@ def _measure_whole(
 
 
 def measure_levers(scope: Scope, report: Report) -> None:
-    """Steps of few layers with each memory saver and kernel, continued to all layers."""
+    """Steps of few layers with each memory saver and kernel, extrapolated to all layers."""
     length = scope.pick(65536, 32768, 64)
     counts = scope.pick((2, 4), (2, 3), (1, 2))
     for name, memory in {**_WAYS, **_other_switches()}.items():
@@ -69,7 +69,7 @@ def measure_levers(scope: Scope, report: Report) -> None:
 
 
 def measure_long_rows(scope: Scope, report: Report) -> None:
-    """128k and 256k tokens, by few layers; at 128k without and with attention's results kept."""
+    """Steps of few layers at 128k tokens, without and with `keep_attention`, and at 256k."""
     length = scope.pick(131072, 32768, 128)
     for name in ("offload and tiled_mlp", "all three"):
         _line(scope, report, name, length, (2, 3), _WAYS[name])
@@ -77,7 +77,7 @@ def measure_long_rows(scope: Scope, report: Report) -> None:
 
 
 def _other_switches() -> dict[str, dict[str, Any]]:
-    """Switches of the recipe's block that are off by default and not named here."""
+    """Switches of a recipe's `memory` that are off by default and not in _WAYS."""
     known = {"checkpoint", *(key for way in _WAYS.values() for key in way)}
     return {
         name: {name: True}
@@ -90,7 +90,7 @@ def _line(
     scope: Scope, report: Report, name: str, length: int, counts: tuple[int, int],
     memory: dict[str, Any], kernel: str = "auto",
 ) -> None:  # fmt: skip
-    """Two models of few layers, and the straight line through them."""
+    """Steps of two models of few layers, and of all layers by the straight line through them."""
     peak = card_peak(scope)
     measured: list[Measured] = []
     for layers in counts:
@@ -118,16 +118,17 @@ def _line(
 def measure_longest(scope: Scope, report: Report) -> None:
     """The longest row of the whole model that the device's memory holds.
 
-    Two layers train beside as much memory as the weights, gradients and moments of the others take;
-    with `offload` only two layers' inputs are on the device at a time, whatever their number.
-    Attention is replaced by a kernel that allocates what the real one does and computes nothing,
-    which makes a step linear in the length: peaks of two lengths give the length that should fit,
-    and it and a longer one are tried. The host needs `host_GiB` for the layers' inputs.
+    Two layers train beside a tensor of the size of the other layers' weights, gradients and
+    moments; with `offload` the inputs of only two layers are on the device at a time, whatever
+    their number. Attention is replaced by a kernel that allocates what the real one does and
+    computes nothing, which makes a step linear in the length: peaks of two lengths give the length
+    that should fit, which is then run, and a longer one. The host needs `host_GiB` for the inputs
+    of all layers.
     """
     layers = scope.pick(LAYERS, LAYERS, 4)
     trainee = Trainee(scope, 2, 1 << 20, BOTH)
     shape = trainee.throughput.shape
-    ballast = _others(scope, trainee, layers - 2)
+    ballast = _allocate_layers(scope, trainee, layers - 2)
     with _Idle(trainee.mesh.kernel) as kernel:
         short, long = scope.pick((65536, 131072), (16384, 32768), (64, 128))
         real = trainee.measure(short)
@@ -150,13 +151,11 @@ def measure_longest(scope: Scope, report: Report) -> None:
                       outside_GiB=outside, **_host(shape, fits))  # fmt: skip
         for length in (fits, int(1.1 * fits) // 4096 * 4096):
             scope.clear()
-            more_ballast = None
+            beyond_idle = max(0, int(excess * GIB * length / short))  # by the real kernel
             try:
-                more_ballast = torch.empty(  # noqa: F841  what the real kernel takes beyond the idle
-                    max(0, int(excess * GIB * length / short)), dtype=torch.uint8,
-                    device=scope.device,
-                )  # fmt: skip
+                workspace = torch.empty(beyond_idle, dtype=torch.uint8, device=scope.device)
                 measured = trainee.measure(length)
+                del workspace
             except OutOfMemory as error:
                 report.figure("out of memory", length=length, error=str(error)[:200])
                 break
@@ -169,9 +168,9 @@ def _host(shape: Shape, length: int) -> dict[str, float]:
     return {"host_GiB": needed, "host_free_GiB": available_memory() / GIB}
 
 
-def _others(scope: Scope, trainee: Trainee, layers: int) -> Tensor:
-    """As many bytes as `layers` more layers take: weights, and LoRA's weights, gradients and
-    moments in float32."""
+def _allocate_layers(scope: Scope, trainee: Trainee, layers: int) -> Tensor:
+    """A tensor of the bytes that `layers` more layers take: weights, and LoRA's weights, gradients
+    and moments in float32."""
     layer = trainee.learner.layers[0]
     size = 0
     for parameter in layer.parameters():
@@ -181,7 +180,7 @@ def _others(scope: Scope, trainee: Trainee, layers: int) -> Tensor:
 
 
 class _Idle:
-    """Attention through the kernel as chosen, or through one that only allocates."""
+    """Attention by the chosen kernel, or, while `idle`, by one that only allocates."""
 
     def __init__(self, name: str) -> None:
         from regraft.parallel import shards

@@ -1,4 +1,4 @@
-"""The card and the versions; the rates and the memory that no tensor shows."""
+"""The card and the versions; rates, and memory outside of tensors."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.nn.functional as F
 
 from qualification.report import Report
-from qualification.scope import GIB, Scope
+from qualification.scope import GIB, MIB, Scope
 from regraft.train.estimate.machine import available_memory
-
-MIB = 2**20
 
 
 def describe_machine(scope: Scope, report: Report) -> None:
-    """One line on the card, the driver, the libraries and the host."""
+    """Report the card, the driver, the libraries and the host in one line."""
     cuda = scope.device.type == "cuda"
     values = {
         "card": torch.cuda.get_device_name(scope.device) if cuda else "no GPU (rehearsal)",
-        "date": report_date(),
+        "date": date.today().isoformat(),
         "driver": _driver() if cuda else "none",
         "Python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "transformers", "peft", "triton")},
@@ -43,12 +43,6 @@ def describe_machine(scope: Scope, report: Report) -> None:
     report.machine(**values)
 
 
-def report_date() -> str:
-    from datetime import date
-
-    return date.today().isoformat()
-
-
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -65,33 +59,25 @@ def _driver() -> str:
 
 
 def measure_constants(scope: Scope, report: Report) -> None:
-    """What the plan has to assume: memory of context and libraries, and the rates of the card."""
+    """Constants of `regraft plan`: memory of CUDA's context and libraries, rates of the card."""
     cuda = scope.device.type == "cuda"
     if cuda:
         torch.empty(1, device=scope.device)
-        with _outside_allocator() as added:
-            pass
-        report.figure("CUDA context", MiB=added[0], allocator_MiB=_reserved())
+        report.figure("CUDA context", MiB=scope.outside_allocator(), allocator_MiB=_reserved(scope))
         wide = torch.randn(4096, 4096, device=scope.device, dtype=torch.bfloat16)
-        with _outside_allocator() as added:
-            before = _reserved()
+        with _added_memory(scope, report, "cuBLAS, first product"):
             wide @ wide
-            torch.cuda.synchronize()
-        report.figure("cuBLAS, first product", MiB=added[1], allocator_MiB=_reserved() - before)
         q = torch.randn(1, 32, 4096, 128, device=scope.device, dtype=torch.bfloat16)
         q.requires_grad_()
-        with _outside_allocator() as added:
-            before = _reserved()
+        with _added_memory(scope, report, "attention, first call"):
             F.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
-            torch.cuda.synchronize()
-        report.figure("attention, first call", MiB=added[1], allocator_MiB=_reserved() - before)
         del wide, q
         scope.clear()
     side = scope.pick(8192, 4096, 64)
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         n = side if dtype != torch.float64 else side // 2
         a = torch.randn(n, n, device=scope.device, dtype=dtype)
-        seconds = scope.best(lambda: a @ a)  # noqa: B023
+        seconds = scope.best(partial(torch.matmul, a, a))
         report.figure("product", dtype=str(dtype)[6:], side=n, TFLOPs=2 * n**3 / seconds / 1e12)
     a = torch.empty(scope.pick(GIB, GIB // 2, 1 << 16), dtype=torch.uint8, device=scope.device)
     b = torch.empty_like(a)
@@ -102,22 +88,20 @@ def measure_constants(scope: Scope, report: Report) -> None:
         took, host = scope.timed(lambda: torch.empty(size, dtype=torch.uint8, pin_memory=True))
         report.figure("pinned memory, allocated", GBps=size / took / 1e9)
         for name, target, source in (("to the host", host, a), ("from the host", a, host)):
-            seconds = scope.best(lambda: target.copy_(source, non_blocking=True))  # noqa: B023
+            seconds = scope.best(partial(target.copy_, source, non_blocking=True))
             report.figure(name, GBps=size / seconds / 1e9)
 
 
-def _reserved() -> float:
-    return torch.cuda.memory_reserved() / MIB
+def _reserved(scope: Scope) -> float:
+    return torch.cuda.memory_reserved(scope.device) / MIB
 
 
 @contextmanager
-def _outside_allocator() -> Iterator[list[float]]:
-    """MiB that the driver counts beyond the allocator's: [before, added within]."""
-
-    def outside() -> float:
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / MIB - _reserved()
-
-    values = [outside()]
-    yield values
-    values.append(outside() - values[0])
+def _added_memory(scope: Scope, report: Report, name: str) -> Iterator[None]:
+    """Report the memory that the block adds, outside the allocator and in it."""
+    outside, reserved = scope.outside_allocator(), _reserved(scope)
+    yield
+    scope.synchronize()
+    report.figure(
+        name, MiB=scope.outside_allocator() - outside, allocator_MiB=_reserved(scope) - reserved
+    )

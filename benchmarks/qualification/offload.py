@@ -1,4 +1,4 @@
-"""Layer inputs on the host: the values that come back, the memory in use, the rate."""
+"""Layer inputs offloaded to the host: values after the way back, memory in use, rate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from regraft.train.step.memory import HostStore
 
 
 def check_offload(scope: Scope, report: Report) -> None:
-    """As a forward and a backward pass use the store, with products between, the host far ahead of
-    the device: nothing is read until the end."""
+    """The store used as in a forward and a backward pass, with products between; the host runs far
+    ahead of the device, since nothing is read until the end."""
     count, tokens = scope.pick(16, 8, 4), scope.pick(65536, 65536, 64)
     hidden = scope.model(1)["hidden_size"]
     make = torch.Generator(scope.device).manual_seed(0)
@@ -38,14 +38,14 @@ def check_offload(scope: Scope, report: Report) -> None:
             del tensor
         return wrong
 
-    for turn in ("first, memory is pinned", "second", "third"):
+    for name in ("first, memory is pinned", "second", "third"):
         scope.reset_peaks()
         seconds, wrong = scope.timed(run)
         peaks = scope.peaks()
         tensors = peaks.get("active_GiB", 0.0) * GIB / size
-        # the present, the next, one on its way each way, and the product behind it; 1 for the rest
+        # this one, the next, one in transfer each way, and the product of the last; 1 for the rest
         report.check(
-            turn, int(wrong) == 0 and tensors < 6.5, tensors=count, wrong=int(wrong),
+            name, int(wrong) == 0 and tensors < 6.5, tensors=count, wrong=int(wrong),
             seconds=seconds, GBps=2 * count * size / seconds / 1e9,
             active_in_tensors=tensors, **peaks,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """A part in a process of its own, which ends at its time limit whatever it does.
 
 The process is forked from one that has imported torch and not touched CUDA, so that a part starts
-in milliseconds; `fresh` runs a new interpreter instead, for where CUDA does not start after a fork.
+in milliseconds; `in_new_interpreter` is for machines where CUDA does not start after a fork.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _POLL = 0.02  # seconds
 _TAIL = 1500  # characters
-_HUNG = "Timeout ("  # with which faulthandler begins
+_HUNG = "Timeout ("  # the first word of faulthandler's stacks
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a process ended. code: None at its time limit, negative for a signal. tail: the end of
-    what it printed."""
+    its output."""
 
     code: int | None
     seconds: float
@@ -37,8 +37,7 @@ class Outcome:
 def run_part(work: Callable[[], object], log: Path, limit: float) -> Outcome:
     """Call `work` in a child process with `limit` seconds, its output appended to `log`.
 
-    At the end of it, and where this process is interrupted, the child is killed with all that it
-    started.
+    At its end, or when this process is interrupted, the child and all that it started are killed.
     """
     began = time.monotonic()
     log.touch()
@@ -49,7 +48,7 @@ def run_part(work: Callable[[], object], log: Path, limit: float) -> Outcome:
     if child == 0:
         _child(work, log, limit)
     with suppress(ProcessLookupError, PermissionError):
-        os.setpgid(child, child)  # as the child does, whoever comes first
+        os.setpgid(child, child)  # the child does so too; one of the two calls comes first
     code: int | None = None
     ended = False
     try:
@@ -68,7 +67,7 @@ def run_part(work: Callable[[], object], log: Path, limit: float) -> Outcome:
 
 
 def _tail(log: Path, start: int) -> str:
-    """The end of what was printed; where it hung, the innermost calls, which are printed first."""
+    """The end of the output; of a process that hung, the beginning of the stack that ends it."""
     with log.open("rb") as file:
         file.seek(max(start, log.stat().st_size - 20 * _TAIL))
         text = file.read().decode(errors="replace").strip()
@@ -76,7 +75,7 @@ def _tail(log: Path, start: int) -> str:
     return text[at : at + _TAIL] if at >= 0 else text[-_TAIL:]
 
 
-def fresh(arguments: list[str]) -> Callable[[], object]:
+def in_new_interpreter(arguments: list[str]) -> Callable[[], object]:
     """Work for `run_part`: this program with other arguments, in a new interpreter."""
     command = [sys.executable, os.path.abspath(sys.argv[0]), *arguments]
     return lambda: os.execv(command[0], command)
@@ -94,9 +93,9 @@ def _child(work: Callable[[], object], log: Path, limit: float) -> None:
         fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for target in (1, 2):
             os.dup2(fd, target)
-        sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
         faulthandler.enable(sys.stderr)
-        if limit > 2:  # where it hangs is in the log before it is killed
+        if limit > 2:  # so that the log has the stack of a part that hangs
             faulthandler.dump_traceback_later(limit - 1, file=sys.stderr)
         work()
         code = 0

@@ -1,4 +1,4 @@
-"""What the parts found: a JSON line for every figure, on disk at once, and the tables of them."""
+"""The figures and checks of the parts: a JSON line for each, on disk at once, and their tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OK = "ok"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the file. ok: of a check, whether it held; of an end, whether the part ran to its
-    end. values: what was measured, by name; an underscore separates a unit or a word."""
+    """One line of the file. ok: whether a check held, or, at a part's end, whether it ran to its
+    end. values: the measurements by name; an underscore separates words and units."""
 
     part: str
     kind: Kind
@@ -34,21 +34,21 @@ class Report:
         self.file, self.part = file, part
 
     def machine(self, **values: Any) -> None:
-        """What the tables are headed by: the card and the versions."""
+        """The card and the versions, for the head of the tables."""
         self._write("machine", "machine", True, values)
 
     def figure(self, name: str, **values: Any) -> None:
-        """Something measured that is neither right nor wrong."""
+        """A measurement without a bound."""
         self._write("figure", name, True, values)
 
     def check(self, name: str, ok: bool, **values: Any) -> None:
-        """Something that must hold, and what was measured."""
+        """Something that must hold, with its measurements."""
         self._write("check", name, bool(ok), values)
 
-    def end(self, how: str, seconds: float, tail: str = "") -> None:
-        """How the part ended: `OK`, or why not, with the end of its log."""
+    def end(self, reason: str, seconds: float, tail: str = "") -> None:
+        """How the part ended. reason: `OK`, or why not. tail: the end of its log."""
         values = {"seconds": round(seconds, 1), **({"tail": tail} if tail else {})}
-        self._write("end", how, how == OK, values)
+        self._write("end", reason, reason == OK, values)
 
     def _write(self, kind: Kind, name: str, ok: bool, values: dict[str, Any]) -> None:
         now = datetime.now().isoformat(timespec="seconds")
@@ -74,7 +74,7 @@ def read(file: Path) -> list[Line]:
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """Markdown: the machine, how the parts ended, what did not hold, then the figures by part."""
+    """Markdown: the machine, the end of each part, the checks that failed, the figures by part."""
     machine = next((line.values for line in lines if line.kind == "machine"), {})
     ends = [line for line in lines if line.kind == "end"]
     checks = [line for line in lines if line.kind == "check"]
@@ -122,7 +122,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A number with four digits; text in one line that fits into a cell."""
+    """A number with four digits, or text as one line of 300 characters at most."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""How large a part is, where it runs, and measuring time and memory there."""
+"""Size and device of a run, and measurements of time and memory on that device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training import LLAMA_8B
 
 Scale = Literal["full", "quick", "rehearse"]
 Value = TypeVar("Value")
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 LAYERS = LLAMA_8B["num_hidden_layers"]
 _TINY = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
@@ -24,8 +24,8 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Scope:
-    """scale: of the sizes. folder: for files that a part makes. deadline: of time.monotonic, when
-    the part is killed."""
+    """scale: which sizes to use. folder: for files that a part makes. deadline: the time by
+    time.monotonic at which the part is killed."""
 
     scale: Scale
     device: torch.device
@@ -42,11 +42,11 @@ class Scope:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arithmetic that training uses here."""
+        """The dtype of training on this device."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def model(self, layers: int) -> dict[str, int]:
-        """Sizes of a model of Llama-3-8B's shapes with so many layers; tiny ones to rehearse."""
+        """Sizes of a Llama-3-8B with this number of layers; tiny ones for a rehearsal."""
         sizes = _TINY if self.scale == "rehearse" else LLAMA_8B
         return {**sizes, "num_hidden_layers": layers}
 
@@ -63,7 +63,7 @@ class Scope:
         return time.perf_counter() - began, result
 
     def best(self, work: Callable[[], Any], times: int = 3) -> float:
-        """Seconds of the quickest of several runs after one that warms up."""
+        """Seconds of the quickest of several runs after a warm-up."""
         work()
         return min(self.timed(work)[0] for _ in range(times))
 
@@ -72,10 +72,10 @@ class Scope:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peaks(self) -> dict[str, float]:
-        """GiB at most since `reset_peaks`, and allocations tried again since the process began.
+        """Peaks in GiB since `reset_peaks`, and allocation retries since the process began.
 
-        allocated: by live tensors; active: also by freed ones that another stream may still use;
-        reserved: also by what the allocator keeps; used: all that the driver counts, now.
+        allocated: live tensors; active: also freed ones that another stream may still use;
+        reserved: also free memory that the allocator keeps; used: all that the driver counts, now.
         """
         if self.device.type != "cuda":
             return {}
@@ -89,8 +89,15 @@ class Scope:
             "retries": stats["num_alloc_retries"],
         }
 
+    def outside_allocator(self) -> float:
+        """MiB that the driver counts in use beyond what torch's allocator reserves."""
+        if self.device.type != "cuda":
+            return 0.0
+        free, total = torch.cuda.mem_get_info(self.device)
+        return (total - free - torch.cuda.memory_reserved(self.device)) / MIB
+
     def clear(self) -> None:
-        """Give back the memory of what is no longer referenced."""
+        """Free the memory of unreferenced tensors."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
 """One LoRA step of a few layers: loss and gradients against plain transformers and PEFT.
 
-What is right is the plain model in float32, on base weights that are rounded to bfloat16 for all.
-bfloat16 moves both others away from it; ours may be no further than the plain one, with a margin
-for the order of sums.
+The reference is the plain model in float32; the base weights of all models are rounded to bfloat16.
+Ours in bfloat16 may have no larger error than the plain model in bfloat16, with a margin for the
+order of sums.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _check_bits(
     scope: Scope, report: Report, sizes: dict[str, int], length: int, base: dict[str, Tensor],
     row: Row,
 ) -> None:  # fmt: skip
-    """With deterministic kernels: the same bits twice, and the same with each memory saver."""
+    """With deterministic kernels: the same bits again, and with each memory saver."""
     kernel = "flash" if scope.device.type == "cuda" else "auto"
     with deterministic_algorithms():
         first_loss, first = _our_gradients(scope, sizes, length, {}, base, row, kernel)

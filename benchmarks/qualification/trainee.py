@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from training import learner_step, make_body, make_learner, make_model, random_rows
 
 from qualification.scope import LAYERS, Scope
@@ -22,8 +23,7 @@ OutOfMemory = torch.OutOfMemoryError
 
 @dataclass(frozen=True)
 class Measured:
-    """One step. flops: without recomputation. peaks: `Scope.peaks`. moved: bytes sent to the
-    host, where layers offload."""
+    """One step. flops: without recomputation. peaks: `Scope.peaks`."""
 
     layers: int
     length: int
@@ -33,7 +33,7 @@ class Measured:
     peaks: dict[str, float]
 
     def values(self, peak: float | None) -> dict[str, Any]:
-        """For a line of the report. peak: FLOP/s of the card."""
+        """Values of a line of the report. peak: FLOP/s of the card."""
         return {
             "layers": self.layers, "length": self.length, "step_s": self.seconds,
             "tokens_per_s": self.length / self.seconds, **_mfu(self.flops, self.seconds, peak),
@@ -42,9 +42,9 @@ class Measured:
 
 
 class Trainee:
-    """A learner and its step. memory: the block of a recipe. kernel: of attention.
+    """A learner and its step. memory: the recipe's block. kernel: the name of attention's kernel.
 
-    One short step is made first, so that libraries are loaded and kernels chosen.
+    One short step is run first, to load libraries and choose kernels.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Trainee:
         scope.clear()
 
     def measure(self, length: int) -> Measured:
-        """One step of a row. Raises torch.OutOfMemoryError."""
+        """One step on a row of `length` tokens. Raises torch.OutOfMemoryError."""
         row = next(random_rows(length, self.vocabulary, 1))
         self.scope.reset_peaks()
         seconds, loss = self.scope.timed(lambda: self.step(row))
@@ -77,8 +77,8 @@ def card_peak(scope: Scope) -> float | None:
 
 
 def extrapolated(one: Measured, more: Measured, layers: int = LAYERS) -> Measured:
-    """The step of a model with more layers: layers are alike, so time, FLOPs and peaks are straight
-    lines through two measured numbers of layers."""
+    """The step of a model with more layers: layers are alike, so time, FLOPs and peaks are linear
+    in their number, and two measurements give the line."""
 
     def line(a: float, b: float) -> float:
         return a + (b - a) * (layers - one.layers) / (more.layers - one.layers)
@@ -94,25 +94,28 @@ def extrapolated(one: Measured, more: Measured, layers: int = LAYERS) -> Measure
 
 
 def gradients(learner: Learner, mesh: Mesh, row: Row) -> tuple[float, dict[str, Tensor]]:
-    """The loss of a row and its gradients by name, in float32; none are left in the learner."""
+    """The loss of a row and its gradients by name, in float32; removed from the learner."""
     loss = learner(mesh.cut(collate([row]))) / row.valid
     loss.backward()
     return float(loss.detach()), take_gradients(learner.trained())
 
 
 def take_gradients(parameters: dict[str, Any]) -> dict[str, Tensor]:
-    """Gradients by name in float32, taken away from the parameters. Whole where they are spread."""
-    found = {}
+    """Gradients by name, in float32 and whole; removed from the parameters."""
+    grads = {}
     for name, parameter in parameters.items():
-        grad = parameter.grad
-        found[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).float()
+        grads[name] = whole(parameter.grad).float()
         parameter.grad = None
-    return found
+    return grads
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is sharded over processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def draw_lora(parameters: dict[str, Any]) -> None:
-    """Values for the second factors, which begin as zeros: without them the first have no
-    gradient."""
+    """Draw the second factors, which begin as zeros: the first have no gradient while they are."""
     generator = torch.Generator().manual_seed(3)
     make = partial(torch.randn, generator=generator)
     with torch.no_grad():
