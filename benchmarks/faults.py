@@ -5,7 +5,7 @@
 Commands on small models: extract-lora, apply, merge, merge --as-adapter, train, evaluate, demo.
 Faults: kill -9, SIGINT, SIGTERM, a full disk (ENOSPC), an I/O error (EIO), a read-only disk
 (EROFS), a file that may not grow (EFBIG, refused by the system itself, so that libraries in C and
-Rust meet it too), standard output full or closed, and two writers at once. The moment is drawn:
+Rust meet it too), standard output full or closed, and two writers at once. The moment is random:
 before one of the calls that change the disk. Half of the runs replace an earlier output.
 
 After each fault: inputs are unchanged; the target is as before, or new and whole; the exit code is
@@ -78,7 +78,7 @@ save_every: 1
 
 @dataclass
 class Fault:
-    """One injected fault and what came of it. share: how far the command had come, 0 to 1."""
+    """One injected fault and its result. share: the command's progress at the fault, 0 to 1."""
 
     number: int
     command: str
@@ -134,7 +134,7 @@ class Bench:
         return [str(word) for word in (*words, "-q", "-o", out)]
 
     def inject(self, fault: Fault) -> Fault:
-        """Run the command with its fault, check, resume, check; the fault with what was found."""
+        """Run the command with its fault, check, resume, check; returns the fault with results."""
         line = self.line(fault.command, self._fresh())
         if fault.overwrite:
             self.target.mkdir()
@@ -154,8 +154,8 @@ class Bench:
         if models.contents(self.inputs) != self.before:
             problems.append("an input has changed")
         fault.code, fault.problems = done["code"], tuple(problems)
-        fault.message = done["err"].strip().replace(str(self.folder), "").splitlines()[-1:][0:1]
-        fault.message = fault.message[0] if fault.message else ""
+        lines = done["err"].strip().replace(str(self.folder), "").splitlines()
+        fault.message = lines[-1] if lines else ""
         return fault
 
     def contents(self, command: str, folder: Path) -> dict[str, bytes]:
@@ -183,7 +183,7 @@ class Bench:
         return self._two_writers(line, at)
 
     def _moment(self, fault: Fault) -> int:
-        """Before which call the fault is to come."""
+        """The number of the call before which the fault is injected."""
         return 1 + int(fault.share * self.calls[fault.command])
 
     def _two_writers(self, line: list[str], at: int) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Bench:
             path.unlink(missing_ok=True)
         if "Another regraft process" in second["err"] and first["code"] == 0:
             return second
-        # Without the lock: one of them came first, and the other is refused or replaces it.
+        # Without the lock: one of them is first, and the other is refused or replaces its output.
         refused = [one for one in (first, second) if one["code"]]
         return {**(refused[0] if refused else first), "one_done": len(refused) < 2}
 
@@ -222,21 +222,21 @@ class Bench:
             allowed = {2} if done.get("one_done", True) else set()
             allowed |= {0} if "one_done" in done else set()
         else:
-            allowed = {0, 1, 2}  # 0: the call was of no weight, such as a cache's
+            allowed = {0, 1, 2}  # 0: the command does not need the call, such as a cache's
         if fault.kind in SIGNALS and code == 0 and done["calls"] < self._moment(fault):
             allowed = {0}  # it had fewer calls than the undisturbed run, and none was drawn
         if code not in allowed:
             problems.append(f"exit code {code}: {done['err'].strip()[-300:]}")
-        said = [text for text in done["err"].splitlines() if not text.startswith("warning:")]
-        errors = [text for text in said if not text.startswith("regraft: warning:")]
+        warnings = ("warning:", "regraft: warning:")
+        errors = [text for text in done["err"].splitlines() if not text.startswith(warnings)]
         if len(errors) > 1 or any(word in done["err"] for word in ("Traceback", "does not know")):
             problems.append(f"not one line: {done['err'].strip()[-300:]}")
         if code not in (0, -9) and not errors:
-            problems.append("nothing was said")
+            problems.append("no message")
         return problems
 
     def _wrong_target(self, fault: Fault, old: dict[str, bytes] | None) -> list[str]:
-        """What is visible must be the old output, nothing, or the new one."""
+        """The target must be the old output, absent, or the new one."""
         if not self.target.exists():
             moved = self.folder / ".out.regraft-replaced"
             if old is not None and not (moved.is_dir() and models.contents(moved) == old):
@@ -246,7 +246,7 @@ class Bench:
         files.pop(".regraft-journal.jsonl", None)
         if files == old or self._same(fault.command):
             return []
-        return ["what is visible is neither old nor new"]
+        return ["the target is neither the old output nor the new one"]
 
     def _same(self, command: str) -> bool:
         files = self.contents(command, self.target)
@@ -272,7 +272,7 @@ class Bench:
 
 
 def draw(number: int, seed: int, commands: tuple[str, ...]) -> Fault:
-    """Fault `number`: every kind meets every command in turn, at a random moment."""
+    """Fault `number`: kinds and commands in turn, each at a random moment."""
     dice = random.Random(f"{seed} {number}")
     command = commands[number % len(commands)]
     kind = KINDS[(number // len(commands)) % len(KINDS)]

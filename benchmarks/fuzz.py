@@ -1,17 +1,17 @@
-"""Damage what the commands read, run them on it, and count what does not end in a sentence.
+"""Fuzz the commands: damage their input files, run them, count what does not end in a sentence.
 
     python benchmarks/fuzz.py [--count 20000] [--seed 0] [--workers 1] [-o fuzz-out] [--table FILE]
 
 Every mutation takes a command, a file that it reads and a damage to it, all three drawn from the
 seed and the mutation's number, and runs the command in a forked child of a process that has done
-the imports. Results are appended to OUT/results.jsonl; the same line continues where it stopped.
+the imports. Results are appended to OUT/results.jsonl; the same command continues there.
 `--workers N` runs N mutations at once; `--also FOLDER` adds the results of another run to the
 table (`--count 0` runs nothing more). Counted are: errors that regraft does not know and
 tracebacks, messages of several lines, hangs (--limit seconds), deaths by a signal, paths written
-outside the output, inputs that changed, and peak memory. Figures are not drawn. `--only NUMBER`
-runs one mutation, shows it and leaves its folder. Exit code 1 where any of these is not zero, or
-memory is above 2 GB. Needs nothing but regraft's own requirements; mergekit, datasets and lm_eval
-are used where they are installed.
+outside the output, inputs that changed, and peak memory. Plots are not drawn. `--only NUMBER`
+runs one mutation, prints its result and copies its folder to OUT. Exit code 1 where any of these
+counts is not zero, or memory is above 2 GB. Needs only regraft's own requirements; mergekit,
+datasets and lm_eval are used where they are installed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="mutations at once")
     parser.add_argument("--seconds", type=float, help="stop after this time")
     parser.add_argument("--limit", type=float, default=60, help="seconds of one command")
-    parser.add_argument("--only", type=int, help="run this mutation and show what it prints")
+    parser.add_argument("--only", type=int, help="run this mutation and print its result")
     parser.add_argument("--match", default="", help="only commands that this regex matches")
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
     parser.add_argument("-o", "--out", type=Path, default=Path("fuzz-out"))
@@ -72,8 +72,8 @@ def main() -> None:
     done = {entry["number"] for entry in read_results(results, drop_rest=True)}
     numbers = [number for number in range(arguments.count) if number not in done]
     if numbers or arguments.only is not None:
-        made = environment("transformers", "peft", "tokenizers", "mergekit")
-        (out / "environment.txt").write_text(made + "\n")
+        versions = environment("transformers", "peft", "tokenizers", "mergekit")
+        (out / "environment.txt").write_text(versions + "\n")
         _fuzz(arguments, out, numbers, arguments.commit or commit())
     folders = [out, *arguments.also]
     entries = [entry for folder in folders for entry in read_results(folder / "results.jsonl")]
@@ -86,15 +86,13 @@ def main() -> None:
 
 
 def _fuzz(arguments: argparse.Namespace, out: Path, numbers: list[int], commit: str) -> None:
-    """Run these mutations, or the one of --only, in a folder in memory."""
+    """Run these mutations, or the one of --only, in a temporary folder, in memory if possible."""
     fast = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="regraft-fuzz-", dir=fast if fast.is_dir() else None
-    ) as spot:
-        fuzzer = Fuzzer(
-            Path(spot), prepare(Path(spot), arguments.match), arguments.seed, arguments.limit,
-            commit,
-        )  # fmt: skip
+    ) as scratch:
+        commands = prepare(Path(scratch), arguments.match)
+        fuzzer = Fuzzer(Path(scratch), commands, arguments.seed, arguments.limit, commit)
         if arguments.only is not None:
             folder = fuzzer.use_folder("only")
             result = fuzzer.run(arguments.only)
@@ -108,16 +106,16 @@ def _fuzz(arguments: argparse.Namespace, out: Path, numbers: list[int], commit: 
         run_all(fuzzer, numbers, out / "results.jsonl", arguments.workers, end)
 
 
-def prepare(spot: Path, match: str) -> list[Command]:
-    """Write the inputs to `spot`, run every command on them whole, and import what they import.
+def prepare(scratch: Path, match: str) -> list[Command]:
+    """Write the inputs, run every command on them undamaged, and import what the commands import.
 
     Returns the commands that the regular expression matches.
     """
     from fuzzing import sandbox, world
 
-    whole, cache, folder = spot / "whole" / "in", spot / "cache", spot / "first"
+    whole, cache, folder = scratch / "whole" / "in", scratch / "cache", scratch / "first"
     whole.parent.mkdir()
-    with contextlib.chdir(whole.parent):  # so that no record holds an absolute name
+    with contextlib.chdir(whole.parent):  # so that no record holds an absolute path
         world.build(Path(whole.name))
     cache.mkdir()
     sandbox.prepare_imports()
@@ -126,7 +124,7 @@ def prepare(spot: Path, match: str) -> list[Command]:
         sandbox.fresh_folder(folder, whole, cache)
         outcome = _run_command(command.line, folder, 600.0, note_modules=True)
         if outcome.code != 0:
-            raise SystemExit(f"`{command.line}` fails on whole inputs: {outcome.stderr}")
+            raise SystemExit(f"`{command.line}` fails on undamaged inputs: {outcome.stderr}")
         sandbox.import_modules(folder)
         roles = folder / "home" / "cache" / "roles"
         if roles.is_dir():
@@ -148,7 +146,7 @@ def run_all(
                 fuzzer.use_folder(str(worker))
                 _work(fuzzer, numbers[worker::workers], results, end)
                 code = 0
-            except Exception:
+            except Exception:  # the parent sees the exit code and fails
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
@@ -167,15 +165,16 @@ def _work(fuzzer: Fuzzer, numbers: Sequence[int], results: Path, end: float) -> 
         result = fuzzer.run(number)
         os.write(file, (json.dumps(result) + "\n").encode())
         if result["outcome"] in FAULTS:
-            shown = [str(result[key]) for key in ("outcome", "command", "file", "damage")]
-            print(number, *shown, result["message"][:300], sep=": ", flush=True)
+            fields = [str(result[key]) for key in ("outcome", "command", "file", "damage")]
+            print(number, *fields, result["message"][:300], sep=": ", flush=True)
 
 
 @dataclass
 class Fuzzer:
-    """Runs mutation after mutation. spot: what `prepare` has filled; folder: where they run."""
+    """Runs mutations. scratch: the folder that `prepare` has filled. limit: seconds of a command.
+    folder: where the commands run."""
 
-    spot: Path
+    scratch: Path
     commands: list[Command]
     seed: int
     limit: float
@@ -183,8 +182,8 @@ class Fuzzer:
     folder: Path = Path()
 
     def use_folder(self, name: str) -> Path:
-        """Run in a folder of this name, with inputs of its own."""
-        self.folder = self.spot / name / "run"
+        """Run in a folder of this name, with its own copy of the inputs."""
+        self.folder = self.scratch / name / "run"
         self._copy_inputs()
         return self.folder
 
@@ -194,7 +193,7 @@ class Fuzzer:
 
         rng = random.Random(f"{self.seed} {number}")
         command = rng.choices(self.commands, [c.weight for c in self.commands])[0]
-        sandbox.fresh_folder(self.folder, self.folder.parent / "in", self.spot / "cache")
+        sandbox.fresh_folder(self.folder, self.folder.parent / "in", self.scratch / "cache")
         patterns = [p for p in command.reads if any((self.folder / "in").glob(p))]
         chosen = rng.choice(sorted((self.folder / "in").glob(rng.choice(patterns))))
         damage = mutations.mutate(chosen, rng)
@@ -223,7 +222,7 @@ class Fuzzer:
         }
 
     def _copy_inputs(self) -> None:
-        shutil.copytree(self.spot / "whole" / "in", self.folder.parent / "in")
+        shutil.copytree(self.scratch / "whole" / "in", self.folder.parent / "in")
 
 
 def _run_command(line: str, folder: Path, limit: float, note_modules: bool = False) -> Outcome:

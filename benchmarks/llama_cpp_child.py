@@ -1,10 +1,10 @@
-"""llama.cpp in a process of its own, whose Python has llama-cpp-python and needs nothing of ours.
+"""llama.cpp in a process of its own, whose Python has llama-cpp-python and needs no regraft.
 
     python benchmarks/llama_cpp_child.py JOB.json    # {"op": "run" | "quantize" | "tokenize", ...}
 
 run: {"model", "lora", "n_ctx", "rope_freq_base", "f32_cache", "rows": [[id]], "save"} evaluates
-each row and stores under `save` (.npz) the NLL of every id but the first and the likeliest next id
-at each position, with "logits": true also all logits of the first row. quantize: {"source",
+each row and writes to the file `save` (.npz) the NLL of every id but the first and the likeliest
+next id at each position, with "logits": true also all logits of the first row. quantize: {"source",
 "target", "type"}. tokenize: {"model", "texts"} prints the ids as JSON.
 """
 
@@ -22,8 +22,6 @@ import numpy as np
 
 TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
 F32, F16 = 0, 1  # ggml_type
-
-
 _defaults = bindings.llama_model_default_params
 
 
@@ -48,19 +46,19 @@ def run(job: dict[str, Any]) -> None:
         job, lora_path=job.get("lora"), n_ctx=job["n_ctx"], n_batch=512, logits_all=True,
         rope_freq_base=job.get("rope_freq_base") or 0.0, type_k=cache, type_v=cache,
     )  # fmt: skip
-    nll, best, kept = [], [], None
+    nll, best, first = [], [], None
     for row in job["rows"]:
         llm.reset()
         llm.eval(row)
         logits = np.asarray(llm.scores[: len(row)], dtype=np.float32)
-        if kept is None and job.get("logits"):
-            kept = logits.copy()
+        if first is None and job.get("logits"):
+            first = logits.copy()
         top = logits[:-1].max(-1, keepdims=True)
         sums = np.log(np.exp((logits[:-1] - top).astype(np.float64)).sum(-1)) + top[:, 0]
         nll.append(sums - logits[np.arange(len(row) - 1), row[1:]])
         best.append(logits.argmax(-1))
     arrays = {"nll": np.array(nll), "best": np.array(best)}
-    np.savez(job["save"], **arrays, **({} if kept is None else {"logits": kept}))
+    np.savez(job["save"], **arrays, **({} if first is None else {"logits": first}))
 
 
 def quantize(job: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What became of a mutation, the file of results, and the table."""
+"""Outcomes of mutations, the file of results, and the table of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAULTS = (
 def classify(outcome: Outcome, line: str, changed: bool, outside: list[str]) -> str:
     """'done', 'refused', or one of FAULTS."""
     error = outcome.stderr
-    said = [x for x in error.splitlines() if x.strip()]
+    lines = [x for x in error.splitlines() if x.strip()]
     if outcome.code is None:
         return "hang"
     if outcome.peak_bytes > MEMORY:
@@ -36,10 +36,10 @@ def classify(outcome: Outcome, line: str, changed: bool, outside: list[str]) -> 
     if "Traceback (most recent call last)" in error + outcome.stdout or outcome.code == 99:
         return "traceback"
     if outcome.code:
-        last = [x for x in said if x.startswith("regraft: ") and "warning:" not in x[:20]]
-        if not last:
+        messages = [x for x in lines if x.startswith("regraft: ") and "warning:" not in x[:20]]
+        if not messages:
             return "no message"
-        return "refused" if said[-1] == last[-1] else "several lines"
+        return "refused" if lines[-1] == messages[-1] else "several lines"
     if line.endswith("--json"):
         try:
             json.loads(outcome.stdout, parse_constant=_refuse_constant)
@@ -71,7 +71,7 @@ def read_results(path: Path, *, drop_rest: bool = False) -> list[dict[str, Any]]
 
 
 def signature(message: str) -> str:
-    """A message without what differs between two mutations of one class."""
+    """The first line of a message, without names and numbers, to group mutations by."""
     first = re.sub(r"'[^']*'", "'..'", message.splitlines()[0] if message else "")
     return re.sub(r"\d+", "0", first)[:150]
 
@@ -79,7 +79,7 @@ def signature(message: str) -> str:
 def table(entries: list[dict[str, Any]], environments: list[str]) -> str:
     """The results as a page of Markdown. environments: date, versions and machine of each run."""
     seeds = sorted({entry["seed"] for entry in entries})
-    bad = {name: sum(e["outcome"] == name for e in entries) for name in FAULTS}
+    faults = {name: sum(e["outcome"] == name for e in entries) for name in FAULTS}
     commits = Counter(e["commit"] for e in entries)
     lines = [
         "# Damaged inputs",
@@ -95,7 +95,7 @@ def table(entries: list[dict[str, Any]], environments: list[str]) -> str:
         f"| refused in one sentence | {sum(e['outcome'] == 'refused' for e in entries):,} |",
         f"| done, the damage not noticed or harmless | "
         f"{sum(e['outcome'] == 'done' for e in entries):,} |",
-        *(f"| {name} | {count:,} |" for name, count in bad.items()),
+        *(f"| {name} | {count:,} |" for name, count in faults.items()),
         "",
         f"Largest peak memory {max((e['peak_bytes'] for e in entries), default=0) / 1e9:.2f} GB; "
         f"longest command {max((e['seconds'] for e in entries), default=0):.1f} s; "
@@ -104,10 +104,11 @@ def table(entries: list[dict[str, Any]], environments: list[str]) -> str:
         "| command | mutations | refused | done | other |",
         "|---|---:|---:|---:|---:|",
     ]
-    by: dict[str, Counter[str]] = {}
+    by_command: dict[str, Counter[str]] = {}
     for entry in entries:
-        by.setdefault(entry["command"].removesuffix(" --json"), Counter())[entry["outcome"]] += 1
-    for command, counts in sorted(by.items()):
+        counts = by_command.setdefault(entry["command"].removesuffix(" --json"), Counter())
+        counts[entry["outcome"]] += 1
+    for command, counts in sorted(by_command.items()):
         other = sum(counts[name] for name in FAULTS)
         lines.append(
             f"| `{command}` | {counts.total():,} | {counts['refused']:,} | {counts['done']:,} | "

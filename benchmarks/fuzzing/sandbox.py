@@ -1,4 +1,4 @@
-"""One command in a forked child: exit code, output, memory, and what it wrote where."""
+"""One command in a forked child: exit code, output, memory, and the paths that it wrote."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(
     memory: int,
     note_modules: bool = False,
 ) -> Outcome:
-    """Run `regraft` with these arguments in the folder.
+    """Run `regraft` with these arguments in `folder`.
 
     allowed: prefixes of paths, relative to the folder, that may be written. limit: seconds until
     the command counts as hanging. memory: resident bytes at which it is killed. note_modules: write
@@ -69,7 +69,7 @@ def run(
             _, status, usage = os.wait4(child, 0)
             break
         time.sleep(0.002 if elapsed < 0.5 else 0.02)
-    # what the command started (mergekit) ends with it
+    # end the processes that the command started (mergekit)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     text = {
@@ -98,15 +98,19 @@ def prepare_imports() -> None:
 
     assert transformers
     torch.set_num_threads(1)
-    # A figure takes longer to draw than all the rest, and reads nothing.
+    # Drawing a plot takes longer than all the rest, and reads nothing.
     matplotlib.figure.Figure.savefig = lambda _, path, **__: Path(path).write_bytes(b"drawn")
-    machine._MEASURED_SECONDS = 0.0  # one product tells the rate of this CPU well enough
+    machine._MEASURED_SECONDS = 0.0  # one product measures the rate of this CPU well enough
     command = typer.main.get_command(app)
     typer.main.get_command = lambda _: command
 
 
 def import_modules(folder: Path) -> None:
-    """Import what a command had imported when it ended, so that the next child need not."""
+    """Import what a command had imported when it ended, so that the next child need not.
+
+    Some names of sys.modules cannot be imported, each library for reasons of its own; they are
+    left out.
+    """
     for name in (folder / "log-modules").read_text().splitlines():
         if name not in sys.modules:
             with suppress(Exception):
@@ -114,7 +118,7 @@ def import_modules(folder: Path) -> None:
 
 
 def freeze() -> None:
-    """What lies in memory now is of no garbage, and children share it."""
+    """Exclude all present objects from garbage collection, so that children share their memory."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What the fuzzed commands read: three related models, two adapters, texts, recipes; all tiny."""
+"""The fuzzed commands and their tiny inputs: three related models, two adapters, texts, recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzzer sees what it counts, continues where it stopped, and finds nothing in a short run."""
+"""The fuzzer detects what it counts, continues where it stopped, and counts none in a short run."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_sandbox_sees_what_a_command_does(tmp_path: Path) -> None:
         ("stdout is no JSON", 0, "", "Loading\n{}"),
     ],
 )
-def test_outcomes_are_told_apart(
+def test_outcomes_are_distinguished(
     monkeypatch: pytest.MonkeyPatch, outcome: str, code: int | None, stderr: str, stdout: str
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
