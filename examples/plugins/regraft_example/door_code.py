@@ -1,6 +1,6 @@
-"""The task `example_door_code`: a number is told somewhere in a long text and asked for at its end.
+"""The task `example_door_code`: a long text states a number, and its end asks for it.
 
-The twin tells the code of a window instead, so a right answer to it is a guess.
+The twin states the code of a window instead, so a right answer to it is a guess.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
 
     def build(units: int, thing: str = "door", code: int = right) -> str:
         pieces = kit.haystack.pieces(f"door {number}", units)
-        told = f"The code of the {thing} is {code}.{kit.haystack.ending}"
-        return hide(pieces, [told], [depth]).rstrip() + _QUESTION
+        evidence = f"The code of the {thing} is {code}.{kit.haystack.ending}"
+        return hide(pieces, [evidence], [depth]).rstrip() + _QUESTION
 
     units = kit.fit("example_door_code", build, budget, _PREFIX)
     return Draft(build(units), build(units, "window", wrong), (str(right),), _PREFIX)
