@@ -111,6 +111,17 @@ def test_parts_that_hang_die_or_fail_leave_their_lines_and_the_rest_runs(
     assert "in hang" in text  # where it hung, written before it was killed
 
 
+def test_a_new_interpreter_runs_one_part(gpu, monkeypatch, tmp_path):
+    """The command line of `in_new_interpreter`, for machines where CUDA does not start after a
+    fork."""
+    part = ("--one", "offload", "offload:check_offload", tmp_path, time.monotonic() + 60)
+    assert call(gpu, monkeypatch, "--rehearse", "-o", tmp_path, *part) == 0
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [(line["part"], line["kind"], line["ok"]) for line in lines] == [
+        ("offload", "check", True)
+    ] * 3
+
+
 def test_no_part_starts_after_the_seconds_are_used_up(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "_preload", lambda: None)
     code = call(gpu, monkeypatch, "--rehearse", "--part", "64k", "--seconds", 3, "-o", tmp_path)
