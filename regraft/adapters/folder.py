@@ -19,6 +19,11 @@ DIFFERENCES = "regraft-differences.safetensors"
 PREFIX = "base_model.model."  # of every key in adapter_model.safetensors
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """File name -> SHA-256, for the files that decide the change."""
     result = {}

@@ -15,11 +15,19 @@ import torch
 from torch import Tensor
 
 from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
-from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
+from regraft.adapters.folder import (
+    CONFIG,
+    DIFFERENCES,
+    LINEAGE,
+    RECORD,
+    WEIGHTS,
+    is_adapter_folder,
+)
 from regraft.adapters.serving import AdapterFacts
 from regraft.adapters.tensor_keys import LoraModule, refuse_integers, sort_keys
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound
 from regraft.checkpoint.hf.roles import Role
+from regraft.checkpoint.read.find import AdapterGivenError, find_files
 from regraft.checkpoint.read.links import refuse_links_out
 from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.errors import CheckpointError
@@ -237,6 +245,20 @@ class Adapter:
             return {name: Role(**role) for name, role in stored.items()}
         except (AttributeError, TypeError):
             raise CheckpointError(f"The roles in {path} are of no model; {_COPY}.") from None
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a folder or Hub id is an adapter and not a model; False where it cannot be read."""
+    folder = Path(source).expanduser()
+    if folder.exists():
+        return is_adapter_folder(folder)
+    try:
+        find_files(str(source))
+    except AdapterGivenError:
+        return True
+    except CheckpointError:
+        return False
+    return False
 
 
 def _download(source: str) -> Path:

@@ -17,8 +17,8 @@ import torch
 
 from regraft import progress
 from regraft.adapters.apply.check import base_of
-from regraft.adapters.folder import CONFIG, digests
-from regraft.adapters.reader import Adapter
+from regraft.adapters.folder import digests
+from regraft.adapters.reader import Adapter, is_adapter
 from regraft.adapters.serving import llamacpp_flags
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.read.context import checkpoint_context
@@ -26,7 +26,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.target import FILE_MARK
 from regraft.device import full_precision
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import InputError
 from regraft.export.adapter import LoraContent, adapter_content
 from regraft.export.content import DTYPES, Content, OutputTensor
 from regraft.export.gguf_file import lay_out, require_gguf
@@ -54,7 +54,7 @@ def export_gguf(
     resume: bool = False,
     dry_run: bool = False,
 ) -> ExportRecord:
-    """Write `source`, a model or an adapter, as the GGUF file `out`; its record.
+    """Write `source`, a model or an adapter, as the GGUF file `out`. Returns its record.
 
     base: the model that an adapter belongs to (its sizes are needed); the one that its record or
     config names by default. dtype: 'float16' or 'float32' of the matrices; float16 for a model,
@@ -73,7 +73,7 @@ def export_gguf(
         job = Job(out, inputs=inputs, overwrite=overwrite, resume=resume, file=_FILE)
     elif not dry_run:
         raise InputError("export needs an output file: regraft export MODEL -o model.gguf")
-    lora = Adapter.open(source) if _is_adapter(source) else None
+    lora = Adapter.open(source) if is_adapter(source) else None
     if lora is None and base is not None:
         raise InputError(f"--base is for adapters, and {source} is a model.")
     with Checkpoint.open(source if lora is None else _base(lora, base)) as model:
@@ -112,20 +112,8 @@ def export_gguf(
     return replace(record, tensors=len(content.tensors), bytes=size, lost_to_rounding=lost)
 
 
-def _is_adapter(source: str | Path) -> bool:
-    """Whether a folder or Hub id is an adapter and not a model."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-    try:
-        Checkpoint.open(source).close()
-    except CheckpointError as error:
-        return "is an adapter" in str(error)
-    return False
-
-
 def _base(lora: Adapter, given: str | Path | None) -> str:
-    """The model whose sizes the adapter's file needs."""
+    """The model whose sizes the file of the adapter depends on."""
     if given is not None:
         return str(given)
     known = base_of(lora)
@@ -144,8 +132,8 @@ def _base(lora: Adapter, given: str | Path | None) -> str:
 
 
 def _fingerprint(model: Checkpoint, lora: Adapter | None) -> str:
-    """That of the model; of an adapter's base what the adapter knows, since its weights are not
-    read."""
+    """The model's fingerprint; that of an adapter's base is the one in the adapter's record, since
+    its weights are not read."""
     return model.fingerprint() if lora is None else base_of(lora).fingerprint or ""
 
 
@@ -180,7 +168,7 @@ def _write(job: Job, record: ExportRecord, content: Content, verify: bool) -> fl
 
 @dataclass
 class _Sums:
-    """Squared norms over all tensors. complete: no tensor was left out."""
+    """Squared norms over all tensors. complete: whether no tensor was left out."""
 
     weights: float = 0.0
     error: float = 0.0
@@ -208,7 +196,7 @@ def _rounded(tensor: OutputTensor, sums: _Sums) -> Iterator[torch.Tensor]:
 
 
 def summary(record: ExportRecord, out: str) -> list[tuple[str, str]]:
-    """The lines shown after an export: (label, text)."""
+    """The lines printed after an export: (label, text)."""
     context = ContextSpec.from_record(record.context)
     lines = [("context", context.describe())]
     if record.tensors is not None and record.bytes is not None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import models
 import pytest
 import torch
+from hub_server import HubServer
 from peft_folders import Q, adapter
 from safetensors.torch import load_file, save_file
 
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.folder import LINEAGE
-from regraft.adapters.reader import Adapter
+from regraft.adapters.reader import Adapter, is_adapter
 from regraft.adapters.writer import AdapterModule, peft_config
 from regraft.checkpoint.finite import LARGEST_NORM
 from regraft.errors import CheckpointError, InputError, RegraftError
@@ -227,6 +230,22 @@ def test_what_is_no_adapter_folder_is_said(tmp_path):
         Adapter.open(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="is a file"):
         Adapter.open(model / "config.json")
+
+
+def test_adapters_and_models_are_distinguished_also_on_the_hub(tmp_path):
+    lora = adapter(tmp_path / "a")
+    model = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
+    assert [is_adapter(source) for source in (lora, model, tmp_path / "none")] == [1, 0, 0]
+    code = (
+        "from regraft.adapters.reader import is_adapter\n"
+        "print(*map(is_adapter, ('org/a', 'org/m', 'org/none')))"
+    )
+    with HubServer({"org/a": lora, "org/m": model}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=hub.env(tmp_path / "cache"), capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+    assert done.stdout == "True False False\n"
 
 
 @pytest.mark.parametrize(

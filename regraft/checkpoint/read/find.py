@@ -24,6 +24,10 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _PICKLES = (".bin", ".pt", ".pth")
 
 
+class AdapterGivenError(CheckpointError):
+    """An adapter is given as a model."""
+
+
 def find_files(name: str) -> Files:
     """The files of a local folder or of a Hub model `org/name[@revision]`.
 
@@ -51,7 +55,7 @@ def find_files(name: str) -> Files:
     if not names:
         raise CheckpointError(f"{name} is empty; give a folder with config.json and safetensors.")
     if "adapter_config.json" in names and not (weights and "config.json" in names):
-        raise CheckpointError(
+        raise AdapterGivenError(
             f"{name} is an adapter, not a model; give the model here and the adapter to "
             "`regraft apply`."
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters.apply.check import merged_context, relate_to_base
 from regraft.adapters.apply.match import Change, match_changes
-from regraft.adapters.folder import CONFIG, digests
+from regraft.adapters.folder import digests, is_adapter_folder
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.hf.roles import Role, tensor_roles
@@ -186,9 +186,9 @@ class Inputs:
 
     def _input(self, recipe: Recipe, ref: ModelRef, where: Where) -> Input:
         model, lora = ref.model, ref.lora
-        if lora is None and is_adapter(model):
+        if lora is None and _is_adapter(model):
             base = recipe.body.base_model
-            if base is None or is_adapter(base.model):
+            if base is None or _is_adapter(base.model):
                 raise recipe.error(
                     where, f"{model} is an adapter; name the model that it changes as base_model."
                 )
@@ -209,10 +209,9 @@ class Inputs:
             raise recipe.error(where, message if len(message) < 500 else message[:500]) from None
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a local folder is an adapter and not a model."""
-    folder = Path(name).expanduser()
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+def _is_adapter(name: str) -> bool:
+    """Whether a local folder is an adapter. The Hub is not contacted."""
+    return is_adapter_folder(Path(name).expanduser())
 
 
 def name_in_transformers(name: str, role: Role) -> str:
