@@ -1,9 +1,11 @@
-"""Sizes as people write them: token counts (64k, 1M; binary) and bytes (300MB, 1.5GiB)."""
+"""Sizes as people write them: token counts (64k, 1M; binary), bytes (300MB, 1.5GiB), plans."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 from regraft.errors import InputError
 
@@ -63,6 +65,22 @@ def format_tokens(n: int) -> str:
         if n >= size and n % size == 0:
             return f"{n // size}{unit}"
     return str(n)
+
+
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The plan of a dry run as (label, text): ('read', '32.1 GB') for {'read_bytes': 32121044992}.
+
+    Labels of text are as they are: they may hold a name from the user.
+    """
+    rows = []
+    for name, value in plan.items():
+        if isinstance(value, str):
+            rows.append((name, value))
+        elif name.endswith("_bytes"):
+            rows.append((name.removesuffix("_bytes").replace("_", " "), format_bytes(value)))
+        else:
+            rows.append((name.replace("_", " "), str(value)))
+    return rows
 
 
 def format_share(share: float | None) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.errors import InputError
-from regraft.units import format_bytes, format_tokens, parse_bytes, parse_tokens
+from regraft.units import format_bytes, format_tokens, parse_bytes, parse_tokens, plan_rows
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,10 @@ def test_bytes_are_shown_with_three_digits(size: float, text: str) -> None:
 def test_a_shown_size_is_within_its_last_digit(size: int) -> None:
     number, unit = format_bytes(size).split()
     assert float(number) * parse_bytes(f"1{unit}") == pytest.approx(size, rel=0.005, abs=0.5)
+
+
+def test_a_plan_has_sizes_for_people_and_the_users_names_unchanged() -> None:
+    plan = {"read_bytes": 32_121_044_992, "seconds_on_two_cores": 2.5, "graft/my_bytes": "a -> b"}
+    assert plan_rows(plan) == [
+        ("read", "32.1 GB"), ("seconds on two cores", "2.5"), ("graft/my_bytes", "a -> b")
+    ]  # fmt: skip

@@ -2,8 +2,8 @@
 
     record = graft_model("recipe.yaml", "out")
 
-Everything is checked before the first stage starts. A stage that is finished and whose inputs and
-arguments are unchanged is not run again, so a killed job, run again, goes on where it died.
+Everything is checked before the first stage starts. A finished stage whose inputs and arguments are
+unchanged is not run again, so a killed job, run again, continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from regraft.graft.recipe import Recipe
 from regraft.graft.record import FILE, JobRecord, StageRecord
 from regraft.graft.report.page import write_pages
 from regraft.graft.results import target_records
-from regraft.graft.stages.stage import Context, Given, Stage
+from regraft.graft.stages.stage import Context, Stage
 from regraft.graft.workspace import Workspace
 from regraft.records import versions, write_record
-from regraft.units import format_bytes
+from regraft.units import plan_rows
 from regraft.write import write_text
 
 
@@ -42,10 +42,10 @@ def graft_model(
     resume: bool = False,
     dry_run: bool = False,
 ) -> JobRecord:
-    """Do the job of the YAML file `recipe` in the folder `out`; its record, `out`/graft.json.
+    """Run the YAML file `recipe` in the folder `out`. Returns the record, `out`/graft.json.
 
-    The same job may be repeated: it goes on where it was interrupted. For a changed recipe give
-    `resume`, which does again what the change reaches, or `overwrite`, which does everything again.
+    The same recipe may be run again: it continues where it was interrupted. For a changed recipe
+    give `resume`, which runs the stages that the change affects, or `overwrite`, which runs all.
     until: the last stage to run, by name or kind; from_stage: this stage and those after it are
     run even if unchanged, and those before must be finished. dry_run: check everything and return
     a record with a `plan`.
@@ -101,17 +101,17 @@ def _stages(
 
 
 def _inputs(recipe: str | Path, stages: Iterable[Stage]) -> list[str | Path]:
-    """Every file and folder that the job reads and does not make."""
+    """Every file and folder that the job reads but does not make."""
     paths: list[str | Path] = [recipe]
     for stage in stages:
         paths += stage.files
-        paths += [source.location for source in stage.given() if isinstance(source, Given)]
+        paths += [source.location for source in stage.given()]
     return paths
 
 
 def _again(stages: list[Stage], first: int | None, overwrite: bool) -> list[Stage]:
-    """The stages that are run although they may be finished. Raises InputError for an unfinished
-    one before the first."""
+    """The stages to run even if they are finished. Raises InputError for an unfinished stage before
+    the first of them."""
     if overwrite or first is None:
         return stages if overwrite else []
     for stage in stages[:first]:
@@ -124,7 +124,7 @@ def _again(stages: list[Stage], first: int | None, overwrite: bool) -> list[Stag
 
 
 def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, str]:
-    """Check every stage that is to run; what each will do, by its name."""
+    """Check every stage that will run. Returns the plan: stage name -> text."""
     lines = {}
     for stage in stages:
         if stage not in again and stage.is_finished():
@@ -139,21 +139,16 @@ def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, str]:
 
 
 def _describe(stage: Stage, plan: Mapping[str, Any]) -> str:
-    sources = ", ".join(stage.reads())
-    parts = [f"{sources} -> {stage.path}"]
-    for name, value in plan.items():
-        if name.endswith("_bytes"):
-            parts.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}")
-        else:
-            parts.append(f"{name.replace('_', ' ')} {value}")
-    if not plan:
-        parts.append("checked in full when its inputs are made")
-    return "; ".join(parts)
+    """The plan of a stage on one line."""
+    steps = [f"{label} {text}" for label, text in plan_rows(plan)]
+    if not steps:
+        steps = ["checked in full when its inputs are made"]
+    return "; ".join([f"{', '.join(stage.reads())} -> {stage.path}", *steps])
 
 
 def _run(stages: list[Stage]) -> dict[str, str]:
-    """Run what is not finished. Returns the failed targets and why; what all targets share stops
-    the job."""
+    """Run the stages that are not finished. Returns failed target -> error; an error in a stage
+    that all targets share is raised."""
     failed: dict[str, str] = {}
     for number, stage in enumerate(stages, 1):
         if stage.target in failed:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegraftError
+from regraft.units import plan_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +40,7 @@ def rendered(parts: Iterable[RenderableType]) -> str:
 
 
 def label_table(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
-    """A table of (label, text) under a title; nothing in it is taken for markup."""
+    """A table of (label, text) under a title, without markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -52,13 +53,5 @@ def label_table(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
 
 
 def plan_table(plan: dict[str, Any]) -> RenderableType:
-    """The table of a dry run: a row ('read', '32.1 GB') for {'read_bytes': 32121044992}."""
-    from regraft.units import format_bytes
-
-    rows = [
-        (name.removesuffix("_bytes").replace("_", " "), format_bytes(value))
-        if name.endswith("_bytes")
-        else (name.replace("_", " "), str(value))
-        for name, value in plan.items()
-    ]
-    return label_table("Nothing is written (--dry-run)", rows)
+    """The table of a dry run."""
+    return label_table("Nothing is written (--dry-run)", plan_rows(plan))
