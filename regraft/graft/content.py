@@ -1,7 +1,7 @@
-"""Hashes of what a stage reads: whole files, so that any change of an input is seen.
+"""Hashes of the inputs and outputs of stages: of whole files, so that any change changes the hash.
 
-A hash of a large file is kept in the user's cache under its path, size and time of change. A model
-or adapter from the Hub is known by its commit.
+The hash of a large file is stored in the user's cache under its path, size and time of change. A
+model from the Hub is identified by its commit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from regraft import cache
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.errors import CheckpointError, reading
+from regraft.errors import reading
 
 _CACHED_ABOVE = 16 << 20  # bytes
 _BLOCK = 1 << 22
@@ -27,9 +27,13 @@ def model_content(source: str) -> str:
     with Checkpoint.open(source) as checkpoint:
         if checkpoint.revision is not None:
             return f"{checkpoint.name}@{checkpoint.revision}"
-        names = ["config.json", *checkpoint.shards, *checkpoint.other_files()]
-        paths = {name: path for name in names if (path := checkpoint.file(name)) is not None}
-    return files_content(paths.items())
+        return files_content(model_files(checkpoint).items())
+
+
+def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Name -> path of a model's weights, config, tokenizer and the like."""
+    names = ["config.json", *checkpoint.shards, *checkpoint.other_files()]
+    return {name: path for name in names if (path := checkpoint.file(name)) is not None}
 
 
 def adapter_content(source: str) -> str:
@@ -37,18 +41,6 @@ def adapter_content(source: str) -> str:
     folder = Adapter.open(source).folder
     names = (CONFIG, WEIGHTS, RECORD, LINEAGE, DIFFERENCES)
     return files_content((name, folder / name) for name in names if (folder / name).is_file())
-
-
-def is_adapter(source: str) -> bool:
-    """Whether a folder or Hub id of a merge recipe is an adapter, not a model."""
-    folder = Path(source).expanduser()
-    if folder.exists():
-        return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-    try:
-        with Checkpoint.open(source):
-            return False
-    except CheckpointError:
-        return True
 
 
 def paths_content(paths: Iterable[str | Path]) -> str:
@@ -74,15 +66,15 @@ def _file(path: Path) -> str:
         state = path.stat()
         if state.st_size <= _CACHED_ABOVE:
             return xxhash.xxh3_128(path.read_bytes()).hexdigest()
-        known = cache.Entry(
+        entry = cache.Entry(
             "content", str(path.resolve()), str(state.st_size), str(state.st_mtime_ns),
             str(state.st_ino),
         )  # fmt: skip
-        if isinstance(value := known.read(), str):
+        if isinstance(value := entry.read(), str):
             return value
-        seen = xxhash.xxh3_128()
+        digest = xxhash.xxh3_128()
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
-                seen.update(block)
-    known.write(seen.hexdigest())
-    return seen.hexdigest()
+                digest.update(block)
+    entry.write(digest.hexdigest())
+    return digest.hexdigest()

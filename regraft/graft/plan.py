@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from regraft.adapters.reader import is_adapter
 from regraft.errors import InputError, closest_name
 from regraft.graft.blocks import GRAFTED, recover_block, training_block
-from regraft.graft.content import is_adapter
 from regraft.graft.merge_job import RESULT, MergeJob
 from regraft.graft.recipe import Recipe, TargetModel, name_of
 from regraft.graft.schema import Trained
@@ -17,12 +17,12 @@ from regraft.graft.stages.training import Extend, Recover, Train
 
 
 def make_stages(recipe: Recipe, context: Context) -> list[Stage]:
-    """Every stage after those that it needs; those of a target one after another."""
+    """Every stage after those that it needs; the stages of a target follow one another."""
     return _Planner(recipe, context).stages
 
 
 class _Planner:
-    """Adds the stages in their order. base, extended, donor: what they are in this job."""
+    """Adds the stages in their order. base, extended, donor: the job's models with these roles."""
 
     def __init__(self, recipe: Recipe, context: Context) -> None:
         self.context, self.recipe, self.body = context, recipe, recipe.body
@@ -68,7 +68,7 @@ class _Planner:
         return self._add(Extend(self.context, None, "trained/extended", document, {"base": base}))
 
     def _donor(self) -> Source | None:
-        """What grafts are compared with: the extended model, or the base with the adapter."""
+        """The model that grafts are compared with: the extended one, or base with adapter."""
         if self.extended is not None or self.base is None or self.body.evaluate is None:
             return self.extended
         point = Point(self.points[0].adapter, 1.0, None)
@@ -106,7 +106,7 @@ class _Planner:
         self._add(package)
 
     def _sources(self) -> dict[str, Source]:
-        """Where the change comes from."""
+        """The models that the change comes from, by role."""
         if self.base is not None and self.extended is not None:
             return {"base": self.base, "extended": self.extended}
         return {"adapter": self.points[0].adapter}
@@ -137,7 +137,7 @@ class _Planner:
     def _graft(self, name: str, model: Source, sweep: Sweep | None) -> Stage:
         out = f"grafts/{name}"
         if self.body.method == "apply":
-            stage: Stage = Apply(
+            stage = Apply(
                 self.context, name, out, self.body.apply, model, self.points, self._origin(),
                 policy=self.body.context, sweep=sweep, target=name,
             )  # fmt: skip
@@ -171,7 +171,7 @@ class _Planner:
 
 
 def merge_stages(recipe: MergeJob, context: Context) -> list[Stage]:
-    """The merge of a merge recipe, its recovery and evaluation beside the models merged."""
+    """The stages of a merge recipe: merge, recovery, evaluation with the merged models."""
     graft: Stage = Merge(context, RESULT, f"grafts/{RESULT}", recipe.document, {}, {})
     stages: list[Stage] = [graft]
     result: Stage = graft
@@ -204,16 +204,16 @@ def merge_stages(recipe: MergeJob, context: Context) -> list[Stage]:
 
 
 def select(stages: list[Stage], name: str, option: str) -> list[int]:
-    """The positions of the stages that `name` means: a stage's own name, or the kind of several.
+    """The indices of the stages called `name`: one stage's name, or a kind.
 
     Raises InputError for a name that no stage has.
     """
-    found = [i for i, stage in enumerate(stages) if name in (stage.name, stage.kind)]
-    if not found:
+    selected = [i for i, stage in enumerate(stages) if name in (stage.name, stage.kind)]
+    if not selected:
         names = [stage.name for stage in stages]
         close = closest_name(name, [*names, *(stage.kind for stage in stages)])
         hint = f" (did you mean {close}?)" if close else ""
         raise InputError(
             f"{option} {name} is no stage of this job{hint}; its stages are {', '.join(names)}."
         )
-    return found
+    return selected

@@ -19,6 +19,11 @@ from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec
 
 
+def folder_name(name: str) -> str:
+    """The name of the folder with the answers of the model `name`."""
+    return re.sub("[ ,]+", "-", name)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model comes from.
@@ -36,7 +41,7 @@ class Source:
     @property
     def folder(self) -> str:
         """The name of the folder with its answers."""
-        return re.sub("[ ,]+", "-", self.name)
+        return folder_name(self.name)
 
     def config(self) -> dict[str, Any]:
         """config.json with the context applied. Raises CheckpointError for no checkpoint."""

@@ -1,4 +1,4 @@
-"""Stages that measure: the comparison of a graft with target and donor, and what changed."""
+"""Stages that measure: the evaluation of a graft, and the change of its logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regraft.evaluate.settings import Settings
 from regraft.graft.change import measure_change
 from regraft.graft.content import paths_content
 from regraft.graft.schema import Evaluate as EvaluateBlock
-from regraft.graft.stages.stage import Context, Source, Stage, available
+from regraft.graft.stages.stage import Context, Source, Stage, locations
 from regraft.job import Job
 from regraft.records import write_record
 
@@ -20,8 +20,8 @@ CHANGE = "change.json"
 
 
 class Evaluate(Stage):
-    """`regraft evaluate --matrix` of one target. models: by role; stand_ins: what is checked in
-    the place of one that is not made yet."""
+    """`regraft evaluate --matrix` of one target. models: by role; stand_ins: models to check
+    instead of those that are not made yet."""
 
     kind = "evaluate"
 
@@ -43,7 +43,7 @@ class Evaluate(Stage):
 
     @property
     def matrix(self) -> bool:
-        """Whether the models are those of a graft; else they are only compared."""
+        """Whether the models have the roles of a graft; else they are only compared."""
         return "recipient" in self.models
 
     @property
@@ -60,33 +60,28 @@ class Evaluate(Stage):
         self._evaluate({name: model.location for name, model in self.models.items()})
 
     def check(self) -> Mapping[str, Any]:
-        places = {
-            name: available(model)
-            or (available(self.stand_ins[name]) if name in self.stand_ins else None)
-            for name, model in self.models.items()
-        }
-        made = {name: place for name, place in places.items() if place is not None}
-        if made.keys() != places.keys():
+        models = locations(self.models, self.stand_ins)
+        if models is None:
             return {}
-        plan = self._evaluate(made, dry_run=True)
+        plan = self._evaluate(models, dry_run=True)
         return plan.plan if isinstance(plan, EvaluationPlan) else {}
 
     def _arguments(self) -> dict[str, Any]:
         return {**self.block.arguments(), "seed": self.context.seed}
 
     def _evaluate(
-        self, places: Mapping[str, str], *, dry_run: bool = False, **settings: Any
+        self, models: Mapping[str, str], *, dry_run: bool = False, **settings: Any
     ) -> Any:
         options = {"dry_run": True, "overwrite": True} if dry_run else self.options
         options |= settings
         return evaluate_models(
-            [f"{name}={place}" for name, place in places.items()], self.path, matrix=self.matrix,
-            device=self.context.device, **self._arguments(), **options,
+            [f"{name}={location}" for name, location in models.items()], self.path,
+            matrix=self.matrix, device=self.context.device, **self._arguments(), **options,
         )  # fmt: skip
 
 
 class Compare(Stage):
-    """What changed from a target to its graft, on a fixed prompt."""
+    """The change of the logits from a target to its graft, on a fixed prompt."""
 
     kind = "compare"
 

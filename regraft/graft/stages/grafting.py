@@ -7,33 +7,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
+from regraft.adapters.reader import is_adapter
 from regraft.document import Document
 from regraft.graft.check import check_future_graft
-from regraft.graft.content import is_adapter
+from regraft.graft.choose import point_label
 from regraft.graft.schema import Apply as ApplyBlock
 from regraft.graft.schema import Extract as ExtractBlock
-from regraft.graft.stages.stage import Context, Given, Produces, Source, Stage, available
+from regraft.graft.stages.stage import (
+    Context,
+    Given,
+    Produces,
+    Source,
+    Stage,
+    available,
+    locations,
+    write_recipe,
+)
 from regraft.merge.job import merge_models
 from regraft.merge.recipe.recipe import Recipe as MergeRecipe
-from regraft.write import write_text
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way to make a graft. rank: as the recipe says it, None where the adapter is given."""
+    """One way to make a graft. rank: as in the recipe, None where the adapter is given."""
 
     adapter: Source
     scale: float
     rank: str | None
 
+    @property
+    def label(self) -> str:
+        return point_label(self.rank, self.scale)
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an adapter comes from: what its base and extended model are."""
+    """The models that an adapter is extracted from."""
 
     base: Source | None
     extended: Source | None
@@ -117,7 +128,7 @@ class Apply(Stage):
 
     @property
     def point(self) -> Point:
-        """What is applied; a sweep must be finished."""
+        """The point to apply; a sweep must be finished."""
         if self.sweep is None:
             return self.points[0]
         return self.sweep.chosen()
@@ -173,8 +184,8 @@ class Apply(Stage):
 
 
 class Merge(Stage):
-    """`regraft merge` of a target by the recipe's block. models: what stands for a model in it;
-    stand_ins: what is checked in the place of one that is not made yet."""
+    """`regraft merge` of a target by the recipe's block. models: name in the block -> the model
+    that it stands for; stand_ins: models to check instead of those that are not made yet."""
 
     kind = "graft"
     produces: Produces = "model"
@@ -205,37 +216,28 @@ class Merge(Stage):
         return {"recipe": self.document.value, "seed": self.context.seed}
 
     def run(self) -> None:
-        recipe = self._resolved({name: m.location for name, m in self.models.items()})
-        self.recipe_path.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(recipe.value, sort_keys=False, allow_unicode=True)
-        write_text(self.recipe_path, text)
+        models = {name: source.location for name, source in self.models.items()}
+        write_recipe(self.recipe_path, self._resolved(models))
         merge_models(
             self.recipe_path, self.path, device=self.context.device,
             seed=self.context.seed, **self.options,
         )  # fmt: skip
 
     def check(self) -> Mapping[str, Any]:
-        places = {name: self._place(name) for name in self.models}
-        made = {name: place for name, place in places.items() if place is not None}
-        if made.keys() != places.keys():
+        models = locations(self.models, self.stand_ins)
+        if models is None:
             return {}
         record = merge_models(
-            MergeRecipe(self._resolved(made)), self.path, device=self.context.device,
+            MergeRecipe(self._resolved(models)), self.path, device=self.context.device,
             seed=self.context.seed, dry_run=True, overwrite=True,
         )  # fmt: skip
         return record.plan or {}
 
-    def _place(self, name: str) -> str | None:
-        place = available(self.models[name])
-        if place is None and name in self.stand_ins:
-            place = available(self.stand_ins[name])
-        return place
-
-    def _resolved(self, locations: Mapping[str, str]) -> Document:
-        """The recipe with every model in its place."""
+    def _resolved(self, models: Mapping[str, str]) -> Document:
+        """The recipe with the locations of its models."""
         return self.document.replaced(
             **{
-                key: _resolve(key, value, locations)
+                key: _resolve(key, value, models)
                 for key, value in self.document.value.items()
                 if key not in ("recover", "evaluate")
             }
@@ -243,7 +245,7 @@ class Merge(Stage):
 
 
 def _others(recipe: MergeRecipe, known: Mapping[str, Source]) -> Iterator[tuple[str, Given]]:
-    """The models and adapters that the recipe names itself, by name."""
+    """The models and adapters that the recipe itself names, by name."""
     for reference, _ in recipe.references():
         if reference.path not in known:
             kind: Produces = "adapter" if is_adapter(reference.model) else "model"
@@ -255,24 +257,24 @@ def _others(recipe: MergeRecipe, known: Mapping[str, Source]) -> Iterator[tuple[
 _REFERENCES = ("model", "base_model", "from", "source", "tokenizer_source")
 
 
-def _resolve(key: str, value: Any, locations: Mapping[str, str]) -> Any:
+def _resolve(key: str, value: Any, models: Mapping[str, str]) -> Any:
     """The value under `key` with the locations of the models that it names."""
     if isinstance(value, dict):
-        return {name: _resolve(name, inner, locations) for name, inner in value.items()}
+        return {name: _resolve(name, inner, models) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_resolve(key, inner, locations) for inner in value]
+        return [_resolve(key, inner, models) for inner in value]
     if not isinstance(value, str):
         return value
     if key == "context":  # the short form of {from: NAME}
-        return {"from": locations[value]} if value in locations else value
+        return {"from": models[value]} if value in models else value
     # 'base' as a source of tokenizers is mergekit's word for base_model
     if key not in _REFERENCES or (key in ("source", "tokenizer_source") and value == "base"):
         return value
-    return "+".join(locations.get(part, part) for part in value.split("+"))
+    return "+".join(models.get(part, part) for part in value.split("+"))
 
 
 def _names_in(value: Any, names: Mapping[str, Source]) -> set[str]:
-    """The names of models that stand anywhere in a merge recipe."""
+    """The names of models that a merge recipe has anywhere."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

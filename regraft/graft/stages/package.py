@@ -9,9 +9,9 @@ from typing import Any
 
 from regraft.adapters.folder import RECORD
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.errors import writing
 from regraft.evaluate.result import read_result
 from regraft.graft.change import LogitChange
+from regraft.graft.content import model_files
 from regraft.graft.report.card import CardFacts, write_model_card
 from regraft.graft.report.licences import licence_of
 from regraft.graft.stages.evaluation import CHANGE, Compare, Evaluate
@@ -28,8 +28,8 @@ _LINKED_ABOVE = 16 << 20  # bytes
 
 
 class Package(Stage):
-    """The result of a target as a folder of its own. graft: what made it; sources: where the
-    change comes from, by role; compare, report, sweep: what was measured."""
+    """The result of a target in a folder of its own. graft: the stage that made it; sources: the
+    models that the change comes from, by role; compare, report, sweep: the measurements."""
 
     kind = "card"
     produces: Produces = "model"
@@ -73,30 +73,25 @@ class Package(Stage):
     def run(self) -> None:
         with Job(self.path, **self.options).start(self.key()) as staging:
             with Checkpoint.open(self.result.location) as made:
-                names = ["config.json", *made.shards, *made.other_files()]
-                paths = {name: path for name in names if (path := made.file(name)) is not None}
+                paths = model_files(made)
                 after = ContextSpec.from_config(made.config)
             index = self.result.path / "model.safetensors.index.json"
             for path in (index, self.graft.path / RECORD):
                 if path.is_file():
                     paths[path.name] = path
             for name, path in paths.items():
-                _put(path, staging.folder / name)
+                _link_or_copy(path, staging.folder / name)
             write_model_card(staging.folder, self._facts(after))
             staging.publish()
 
     @property
     def how(self) -> str:
-        """How the change was put on; the graft must be finished."""
-        if not isinstance(self.graft, Apply):
-            return "merged"
-        point = self.graft.point
-        scale = f"scale {point.scale:g}"
-        return scale if point.rank is None else f"rank {point.rank}, {scale}"
+        """How the graft was made; it must be finished."""
+        return self.graft.point.label if isinstance(self.graft, Apply) else "merged"
 
     @property
     def story(self) -> str:
-        """What was grafted on what, in one sentence; the graft must be finished."""
+        """The models of the graft in one sentence; it must be finished."""
         models = {role: source.location for role, source in self.sources.items()}
         recovered = ", then recovered by a short fine-tune" if self.result is not self.graft else ""
         if "extended" in models:
@@ -109,17 +104,15 @@ class Package(Stage):
 
     def _facts(self, after: ContextSpec) -> CardFacts:
         with Checkpoint.open(self.model.location) as target:
-            before, known = (
-                ContextSpec.from_config(target.config),
-                hub_id(target.name, target.revision),
-            )
-        every = [*self.sources.values(), self.model]
-        given = [(one.location, one.produces) for one in every if isinstance(one, Given)]
+            before = ContextSpec.from_config(target.config)
+            target_id = hub_id(target.name, target.revision)
+        models = [*self.sources.values(), self.model]
+        given = [(model.location, model.produces) for model in models if isinstance(model, Given)]
         change = read_record(self.compare.path / CHANGE, LogitChange, "run regraft graft again")
         return CardFacts(
             name=self.item,
             story=self.story,
-            hub_id=known,
+            hub_id=target_id,
             before=before,
             after=after,
             recipe=self.recipe,
@@ -133,8 +126,8 @@ class Package(Stage):
         )
 
 
-def _put(source: Path, path: Path) -> None:
-    """A copy of a file; a large one shares its bytes where the disk can do that."""
+def _link_or_copy(source: Path, path: Path) -> None:
+    """Copy a file; a large one is a hard link where the disk has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if source.stat().st_size > _LINKED_ABOVE:
@@ -143,5 +136,4 @@ def _put(source: Path, path: Path) -> None:
         except OSError:  # another disk, or one without links
             copy_file(source, path)
     else:
-        with writing(path):
-            copy_file(source, path)
+        copy_file(source, path)

@@ -1,4 +1,4 @@
-"""A stage: one command on given inputs, whose output is done again only where they change.
+"""A stage: one command on given inputs, which runs again only when they change.
 
 The key of a stage is a hash of the contents of its inputs, its arguments and the version of this
 code. A stage whose recorded key is its present one, and whose output is whole, is finished.
@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
+
 from regraft.device import pick_device
+from regraft.document import Document
 from regraft.graft.content import adapter_content, files_content, model_content
 from regraft.graft.workspace import FinishedStage, Workspace
 from regraft.job import job_hash
+from regraft.write import write_text
 
 VERSION = 1  # of the stages: raise it when the same inputs and arguments give another output
 
@@ -24,7 +28,8 @@ Produces = Literal["model", "adapter", "files"]
 
 @dataclass(frozen=True)
 class Context:
-    """What all stages of a job share. start_again: continue no stage that was interrupted."""
+    """The settings that all stages of a job share. start_again: do not continue an interrupted
+    stage."""
 
     workspace: Workspace
     device: str
@@ -49,8 +54,8 @@ class Given:
 class Stage(ABC):
     """One stage of a job.
 
-    name: 'extract/rank-16'; target: the target that it works for, None for one that all share;
-    path: the folder it writes.
+    name: such as 'extract/rank-16'; target: the target to which it belongs, None where all share
+    it; path: the folder that it writes.
     """
 
     kind: ClassVar[str]  # the first part of the name, for --until and --from
@@ -69,21 +74,21 @@ class Stage(ABC):
     @property
     @abstractmethod
     def inputs(self) -> Mapping[str, Source]:
-        """What the stage reads, by the name that it has in the key. Stages among them must be
-        finished before their choice can be asked for."""
+        """The inputs of the stage, by their names in its key. A sweep among its `needs` must be
+        finished."""
 
     @property
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """What else changes the output: values for JSON."""
+        """Everything else that changes the output: values for JSON."""
 
     @abstractmethod
     def run(self) -> None:
         """Write the folder. Raises RegraftError."""
 
     def check(self) -> Mapping[str, Any]:
-        """Check all that can be known before the inputs are made, and say what the stage will do:
-        label -> text or number. Raises InputError for what `run` would refuse."""
+        """Check all that is known before the inputs are made. Returns the plan: label -> text or
+        number. Raises InputError for what `run` would refuse."""
         return {}
 
     @property
@@ -108,7 +113,7 @@ class Stage(ABC):
                 yield source
 
     def reads(self) -> list[str]:
-        """Where the inputs are or will be, for a plan."""
+        """The locations of the inputs, made or not, for a plan."""
         return [source.location for source in self.inputs.values()]
 
     def key(self) -> str | None:
@@ -122,7 +127,7 @@ class Stage(ABC):
         return job_hash("graft", VERSION, self.kind, contents, self.arguments, device)
 
     def is_finished(self) -> bool:
-        """Whether the output is what the present inputs and arguments give."""
+        """Whether the output is that of the present inputs and arguments."""
         if self._memo is None:
             record = self.context.workspace.finished(self.name)
             if record is not None and record.out == self.out and record.key == self.key():
@@ -136,7 +141,7 @@ class Stage(ABC):
         return self._memo.content
 
     def complete(self) -> None:
-        """Run, and note that the stage is finished."""
+        """Run the stage and record that it is finished."""
         key = self.key()
         assert key is not None, f"{self.name} is run before its inputs are made"
         self.run()
@@ -144,13 +149,13 @@ class Stage(ABC):
         self.context.workspace.finish(self.name, self._memo)
 
     def forget(self) -> None:
-        """Have the stage done again."""
+        """Forget that the stage is finished, so that it runs again."""
         self._memo = None
         self.context.workspace.forget(self.name)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of every command: an earlier output is replaced, an interrupted run is continued."""
+        """Arguments of every command: replace an earlier output, continue an interrupted run."""
         return {"overwrite": True, "resume": not self.context.start_again}
 
     def _hash(self) -> str:
@@ -169,7 +174,29 @@ Source = Given | Stage
 
 
 def available(source: Source) -> str | None:
-    """Where a source is, None while it is not made."""
+    """The location of a source; None while it is not made."""
     if isinstance(source, Given) or source.is_finished():
         return source.location
     return None
+
+
+def locations(
+    models: Mapping[str, Source], stand_ins: Mapping[str, Source] | None = None
+) -> dict[str, str] | None:
+    """The location of every model, or of its stand-in while the model is not made; None while one
+    has neither."""
+    result = {}
+    for name, model in models.items():
+        location = available(model)
+        if location is None and stand_ins is not None and name in stand_ins:
+            location = available(stand_ins[name])
+        if location is None:
+            return None
+        result[name] = location
+    return result
+
+
+def write_recipe(path: Path, recipe: Document) -> None:
+    """Write the recipe that a stage's command runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml.safe_dump(recipe.value, sort_keys=False, allow_unicode=True))

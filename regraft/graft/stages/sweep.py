@@ -1,4 +1,4 @@
-"""The stage that compares ranks and scales: every point is applied, measured and dropped again."""
+"""The stage that compares ranks and scales: every point is applied, measured and not stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from regraft.evaluate.answers.model import folder_name
 from regraft.evaluate.result import read_result
 from regraft.evaluate.settings import GraftPoint
 from regraft.evaluate.shared_output import read_lines
@@ -15,7 +16,7 @@ from regraft.graft.choose import PointRecord, SweepRecord, choose
 from regraft.graft.schema import Evaluate as EvaluateBlock
 from regraft.graft.stages.evaluation import Evaluate
 from regraft.graft.stages.grafting import Chooser, Point
-from regraft.graft.stages.stage import Context, Source, available
+from regraft.graft.stages.stage import Context, Source, locations
 
 _BASELINES = ("recipient", "donor")
 
@@ -47,30 +48,28 @@ class Sweep(Evaluate, Chooser):
 
     @property
     def inputs(self) -> Mapping[str, Source]:
-        return {**self.models, **{_name(point): point.adapter for point in self.points}}
+        return {**self.models, **{point.label: point.adapter for point in self.points}}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        points = [[_name(point), point.scale] for point in self.points]
+        points = [[point.label, point.scale] for point in self.points]
         return {**super().arguments, "points": points, "context": self.policy}
 
     def check(self) -> Mapping[str, Any]:
         """With the target in place of the grafts."""
-        places = {role: available(model) for role, model in self.models.items()}
-        places["graft"] = places["recipient"]
-        made = {role: place for role, place in places.items() if place is not None}
-        if made.keys() != places.keys():
+        models = locations({**self.models, "graft": self.models["recipient"]})
+        if models is None:
             return {}
-        plan = self._evaluate(made, dry_run=True).plan
+        plan = self._evaluate(models, dry_run=True).plan
         return {**plan, "grafts": len(self.points)}
 
     def run(self) -> None:
         grafts = tuple(
-            GraftPoint(_name(point), point.adapter.location, point.scale, self.policy)
+            GraftPoint(point.label, point.adapter.location, point.scale, self.policy)
             for point in self.points
         )
-        places = {role: model.location for role, model in self.models.items()}
-        self._evaluate(places, grafts=grafts)
+        models = {role: model.location for role, model in self.models.items()}
+        self._evaluate(models, grafts=grafts)
 
     def _arguments(self) -> dict[str, Any]:
         """Items of another seed, so that the choice does not flatter the evaluation after it."""
@@ -80,18 +79,18 @@ class Sweep(Evaluate, Chooser):
     def record(self) -> SweepRecord:
         """The points and the choice. The stage must be finished."""
         result = read_result(self.path)
-        far = max(result.settings.lengths)
+        longest = max(result.settings.lengths)
         own = result.models["recipient"].context_length
         answers = {
             (model, task, length): self._scores(model, task, length)
-            for model in (*_BASELINES, *map(_name, self.points))
+            for model in (*_BASELINES, *(point.label for point in self.points))
             for task, cells in result.cells[model].items()
             for length in cells
         }
         gained = [
-            (task, far)
+            (task, longest)
             for task, facts in result.tasks.items()
-            if not facts.skill and ("recipient", task, far) in answers
+            if not facts.skill and ("recipient", task, longest) in answers
         ]
         retained = [
             (task, length)
@@ -105,7 +104,7 @@ class Sweep(Evaluate, Chooser):
         points = []
         recipient, donor = scores("recipient", gained), scores("donor", gained)
         for point in self.points:
-            name = _name(point)
+            name = point.label
             graft = scores(name, gained)
             points.append(
                 PointRecord(
@@ -120,7 +119,7 @@ class Sweep(Evaluate, Chooser):
                     else None,
                 )
             )
-        return choose(points, far, self.loss)
+        return choose(points, longest, self.loss)
 
     def chosen(self) -> Point:
         """The point to graft with."""
@@ -135,12 +134,5 @@ class Sweep(Evaluate, Chooser):
         super().complete()
 
     def _scores(self, model: str, task: str, length: int) -> list[float]:
-        folder = model.replace(", ", "-").replace(" ", "-")  # as `answers.model.Source` names it
-        lines = read_lines(self.path / "items" / folder / f"{task}-{length}.jsonl")
+        lines = read_lines(self.path / "items" / folder_name(model) / f"{task}-{length}.jsonl")
         return [line["score"] for line in lines]
-
-
-def _name(point: Point) -> str:
-    """What the evaluation calls a point."""
-    scale = f"scale {point.scale:g}"
-    return scale if point.rank is None else f"rank {point.rank}, {scale}"

@@ -6,23 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from regraft.data.sources import digest
 from regraft.document import Document
 from regraft.graft.blocks import GRAFTED
-from regraft.graft.stages.stage import Context, Produces, Source, Stage, available
+from regraft.graft.stages.stage import (
+    Context,
+    Produces,
+    Source,
+    Stage,
+    locations,
+    write_recipe,
+)
 from regraft.train.corpus import text_of
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import trains_everything
 from regraft.train.setup import input_files
-from regraft.write import write_text
 
 
 class Train(Stage):
-    """`regraft train` by a block of the recipe. models: what stands for a model in the block, such
-    as 'base', and the model that it is."""
+    """`regraft train` by a block of the recipe. models: name in the block, such as 'base' -> the
+    model that it stands for."""
 
     kind = "train"
     produces: Produces = "model"
@@ -62,33 +66,31 @@ class Train(Stage):
         return [path for path in input_files(self.recipe) if str(path) not in self.models]
 
     def run(self) -> None:
-        locations = {name: source.location for name, source in self.models.items()}
-        self.recipe_path.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(self._resolved(locations).value, sort_keys=False, allow_unicode=True)
-        write_text(self.recipe_path, text)
+        models = {name: source.location for name, source in self.models.items()}
+        write_recipe(self.recipe_path, self._resolved(models))
         train_model(self.recipe_path, self.path, device=self.context.device, **self.options)
 
     def check(self) -> Mapping[str, Any]:
-        return self.plan({name: available(source) for name, source in self.models.items()})
+        return self.plan({})
 
-    def plan(self, locations: Mapping[str, str | None]) -> Mapping[str, Any]:
-        """What the training with the models at these locations will do; empty until every model
-        exists. Raises InputError for what stops it."""
-        made = {name: place for name, place in locations.items() if place is not None}
-        if made.keys() != self.models.keys():
+    def plan(self, stand_ins: Mapping[str, Source]) -> Mapping[str, Any]:
+        """The plan of the training with `stand_ins` for models that are not made yet; empty while
+        a model is missing. Raises InputError for what stops the training."""
+        models = locations(self.models, stand_ins)
+        if models is None:
             return {}
-        recipe = Recipe(self._resolved(made))
+        recipe = Recipe(self._resolved(models))
         record = train_model(
             recipe, self.path, device=self.context.device, dry_run=True, overwrite=True
         )
         return record.plan or {}
 
-    def _resolved(self, locations: Mapping[str, str]) -> Document:
-        """The recipe with every model in its place."""
+    def _resolved(self, models: Mapping[str, str]) -> Document:
+        """The recipe with the locations of its models."""
         value = self.document.value
-        changed: dict[str, Any] = {"model": _located(value["model"], locations)}
+        changed: dict[str, Any] = {"model": _located(value["model"], models)}
         if isinstance(value.get("recover"), dict) and "teacher" in value["recover"]:
-            teacher = _located(value["recover"]["teacher"], locations)
+            teacher = _located(value["recover"]["teacher"], models)
             changed["recover"] = {**value["recover"], "teacher": teacher}
         return self.document.replaced(**changed)
 
@@ -100,8 +102,8 @@ class Extend(Train):
 
 
 class Recover(Train):
-    """The fine-tune after a graft. stand_in: a model with the graft's context, which is checked
-    while there is no graft."""
+    """The fine-tune after a graft. stand_in: a model with the graft's context, to check while
+    there is no graft."""
 
     kind = "recover"
 
@@ -120,11 +122,8 @@ class Recover(Train):
         self.stand_in = stand_in
 
     def check(self) -> Mapping[str, Any]:
-        places = {name: available(source) for name, source in self.models.items()}
-        if GRAFTED in places and places[GRAFTED] is None:
-            places[GRAFTED] = available(self.stand_in)
-        return self.plan(places)
+        return self.plan({GRAFTED: self.stand_in})
 
 
-def _located(model: Any, locations: Mapping[str, str]) -> Any:
-    return locations.get(model, model) if isinstance(model, str) else model
+def _located(model: Any, models: Mapping[str, str]) -> Any:
+    return models.get(model, model) if isinstance(model, str) else model
