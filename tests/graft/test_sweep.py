@@ -1,4 +1,4 @@
-"""Sweeps of ranks and scales: every point is measured without being kept, one is grafted."""
+"""Sweeps of ranks and scales: every point is measured and not stored, one is grafted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from models import LLAMA, LONG, changed, load, save, weights
 from regraft.adapters.apply.apply import apply_lora
 from regraft.data.toy_language import WORDS, write_tokenizer
 from regraft.evaluate.result import read_result
+from regraft.evaluate.statistics import Ratio
+from regraft.graft.choose import PointRecord, choose
 from regraft.graft.job import graft_model
+from regraft.graft.report.sweep import scale_labels
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -37,7 +40,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_point_is_measured_and_none_but_the_chosen_is_kept(swept: Path) -> None:
+def test_every_point_is_measured_and_only_the_chosen_one_is_stored(swept: Path) -> None:
     result = read_result(swept / "out/sweeps/target")
     points = ["rank 2, scale 0.5", "rank 2, scale 1", "rank auto, scale 0.5", "rank auto, scale 1"]
     assert list(result.models) == ["recipient", "theta only", "donor", *points]
@@ -78,3 +81,12 @@ def test_points_have_the_scores_of_grafts_on_disk(swept: Path, tmp_path: Path) -
         for path in (tmp_path / f"report-{rank}/items/graft").iterdir():
             point = swept / "out/sweeps/target/items" / name / path.name
             assert point.read_text() == path.read_text()
+
+
+def test_points_at_one_position_of_the_figure_have_one_label() -> None:
+    def point(rank: str, scale: float, transfer: float) -> PointRecord:
+        ratio, retention = Ratio(transfer, 0, 1), Ratio(0.9, 0, 1)
+        return PointRecord(rank=rank, scale=scale, score=0, transfer=ratio, retention=retention)
+
+    points = [point("2", 0.5, 0.4), point("2", 1, 0.4), point("4", 0.5, 0.6), point("8", 1, 0.4)]
+    assert scale_labels(choose(points, 128, 0.05)) == {(0.9, 0.4): "0.5, 1", (0.9, 0.6): "0.5"}

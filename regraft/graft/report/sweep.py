@@ -37,11 +37,8 @@ def draw_sweep(path: Path, sweep: SweepRecord) -> None:
         for style, (rank, points) in zip(styles(), ranks.items(), strict=False):
             x, y = zip(*(_position(point) for point in points), strict=True)
             axes.plot(x, y, label="given" if rank is None else f"rank {rank}", **style)
-            for point in points:
-                axes.annotate(
-                    f"{point.scale:g}", _position(point), textcoords="offset points", xytext=(5, 4),
-                    fontsize=7,
-                )  # fmt: skip
+        for position, label in scale_labels(sweep).items():
+            axes.annotate(label, position, textcoords="offset points", xytext=(5, 4), fontsize=7)
         chosen = _position(sweep.points[sweep.chosen])
         axes.plot(*chosen, "o", markersize=13, fillstyle="none", color="black", label="chosen")
         axes.axvline(1 - sweep.loss, color="0.6", linewidth=0.8)
@@ -52,6 +49,16 @@ def draw_sweep(path: Path, sweep: SweepRecord) -> None:
             title="Points of the sweep; numbers are scales",
         )
         legend(axes)
+
+
+def scale_labels(sweep: SweepRecord) -> dict[tuple[float, float], str]:
+    """Position in the figure -> the scales of the points there, such as '0.5, 1'."""
+    scales: dict[tuple[float, float], list[str]] = {}
+    for point in sweep.points:
+        labels = scales.setdefault(_position(point), [])
+        if f"{point.scale:g}" not in labels:
+            labels.append(f"{point.scale:g}")
+    return {position: ", ".join(labels) for position, labels in scales.items()}
 
 
 def _position(point: PointRecord) -> tuple[float, float]:
