@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regraft.document import Document, Where
+from regraft.document import Document
 from regraft.errors import InputError
 from regraft.recipe import Mistakes, RecipeError
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
@@ -15,14 +16,14 @@ RECOVER = "recover"
 GRAFTED = "graft"  # the model of a recover block: what it recovers
 
 
-def include(mistakes: Mistakes, read: Callable[[], object], where: Where = ()) -> None:
-    """Note the mistakes that `read` finds; those of another file at `where`."""
+def include(mistakes: Mistakes, read: Callable[[], object]) -> None:
+    """Note the mistakes for which `read` raises InputError."""
     try:
         read()
     except RecipeError as error:
         mistakes.include(error)
     except InputError as error:
-        mistakes.add(where, str(error))
+        mistakes.add((), str(error))
 
 
 def training_block(document: Document, *where: str | int) -> Document:
@@ -45,14 +46,10 @@ def recover_block(document: Document) -> Document:
 def check_recover(document: Document, mistakes: Mistakes) -> None:
     """Note the mistakes of `recover:`, if there is one."""
     block = document.value.get(RECOVER)
-    if isinstance(block, str):  # the lines are those of its own file
-
-        def read() -> None:
-            try:
-                TrainingRecipe(recover_block(document))
-            except RecipeError as error:
-                raise InputError(str(error)) from None
-
-        include(mistakes, read, (RECOVER,))
+    if isinstance(block, str):
+        try:
+            TrainingRecipe(recover_block(document))
+        except InputError as error:  # its lines are those of the other file
+            mistakes.add((RECOVER,), str(error))
     elif isinstance(block, dict):
-        include(mistakes, lambda: TrainingRecipe(recover_block(document)))
+        include(mistakes, partial(TrainingRecipe, recover_block(document)))

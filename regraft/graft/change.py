@@ -1,7 +1,7 @@
-"""What a graft changed, in one line: the logits before and after on a fixed prompt.
+"""The change that a graft makes, in one line: logits before and after on a fixed prompt.
 
-A merge that did nothing, or destroyed the model, shows here before any evaluation. Only one of the
-two models is in memory at a time.
+A merge that did nothing, or destroyed the model, is noticed here before any evaluation. Only one of
+the two models is in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ PROMPT = (
     "The river runs past the old mill, and in the evening the people of the village sit by the "
     "water and talk about the harvest, the weather and the price of grain."
 )
-_TOKENS = 32  # of the prompt for a model whose tokenizer does not know these words
+_TOKENS = 32  # of the prompt for a model whose tokenizer does not have these words
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitChange:
     """The logits of two models on one prompt. largest: the largest difference; kl: mean of
-    KL(before || after) in nats; moved: positions whose likeliest token is another."""
+    KL(before || after) in nats; moved: positions whose most likely token changes."""
 
     tokens: int
     largest: float
@@ -47,7 +47,7 @@ class LogitChange:
             )
         return (
             f"On a fixed prompt of {self.tokens} tokens the largest change of a logit is "
-            f"{self.largest:.3g}, KL {self.kl:.3g} nats, and the likeliest token is another at "
+            f"{self.largest:.3g}, KL is {self.kl:.3g} nats, and the most likely token changes at "
             f"{self.moved} positions."
         )
 
@@ -71,8 +71,8 @@ def measure_change(before: str, after: str, device: str) -> LogitChange:
 
 
 def _prompt(model: str) -> list[int]:
-    """The prompt's tokens; where the tokenizer does not know the words, or there is none, tokens
-    spread over the vocabulary."""
+    """The tokens of the prompt; where the tokenizer does not have its words, or there is none,
+    tokens distributed over the vocabulary."""
     with Checkpoint.open(model) as checkpoint:
         vocabulary = int(checkpoint.config["vocab_size"])
         try:
@@ -91,8 +91,8 @@ def _logits(model: str, ids: list[int], device: str) -> Tensor:
         loaded = load_model(checkpoint)
     if loaded.dtype == torch.float16:
         loaded = loaded.float()
-    where = pick_device(device)
-    logits = loaded.to(where)(input_ids=torch.tensor([ids], device=where), use_cache=False).logits
+    chosen = pick_device(device)
+    logits = loaded.to(chosen)(input_ids=torch.tensor([ids], device=chosen), use_cache=False).logits
     result: Tensor = logits[0].float().cpu()
     if not result.isfinite().all():
         raise CheckpointError(f"{model} computes NaN or infinity: its weights are broken.")

@@ -1,4 +1,4 @@
-"""Can an adapter that is not extracted yet be applied to a target? Known from three models."""
+"""Checks from three models whether an adapter that is not extracted yet can be applied."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from regraft.errors import LineageError
 def check_future_graft(
     base: str, extended: str, target: str, policy: str | None, *, force: bool
 ) -> dict[str, int]:
-    """The plan of `regraft apply`, as far as it is known before the adapter is. policy: of the
+    """The plan of `regraft apply`, as far as it is known before the adapter exists. policy: of the
     output's context.
 
     Raises LineageError for a target that is no relative of the base (unless `force`), or whose
-    context is neither the base's nor the extended model's and for which nobody decided.
+    context is neither the base's nor the extended model's where no policy is given.
     """
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e, Checkpoint.open(target) as t:
         relation = lineage.relate(lineage.sketch(b), lineage.sketch(t), checkpoint_roles(b))

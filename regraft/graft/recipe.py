@@ -1,10 +1,11 @@
-"""Reading a graft recipe: all mistakes, also those of the blocks of other commands, by line."""
+"""Reads a graft recipe and reports the mistakes of all its blocks with their lines."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from regraft.adapters.serving import PORTABLE_CAP
@@ -39,7 +40,7 @@ class Recipe(BaseRecipe[Body]):
     targets: list[TargetModel]
 
     def merge_block(self) -> Document:
-        """The merge recipe of method merge, with the models it does not state."""
+        """The merge recipe of method merge, with defaults for its models and context."""
         return _merge_block(self.document)
 
     @property
@@ -58,14 +59,13 @@ class Recipe(BaseRecipe[Body]):
         """Add the mistakes of the blocks that other commands run."""
         document = self.document
         for where in _training_blocks(value):
-            block = training_block(document, *where)
-            include(mistakes, lambda block=block: TrainingRecipe(block))  # type: ignore[misc]
+            include(mistakes, partial(TrainingRecipe, training_block(document, *where)))
         check_recover(document, mistakes)
         if isinstance(value.get("merge"), dict):
-            include(mistakes, lambda: MergeRecipe(_merge_block(document)))
+            include(mistakes, partial(MergeRecipe, _merge_block(document)))
 
     def check(self, mistakes: Mistakes) -> None:
-        """Add what contradicts another part of the recipe."""
+        """Add the contradictions between parts of the recipe."""
         body = self.body
         self.targets = list(self._targets())
         given = [key for key in ("extended", "adapter", "extend") if getattr(body, key) is not None]
@@ -103,7 +103,7 @@ class Recipe(BaseRecipe[Body]):
                 yield TargetModel(name, target.model, target.train, where)
 
     def _check_points(self, mistakes: Mistakes) -> None:
-        """Ranks and scales, alone and with what else is stated."""
+        """Add the mistakes of ranks and scales, alone and with other keys."""
         body = self.body
         if body.adapter is not None:
             for key in ("ranks", "extract"):
@@ -163,7 +163,7 @@ def schema() -> dict[str, Any]:
 
 
 def _training_blocks(value: dict[str, Any]) -> Iterator[Where]:
-    """Where the stated training recipes are, but for `recover`."""
+    """Where the recipe has training recipes, except `recover`."""
     if isinstance(value.get("extend"), dict):
         yield ("extend",)
     if isinstance(base := value.get("base"), dict) and isinstance(base.get("train"), dict):

@@ -1,9 +1,9 @@
-"""`JobRecord`: graft.json, what a job made of its recipe."""
+"""`JobRecord`: graft.json, the stages and results of a job."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from regraft.graft.change import LogitChange
 from regraft.graft.choose import SweepRecord
@@ -24,11 +24,11 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
-    """A target and what was made of it.
+    """A target and its result.
 
-    result: its folder; context: its length in tokens; story: what was grafted on what; how: rank
-    and scale, which the sweep chose where there is one; change: of the logits; report: the folder
-    of its evaluation; failed: the stage and its error. What is not made yet is None.
+    result: its folder; context: its length in tokens; story: a sentence on the models of the graft;
+    how: rank and scale, chosen by the sweep if there is one; change: of the logits; report: the
+    folder of its evaluation; failed: the stage and its error. Fields of unfinished stages are None.
     """
 
     model: str
@@ -47,12 +47,12 @@ class TargetRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """graft.json. In a dry run `plan` says, by stage, what would be done."""
+    """graft.json. plan: of a dry run, stage name -> text."""
 
     recipe: str
     stages: list[StageRecord]
     targets: dict[str, TargetRecord]
     versions: dict[str, str]
-    plan: dict[str, Any] | None = None
+    plan: dict[str, str] | None = None
     kind: Literal["job"] = "job"
     schema_version: int = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""What the finished stages of a job say about each target."""
+"""The record of each target, from the finished stages of a job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRec
 
 
 def summary(record: JobRecord, out: str) -> list[tuple[str, str]]:
-    """The lines shown after a job: (label, text)."""
+    """The lines printed after a job: (label, text)."""
     lines = []
     for name, target in record.targets.items():
         if target.result is None:

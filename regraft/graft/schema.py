@@ -163,13 +163,13 @@ class Body(Block):
         default=None, description="a training recipe or its file: the fine-tune after the graft"
     )
     evaluate: Evaluate | None = Field(
-        default=None, description="what every graft is compared by with its target and the donor"
+        default=None, description="how every graft is compared with its target and the donor"
     )
     seed: Annotated[int, Field(ge=0)] = 0
 
 
 def check_evaluation(block: Evaluate, where: Where, mistakes: Mistakes) -> None:
-    """Note what `regraft evaluate` would refuse in the block at `where`."""
+    """Add the mistakes for which `regraft evaluate` would refuse the block at `where`."""
     try:
         choose(block.suites, len(block.qa))
     except InputError as error:

@@ -5,7 +5,7 @@
     OUT/.regraft-graft/lock                held while a job writes
 
 Stages publish their own folders by rename, so a killed job leaves whole outputs and, beside them,
-the staging folder of the stage that it died in, from which that stage continues.
+the staging folder of the stage that ran, from which that stage continues.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class Workspace:
     def check(self, recipe: str, device: str, *, overwrite: bool, resume: bool) -> None:
         """Raise InputError unless a job by this recipe may write here.
 
-        The same job always goes on, for what is finished and unchanged is not done again. Another
-        one needs `resume` (what is unchanged stays) or `overwrite` (everything is done again).
+        The same job always continues: finished and unchanged stages are not run again. Another
+        one needs `resume` (unchanged stages stay) or `overwrite` (all stages run again).
         """
         if not self.folder.is_dir() or {path.name for path in self.folder.iterdir()} <= {_STATE}:
-            return  # new, or of a job that was killed before it noted what it is
+            return  # new, or of a job that was killed before job.json was written
         try:
             before = self.job
         except CheckpointError:
@@ -91,13 +91,13 @@ class Workspace:
         if (before.recipe, before.device) != (recipe, device) and not (overwrite or resume):
             what = "recipe" if before.recipe != recipe else "kind of device"
             raise InputError(
-                f"The output folder {self.folder} holds a job with another {what}: --resume does "
-                "again only what the change reaches, --overwrite does everything again."
+                f"The output folder {self.folder} holds a job with another {what}: --resume runs "
+                "again only what the change affects, --overwrite runs everything again."
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and hold it. Raises InputError where another process holds it."""
+        """Make the folder and lock it. Raises InputError where another process has locked it."""
         with writing(self.state):
             self.state.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -109,7 +109,7 @@ class Workspace:
             os.close(fd)
 
     def begin(self, recipe: str, device: str) -> None:
-        """Note the job that the folder belongs to from now on."""
+        """Record the job that the folder belongs to from now on."""
         self._write("job.json", JobState(recipe=recipe, device=device))
 
     def finished(self, name: str) -> FinishedStage | None:
@@ -124,21 +124,21 @@ class Workspace:
         return record if _is_whole(self.folder / record.out) else None
 
     def finish(self, name: str, record: FinishedStage) -> None:
-        """Note that a stage is finished."""
+        """Record that a stage is finished."""
         self._write(_file_name(name), record)
 
     def forget(self, name: str) -> None:
-        """Have a stage done again."""
+        """Forget that a stage is finished, so that it runs again."""
         (self.state / _file_name(name)).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The stages that have a record."""
-        found = (path.name for path in self.state.glob("*.json"))
-        return sorted(_stage_name(name) for name in found if name != "job.json")
+        files = (path.name for path in self.state.glob("*.json"))
+        return sorted(_stage_name(name) for name in files if name != "job.json")
 
     def remove_others(self, names: Collection[str], outs: Collection[str]) -> None:
-        """Remove what stages of an earlier recipe left, but for files of the user. names, outs: the
-        stages of the present recipe and their folders."""
+        """Remove the outputs of stages of an earlier recipe, but no files of the user. names, outs:
+        the stages of the present recipe and their folders."""
         for name in self.names():
             if name not in names:
                 if (record := self.finished(name)) is not None and record.out not in outs:
@@ -172,7 +172,7 @@ def _stage_name(file: str) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether an output folder has every file as it was published."""
+    """Whether every file of an output folder is as it was published."""
     entries = read_manifest(folder)
     if entries is None or foreign_files(folder):
         return False

@@ -76,7 +76,7 @@ def test_a_changed_argument_is_done_again_with_what_depends_on_it(
     graft_model(recipe(tmp_path, models, targets="derivative other"), out)
     before = runs(out)
     changed_recipe = recipe(tmp_path, models, "scales: [0.5]", targets="derivative other")
-    with pytest.raises(InputError, match="another recipe: --resume does again"):
+    with pytest.raises(InputError, match="another recipe: --resume runs again"):
         graft_model(changed_recipe, out)
     assert runs(out) == before
     graft_model(changed_recipe, out, resume=True)

@@ -30,7 +30,7 @@ EVALUATE = "evaluate: {suite: notes, haystack: world, items: 2, lengths: [64]}\n
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with base and derivative, which is the current one."""
     toy(tmp_path / "base", max_position_embeddings=64)
     config = json.loads((tmp_path / "base/config.json").read_text())
@@ -65,8 +65,8 @@ def test_everything_may_be_trained_by_the_job(tmp_path: Path) -> None:
     assert "all were trained by the recipe" in card
 
 
-def test_an_extension_by_lora_is_grafted_without_extraction(place: Path) -> None:
-    (place / "r.yaml").write_text(
+def test_an_extension_by_lora_is_grafted_without_extraction(folder: Path) -> None:
+    (folder / "r.yaml").write_text(
         "base: base\nextend: {method: lora, lora: {rank: 2}, stages: [{length: 128, steps: 2, "
         f"rate: 0.01}}], data: {NOTES}}}\ntargets: derivative\n" + EVALUATE
     )
@@ -76,43 +76,43 @@ def test_an_extension_by_lora_is_grafted_without_extraction(place: Path) -> None
         "card/derivative",
     ]  # fmt: skip
     apply_lora("out/trained/extended", "derivative", "expected")
-    made, expected = load(place / "out/models/derivative"), load(place / "expected")
+    made, expected = load(folder / "out/models/derivative"), load(folder / "expected")
     assert all(made[name].equal(tensor) for name, tensor in expected.items())
     with Checkpoint.open("out/grafts/donor") as donor:
         assert donor.config["max_position_embeddings"] == 128
 
 
-def test_a_merge_recipe_is_merged_recovered_and_evaluated(place: Path) -> None:
+def test_a_merge_recipe_is_merged_recovered_and_evaluated(folder: Path) -> None:
     merge = "merge_method: linear\nmodels:\n  - {model: base, parameters: {weight: 0.5}}\n"
     merge += "  - {model: derivative, parameters: {weight: 0.5}}\n"
-    (place / "merge.yaml").write_text(merge)
-    (place / "r.yaml").write_text(merge + RECOVER + EVALUATE)
+    (folder / "merge.yaml").write_text(merge)
+    (folder / "r.yaml").write_text(merge + RECOVER + EVALUATE)
     record = graft_model("r.yaml", "out")
     assert [stage.name for stage in record.stages] == [
         f"{kind}/merged" for kind in ("graft", "recover", "compare", "evaluate", "card")
     ]
     merge_models("merge.yaml", "expected")
-    made, expected = load(place / "out/grafts/merged"), load(place / "expected")
+    made, expected = load(folder / "out/grafts/merged"), load(folder / "expected")
     assert all(made[name].equal(tensor) for name, tensor in expected.items())
-    result = read_result(place / "out/reports/merged")
+    result = read_result(folder / "out/reports/merged")
     assert list(result.models) == ["base", "derivative", "merged", "recovered"]
     assert not result.matrix
-    assert (place / "out/index.html").is_file()
+    assert (folder / "out/index.html").is_file()
 
 
-def test_a_changed_model_of_a_merge_recipe_is_seen(place: Path) -> None:
-    (place / "r.yaml").write_text(
+def test_a_changed_model_of_a_merge_recipe_is_seen(folder: Path) -> None:
+    (folder / "r.yaml").write_text(
         "merge_method: linear\nmodels:\n  - {model: base, parameters: {weight: 0.5}}\n"
         "  - {model: derivative, parameters: {weight: 0.5}}\n"
     )
     first = graft_model("r.yaml", "out")
-    state = load(place / "derivative")
+    state = load(folder / "derivative")
     state["model.layers.1.mlp.up_proj.weight"][3, 5] += 1e-3  # no sampled weight
-    save(place / "derivative", json.loads((place / "derivative/config.json").read_text()), state)
+    save(folder / "derivative", json.loads((folder / "derivative/config.json").read_text()), state)
     again = graft_model("r.yaml", "out")
     assert first.stages[0].key != again.stages[0].key
-    merged = load(place / "out/models/merged")["model.layers.1.mlp.up_proj.weight"]
-    base = load(place / "base")["model.layers.1.mlp.up_proj.weight"]
+    merged = load(folder / "out/models/merged")["model.layers.1.mlp.up_proj.weight"]
+    base = load(folder / "base")["model.layers.1.mlp.up_proj.weight"]
     mean = (base[3, 5] + state["model.layers.1.mlp.up_proj.weight"][3, 5]) / 2
     assert merged[3, 5] == pytest.approx(float(mean), rel=1e-6)
 

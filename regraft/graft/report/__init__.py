@@ -1,1 +1,1 @@
-"""What a job tells people: the card of every model, the page, the figure of a sweep."""
+"""The reports of a job: the card of every model, the page, the figure of a sweep."""

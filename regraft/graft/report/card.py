@@ -73,8 +73,8 @@ tags: [regraft, long-context]
 ## Run it
 
 The config has the RoPE and the length in both spellings (`rope_parameters` for transformers 5,
-`rope_theta` and `rope_scaling` for older readers), so no program needs a RoPE flag; each needs to
-be told how much of the length to reserve memory for.
+`rope_theta` and `rope_scaling` for older readers), so no program needs a RoPE flag; each takes as
+an option the length to reserve memory for.
 
 {% for program, command in commands %}
 {{ program }}:
@@ -85,11 +85,11 @@ be told how much of the length to reserve memory for.
 ## Licences
 
 {% if licences %}
-Whoever uses this model is bound by the licences of all of these.
+The licences of all of these models apply to this one.
 
 {{ licences }}
 {% else %}
-No model of others is in it: all were trained by the recipe.
+It contains no published model: all were trained by the recipe.
 {% endif %}
 
 ## Recipe
@@ -102,8 +102,8 @@ Versions: {{ versions }}.
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card of one model says. story: what was grafted on what; hub_id: of the target;
-    before, after: the context."""
+    """The contents of a model's card. story: a sentence on the models of the graft; hub_id: of the
+    target; before, after: the context."""
 
     name: str
     story: str
@@ -118,7 +118,7 @@ class CardFacts:
 
 
 def write_model_card(folder: Path, facts: CardFacts) -> None:
-    """README.md and its figures."""
+    """Write README.md and its figures."""
     figures: list[str] = []
     if facts.report is not None:
         figures = draw(folder, facts.report)
@@ -145,7 +145,10 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
         sweep_figure=SWEEP_FIGURE,
         commands=list(model_commands(facts.name, facts.after).items()),
         licences=table(
-            [["model", "licence"], *([one.model, one.licence] for one in facts.licences)]
+            [
+                ["model", "licence"],
+                *([licence.model, licence.licence] for licence in facts.licences),
+            ]
         )
         if facts.licences
         else None,

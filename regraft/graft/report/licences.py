@@ -1,4 +1,4 @@
-"""The licence that the card of each input states."""
+"""Reads the licence of each input from its card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Licence:
-    """What the card of a model says."""
+    """The licence that the card of a model states."""
 
     model: str
     licence: str
@@ -39,8 +39,8 @@ def licence_of(source: str, *, adapter: bool) -> Licence:
 
 
 def common_licence(licences: Iterable[Licence]) -> str | None:
-    """The licence that all stated ones are, 'other' where they differ, None where none is."""
-    stated = {one.licence for one in licences} - {NOT_STATED}
+    """The stated licence of all, 'other' where they differ, None where none is stated."""
+    stated = {licence.licence for licence in licences} - {NOT_STATED}
     if not stated:
         return None
     return stated.pop() if len(stated) == 1 else "other"
@@ -51,10 +51,12 @@ def _stated(card: str) -> str:
     if not card.startswith("---\n"):
         return NOT_STATED
     try:
-        facts = yaml.safe_load(card[4:].partition("\n---")[0])
+        front_matter = yaml.safe_load(card[4:].partition("\n---")[0])
     except yaml.YAMLError:
         return NOT_STATED
-    if not isinstance(facts, dict):
+    if not isinstance(front_matter, dict):
         return NOT_STATED
-    stated = facts.get("license_name") if facts.get("license") == "other" else facts.get("license")
+    stated = front_matter.get("license")
+    if stated == "other":
+        stated = front_matter.get("license_name")
     return stated if isinstance(stated, str) and stated else NOT_STATED

@@ -1,4 +1,4 @@
-"""index.html and README.md of a job: what was grafted on what, what came of it, and how."""
+"""Writes index.html and README.md of a job: the grafts, their measurements and its stages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ number in [graft.json](graft.json).
 
 @dataclass(frozen=True)
 class _Target:
-    """What the page shows of one target. report: the folder of its evaluation."""
+    """A target on the page. report: the folder of its evaluation."""
 
     name: str
     failed: str | None
@@ -90,7 +90,7 @@ def write_pages(folder: Path, record: JobRecord) -> None:
 
 
 def target_lines(target: TargetRecord) -> list[str]:
-    """What was made of a target, in sentences."""
+    """The result of a target in sentences."""
     lines = []
     if target.result is not None:
         lines.append(f"{target.story} It is in {target.result}.")
@@ -106,10 +106,10 @@ def _target(
 ) -> _Target:
     commands: list[tuple[str, str]] = []
     if target.result is not None:
-        place = folder / target.result
-        with Checkpoint.open(place) as model:
+        path = folder / target.result
+        with Checkpoint.open(path) as model:
             context = ContextSpec.from_config(model.config)
-        commands = list(model_commands(str(place), context).items())
+        commands = list(model_commands(str(path), context).items())
     lines = target_lines(target)
     if result is not None:
         lines += summary(result)
@@ -172,11 +172,12 @@ def _ratios(result: EvaluationRecord | None, *, recovered: bool) -> tuple[str, s
         return "-", "-"
     role = "recovered" if recovered else "graft"
     by_length = result.ratios["all" if "all" in result.ratios else result.overall_tasks[0]]
-    far = max(by_length)
-    own = [length for length, ratios in by_length.items() if f"retention {role}" in ratios]
-    transfer = f"{format_ratio(by_length[far].get(f'transfer {role}'))} at {format_tokens(far)}"
-    if not own:
+    longest = max(by_length)
+    ratio = format_ratio(by_length[longest].get(f"transfer {role}"))
+    transfer = f"{ratio} at {format_tokens(longest)}"
+    within = [length for length, ratios in by_length.items() if f"retention {role}" in ratios]
+    if not within:
         return transfer, "-"
-    near = max(own)
-    ratio = by_length[near][f"retention {role}"]
-    return transfer, f"{format_ratio(ratio)} at {format_tokens(near)}"
+    length = max(within)
+    ratio = format_ratio(by_length[length][f"retention {role}"])
+    return transfer, f"{ratio} at {format_tokens(length)}"
