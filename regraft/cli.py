@@ -26,7 +26,7 @@ from regraft.shell.process import run_app
 from regraft.shell.stdout import write_stdout
 
 _WRITE = "Commands that write a folder"
-_READ = "Commands that only look"
+_READ = "Commands that only read"
 
 app = typer.Typer(
     name="regraft",

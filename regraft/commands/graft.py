@@ -1,9 +1,9 @@
-"""`regraft graft`: the whole job, from a recipe to grafted models and the page about them."""
+"""`regraft graft`: the whole job, from a recipe to grafted models and a page on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     from regraft.graft.record import JobRecord
 
 
-def _schema() -> dict[str, Any]:
-    from regraft.graft.recipe import schema
-
-    return schema()
-
-
-Schema = Annotated[bool, schema_option(_schema)]
+Schema = Annotated[bool, schema_option("regraft.graft.recipe")]
 
 
 def graft(
@@ -60,7 +54,7 @@ def graft(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue with a changed recipe: do again what the change reaches."
+            "--resume", help="Continue with a changed recipe: run again what the change affects."
         ),
     ] = False,
     overwrite: Overwrite = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
     from regraft.records import AdapterRecord, MergeRecord
 
 
-def _schema() -> dict[str, Any]:
-    from regraft.merge.recipe.schema import schema
-
-    return schema()
-
-
-Schema = Annotated[bool, schema_option(_schema)]
+Schema = Annotated[bool, schema_option("regraft.merge.recipe.schema")]
 
 
 def merge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -47,12 +47,13 @@ ShardSize = Annotated[
 ]
 
 
-def schema_option(schema: Callable[[], dict[str, Any]]) -> Any:
-    """The option --schema, which prints the JSON schema that `schema` returns and exits."""
+def schema_option(module: str) -> Any:
+    """The option --schema, which prints the JSON schema that `schema()` of a recipe's module
+    returns and exits. The module is imported only then."""
 
     def print_schema(requested: bool) -> None:
         if requested:
-            write_stdout(json.dumps(schema(), indent=1) + "\n")
+            write_stdout(json.dumps(import_module(module).schema(), indent=1) + "\n")
             raise typer.Exit
 
     return typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,13 +28,7 @@ if TYPE_CHECKING:
     from regraft.train.record import TrainingRecord
 
 
-def _schema() -> dict[str, Any]:
-    from regraft.train.recipe.recipe import schema
-
-    return schema()
-
-
-Schema = Annotated[bool, schema_option(_schema)]
+Schema = Annotated[bool, schema_option("regraft.train.recipe.recipe")]
 
 
 def train(
