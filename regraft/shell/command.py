@@ -64,7 +64,7 @@ def run_command(
             write_stdout(rendered(show(result)))
     except KeyboardInterrupt as error:
         raise SystemExit(print_interrupt(error)) from None
-    except Exception as error:
+    except Exception as error:  # the last handler: every error is reported in one line
         if options.debug:
             raise
         message, code = explain(error)

@@ -1,4 +1,4 @@
-"""What is printed for an error, and the exit code it gives."""
+"""The line that is printed for an error, and its exit code."""
 
 from __future__ import annotations
 

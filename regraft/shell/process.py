@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from regraft import progress
@@ -76,10 +76,10 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
             if name == "stderr":
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+                sys.stderr = os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # a name that the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="backslashreplace")  # for names the terminal cannot display
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

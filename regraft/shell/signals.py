@@ -1,4 +1,4 @@
-"""Signals: the first one interrupts the command in good order, a second one ends it at once."""
+"""Signals: the first one interrupts the command cleanly, a second one ends it at once."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ def test_json_says_no_infinity(monkeypatch):
 
 def test_a_dry_run_shows_sizes_for_people_and_writes_nothing(family, tmp_path):
     base, long, _ = family
-    shown = run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--dry-run")
-    assert shown.exit_code == 0
-    assert re.search(r"write +14\.8 kB", shown.stdout)
-    assert "_bytes" not in shown.stdout
+    printed = run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--dry-run")
+    assert printed.exit_code == 0
+    assert re.search(r"write +14\.8 kB", printed.stdout)
+    assert "_bytes" not in printed.stdout
     parsed = json.loads(
         run("extract-lora", base, long, "-o", tmp_path / "a", "--rank", 4, "--dry-run", "--json")
         .stdout
@@ -60,7 +60,7 @@ def test_a_dry_run_shows_sizes_for_people_and_writes_nothing(family, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_brackets_in_names_are_shown_as_they_are(family, tmp_path):
+def test_brackets_in_names_are_printed_unchanged(family, tmp_path):
     done = run(
         "extract-lora", *family[:2], "-o", tmp_path / "[red]x[1]", "--rank", 2, "--no-verify"
     )
@@ -75,7 +75,7 @@ def test_quiet_says_nothing_on_stderr(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (OutputError("Cannot write x: the disk is full."), 1, "Cannot write x"),
         (MemoryError("3 GB"), 1, "not enough memory"),
@@ -84,19 +84,19 @@ def test_quiet_says_nothing_on_stderr(family, tmp_path):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_every_failure_is_one_line_and_its_code(error, code, said, monkeypatch):
+def test_every_failure_is_one_line_and_its_code(error, code, message, monkeypatch):
     from regraft import theta
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(theta, "theta_report", fail)
-    assert said in refused(run("theta", "8k", "1M"), code)
+    assert message in refused(run("theta", "8k", "1M"), code)
     if code == 1:
         assert type(run("theta", "8k", "1M", "--debug").exception) is type(error)
 
 
-def test_a_bug_is_one_line_and_a_traceback_for_who_asks(monkeypatch):
+def test_a_bug_is_one_line_and_a_traceback_with_debug(monkeypatch):
     from regraft import theta
 
     monkeypatch.setattr(theta, "theta_report", lambda *_: 1 / 0)

@@ -43,10 +43,10 @@ def test_a_result_that_cannot_be_printed_is_one_line(stdout, option, family, tmp
     line = ["extract-lora", *family[:2], "--rank", 2, "--no-verify", option, "-o"]
     done = children.run(*line, tmp_path / "a", stdout=stdout)
     assert done["code"] == 1
-    said = (
+    line_of_error = (
         r"regraft: The result cannot be written to standard output \([^\n]+\); [^\n]+complete\.\n"
     )
-    assert re.fullmatch(said, done["err"])
+    assert re.fullmatch(line_of_error, done["err"])
     assert (tmp_path / "a" / "regraft.json").is_file()
 
 
