@@ -1,9 +1,9 @@
 """An adapter as a GGUF LoRA for llama.cpp.
 
 llama.cpp adds (alpha / r) B A, with one alpha for the whole file and r from each tensor's shape.
-Where an adapter has one alpha and one rule that is what it stores; else (ranks with alphas of
-their own, rsLoRA) alpha is the largest rank and each B is multiplied by what is left. RoPE and
-context length are no part of such a file: llama.cpp takes them from its flags.
+Where all modules have one alpha, the file stores it; else (ranks with alphas of their own) alpha is
+the largest rank and each B is multiplied by the rest of its scale. RoPE and context length are no
+part of such a file: llama.cpp takes them from its flags.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from regraft.markdown import last_name
 
 @dataclass(frozen=True)
 class LoraContent:
-    """What the GGUF file of an adapter holds. rescaled: modules whose B is multiplied."""
+    """The contents of an adapter's GGUF file. rescaled: number of modules whose B is multiplied."""
 
     content: Content
     alpha: float
@@ -37,7 +37,7 @@ class LoraContent:
 
 
 def adapter_content(lora: Adapter, base: Checkpoint, dtype: torch.dtype) -> LoraContent:
-    """What the GGUF file of an adapter of `base` holds; of the base only headers are read.
+    """The contents of the GGUF file of an adapter of `base`, of which only headers are read.
 
     Raises InputError for what llama.cpp does not load (whole tensors, dense differences, the
     embedding), CheckpointError where the adapter does not fit the base.
@@ -95,7 +95,7 @@ def _refused(lora: Adapter, what: str) -> InputError:
 
 
 def _alpha(lora: Adapter, changes: dict[str, Change]) -> tuple[float, int]:
-    """(the one alpha, how many modules need another B): that of all modules if it is one."""
+    """(alpha of the file, number of modules whose B changes): their own alpha if all have one."""
     alphas = {
         key: lora.modules[key].scaling * lora.rank(key)
         for key in (change.key for change in changes.values())

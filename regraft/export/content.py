@@ -1,4 +1,4 @@
-"""What goes into a GGUF file: its tensors, one at a time, and its metadata."""
+"""The contents of a GGUF file: its tensors, one at a time, and its metadata."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Content:
-    """The tensors of a file in their order, and what adds its metadata to a `gguf.GGUFWriter`."""
+    """The tensors of a file in order. describe: adds the metadata to a `gguf.GGUFWriter`."""
 
     tensors: list[OutputTensor]
     describe: Callable[[Any], None]
 
 
 def block_rows(columns: int) -> int:
-    """How many rows of float32 make a block."""
+    """The number of float32 rows in a block."""
     return max(1, _BLOCK_BYTES // (4 * max(1, columns)))

@@ -1,4 +1,4 @@
-"""The head of a GGUF file (metadata and tensor table), and where each tensor lies after it.
+"""The head of a GGUF file (metadata and tensor table) and the offsets of its tensors.
 
 The head is made by the `gguf` package, an optional dependency. Tensors are written by
 `checkpoint.write.sink`, at the offsets given here, so that they are streamed and resumable.
@@ -7,7 +7,6 @@ The head is made by the `gguf` package, an optional dependency. Tensors are writ
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def lay_out(
     """(head, absolute offset of each tensor, size of the file) of a GGUF file.
 
     path: a scratch file for the head. describe: adds the metadata to a `gguf.GGUFWriter`. Shapes
-    are torch's; GGUF lists them the other way round.
+    are torch's; GGUF lists them in reverse order.
     """
     writer = require_gguf().GGUFWriter(path, architecture)
     describe(writer)
@@ -61,6 +60,5 @@ def lay_out(
     offsets, at = {}, len(head)
     for tensor in tensors:
         offsets[tensor.name] = at
-        size = prod(tensor.shape) * tensor.dtype.itemsize
-        at += size + -size % _ALIGNMENT
+        at += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
     return head, offsets, at

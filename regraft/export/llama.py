@@ -1,7 +1,7 @@
-"""llama.cpp's architecture `llama`: which models it takes, its names, its order of q and k rows.
+"""llama.cpp's architecture `llama`: the models it runs, its names, its order of q and k rows.
 
-transformers rotates the first half of a head against the second, llama.cpp neighbouring rows: row
-i of the first half and row i of the second become rows 2i and 2i + 1. Attention does not change,
+transformers rotates the first half of a head with the second, llama.cpp neighbouring rows: row i of
+the first half and row i of the second become rows 2i and 2i + 1. Attention does not change,
 since q and k are permuted alike.
 """
 
@@ -36,7 +36,7 @@ class LlamaShape:
     norm_eps: float
 
     def head_count(self, module: str) -> int | None:
-        """Into how many heads the rows of a module are permuted, None where they are not."""
+        """Heads within which the rows of a module are permuted; None where they are not."""
         leaf = module.rpartition(".")[2]
         if leaf not in _ROTATED:
             return None
@@ -87,8 +87,8 @@ class Names:
 
     def of(self, name: str) -> str | None:
         """'blk.0.attn_q.weight' of 'model.layers.0.self_attn.q_proj.weight'; None if unknown."""
-        found = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
-        return None if found is None else str(found)
+        result = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
+        return None if result is None else str(result)
 
 
 def permuted(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from regraft.markdown import last_name
 
 
 def model_content(model: Checkpoint, dtype: torch.dtype, *, tokenizer: bool) -> Content:
-    """What the GGUF file of a model holds.
+    """The contents of a model's GGUF file.
 
     Raises InputError for a model, RoPE or tokenizer that llama.cpp does not have, CheckpointError
     where a tensor is missing, unknown or quantised.

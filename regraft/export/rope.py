@@ -1,4 +1,4 @@
-"""A model's RoPE in GGUF: base, scaling and, where llama.cpp has no formula, factors by frequency.
+"""A model's RoPE in GGUF: base, scaling and, without a formula in llama.cpp, frequency factors.
 
 llama.cpp computes linear scaling and YaRN itself. It divides the angle of each frequency by
 `rope_freqs`, which is how Llama 3.1's scaling is stored, and knows LongRoPE's two lists of factors.

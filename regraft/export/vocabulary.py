@@ -1,9 +1,8 @@
 """A byte-level BPE tokenizer in GGUF, as Llama 3, SmolLM and GPT-2 have it.
 
-llama.cpp builds the tokenizer from tokens and merges, and has the expressions that cut text before
-the merges in its own code, by name. The name is found by comparing the pre-tokenizer in
-tokenizer.json with those below; a tokenizer that cuts otherwise is refused, since llama.cpp would
-give a text other tokens.
+llama.cpp builds the tokenizer from tokens and merges. The expressions that split text before the
+merges are in its own code, by name. The name is that of the pre-tokenizer below that equals the one
+in tokenizer.json; any other is refused, since llama.cpp would split a text into other tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What a pre-tokenizer is made of -> llama.cpp's name for it.
+# The steps of a pre-tokenizer -> llama.cpp's name for it.
 _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     (f"split {_LLAMA3_SPLIT}", "bytes"): "llama-bpe",
     ("digits", "gpt-2", "bytes"): "smollm",
@@ -36,7 +35,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What GGUF says of a tokenizer. special: 'bos' and the like -> id."""
+    """The metadata of a tokenizer in GGUF. special: 'bos' and the like -> id."""
 
     pre_tokenizer: str
     tokens: list[str]

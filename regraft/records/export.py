@@ -1,8 +1,8 @@
-"""`ExportRecord`: what `regraft.record` in a GGUF file says."""
+"""`ExportRecord`: the value of `regraft.record` in a GGUF file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from regraft.records.common import (
@@ -18,8 +18,8 @@ from regraft.records.common import (
 class ExportRecord:
     """A model or adapter as a GGUF file. It is in the file, under the key `regraft.record`.
 
-    model: the model, of an adapter its base. adapter: None for a model. context: what the result
-    is for. rescaled: modules whose B was multiplied so that all have one alpha.
+    model: the model, of an adapter its base. adapter: None for a model. context: RoPE and length
+    of the result. rescaled: modules whose B was multiplied so that all have one alpha.
     tensors, bytes, lost_to_rounding (||error|| / ||weights||): known when it is written, so not in
     the file itself. In a dry run `plan` states what would be done.
     """
@@ -32,7 +32,6 @@ class ExportRecord:
     versions: dict[str, str]
     alpha: float | None = None
     rescaled: int = 0
-    notes: list[str] = field(default_factory=list)
     tensors: int | None = None
     bytes: int | None = None
     lost_to_rounding: float | None = None
