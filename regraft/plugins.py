@@ -8,7 +8,7 @@ A package registers in its pyproject.toml
     [project.entry-points."regraft.tasks"]
     any_name = "package.module:TASK"       # a regraft.evaluate.tasks.Task
 
-and `regraft merge` and `regraft evaluate` know them by the names that they give themselves.
+and `regraft merge` and `regraft evaluate` accept them by their own names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_plugins(group: str) -> tuple[tuple[str, Any], ...]:
         package = point.dist.name if point.dist else point.value
         try:
             loaded.append((package, point.load()))
-        except Exception as error:
+        except Exception as error:  # importing a package runs its code, which may raise anything
             reason = " ".join(str(error).split())
             raise InputError(
                 f"The plug-in {point.name} of the package {package} cannot be loaded "

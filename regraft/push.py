@@ -1,9 +1,9 @@
 """An output folder or file -> a repository of the Hub, in one commit.
 
-Only what regraft wrote is sent: a folder with a file that is not in its list, or that has changed
-since, is refused. So is a text that holds a token. Large files go first, one by one, to the Hub's
-storage, where they are known by their hash: an upload that was interrupted is continued by the same
-command, and the commit appears when everything is there.
+Only files that regraft wrote are sent: a folder with a file that is not in its list, or that has
+changed since, is refused. So is a text that contains a token. Large files go first, one by one, to
+the Hub's storage, which identifies them by their hash: the same command continues an interrupted
+upload, and the commit is made when all files are there.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def push_output(
 ) -> PushRecord:
     """Upload `out`, a folder or a GGUF file that regraft wrote, to the Hub model `org/name`.
 
-    The repository is made private unless `public`; an existing public one needs `public`, too. The
-    token is that of `hf auth login` or HF_TOKEN, and is written nowhere. dry_run: list what would
-    be sent; the Hub is not asked.
+    The repository is created private unless `public`; an existing public one needs `public`, too.
+    The token is that of `hf auth login` or HF_TOKEN, and is not stored. dry_run: list the files
+    that would be sent, without contacting the Hub.
 
-    Raises InputError for an output that is not as regraft wrote it, a file with a token in it, a
-    name that is none, no permission; RegraftError where the Hub cannot be reached.
+    Raises InputError for an output that is not as regraft wrote it, a file that contains a token,
+    an invalid name or a missing permission; RegraftError where the Hub cannot be reached.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise InputError(f"'{repository}' is not the name of a repository; give org/name.")
@@ -54,7 +54,7 @@ def push_output(
     if dry_run:
         total = sum(file.bytes for file in record.files)
         return replace(record, plan={"files": len(record.files), "send_bytes": total})
-    with _explained(repository):
+    with _hub_errors(repository):
         return _upload(record, files)
 
 
@@ -85,7 +85,7 @@ def _files(out: Path) -> dict[str, Path]:
 
 
 def _refuse_tokens(files: dict[str, Path]) -> None:
-    """Raise InputError where a text holds something like a token of the Hub, or the user's own."""
+    """Raise InputError where a text contains the user's token or anything that looks like one."""
     from huggingface_hub import get_token
 
     own = (get_token() or "").encode()
@@ -102,8 +102,8 @@ def _upload(record: PushRecord, files: dict[str, Path]) -> PushRecord:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars, logging
 
-    disable_progress_bars()  # there is one of ours
-    logging.set_verbosity_error()  # what goes wrong is raised
+    disable_progress_bars()  # regraft displays its own
+    logging.set_verbosity_error()  # errors are raised
     api = HfApi(library_name="regraft")
     name = record.repository
     api.create_repo(name, private=record.private, repo_type="model", exist_ok=True)
@@ -117,7 +117,7 @@ def _upload(record: PushRecord, files: dict[str, Path]) -> PushRecord:
     with progress.bar("Uploading", total, unit="bytes") as bar:
         for file in record.files:
             operation = CommitOperationAdd(file.name, str(files[file.name]))
-            # the Hub asks for no bytes that it has, so this is where an upload is continued
+            # the Hub skips files that it has: an interrupted upload continues here
             api.preupload_lfs_files(name, [operation])
             operations.append(operation)
             bar.advance(file.bytes, file.name)
@@ -126,8 +126,8 @@ def _upload(record: PushRecord, files: dict[str, Path]) -> PushRecord:
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Raise what the Hub's library raises as one sentence, without the token."""
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Convert errors of the Hub's library to errors of one sentence, without the token."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,
@@ -135,7 +135,7 @@ def _explained(repository: str) -> Iterator[None]:
         OfflineModeIsEnabled,
     )
 
-    again = "run the same command again, it continues"
+    remedy = "run the same command again, it continues"
     try:
         yield
     except LocalTokenNotFoundError:
@@ -154,11 +154,11 @@ def _explained(repository: str) -> Iterator[None]:
                 "and that the token of `hf auth login` may write there."
             ) from None
         raise RegraftError(
-            f"The Hub refuses the upload to {repository} (HTTP {status}); {again}."
+            f"The Hub refuses the upload to {repository} (HTTP {status}); {remedy}."
         ) from None
     except (OSError, RuntimeError, HTTPError) as error:
         raise RegraftError(
-            f"The upload to {repository} was interrupted ({type(error).__name__}); {again}."
+            f"The upload to {repository} was interrupted ({type(error).__name__}); {remedy}."
         ) from None
 
 
@@ -167,11 +167,11 @@ def _endpoint() -> str:
 
 
 def summary(record: PushRecord) -> list[tuple[str, str]]:
-    """The lines shown after an upload: (label, text)."""
+    """The lines printed after an upload: (label, text)."""
     total = format_bytes(sum(file.bytes for file in record.files))
-    who = "private" if record.private else "public"
+    access = "private" if record.private else "public"
     return [
-        ("repository", f"{record.url} ({who})"),
+        ("repository", f"{record.url} ({access})"),
         ("files", f"{len(record.files)}, {total}"),
         ("commit", record.commit or "none"),
     ]

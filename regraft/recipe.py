@@ -44,29 +44,29 @@ class Mistakes:
 
     def __init__(self, document: Document) -> None:
         self._document = document
-        self._found: list[tuple[int, str]] = []
+        self._entries: list[tuple[int, str]] = []
 
     def add(self, where: Where, message: str) -> None:
         """Note a mistake: the location of the value and what is wrong with it."""
         entry = (self._document.line(where), message.rstrip("."))
-        if entry not in self._found:
-            self._found.append(entry)
+        if entry not in self._entries:
+            self._entries.append(entry)
 
     def include(self, error: RecipeError) -> None:
         """Note the mistakes of a part of the document that is a recipe of its own."""
-        self._found += [entry for entry in error.entries if entry not in self._found]
+        self._entries += [entry for entry in error.entries if entry not in self._entries]
 
     def raise_if_any(self) -> None:
         """Raise RecipeError with all mistakes, in the order of their lines."""
-        found = sorted(self._found, key=lambda entry: entry[0])
-        if not found:
+        entries = sorted(self._entries, key=lambda entry: entry[0])
+        if not entries:
             return
         name = self._document.name
-        if len(found) == 1:
-            raise RecipeError(f"{name}, line {found[0][0]}: {found[0][1]}.", found)
-        listed = "; ".join(f"line {line}: {text}" for line, text in found[:_LISTED])
-        rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        raise RecipeError(f"{name} has {len(found)} mistakes: {listed}{rest}.", found)
+        if len(entries) == 1:
+            raise RecipeError(f"{name}, line {entries[0][0]}: {entries[0][1]}.", entries)
+        listed = "; ".join(f"line {line}: {text}" for line, text in entries[:_LISTED])
+        rest = f"; and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+        raise RecipeError(f"{name} has {len(entries)} mistakes: {listed}{rest}.", entries)
 
 
 class BaseRecipe(Generic[Body]):
@@ -135,14 +135,14 @@ def _explanations(
 ) -> Iterator[tuple[Where, str]]:
     """Where each mistake is and what it is. One mistake in a union is one mistake, not one for each
     of its branches; a misspelt key is not missing as well."""
-    found = [_locate(item, value, model) for item in error.errors(include_url=False)]
+    located = [_locate(item, value, model) for item in error.errors(include_url=False)]
     misspelt = {
         (one.where[:-1], closest_name(one.key, one.keys))
-        for one in found
+        for one in located
         if one.details["type"] == "extra_forbidden"
     }
     unions: dict[Where, list[_Located]] = {}
-    for one in found:
+    for one in located:
         if one.details["type"] == "missing" and (one.where, one.key) in misspelt:
             continue
         if one.branch is None:

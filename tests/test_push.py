@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +90,12 @@ def test_an_open_repository_is_added_to_with_public(output: Path, tmp_path: Path
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(output: Path, tmp_path: Path) -> None:
     with UploadHub() as hub:
-        env = hub.env(tmp_path / "home")
+        pass  # its server is stopped from here on
     offline = push(hub, tmp_path / "home", output, "org/new", HF_HUB_OFFLINE="1")
     assert (offline.returncode, "HF_HUB_OFFLINE is set" in offline.stderr) == (2, True)
-    gone = push(hub, tmp_path / "home", output, "org/new")  # the server is stopped
+    gone = push(hub, tmp_path / "home", output, "org/new")
     assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
     assert "was interrupted" in gone.stderr
-    assert env["HF_ENDPOINT"] == hub.endpoint
 
 
 def test_a_dry_run_lists_what_would_be_sent(output: Path) -> None:
@@ -106,7 +106,8 @@ def test_a_dry_run_lists_what_would_be_sent(output: Path) -> None:
     assert record.plan == {"files": 4, "send_bytes": 32}
     printed = run("push", output, "org/new", "--dry-run")
     assert printed.exit_code == 0
-    assert "4" in printed.stdout
+    assert re.search(r"files +4\b", printed.stdout)
+    assert re.search(r"send +32 B", printed.stdout)
 
 
 @pytest.mark.parametrize("name", ["README.md", "notes.txt"])

@@ -75,20 +75,20 @@ def render(result: DemoRecord) -> Table:
 
 
 def story(result: DemoRecord) -> list[str]:
-    """What was done, and what came of it."""
+    """The steps and the result in sentences."""
     plan, models = result.hyperparameters, result.models
-    far = plan.lengths[-1]
+    longest = plan.lengths[-1]
     graft = f"graft, rank {plan.ranks[-1]}"
 
     def needle(name: str) -> float:
-        return models[name].needle[far]
+        return models[name].needle[longest]
 
     return [
         f"A base was trained at {plan.trained} tokens and extended to {plan.target} with "
         f"theta {result.theta.trained:.0f} -> {result.theta.target:.0f}.",
         f"A derivative of the base learned to shout, at {plan.trained} tokens. Then: "
         "extract-lora, apply.",
-        f"At {far} tokens the derivative answers {needle('derivative'):.0%} of questions, with "
+        f"At {longest} tokens the derivative answers {needle('derivative'):.0%} of questions, with "
         f"the new theta alone {needle('derivative, theta only'):.0%}, grafted {needle(graft):.0%}; "
         f"its skill went from {models['derivative'].shout[plan.trained]:.0%} to "
         f"{models[graft].shout[plan.trained]:.0%}.",
@@ -96,7 +96,7 @@ def story(result: DemoRecord) -> list[str]:
 
 
 def notes(result: DemoRecord) -> list[str]:
-    """What a reader has to know to judge the numbers."""
+    """Notes that a reader needs to judge the numbers."""
     plan = result.hyperparameters
     counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan.lengths)
     return [
@@ -139,17 +139,17 @@ def draw(path: Path, result: DemoRecord) -> None:
 
 def _retrieval(result: DemoRecord) -> list[list[str]]:
     plan = result.hyperparameters
-    near, far = plan.trained, plan.target
-    lengths = [*map(str, plan.lengths), f"{far} sparse"]
-    head = ["model", "theta", *lengths, f"shout {near}", f"shout {far}"]
+    trained, target = plan.trained, plan.target
+    lengths = [*map(str, plan.lengths), f"{target} sparse"]
+    head = ["model", "theta", *lengths, f"shout {trained}", f"shout {target}"]
     return [head] + [
         [
             name,
             f"{exam.theta:.0f}",
             *(f"{exam.needle[length]:.2f}" for length in plan.lengths),
             f"{exam.sparse_needle:.2f}",
-            f"{exam.shout[near]:.2f}",
-            f"{exam.shout[far]:.2f}",
+            f"{exam.shout[trained]:.2f}",
+            f"{exam.shout[target]:.2f}",
         ]
         for name, exam in result.models.items()
     ]
