@@ -46,3 +46,16 @@ def test_a_long_wait_is_told_also_where_notes_are_not(
         printed.clear()
         assert printed.wait(60)
     assert re.fullmatch(r"Publishing: \d+ s so far", lines[-1])
+
+
+def test_time_left_is_reckoned_from_what_was_really_done(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("regraft.progress.time.monotonic", lambda: now[0])
+    with progress.bar("training", total=1000) as bar:
+        bar.skip(500)  # by a run before
+        assert bar.left is None
+        now[0] += 10
+        bar.advance(100)
+        assert bar.left == pytest.approx(40)
+        bar.skip(-100)  # to be done again
+        assert bar.left == pytest.approx(50)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from train_recipes import LORA, write_recipe
 
 from regraft.document import Document
 from regraft.errors import InputError
 from regraft.rope import ContextSpec, scaling_law
 from regraft.train.contexts import StageContexts, stage_contexts
+from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
 
 CONFIG = {
@@ -92,3 +96,24 @@ def test_a_recovery_stays_within_the_context():
     assert stage.first == ContextSpec.from_config(CONFIG)
     with pytest.raises(InputError, match=r"line 2: org/base has a context of 8k tokens"):
         contexts("{length: 64k, steps: 1}", "method: recover\n")
+
+
+def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(
+    trained_model, data_folder, tmp_path, undrawn
+):
+    """The model has 256 tokens; the only stage has 64."""
+    text = LORA.replace(LORA[LORA.index("  - {{length: 256") : LORA.index("data:")], "")
+    record = train_model(
+        write_recipe(tmp_path, data_folder, text, trained_model), tmp_path / "adapter", device="cpu"
+    )
+    before = json.loads((trained_model / "config.json").read_text())
+    assert record.context.stages == [record.context.base]
+    written_record = json.loads((tmp_path / "adapter" / "regraft.json").read_text())
+    context = written_record["context"]
+    assert context["extended"] == context["base"]
+    assert context["extended"]["max_position_embeddings"] == 256
+    model = write_recipe(tmp_path, data_folder, text + "export: {{kind: model}}\n", trained_model)
+    train_model(model, tmp_path / "model", device="cpu")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for key in ("max_position_embeddings", "rope_theta"):
+        assert config[key] == before[key]

@@ -1,0 +1,48 @@
+"""Validation: its NLL is that of transformers, and when it ends a stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from regraft.data.rows import hold_out
+from regraft.data.sources import Text, documents
+from regraft.train.output import log as metrics
+from regraft.train.validation import reason_to_stop
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(
+    trained_model, data_folder
+):
+    model = AutoModelForCausalLM.from_pretrained(trained_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained_model)
+    texts = list(documents(Text("synthetic", "notes", documents=30, words=256, seed=5)))
+    held = hold_out(30, 0.1, 5)[1]
+    assert len(held) == 3
+    nll = []
+    for document in held:
+        ids = [*tokenizer(texts[document])["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor(ids[:257])[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids[:, :-1]).logits
+        nll.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
+    far = torch.cat([row[128:] for row in nll]).mean()
+    logged = metrics.read_lines(trained_model / "watch.jsonl")[-1]["nll"]["128-256"]
+    assert float(far) == pytest.approx(logged, abs=2e-5)
+
+
+def results(*far: float) -> list[dict[str, float]]:
+    """Validations by the NLL of their far positions."""
+    return [{"0-512": 2.0, "512-1024": value} for value in far]
+
+
+def test_a_stage_whose_far_positions_get_worse_is_ended_with_a_reason():
+    assert reason_to_stop(results(3, 2.5, 2.4, 2.3), 0.1) is None
+    assert reason_to_stop(results(2.5, 2.3, 2.6), 0.1) is None  # once is no trend
+    assert "rose from 2.300 to 2.700" in str(reason_to_stop(results(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "positions 512 to 1k" in str(reason_to_stop(results(2.5, 2.3, 2.6, 2.7), 0.1))
+    assert "swings" in str(reason_to_stop(results(2.5, 2.2, 2.5, 2.2), 0.1))
+    assert reason_to_stop(results(2.5, 2.45, 2.5, 2.45), 0.1) is None
