@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_ranks import MODELS, _model_errors, batch_of, documents, tiny_llama
+from parallel_attention import documents
+from parallel_models import MODELS, batch_of, model_errors, tiny_llama
 
 from regraft.errors import InputError, RegraftError
 from regraft.parallel import Mesh, attach
@@ -15,7 +16,7 @@ from regraft.parallel.shards import Shard
 
 @pytest.mark.parametrize("case", [name for name in MODELS if name != "FSDP2"])
 def test_one_process_is_transformers_with_explicit_masks(case: str) -> None:
-    errors = _model_errors(Mesh.create(), torch.float64, **MODELS[case])
+    errors = model_errors(Mesh.create(), torch.float64, **MODELS[case])
     assert max(errors.values()) < 1e-10
 
 

@@ -6,14 +6,13 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from warm import WarmProcess
+from warm import WarmProcess, free_port, set_rank
 
 
 class Ranks(WarmProcess):
@@ -37,17 +36,11 @@ class Ranks(WarmProcess):
 
 
 def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
+    children, port = [], free_port()
     for rank in range(job["world"]):
         child = os.fork()
         if child == 0:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]),
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            )  # fmt: skip
+            set_rank(rank, job["world"], port)
             if job["largest"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
             _rank(job["argv"], folder, rank)
