@@ -12,17 +12,17 @@ gradients over `mesh.fsdp_mesh`, which is all `mesh.size` processes: multiply th
 `mesh.size` there. Ranks with the same `mesh.data_rank` must load the same batch (`cut` checks).
 
 `mesh.describe(model, length)` is the line for the log: kernel, exchange and why, and the bandwidth
-below which it is not hidden. `mesh.guard()` around a step makes one sentence of a lost process.
+below which it is not hidden. `mesh.guard()` around a step raises one sentence for a lost process.
 
-There is no global state, no context manager and no patch: what attention must know travels with
-the batch, as the keyword argument `context_parallel` that `cut` puts beside the tokens. Documents
-are cut from each other only where `documents` says so; positions may jump (PoSE) and never do.
+There is no global state, no context manager and no patch: the argument `context_parallel`, which
+`cut` puts into the batch, has all that attention needs. Documents are separate only where
+`documents` says so; a jump in positions (PoSE) does not separate them.
 
-Files, each importing only from those before it: `layout` (which token lies where), `kernels/`
+Files, each importing only from those before it: `layout` (which token is on which rank), `kernels/`
 (attention with its log-sum-exp, one file a device; `spans` runs a kernel over spans, `choose` picks
-one), `kept` (a result that waits for a recomputation), `exchange/` (`gather`, `ring` and `ulysses`;
-`choose` picks one), `mesh` (processes), `shards` (cut and join), `attention` (what transformers
-calls).
+one), `kept_attention` (a result that its layer's recomputation uses again), `exchange/` (`gather`,
+`ring` and `ulysses`; `choose` picks one), `groups` (process groups), `mesh` (processes), `shards`
+(cut and join), `attention` (what transformers calls).
 """
 
 from regraft.parallel.attention import NAME, attach

@@ -1,11 +1,10 @@
 """The attention function for transformers: `attn_implementation="regraft"`.
 
-The function has no state. Everything that it needs to know of the whole sequence (the mesh, how the
-batch was cut, where documents begin) is a `Shard`, given to the model as the keyword argument
-`context_parallel` and carried by transformers through the `**kwargs` of every layer, recomputation
-under gradient checkpointing included. Positions never come here: they act in the rotary embedding
-alone, so positions that jump (PoSE) do not cut a text into documents, which is what transformers'
-own masks make of them.
+The function has no state. All that it needs of the whole sequence (the mesh, how the batch was cut,
+where documents begin) is a `Shard`, which the model receives as the keyword argument
+`context_parallel` and transformers passes to every layer in `**kwargs`, also when gradient
+checkpointing recomputes it. Positions act in the rotary embedding alone, so a jump in them (PoSE)
+does not begin another document, as it does in transformers' own masks.
 
 What this attention would ignore is refused: a padding mask, dropout, sliding windows, soft caps,
 attention sinks, a key-value cache, or a call without `context_parallel`.

@@ -30,6 +30,7 @@ from regraft.parallel.exchange.choose import (
     needed_bandwidth,
     pick,
 )
+from regraft.parallel.groups import fsdp_device_mesh, is_lost_rank, join_processes, own_group
 from regraft.parallel.kernels.choose import choose
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 Algorithm = Literal["auto", "gather", "ring"]
 TIMEOUT = 600.0
-PATIENCE = timedelta(days=7)
-"""Timeout of `wait`, for work that the other processes wait for, however long it takes."""
+WAIT_TIMEOUT = timedelta(days=7)
+"""Timeout of `wait`: the work that the other processes wait for may take hours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,8 @@ class Processes:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     fsdp_mesh: DeviceMesh | None = None
-    """1-D ('shard'), or 2-D ('replicate', 'shard') where replicate > 1, over all processes: what
-    `fully_shard(mesh=...)` wants. None for one process."""
+    """The mesh for `fully_shard`, over all processes: 1-D ('shard'), or 2-D ('replicate', 'shard')
+    where replicate > 1. None for one process."""
 
     @classmethod
     def create(
@@ -76,10 +77,10 @@ class Processes:
     ) -> Self:
         """Join the processes that torchrun started into a mesh.
 
-        At most one size may be 'auto': it takes the processes the others leave. Groups are made
-        with `timeout` seconds, after which a rank that does not answer is an error and not a
-        hang. `machine` is what algorithm 'auto' reckons with, if its assumptions about this kind
-        of device are wrong. Raises InputError where the sizes do not multiply to the processes.
+        At most one size may be 'auto': the number of processes over the product of the others.
+        timeout: seconds after which a rank that does not answer is an error and not a hang.
+        machine: rates for algorithm 'auto'; default: assumed by the kind of device. Raises
+        InputError where the product of the sizes is not the number of processes.
         """
         sizes = {"replicate": replicate, "shard": shard, "context": context, "ulysses": ulysses}
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -93,17 +94,16 @@ class Processes:
         fsdp = None
         if world > 1:
             limit = timedelta(seconds=timeout)
-            _join(own_device, limit)
-            # Groups inside a DeviceMesh would get torch's own timeout, up to half an hour.
+            join_processes(own_device, limit)
             line = torch.arange(world)
             ranks = line.view(-1, solved["context"], solved["ulysses"])
             for name, rows in (("context", ranks.movedim(1, -1)), ("ulysses", ranks)):
                 if solved[name] > 1:
-                    groups[name] = _own_group(rows, limit)
-            groups["all"] = dist.new_group(timeout=PATIENCE, backend="gloo")
-            fsdp = _fsdp_mesh(own_device.type, line.view(solved["replicate"], -1), limit)
-            # A rank that is refused right after this must not take the store with it while
-            # another still makes its groups.
+                    groups[name] = own_group(rows, limit)
+            groups["all"] = dist.new_group(timeout=WAIT_TIMEOUT, backend="gloo")
+            fsdp = fsdp_device_mesh(own_device.type, line.view(solved["replicate"], -1), limit)
+            # If rank 0 fails right after this, its store ends with it: the other ranks must have
+            # created their groups.
             dist.all_reduce(torch.zeros(1))
         return cls(
             **solved,
@@ -177,12 +177,12 @@ class Processes:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn the failure of a collective (a rank died, or did not answer for `timeout` seconds)
-        into one sentence, a RegraftError. Put it around a training step."""
+        """Raise RegraftError, one sentence, where a collective in the block fails because a rank
+        died or did not answer for `timeout` seconds."""
         try:
             yield
         except (dist.DistError, RuntimeError) as error:
-            if not _is_lost_rank(error):
+            if not is_lost_rank(error):
                 raise
             raise RegraftError(
                 f"Process {self.rank} of {self.size} lost another one: it died or did not "
@@ -201,7 +201,7 @@ class Processes:
         dtype: torch.dtype | None = None,
     ) -> str:
         """Lines for the log: the sizes; for a model also the kernel; for a length in tokens also
-        the exchange, why, and what it asks of the network. dtype: of the arithmetic, where that is
+        the exchange, why, and the bandwidth that hides it. dtype: of the arithmetic, where that is
         not the model's own."""
         sizes = ", ".join(
             f"{name} {size}"
@@ -229,38 +229,6 @@ class Processes:
             f"{line}; {exchange} ({reason}); hidden above {needed:.2g} GB/s for each rank "
             f"at {self.machine.flops / 1e12:.3g} Tflop/s"
         )
-
-
-def _join(device: torch.device, timeout: timedelta) -> None:
-    if dist.is_initialized():
-        return
-    try:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
-    except (dist.DistError, ValueError) as error:
-        raise RegraftError(
-            f"The processes did not find each other within {timeout.total_seconds():.0f} s "
-            f"({str(error).splitlines()[0]}); start them with torchrun."
-        ) from error
-
-
-def _own_group(ranks: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
-    """The group of this process's row of `ranks`; only its members meet to make it. Every process
-    is in one row, and all make their groups in the same order."""
-    rank = dist.get_rank()
-    members = next(row for row in ranks.reshape(-1, ranks.shape[-1]).tolist() if rank in row)
-    return dist.new_group(members, timeout=timeout, use_local_synchronization=True)
-
-
-def _fsdp_mesh(device: str, ranks: torch.Tensor, timeout: timedelta) -> DeviceMesh:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    shard = _own_group(ranks, timeout)
-    if ranks.shape[0] == 1:
-        return DeviceMesh.from_group(shard, device, mesh_dim_names=("shard",))
-    names = ("replicate", "shard")
-    groups = [_own_group(ranks.T, timeout), shard]
-    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=names)
 
 
 def _solve(sizes: dict[str, int | Literal["auto"]], world: int) -> dict[str, int]:
@@ -302,15 +270,3 @@ def _device_of_rank(name: str) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
-
-
-_LOST = ("onnection closed", "onnection reset", "onnection refused", "imed out", "imeout",
-         "Broken pipe", "not connected", "Socket closed")  # fmt: skip
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    """DistError is NCCL's and the store's; gloo raises a bare RuntimeError."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error)
-    return ("gloo" in text or "c10d" in text) and any(part in text for part in _LOST)

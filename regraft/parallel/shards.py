@@ -16,7 +16,7 @@ from regraft.parallel.exchange.choose import Work, pick
 from regraft.parallel.exchange.gather import Gather
 from regraft.parallel.exchange.ring import Ring
 from regraft.parallel.exchange.ulysses import over_heads
-from regraft.parallel.kept import KeptAttention
+from regraft.parallel.kept_attention import KeptAttention
 from regraft.parallel.kernels.choose import choose
 from regraft.parallel.kernels.spans import Rows
 from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
@@ -35,13 +35,13 @@ class Shard:
 
     mesh: Processes
     length: int
-    """As cut: padded to a multiple of what the mesh needs."""
-    given: int
-    """As the caller gave it."""
+    """After padding to a multiple of what the mesh needs."""
+    unpadded: int
+    """Before padding."""
     documents: tuple[Starts, ...]
     """Where documents begin: one tuple for each row, or a single one that all rows share."""
     kept: KeptAttention | None = None
-    """Of the layer that this is given to: where its attention waits for a recomputation."""
+    """For a layer that is recomputed: saves its attention between the forward pass and then."""
     spans: dict[int | None, Rows] = field(default_factory=dict)
     """This rank's spans against the keys of each rank of a ring, or all keys (None), once made."""
 
@@ -56,7 +56,7 @@ class Shard:
                 f"{q.shape[2]}: pass everything Mesh.cut returned, from the same call."
             )
         group = mesh.group("ulysses")
-        with torch.autocast(q.device.type, enabled=False):  # kernels know which type to add up in
+        with torch.autocast(q.device.type, enabled=False):  # kernels choose the type of their sums
             if group is None:
                 return self._over_context(q, k, v, scale)
             return over_heads(partial(self._over_context, scale=scale), q, k, v, group)
@@ -119,22 +119,22 @@ def cut(mesh: Processes, batch: Batch, pad_token: int = 0) -> Batch:
     sequence that hold different batches.
     """
     tokens = _checked(batch)
-    given = tokens["input_ids"].shape[1]
-    length = -(-given // (step := multiple(mesh.context, mesh.ulysses))) * step
-    documents = _starts(tokens.pop("documents", None), given, length)
+    unpadded = tokens["input_ids"].shape[1]
+    length = -(-unpadded // (step := multiple(mesh.context, mesh.ulysses))) * step
+    documents = _starts(tokens.pop("documents", None), unpadded, length)
     if mesh.context * mesh.ulysses > 1:
         _agree(mesh, tokens, documents)
-    tokens.setdefault("position_ids", torch.arange(given).unsqueeze(0))
+    tokens.setdefault("position_ids", torch.arange(unpadded).unsqueeze(0))
     ranges = pieces(mesh.context_rank, mesh.context, mesh.ulysses_rank, mesh.ulysses, length)
     fill = {"input_ids": pad_token, "labels": -100}
     part: Batch = {}
     for name, whole in tokens.items():
-        if length > given:
-            end = whole.new_full((whole.shape[0], length - given), fill.get(name, 0))
+        if length > unpadded:
+            end = whole.new_full((whole.shape[0], length - unpadded), fill.get(name, 0))
             whole = torch.cat((whole, end), 1)
         local = torch.cat([whole[:, start:stop] for start, stop in ranges], 1)
         part[name] = local.to(mesh.device, non_blocking=True)
-    part[KEY] = Shard(mesh, length, given, documents)
+    part[KEY] = Shard(mesh, length, unpadded, documents)
     return part
 
 
@@ -144,7 +144,7 @@ def join(mesh: Processes, local: Tensor, part: Batch) -> Tensor:
     shard: Shard = part[KEY]
     whole = local.new_empty(local.shape[0], shard.length, *local.shape[2:])
     if mesh.context * mesh.ulysses == 1:
-        return local.detach()[:, : shard.given]
+        return local.detach()[:, : shard.unpadded]
     for ring in range(mesh.context):
         for inner in range(mesh.ulysses):
             offset = 0
@@ -152,7 +152,7 @@ def join(mesh: Processes, local: Tensor, part: Batch) -> Tensor:
             for start, stop in pieces(ring, mesh.context, inner, mesh.ulysses, shard.length):
                 whole[:, start:stop] = sent[:, offset : offset + stop - start]
                 offset += stop - start
-    return whole[:, : shard.given]
+    return whole[:, : shard.unpadded]
 
 
 def _from(mesh: Processes, ring: int, inner: int, local: Tensor) -> Tensor:
@@ -186,9 +186,9 @@ def _checked(batch: Batch) -> dict[str, Tensor]:
     return dict(batch)
 
 
-def _starts(documents: Tensor | None, given: int, length: int) -> tuple[Starts, ...]:
+def _starts(documents: Tensor | None, unpadded: int, length: int) -> tuple[Starts, ...]:
     """Boundaries as integers; padding is one document more."""
-    padding = (given,) if length > given else ()
+    padding = (unpadded,) if length > unpadded else ()
     if documents is None:
         return ((0, *padding),)
     rows = []

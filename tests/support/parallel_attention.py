@@ -93,7 +93,7 @@ def job_attention(rank: int) -> dict[str, dict[str, float]]:
 def _attention_errors(
     mesh: Any, starts: list[list[int]], dtype: torch.dtype, wrong: bool = False
 ) -> dict[str, float]:
-    from regraft.parallel.kept import KeptAttention
+    from regraft.parallel.kept_attention import KeptAttention
 
     length, scale = 64, 0.3
     generator = torch.Generator().manual_seed(mesh.data_rank)

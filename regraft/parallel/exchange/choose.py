@@ -8,7 +8,7 @@ Forward attention of one layer costs a rank 2 S^2 H D / N operations (causal) an
 (for Llama-3-8B in bfloat16: F (N-1) / (2 S)). A ring hides all of it or, below that bandwidth,
 waits; a gather can never hide its first KV head, 1/Hk of all, and holds two heads of the whole
 sequence. In return it rounds less and has no chain of neighbours that all wait for the slowest.
-So `auto` gathers while what it cannot hide is small, and else passes round.
+So `auto` gathers while what it cannot hide is small, and uses a ring otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Machine:
     bandwidth: float
 
 
-# Assumed where the caller measured nothing. Rough, and only their quotient matters: an H100 in
+# Assumed unless the caller gives its own. Rough, and only their quotient matters: an H100 in
 # FlashAttention-2, NVLink inside a node and 200 Gbit/s across; a few CPU cores and loopback.
 GPU_NODE = Machine(400e12, 150e9)
 GPU_CLUSTER = Machine(400e12, 25e9)

@@ -2,10 +2,10 @@
 
 The keys and values of the next KV head travel while the kernel works on this one, so a rank never
 holds more than two heads of the whole sequence: 2 x 2 x S x D values, 1 GiB at a million tokens
-in bfloat16. Each query meets all its keys in one kernel call, documents included (varlen), so
+in bfloat16. Each query sees all its keys in one kernel call, documents included (varlen), so
 there is no chain of roundings as long as the ring; that is why this is the default. The idea of
-gathering by head groups is from "The Llama 3 Herd of Models" (2407.21783, 3.3.2); zigzag order,
-so that every rank has the same work, is ours to add. dK and dV are summed in float32 and
+gathering by head groups is from "The Llama 3 Herd of Models" (2407.21783, 3.3.2); we add
+zigzag order, so that every rank has the same work. dK and dV are summed in float32 and
 scattered back one head behind.
 """
 
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regraft.parallel.kept import KeptAttention
+from regraft.parallel.kept_attention import KeptAttention
 from regraft.parallel.kernels.kernel import Kernel, accumulator
 from regraft.parallel.kernels.spans import (
     Rows,
@@ -39,7 +39,8 @@ class Gather(torch.autograd.Function):
     """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
 
     `rows` are this rank's `gather_spans`; `group` is the process group of the context dimension
-    (None: one process, k and v are whole); `kept` has the result, or takes it.
+    (None: one process, k and v are whole); `kept` saves the result for the
+    layer's recomputation.
     """
 
     @staticmethod
@@ -125,8 +126,8 @@ def _gradients(
 def _by_head(
     q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(query heads, keys, values) with k and v whole in natural order: all heads at once where
-    nothing travels, else one KV head and its query heads at a time, the next already posted."""
+    """(query heads, keys, values) with k and v whole in natural order: all heads at once without a
+    group, else one KV head and its query heads at a time, the next one already posted."""
     if group is None:
         yield slice(None), k, v
         return

@@ -1,12 +1,12 @@
-"""Zigzag ring: keys and values go round the ranks while each works on what it has just received.
+"""Zigzag ring: keys and values pass from rank to rank while each computes with those that it has.
 
 "Ring Attention with Blockwise Transformers" (2310.01889), in zigzag order. A rank holds its own
 keys and values and one neighbour's, whatever the length, and nothing waits for the network as long
-as a block's kernel takes longer than its transfer (`algorithm.needed_bandwidth`). K and V are one
+as a block's kernel takes longer than its transfer (`choose.needed_bandwidth`). K and V are one
 buffer, so one message a step, posted before the kernel and awaited after it. In the backward pass
 dK and dV travel behind K and V, one step late and in float32, because each rank adds to what the
-one before it sent; partial outputs are joined in float32 too. A rank with no business with a block
-(documents) still passes it on.
+one before it sent; partial outputs are joined in float32 too. A rank whose documents do not
+reach into a block still passes it on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regraft.parallel.kept import KeptAttention
+from regraft.parallel.kept_attention import KeptAttention
 from regraft.parallel.kernels.kernel import Kernel, accumulator
 from regraft.parallel.kernels.spans import Rows, attend, attend_backward, empty_result
 
@@ -30,8 +30,8 @@ class Ring(torch.autograd.Function):
     """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
 
     `rows_of[source]` are this rank's `ring_spans` against the keys of rank `source`; `group` is the
-    process group of the context dimension, of two ranks or more; `kept` has the result, or takes
-    it.
+    process group of the context dimension, of two ranks or more; `kept` saves the result
+    for the layer's recomputation.
     """
 
     @staticmethod

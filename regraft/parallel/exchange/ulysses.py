@@ -1,4 +1,4 @@
-"""Ulysses: trade all heads of a piece of the sequence for a few heads of all of it.
+"""Ulysses: exchange all heads of a piece of the sequence for a few heads of all of it.
 
 "DeepSpeed Ulysses" (2309.14509). One all-to-all before the attention, with q, k and v in one
 buffer, and one after it; between them the attention is any other, whole or over a ring ("USP",
@@ -30,8 +30,8 @@ def over_heads(
     ranks = group.size()
     check_heads(k.shape[1], ranks)
     heads = [t.shape[1] // ranks for t in (q, k, v)]
-    together = torch.cat([t.unflatten(1, (ranks, -1)) for t in (q, k, v)], 2).flatten(1, 2)
-    mine = _AllToAll.apply(together, group, 1, 2).split(heads, 1)
+    qkv = torch.cat([t.unflatten(1, (ranks, -1)) for t in (q, k, v)], 2).flatten(1, 2)
+    mine = _AllToAll.apply(qkv, group, 1, 2).split(heads, 1)
     return _AllToAll.apply(attention(*mine), group, 2, 1)
 
 

@@ -1,1 +1,1 @@
-"""kernels."""
+"""Attention kernels with their log-sum-exp, and the choice of one for a device."""

@@ -1,4 +1,4 @@
-"""Which attention kernel: the fastest that is here and right on this device.
+"""Which attention kernel: the fastest that is installed and correct on this device.
 
 Every candidate first computes a small block, forward and backward, and must agree with `Reference`
 there: a wrong kernel would train without an error message.
@@ -21,9 +21,9 @@ from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Lengths, Reference
 def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Kernel:
     """The kernel for a device type, value type and head size.
 
-    `name` is 'auto' (the fastest; what fails is passed over, with a warning where only `Reference`
-    is left) or one of `names(device)`. Raises
-    InputError for a name that is unknown, not installed, or wrong here, saying which.
+    name: one of `names(device)`, or 'auto', the fastest that works, with a warning where that is
+    `Reference`. Raises InputError for a name that is unknown, not installed, or wrong here, with
+    the reason.
     """
     candidates = _candidates(device)
     if name != "auto" and name not in candidates:
@@ -74,8 +74,8 @@ def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
         return None
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-    # q, k, v, dout: heads and tokens. From 64 tokens on torch packs bfloat16 for AMX, which it
-    # cannot where ATEN_CPU_CAPABILITY is below avx512.
+    # (heads, tokens) of q, k, v, dout. From 64 tokens on torch packs bfloat16 for AMX, which fails
+    # where ATEN_CPU_CAPABILITY is below avx512.
     shapes = ((4, 80), (2, 112), (2, 112), (4, 80))
     inputs = [draw(1, heads, tokens, head_dim).to(device, dtype) for heads, tokens in shapes]
     exact = [t.double() for t in inputs]
@@ -83,11 +83,11 @@ def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
     # Single precision loses about 1e-6 here, bfloat16 1e-2, float16 1e-3; an error of logic, 1.
     bound = 40 * torch.finfo(dtype).eps
     try:
-        hows: tuple[bool | Lengths, ...] = (True, False, [(16, 16), (64, 96)])
-        for how in hows:
-            got = _both(kernel, inputs, how, scale)
-            want = _both(Reference(), exact, how, scale)
-            for label, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
+        blocks: tuple[bool | Lengths, ...] = (True, False, [(16, 16), (64, 96)])
+        for block in blocks:
+            result = _results(kernel, inputs, block, scale)
+            expected = _results(Reference(), exact, block, scale)
+            for label, a, b in zip(("out", "lse", "dq", "dk", "dv"), result, expected, strict=True):
                 error = float((a.double() - b).abs().max() / b.abs().max())
                 if not error < bound:
                     return f"disagrees with the reference in {label} by {error:.1e}"
@@ -96,13 +96,16 @@ def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
     return None
 
 
-def _both(kernel: Kernel, inputs: list[Tensor], how: bool | Lengths, scale: float) -> list[Tensor]:
-    """out, lse and the three gradients of a block (`how`: causal) or of packed ones (lengths)."""
+def _results(
+    kernel: Kernel, inputs: list[Tensor], block: bool | Lengths, scale: float
+) -> list[Tensor]:
+    """[out, lse, dq, dk, dv] of a whole block (`block`: whether it is causal), or of packed ones
+    (their lengths)."""
     q, k, v, dout = inputs
-    if isinstance(how, bool):
-        out, lse = kernel.forward(q, k, v, how, scale)
+    if isinstance(block, bool):
+        out, lse = kernel.forward(q, k, v, block, scale)
         out = out.to(q.dtype)
-        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, how, scale)]
-    out, lse = kernel.packed(q, k, v, how, scale)
+        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, block, scale)]
+    out, lse = kernel.packed(q, k, v, block, scale)
     out = out.to(q.dtype)
-    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, how, scale)]
+    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, block, scale)]

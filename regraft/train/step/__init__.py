@@ -1,1 +1,1 @@
-"""step."""
+"""The arithmetic of one optimizer step: model, loss, memory savers, optimizers."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from regraft.parallel.kept import KeptAttention
+from regraft.parallel.kept_attention import KeptAttention
 from regraft.parallel.shards import KEY
 from regraft.train.step.tiles import tile_mlp
 
