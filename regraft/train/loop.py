@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from regraft import progress
 from regraft.errors import RegraftError
@@ -28,17 +25,12 @@ from regraft.train.gradients import backward
 from regraft.train.output.log import RunLog
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.stages import Stage
-from regraft.train.record import (
-    AbandonedAttempt,
-    DriftRecord,
-    StepRecord,
-    ValidationRecord,
-)
+from regraft.train.record import AbandonedAttempt, DriftRecord, StepRecord, ValidationRecord
 from regraft.train.recovery import Recovery
 from regraft.train.state import RunState
 from regraft.train.step import optimizers as optim
 from regraft.train.step.learner import Learner, arithmetic
-from regraft.train.step.rotary import check_rotary, fix_rotary, wavelengths
+from regraft.train.step.rotary import set_rotary, wavelengths
 from regraft.train.validation import Validation, reason_to_stop
 from regraft.units import format_bytes, format_tokens
 
@@ -49,7 +41,7 @@ FIRST = "first"
 class Loop:
     """Trains the stages of a run.
 
-    contexts: for each stage the RoPE of every attempt, in order. folder: gets the logs. states:
+    contexts: for each stage the RoPE of every attempt, in order. folder: of the logs. states:
     folder of the training states. tokenizer: for validation. on_save: called with the step after
     each state is written.
     """
@@ -168,8 +160,7 @@ class Loop:
         length = stage.length
         if self.recipe.body.method == "recover":
             length = max(length, spec.max_position_embeddings)
-        rotary = fix_rotary(self.learner.model, spec, length)
-        check_rotary(self._forward, self.learner.layers[0], rotary, self.mesh.device)
+        rotary = set_rotary(self.learner, self.mesh, spec, length)
         for line in wavelengths(rotary) if self.state.stage_step == 0 else ():
             progress.note(f"stage {self.state.stage + 1}: {line}")
 
@@ -206,7 +197,7 @@ class Loop:
             self.learner, rows.next(run.learned_steps), body, self.mesh, self.throughput,
             self.recovery,
         )  # fmt: skip
-        norm = self._clip(list(self.learner.trained().values()), body.optimizer.clip)
+        norm = optim.clip_gradients(self.learner.trained().values(), body.optimizer.clip)
         self._check_finite(loss, norm, stage)
         rate = stage.rate * optim.factor(stage.schedule or body.schedule, run.stage_step, steps)
         optim.set_rate(self.optimizers, rate)
@@ -240,21 +231,16 @@ class Loop:
     def _check_finite(self, loss: float, norm: float, stage: Stage) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
+        name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
         advice = (
             "lower the rate or lengthen the warm-up; --resume continues from the last saved step."
             if self.state.step
             else "nothing was learned yet, so check the model's weights."
         )
         raise RegraftError(
-            f"The {what} became {value} at step {self.state.step + 1} "
+            f"The {name} became {value} at step {self.state.step + 1} "
             f"(stage {self.state.stage + 1}, {format_tokens(stage.length)}): {advice}"
         )
-
-    def _clip(self, parameters: Sequence[Tensor], limit: float | None) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return float(whole)
 
     def _validate(self, validation: Validation) -> None:
         score = validation.run(self.learner)
@@ -273,8 +259,8 @@ class Loop:
             self._log.add_validation(result)
         bucket, nll = list(result.nll.items())[-1]
         needle = result.needle
-        found = "" if needle is None else f", needles found {needle.found:.0%}"
-        progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{found}")
+        share = "" if needle is None else f", needles found {needle.found:.0%}"
+        progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{share}")
 
     def _is_recovered(self, recovery: Recovery, last: bool) -> bool:
         """Measure the drift if this step is one for it. Returns whether it is small enough."""
@@ -293,18 +279,6 @@ class Loop:
             return None
         values = [result.nll for result in self.state.validations]
         return reason_to_stop(values, settings.tolerance)
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        """One forward pass with these ids and positions, [1, 8] each, repeated for all
-        processes."""
-        mesh = self.mesh
-        length = 8 * mesh.context * mesh.ulysses * 2
-        batch = {
-            "input_ids": ids.cpu().repeat(1, length // 8),
-            "position_ids": positions.cpu().repeat(1, length // 8),
-            "labels": torch.full((1, length), -100),
-        }
-        self.learner(mesh.cut(batch), score=True)
 
     def _save(self, folder: Path) -> None:
         state.save(

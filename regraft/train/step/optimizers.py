@@ -1,10 +1,10 @@
-"""Optimizers, and the learning rate within a stage."""
+"""Optimizers, clipping of gradients, and the learning rate within a stage."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +74,13 @@ def check_optimizer(settings: Optimizer, device: torch.device, *, sharded: bool)
         )
     if device.type != "cuda":
         raise InputError("optimizer adamw8bit needs a GPU; say adamw.")
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> float:
+    """Scale the gradients so that their norm is at most `limit`. Returns the norm before, over all
+    processes. Collective where the parameters are sharded."""
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

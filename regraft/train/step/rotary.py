@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.data.batch import IGNORED
 from regraft.errors import RegraftError
+from regraft.parallel import Mesh
 from regraft.rope import ContextSpec, inverse_frequencies, men_bound
+from regraft.train.step.learner import Learner
 from regraft.units import format_tokens
 
 
@@ -35,6 +38,27 @@ class Rotary(nn.Module):
         table = torch.float64 if x.dtype == torch.float64 else torch.float32
         cos, sin = ((f(angles) * self.attention).to(table) for f in (torch.cos, torch.sin))
         return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
+
+
+def set_rotary(learner: Learner, mesh: Mesh, spec: ContextSpec, length: int) -> Rotary:
+    """Put a stage's frequencies into the model and verify that it rotates by them. Collective.
+
+    length: tokens of the context, for frequencies that depend on it. Raises RegraftError where the
+    model rotates by others.
+    """
+    rotary = fix_rotary(learner.model, spec, length)
+    repeats = 2 * mesh.context * mesh.ulysses  # every rank needs tokens of its own
+
+    def forward(ids: Tensor, positions: Tensor) -> None:
+        batch = {
+            "input_ids": ids.cpu().repeat(1, repeats),
+            "position_ids": positions.cpu().repeat(1, repeats),
+            "labels": torch.full((1, 8 * repeats), IGNORED),
+        }
+        learner(mesh.cut(batch), score=True)
+
+    check_rotary(forward, learner.layers[0], rotary, mesh.device)
+    return rotary
 
 
 def fix_rotary(model: Any, spec: ContextSpec, length: int) -> Rotary:
@@ -66,10 +90,10 @@ def check_rotary(forward: Any, layer: nn.Module, rotary: Rotary, device: torch.d
     from regraft.rope import tables
 
     expected = tables(rotary.spec, rotary.head_dim, positions, rotary.length)
-    for got, want in zip(seen[0] if seen else (), expected, strict=False):
-        shown = got.reshape(-1, got.shape[-1])
-        rows = [bool(((want - row).abs().amax(-1) < 2e-6).any()) for row in shown.to(want)]
-        if got.dtype.itemsize >= 4 and all(rows):
+    for received, table in zip(seen[0] if seen else (), expected, strict=False):
+        rows = received.reshape(-1, received.shape[-1]).to(table)
+        known = [bool(((table - row).abs().amax(-1) < 2e-6).any()) for row in rows]
+        if received.dtype.itemsize >= 4 and all(known):
             continue
         seen = []
     if not seen:
