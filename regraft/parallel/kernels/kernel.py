@@ -27,12 +27,12 @@ aten = torch.ops.aten
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which partial results of `dtype` are joined: float32, float64 for float64."""
+    """The type in which values of `dtype` are summed: float32, float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """Join a block into (out, lse), in place and without overflow; lse -inf is 'nothing yet'."""
+    """Join a block into (out, lse), in place and without overflow; lse is -inf where there is no result yet."""
     weight = torch.sigmoid(block_lse - lse).unsqueeze(-1)
     out.mul_(1 - weight).addcmul_(block_out, weight)  # types mix: no wide copy of the block
     torch.logaddexp(lse, block_lse, out=lse)

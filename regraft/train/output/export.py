@@ -81,7 +81,7 @@ def export_adapter(
         return None
     dtype = OUTPUT_DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
     lora = body.lora
-    alpha = lora.alpha or 2 * lora.rank
+    alpha = lora.effective_alpha
     scale = alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
     pairs = _factor_pairs(trained, scale)
     modules = [
@@ -108,13 +108,13 @@ def export_adapter(
     records = {}
     for name, (b, a) in pairs.items():
         norm = math.sqrt(max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0))
-        lost = math.sqrt(roundings[name]) / norm if norm else 0.0
+        rounding = math.sqrt(roundings[name]) / norm if norm else 0.0
         records[name] = ModuleRecord(
             shape=[b.shape[0], a.shape[1]],
             rank=lora.rank,
             delta_norm=norm,
-            error=lost,
-            rounding_error=lost,
+            error=rounding,
+            rounding_error=rounding,
         )
     record = AdapterRecord(
         made_by="train",

@@ -42,6 +42,11 @@ class Lora(Block):
         "adds and PEFT, vLLM and llama.cpp leave out",
     )
 
+    @property
+    def effective_alpha(self) -> float:
+        """alpha, or its default."""
+        return self.alpha or 2 * self.rank
+
 
 class Export(Block):
     """What the run writes."""

@@ -1,11 +1,11 @@
-"""Parameters spread over all processes by FSDP2, a layer at a time: no device sees the whole."""
+"""Parameters sharded over all processes by FSDP2, a layer at a time: no device holds the whole."""
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 
 from regraft.parallel import Mesh
+from regraft.parallel.kernels.kernel import accumulator
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner, arithmetic, read_once
 
@@ -14,7 +14,7 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
     """Move the model to the mesh's device, in place: all of it, or this process's part.
 
     Each decoder layer is gathered for its own forward and backward, the rest (embedding, last
-    norm, head) with the root, which is the learner, so that the loss finds the head whole.
+    norm, head) with the root, which is the learner, so the loss has the whole head.
     Gradients are reduced in float32 (float64 where that is the arithmetic). Where only the first
     process has read the weights, it sends them, a tensor at a time. Collective.
     """
@@ -26,9 +26,8 @@ def shard(learner: Learner, body: Body, mesh: Mesh) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     dtype = arithmetic(body, mesh.device)
-    reduced = torch.float64 if dtype == torch.float64 else torch.float32
     policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=reduced, cast_forward_inputs=False
+        param_dtype=dtype, reduce_dtype=accumulator(dtype), cast_forward_inputs=False
     )
     once = read_once(learner.model.config, mesh)
     whole = learner.state_dict() if once and mesh.rank == 0 else {}

@@ -13,6 +13,7 @@ from regraft.checkpoint.hf.pretrained import empty_model, load_model
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
+from regraft.parallel.kernels.kernel import accumulator
 from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.lora_linear import fuse_lora
@@ -42,7 +43,7 @@ class Learner(nn.Module):
         states: bool = False,
         teacher: tuple[Learner, Tensor] | None = None,
     ) -> Any:
-        """Of a batch that `Mesh.cut` made: the summed NLL. With `score`: (NLL, hit) [B, s]; with
+        """The summed NLL of a batch that `Mesh.cut` made. With `score`: (NLL, hit) [B, s]; with
         `states`: the last hidden states [B, s, d]; with a teacher and its states: the summed
         KL(teacher || this)."""
         labels = part["labels"]
@@ -65,6 +66,7 @@ class Learner(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
         return self.model.model.layers
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -118,23 +120,24 @@ def untrained_learner(body: Body, config: dict[str, Any], name: str, mesh: Mesh)
 
 
 def read_once(config: Any, mesh: Mesh) -> bool:
-    """Whether the first process alone reads the weights: where FSDP spreads them. Tied embeddings
+    """Whether the first process alone reads the weights: where FSDP shards them. Tied embeddings
     are read by all, as filling an empty model would untie them; such models are small."""
     return mesh.fsdp_mesh is not None and not config.get_text_config().tie_word_embeddings
 
 
 def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
-    """A transformers model made ready: our attention, what the recipe trains, its memory savers."""
+    """Prepare a transformers model for training: our attention, the parameters that the recipe trains,
+    its memory savers."""
     dtype = arithmetic(body, mesh.device)
     attach(model, mesh)
     if trains_everything(body):
         _freeze(model, body.freeze)
     else:
         _add_lora(model, body.lora)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = accumulator(dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
-    # hidden states are as narrow as the arithmetic, whatever embedding and norms are kept in
+    # hidden states have the type of the arithmetic, whatever that of embedding and norms
     for name, module in model.named_modules():
         if module is model.get_input_embeddings() or re.search(r"norm$", name):
             module.register_forward_hook(lambda _, __, out: out.to(dtype))
@@ -179,7 +182,7 @@ def _add_lora(model: Any, lora: Lora) -> None:
 
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_alpha=lora.effective_alpha,
         use_rslora=lora.rslora,
         target_modules=lora_targets(model, lora.targets),
         lora_dropout=0.0,

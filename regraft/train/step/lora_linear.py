@@ -1,10 +1,12 @@
 """A frozen linear layer with its LoRA, y = x W' + s (x A') B', with few passes over memory.
 
-PEFT computes the second term for itself, scales it and adds it: six passes over memory as large as
-y, and in the backward pass three as large as x to add up two gradients. Here the second product
-adds into the first in both directions, and is rounded once with it. PEFT's formula is that of
-"LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685); float64 results are equal
-to rounding.
+x [..., i], W [o, i], A [r, i], B [o, r], y [..., o]. The formula is that of "LoRA: Low-Rank
+Adaptation of Large Language Models" (arXiv 2106.09685), as in PEFT. PEFT computes the second term
+by itself, scales it and adds it: six passes over memory as large as y, and in the backward pass
+three as large as x to add two gradients. Here the second product adds into the first in both
+directions (the addmm of BLAS) and is rounded once with it; in float64 results differ from PEFT's by
+rounding only. Saved are x, h = x A' [..., r] and references to the parameters; not the second term,
+and the layer's recomputation ends before its last product (`save_first`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def fuse_lora(model: nn.Module, adapter: str = "default") -> None:
 
 
 class _Fused:
+    """The forward of one PEFT layer. Where autocast is on, products have its type."""
+
     def __init__(self, layer: Any, adapter: str) -> None:
         assert isinstance(layer.lora_dropout[adapter], nn.Identity)
         self.base, self.scale = layer.base_layer, float(layer.scaling[adapter])
@@ -55,7 +59,7 @@ class _Fused:
     def _backward(
         self, grad: Tensor, needs: tuple[bool, ...], inputs: tuple[Tensor, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, A and B."""
+        """Gradients of x, W (None), A, B and h (None: its part is in those of x and A)."""
         x, weight, a, b, h = inputs
         dy, narrow = grad.flatten(0, -2), grad.dtype
         dh = (dy @ b.to(narrow)).mul_(self.scale)

@@ -6,8 +6,8 @@ autograd would add up a bfloat16 weight's in bfloat16. Other heads are recompute
 pass. `F.linear_cross_entropy` saves the same memory, but in bfloat16 it reports a wrong loss
 (torch 2.13: 9.875 for 9.335).
 
-Labels are already shifted: label i is the token after token i, made before a sequence is cut into
-shards, where neighbours part. `IGNORED` marks tokens without one.
+Labels are already shifted: label i is the token after token i, which after a sequence is cut may be
+on another rank. `IGNORED` marks tokens without one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from regraft.data.batch import IGNORED
+from regraft.parallel.kernels.kernel import accumulator
 
 Head = Callable[[Tensor], Tensor]
 
@@ -35,7 +36,7 @@ def nll_sum(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
     grad = torch.is_grad_enabled()
     if grad and type(head) is nn.Linear and head.bias is None:
         return _HeadLoss.apply(flat, head.weight, targets, chunk)
-    total = flat.new_zeros((), dtype=_wide(flat.dtype))
+    total = flat.new_zeros((), dtype=accumulator(flat.dtype))
     # split, not sliced: each slice's gradient would be as large as all of them
     for part, label in zip(flat.split(chunk), targets.split(chunk), strict=True):
         if grad:
@@ -53,10 +54,10 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
         kind = flat.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else flat.dtype
-        used, wide = weight.to(narrow), _wide(narrow)
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        of_hidden = torch.empty_like(flat) if want_hidden else None
-        of_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+        used, wide = weight.to(narrow), accumulator(narrow)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        of_hidden = torch.empty_like(flat) if needs_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = flat.new_zeros((), dtype=wide)
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(labels), chunk):
@@ -96,7 +97,7 @@ def kl_sum(
     hidden, teacher [..., d]: last hidden states, mapped to logits by head and teacher_head.
     """
     ours, theirs, valid = hidden.flatten(0, -2), teacher.flatten(0, -2), labels.flatten() != IGNORED
-    total = ours.new_zeros((), dtype=_wide(ours.dtype))
+    total = ours.new_zeros((), dtype=accumulator(ours.dtype))
     for parts in zip(*(each.split(chunk) for each in (ours, theirs, valid)), strict=True):
         total = total + checkpoint(_chunk_kl, *parts, head, teacher_head, use_reentrant=False)
     return total
@@ -104,7 +105,7 @@ def kl_sum(
 
 def _chunk_kl(ours: Tensor, theirs: Tensor, valid: Tensor, head: Head, other: Head) -> Tensor:
     q = head(ours)
-    q = q.to(_wide(q.dtype)).log_softmax(-1)
+    q = q.to(accumulator(q.dtype)).log_softmax(-1)
     with torch.no_grad():
         p = other(theirs).to(q.dtype).log_softmax(-1)
     return ((p.exp() * (p - q)).sum(-1) * valid).sum()
@@ -117,7 +118,7 @@ def token_scores(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> tupl
     scores, hits = [], []
     for part, label in zip(flat.split(chunk), targets.split(chunk), strict=True):
         logits = head(part)
-        logits = logits.to(_wide(logits.dtype))
+        logits = logits.to(accumulator(logits.dtype))
         scores.append(F.cross_entropy(logits, label, ignore_index=IGNORED, reduction="none"))
         hits.append((logits.argmax(-1) == label).to(logits.dtype))
     return torch.cat(scores).view_as(labels), torch.cat(hits).view_as(labels)
@@ -126,9 +127,5 @@ def token_scores(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> tupl
 def _chunk_sum(part: Tensor, label: Tensor, head: Head) -> Tensor:
     logits = head(part)
     return F.cross_entropy(
-        logits.to(_wide(logits.dtype)), label, ignore_index=IGNORED, reduction="sum"
+        logits.to(accumulator(logits.dtype)), label, ignore_index=IGNORED, reduction="sum"
     )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

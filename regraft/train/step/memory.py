@@ -1,11 +1,11 @@
 """Memory savers for long sequences: recomputed layers, layer inputs on the host, a tiled MLP.
 
-Of each recomputed layer only its input survives the forward pass: 8 KiB a token for Llama-3-8B,
-256 KiB over its layers; as much again where the attention's result is kept, which then is not
-computed twice. With `offload` both wait in pinned host memory, copied on a stream of their own and
-fetched one layer ahead. "Arctic Long Sequence Training" (arXiv 2506.13996) describes the
-same three measures. Where inputs wait changes no bit of the result; tiles
-may, as a GPU adds up a smaller product in another order.
+Of each recomputed layer only its input [B, s, d] survives the forward pass: 8 KiB a token for
+Llama-3-8B, 256 KiB over its layers; as much again with keep_attention, by which attention is not
+computed twice (`parallel.kept_attention`). With `offload` both wait in pinned host memory, copied
+on a stream of their own and fetched one layer ahead. "Arctic Long Sequence Training" (arXiv
+2506.13996) describes all of them except keep_attention. The place where inputs wait changes no bit
+of the result; tiles may, because a GPU adds up a smaller product in another order.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def save_memory(
 ) -> HostStore | None:
     """Wrap the decoder layers of a transformers model in place. Returns the store if they offload.
 
-    offload, keep_attention (asked in every forward pass): of recomputed layers. tile: tokens of
-    the MLP at a time, 0 for all at once. Forwards are wrapped, not calls, so that hooks on the
-    modules (FSDP's) stay outside.
+    offload, keep_attention (called in every forward pass): of recomputed layers. tile: tokens of
+    the MLP at a time, 0 for all at once. Forwards are replaced, so hooks on the modules (FSDP's)
+    stay outside.
     """
     store = HostStore() if offload and recompute else None
     for layer in layers:
@@ -73,13 +73,13 @@ def _recomputed(
 class HostStore:
     """Layer inputs, and what else belongs to a layer, in host memory between forward and backward.
 
-    On CUDA, copies go over a stream of their own into pinned buffers that are used again, and the
+    On CUDA, copies go over a stream of their own into pinned buffers that are reused, and the
     tensors of layer i - 1 are fetched while layer i recomputes. Elsewhere they are plain copies.
 
     Device memory is freed in the order of the computing stream, so that the host may run ahead of
-    the GPU: a tensor is held until that stream has been told to wait for its copy, and fetched
-    tensors are allocated by that stream. `record_stream` would free a block only once the host sees
-    the copy finished; until then nothing could be used again (32 inputs of 16 MiB took 1,040 MiB
+    the GPU: a tensor is held until that stream has a wait for its copy, and fetched tensors are
+    allocated by that stream. `record_stream` would free a block only once the host sees
+    the copy finished; until then nothing could be reused (32 inputs of 16 MiB took 1,040 MiB
     where 48 suffice). `moved`: bytes sent to the host so far.
     """
 

@@ -46,8 +46,8 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
         "weight_decay": settings.weight_decay,
     }
     if groups and settings.name == "adamw8bit":
-        one = next(iter(parameters.values()))
-        check_optimizer(settings, one.device, sharded=isinstance(one, DTensor))
+        first = next(iter(parameters.values()))
+        check_optimizer(settings, first.device, sharded=isinstance(first, DTensor))
         from bitsandbytes.optim import AdamW8bit
 
         result.append(AdamW8bit(groups, **options))
@@ -60,7 +60,7 @@ def make(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[torch.op
 
 def check_optimizer(settings: Optimizer, device: torch.device, *, sharded: bool) -> None:
     """Raise InputError where this optimizer cannot work on the device. sharded: parameters are
-    spread over several processes."""
+    sharded over several processes."""
     if settings.name != "adamw8bit":
         return
     if sharded:
@@ -94,7 +94,7 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
     """Learning rate over peak rate at `step` (from 0) of a stage of `steps`.
 
     Warm-up rises linearly to 1 at step `warmup`; the rate stays there for the share `stable` of
-    what is left (warmup-stable-decay, MiniCPM, arXiv 2404.06395); then cosine or a line falls
+    the others (warmup-stable-decay, MiniCPM, arXiv 2404.06395); then cosine or a line falls
     towards `floor`, which the step after the last would reach.
     """
     if step < schedule.warmup:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from regraft.data.batch import IGNORED
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
+from regraft.parallel.kernels.kernel import accumulator
 from regraft.rope import ContextSpec, inverse_frequencies, men_bound
 from regraft.train.step.learner import Learner
 from regraft.units import format_tokens
@@ -35,7 +36,7 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         self.frequencies = self.frequencies.to(position_ids.device)
         angles = position_ids.double()[..., None] * self.frequencies
-        table = torch.float64 if x.dtype == torch.float64 else torch.float32
+        table = accumulator(x.dtype)
         cos, sin = ((f(angles) * self.attention).to(table) for f in (torch.cos, torch.sin))
         return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
 

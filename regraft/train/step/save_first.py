@@ -1,9 +1,11 @@
-"""Operations that save what their backward needs before they compute.
+"""Operations that save the inputs of their backward pass before they compute.
 
-torch's checkpoint stops recomputing a layer as soon as everything that was saved in it is there
-again. An autograd Function saves when its forward is done, so the last one of a layer is always
-computed once more, for nothing. `save_first` is one operation in two Functions: `_Inputs` saves the
-inputs and has the backward, `_Output` computes and saves nothing. Recomputation ends between them.
+torch's checkpoint (`use_reentrant=False`) stops recomputing a layer when all tensors that the
+layer's forward pass saved exist again. An autograd Function saves after its forward, so the last
+one of a layer is always computed once more, for nothing. `save_first` is one operation in two
+Functions: `_Inputs` saves `inputs`, nothing else, and has the backward pass; `_Output` computes and
+saves nothing. Recomputation ends between them, by checkpoint's early stop, which is on by default
+(`torch.utils.checkpoint.set_checkpoint_early_stop`).
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ def save_first(
     dtype: torch.dtype,
     *inputs: Tensor,
 ) -> Tensor:
-    """forward(), a tensor of this shape and dtype, whose gradients with respect to `inputs` are
-    what `backward` gives. forward runs without a graph; backward with autocast off."""
+    """The result of forward(), a tensor of this shape and dtype on the device of the first input.
+
+    inputs: all tensors, of any shapes, that `backward` reads; it returns the gradient of each, of
+    its shape, or None. forward runs without a graph, and again only where the layer's recomputation
+    goes on after it; backward runs with autocast off.
+    """
     if not torch.is_grad_enabled():
         return forward()
     handle = _Inputs.apply(backward, shape, dtype, *inputs)
@@ -41,7 +47,7 @@ class _Inputs(torch.autograd.Function):
     ) -> Tensor:
         ctx.backward_of = backward
         ctx.save_for_backward(*inputs)
-        return inputs[0].new_zeros((), dtype=dtype).expand(shape)  # of the result's shape, no bytes
+        return inputs[0].new_zeros((), dtype=dtype).expand(shape)  # one element, expanded
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -1,8 +1,11 @@
 """An MLP over a few thousand tokens at a time.
 
-Of a whole sequence's MLP only input and output exist: its working set is one tile's. Each tile runs
-once in the forward pass and once, with its gradient, in the backward pass, also where the layer
-around it is recomputed: that recomputation ends before the MLP (`save_first`).
+Of a whole sequence's MLP only the input x [B, s, d] and the output [B, s, d] exist, and only x is
+saved (with references to the trained parameters); the tensors between them, [B, s, width of the
+MLP], exist for one tile. The method is TiledMLP of "Arctic Long Sequence Training" (arXiv
+2506.13996). Differences: each tile runs once in the forward pass and once, with its gradient, in
+the backward pass, also where the layer around it is recomputed, because that recomputation ends
+before the MLP (`save_first`); and gradients of weights are summed over the tiles in float32.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.parallel.kernels.kernel import accumulator
 from regraft.train.step.save_first import save_first
 
 
 def tile_mlp(mlp: nn.Module, tile: int) -> None:
-    """Make the MLP, a module on [B, s, d] that treats every token alike and keeps the shape, work
-    on `tile` tokens at a time. Its forward is replaced: hooks on the module stay outside."""
+    """Make an MLP compute `tile` tokens at a time. It maps [B, s, d] to [B, s, d], each token
+    separately. Its forward is replaced: hooks on the module stay outside."""
     forward: Callable[[Tensor], Tensor] = mlp.forward
     mlp.forward = _Tiled(mlp, forward, tile)
 
@@ -50,11 +54,11 @@ class _Tiled:
         return [parameter for parameter in self.mlp.parameters() if parameter.requires_grad]
 
     def _backward(self, grad: Tensor, needs_x: bool, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x and of the trained parameters, these summed over the tiles in float32
-        where they are narrower."""
+        """Gradients of x [B, s, d], None unless `needs_x`, and of each trained parameter, from
+        grad [B, s, d]."""
         parameters = self._trained()
         of_x = torch.empty_like(x) if needs_x else None
-        sums = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
+        sums = [torch.zeros_like(p, dtype=accumulator(p.dtype)) for p in parameters]
         for start in range(0, x.shape[1], self.tile):
             rows = slice(start, start + self.tile)
             part = x[:, rows].detach().requires_grad_(needs_x)
@@ -67,7 +71,3 @@ class _Tiled:
             for total, value in zip(sums, grads[len(inputs) - len(sums) :], strict=True):
                 total += value
         return of_x, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
