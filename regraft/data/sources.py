@@ -180,7 +180,7 @@ def _hub(source: Text) -> Any:
             f"The dataset {source.location} (split {source.split}) cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check name, split "
             "and network."
-        ) from None
+        ) from error
 
 
 def _notes(source: Text) -> Iterator[str]:

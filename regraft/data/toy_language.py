@@ -1,4 +1,4 @@
-"""A language of 200 words for toy models, whose questions can be answered only by retrieval.
+"""A language of 194 words for toy models, whose questions can be answered only by retrieval.
 
 A row is prose from a small grammar, with names, nouns and verbs of its own, and in between
 

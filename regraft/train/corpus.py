@@ -155,11 +155,6 @@ class StageRows:
                 )
         return result
 
-    def skip(self, steps: int) -> None:
-        """Advance by `steps` steps without making their rows."""
-        for _ in range(steps * self.stage.batch):
-            self.mixture.next()
-
 
 def sampler(recipe: Recipe, stage: Stage) -> Sampler:
     """The position sampler of a stage."""

@@ -60,8 +60,8 @@ def train_model(
     resume: bool = False,
     dry_run: bool = False,
 ) -> TrainingRecord:
-    """Train by the recipe, a YAML file or one that is read, into the folder `out`; returns its
-    record, which is `out`/train.json.
+    """Train by the recipe, a YAML file or a `Recipe`, into the folder `out`; returns its record,
+    which is `out`/train.json.
 
     Until the training is done all its files are in a hidden folder beside `out`, metrics.jsonl too.
     Under torchrun every process makes the same call. dry_run: check everything and return a
@@ -73,26 +73,26 @@ def train_model(
         if not dry_run:
             raise InputError("train needs an output folder: regraft train recipe.yaml -o OUT")
         out = "out"
-    read = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    mesh = make_mesh(read.body, device)
+    parsed = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    mesh = make_mesh(parsed.body, device)
     if mesh.rank:
         progress.configure(quiet=True)
     job = None
     if mesh.rank == 0:
-        job = Job(out, inputs=input_files(read), overwrite=overwrite, resume=resume,
+        job = Job(out, inputs=input_files(parsed), overwrite=overwrite, resume=resume,
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
     with ExitStack() as stack, progress.hide_library_bars(), mesh.guard():
-        if read.body.deterministic:
+        if parsed.body.deterministic:
             stack.enter_context(deterministic_algorithms())
         toys = Path(
             stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="regraft-toy-", ignore_cleanup_errors=True)
             )
         )
-        source = model_source(read, toys)
+        source = model_source(parsed, toys)
         base = stack.enter_context(Checkpoint.open(source))
-        run = prepare_run(read, mesh, source, base)
+        run = prepare_run(parsed, mesh, source, base)
         if dry_run:
             return _record(run, RunState(), plan=describe_run(run))
         for i, contexts in enumerate(run.contexts, 1):
@@ -101,9 +101,9 @@ def train_model(
         staging = None
         if job is not None:
             staging = stack.enter_context(
-                job.start(read.canonical(), base.fingerprint(), mesh.size)
+                job.start(parsed.canonical(), base.fingerprint(), mesh.size)
             )
-            progress.note(f"Metrics as they come: {staging.folder / log.METRICS}")
+            progress.note(f"Metrics during the run: {staging.folder / log.METRICS}")
         exported = torch.tensor(staging is not None and staging.done("exported") is not None)
         folder = staging_folder(target)
         mesh.wait()

@@ -53,12 +53,12 @@ class Recovery:
         part = {**part, "labels": labels}
         return learner(part, teacher=(self.teacher, states))
 
-    def _nll(self, learner: Learner, who: str) -> float:
+    def _nll(self, learner: Learner, name: str) -> float:
         nll, _, valid = scores(learner, self._rows, self._corpus.mesh)
         mean = float(nll.sum() / valid.sum())
         if not math.isfinite(mean):
             raise RegraftError(
-                f"The NLL of the {who} on the held-out short text is {mean}: check its weights."
+                f"The NLL of the {name} on the held-out short text is {mean}: check its weights."
             )
         return mean
 

@@ -153,17 +153,17 @@ def make_mesh(body: Body, device: str) -> Mesh:
     if body.deterministic and pick_device(device).type == "cuda":
         kernel = "flash"  # cuDNN's gradients differ from run to run
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    given = {
+    degrees = {
         "context": parallel.context,
         "ulysses": parallel.ulysses,
         "shard": parallel.shard,
         "replicate": parallel.replicate,
     }
-    free = [name for name, size in given.items() if size == "auto"]
-    if world == 1 and all(size in ("auto", 1) for size in given.values()):
+    free = [name for name, size in degrees.items() if size == "auto"]
+    if world == 1 and all(size in ("auto", 1) for size in degrees.values()):
         return Mesh.create(1, 1, 1, 1, kernel=kernel, device=device)
     rest = "context" if "context" in free else ("shard" if "shard" in free else None)
-    sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in given.items()}
+    sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in degrees.items()}
     if rest is not None:
         sizes[rest] = "auto"
     return Mesh.create(**sizes, algorithm=parallel.algorithm, kernel=kernel, device=device)

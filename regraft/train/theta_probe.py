@@ -84,13 +84,13 @@ def probe_theta(
     needle texts and the last stage's batch, rate and schedule are the recipe's; its stages and RoPE
     are not. Raises InputError for a recipe that does not say what a needle looks like.
     """
-    read = Recipe.read(recipe)
+    parsed = Recipe.read(recipe)
     rope = trained_rope(trained, base)
     length, theta_before, target = rope.length, rope.theta, parse_tokens(target)
-    if read.body.method == "recover":
-        raise read.error(("method",), "a recovery keeps its theta; probe with full or lora.")
-    if read.body.watch is None or read.body.watch.needle is None:
-        raise read.error((), "a probe needs the recipe's needle: watch: {needle: {..}}.")
+    if parsed.body.method == "recover":
+        raise parsed.error(("method",), "a recovery keeps its theta; probe with full or lora.")
+    if parsed.body.watch is None or parsed.body.watch.needle is None:
+        raise parsed.error((), "a probe needs the recipe's needle: watch: {needle: {..}}.")
     if target <= length:
         raise InputError(
             f"{format_tokens(target)} is no longer context than {format_tokens(length)}."
@@ -98,7 +98,7 @@ def probe_theta(
     trials = []
     for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
-        trials.append(_run_trial(read, name, family, theta, target, steps, device))
+        trials.append(_run_trial(parsed, name, family, theta, target, steps, device))
     nearest = min(trial.near_nll for trial in trials)
     scored = [replace(trial, score=trial.needle_nll + trial.near_nll - nearest) for trial in trials]
     scored.sort(key=lambda trial: trial.score)
@@ -158,9 +158,11 @@ def _run_trial(
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")
         record = train_model(path, Path(folder) / "out", device=device)
-    assert record.watch is not None and record.loss is not None  # noqa: PT018
+    assert record.watch is not None
+    assert record.loss is not None
     first, last = record.watch.first, record.watch.last
-    assert first.needle is not None and last.needle is not None  # noqa: PT018
+    assert first.needle is not None
+    assert last.needle is not None
     by_position = list(last.nll.values())
     return Trial(
         name=name, family=family, theta=theta, zero_shot=first.needle.nll,

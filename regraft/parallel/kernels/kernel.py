@@ -32,7 +32,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """Join a block into (out, lse), in place and without overflow; lse is -inf where there is no result yet."""
+    """Join a block into (out, lse), in place and without overflow. lse is -inf where nothing was
+    joined yet."""
     weight = torch.sigmoid(block_lse - lse).unsqueeze(-1)
     out.mul_(1 - weight).addcmul_(block_out, weight)  # types mix: no wide copy of the block
     torch.logaddexp(lse, block_lse, out=lse)

@@ -208,7 +208,7 @@ def step_flops(
     """
     extra = int(checkpoint) + int(distill)
     passes = 2 + 2 * extra + (4 if full else 2)
-    matrices = shape.parameters - shape.vocabulary * shape.hidden  # looking up costs nothing
+    matrices = shape.parameters - shape.vocabulary * shape.hidden  # a look-up takes no operations
     repeated = extra - int(checkpoint and keep_attention)
     attention = 2.0 * tokens**2 * shape.heads * shape.head * shape.layers * (3.5 + repeated)
     return Flops(passes * float(matrices) * tokens, attention)

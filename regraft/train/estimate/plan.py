@@ -6,7 +6,7 @@ The dry run of `regraft train` prints the same estimate for the machine it runs 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from regraft.records import SCHEMA_VERSION
 from regraft.train.estimate import budget
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine
+from regraft.train.estimate.throughput import shape_of
 from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, has_teacher, trains_everything
@@ -24,7 +25,7 @@ from regraft.train.recipe.stages import Stage
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.units import format_bytes, format_tokens, parse_bytes
 
-_SPARING = 0.9  # share of the memory that `keep_attention: auto` fills by estimate
+_FILLED = 0.9  # share of the memory that `keep_attention: auto` fills by estimate
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def estimate_run(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[StageEsti
         machine = this_machine(None, mesh.device, _width(shape))
     except InputError:
         return []
-    machine = budget.replace(machine, devices=1 if machine.is_cpu else mesh.size)
+    machine = replace(machine, devices=1 if machine.is_cpu else mesh.size)
     switches = switches_of(recipe.body, machine)
     context = mesh.context * mesh.ulysses
     return [
@@ -145,17 +146,9 @@ def decide_keep_attention(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[
         return [setting] * len(stages)
     if mesh.device.type != "cuda":
         return [False] * len(stages)
-    kept = [estimate.keep_attention for estimate in estimate_run(recipe, learner, mesh)]
-    votes = mesh.sum_numbers(kept or [False] * len(stages))
+    fits = [estimate.keep_attention for estimate in estimate_run(recipe, learner, mesh)]
+    votes = mesh.sum_numbers(fits or [False] * len(stages))
     return [count == mesh.size for count in votes]
-
-
-def shape_of(learner: Learner) -> Shape:
-    """Sizes of a learner's model, which may be on the meta device."""
-    parameters = sum(parameter.numel() for parameter in learner.parameters())
-    trained = sum(parameter.numel() for parameter in learner.trained().values())
-    config = learner.model.config.get_text_config()
-    return Shape.of(config.to_dict(), parameters, trained)
 
 
 def switches_of(body: Body, machine: Machine) -> Switches:
@@ -217,9 +210,9 @@ def estimate_stage(
     """Memory and time of a stage whose rows are shared by `context` devices."""
     window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
     if recipe.body.memory.keep_attention == "auto" and switches.checkpoint and not machine.is_cpu:
-        keeping = budget.replace(switches, keep_attention=True)
+        keeping = replace(switches, keep_attention=True)
         needed = budget.memory(shape, keeping, window * rows, context, machine.devices)
-        if needed[0] <= _SPARING * machine.memory and needed[1] <= _SPARING * machine.host:
+        if needed[0] <= _FILLED * machine.memory and needed[1] <= _FILLED * machine.host:
             switches = keeping
     device, host = budget.memory(shape, switches, window * rows, context, machine.devices)
     flops = budget.step_flops(
@@ -261,10 +254,10 @@ def _width(shape: Shape) -> tuple[int, int]:
 def _context(recipe: Recipe, machine: Machine) -> int:
     """Devices that share a row."""
     parallel = recipe.body.parallel
-    given = [size for size in (parallel.context, parallel.ulysses) if size != "auto"]
+    shared = [size for size in (parallel.context, parallel.ulysses) if size != "auto"]
     others = [size for size in (parallel.shard, parallel.replicate) if size != "auto"]
     product = 1
-    for size in given:
+    for size in shared:
         product *= size
     for size in others if parallel.context == "auto" else ():
         product *= size
@@ -275,7 +268,7 @@ def _context(recipe: Recipe, machine: Machine) -> int:
             f"parallel: {product} processes do not divide {machine.devices} devices; change one."
         )
     share = machine.devices // product
-    for size in given:
+    for size in shared:
         share *= size
     return share
 

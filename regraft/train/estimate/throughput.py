@@ -23,12 +23,10 @@ class Throughput:
     """FLOPs and MFU of one model on one mesh. `peak`: FLOP/s of a device, None where unknown."""
 
     def __init__(self, learner: Learner, body: Body, mesh: Mesh) -> None:
-        parameters = sum(parameter.numel() for parameter in learner.parameters())
-        trained = sum(parameter.numel() for parameter in learner.trained().values())
-        config = learner.model.config.get_text_config().to_dict()
-        self.shape = Shape.of(config, parameters, trained)
+        self.shape = shape_of(learner)
         self.full, self.devices = trains_everything(body), mesh.size
         # A token uses only some of the experts, so FLOPs do not follow from the parameters.
+        config = learner.model.config.get_text_config().to_dict()
         experts = any("num_experts" in key or "num_local_experts" in key for key in config)
         self.peak = None if experts else body.parallel.peak or known_peak(mesh.device)
 
@@ -43,6 +41,14 @@ class Throughput:
     def mfu(self, flops: float, seconds: float) -> float | None:
         """Share of the FLOPs that all devices can do in `seconds`; None where that is unknown."""
         return flops / seconds / (self.peak * self.devices) if self.peak else None
+
+
+def shape_of(learner: Learner) -> Shape:
+    """Sizes of a learner's model, which may be on the meta device."""
+    parameters = sum(parameter.numel() for parameter in learner.parameters())
+    trained = sum(parameter.numel() for parameter in learner.trained().values())
+    config = learner.model.config.get_text_config()
+    return Shape.of(config.to_dict(), parameters, trained)
 
 
 def document_lengths(row: Row) -> torch.Tensor:

@@ -46,8 +46,8 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
-        given = [key for key in KINDS if getattr(self, key) is not None]
-        if len(given) != 1:
+        keys = [key for key in KINDS if getattr(self, key) is not None]
+        if len(keys) != 1:
             raise ValueError(f"give one of {', '.join(KINDS)}")
         return self
 

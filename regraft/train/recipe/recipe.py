@@ -20,7 +20,7 @@ class Recipe(BaseRecipe[Body]):
     example = "model: org/name"
 
     def window(self, stage: Stage) -> int:
-        """Tokens really trained in a row of the stage: fewer than its length where rows skip."""
+        """Tokens of a row of the stage: fewer than its length where positions skip."""
         positions = self.body.positions
         if positions.kind == "contiguous" or positions.window is None:
             return stage.length
@@ -36,12 +36,12 @@ class Recipe(BaseRecipe[Body]):
     def mix(self, stage: Stage) -> dict[str, float]:
         """Share of rows by source, summing to 1."""
         names = [source.name for source in self.body.data.sources]
-        given = stage.mix or dict.fromkeys(names, 1.0)
-        total = sum(given.values())
-        return {name: given[name] / total for name in names if name in given}
+        weights = stage.mix or dict.fromkeys(names, 1.0)
+        total = sum(weights.values())
+        return {name: weights[name] / total for name in names if name in weights}
 
     def canonical(self) -> str:
-        """One line that two recipes share when they ask for the same."""
+        """The recipe as one line of JSON, equal for recipes that request the same."""
         return json.dumps(self.body.model_dump(), sort_keys=True)
 
     def short_sources(self) -> list[str]:
@@ -50,7 +50,7 @@ class Recipe(BaseRecipe[Body]):
         return self.body.recover.short or packed
 
     def check(self, mistakes: Mistakes) -> None:
-        """What contradicts another part of the recipe."""
+        """Add every contradiction between parts of the recipe to `mistakes`."""
         body = self.body
         self._check_sources(mistakes)
         self._check_positions(mistakes)
@@ -76,7 +76,7 @@ class Recipe(BaseRecipe[Body]):
                     "other thetas are tried where watch ends a stage; say watch: {stop: true}",
                 )
             if len(set(thetas)) < len(thetas):
-                mistakes.add(("stages", i, "fallback"), "a theta is there twice")
+                mistakes.add(("stages", i, "fallback"), "a theta is listed twice")
         shortest = min(self.window(stage) for stage in body.stages)
         if shortest < 8:
             mistakes.add(("stages",), f"{format_tokens(shortest)} tokens are no context")
@@ -87,7 +87,7 @@ class Recipe(BaseRecipe[Body]):
         names = [source.name for source in body.data.sources]
         for i, name in enumerate(names):
             if name in names[:i]:
-                mistakes.add(("data", "sources", i, "name"), f"'{name}' is there twice")
+                mistakes.add(("data", "sources", i, "name"), f"'{name}' is listed twice")
         uses: list[tuple[Where, str]] = [
             (("stages", i, "mix", name), name)
             for i, stage in enumerate(body.stages)

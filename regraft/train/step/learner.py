@@ -126,8 +126,8 @@ def read_once(config: Any, mesh: Mesh) -> bool:
 
 
 def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
-    """Prepare a transformers model for training: our attention, the parameters that the recipe trains,
-    its memory savers."""
+    """Prepare a transformers model for training: our attention, the parameters to train, the memory
+    savers of the recipe."""
     dtype = arithmetic(body, mesh.device)
     attach(model, mesh)
     if trains_everything(body):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from regraft.parallel import Mesh
 from regraft.train.estimate import budget, machine, plan
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import GIB, parse_machine
+from regraft.train.estimate.throughput import shape_of
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, trains_everything
 
@@ -98,7 +100,7 @@ def test_memory_beyond_live_tensors_is_what_an_h100_had():
 def test_the_formula_is_never_below_the_live_bytes_of_the_real_step(
     layers, everything, switches, tokens, devices, live
 ):
-    bare = budget.replace(switches, overhead=0)
+    bare = replace(switches, overhead=0)
     device, _ = budget.memory(llama(layers, everything), bare, tokens * 1024, devices, devices)
     assert live <= device / GIB <= live * (1.25 if everything else 1.05)
 
@@ -124,8 +126,8 @@ def test_the_formula_follows_the_step_as_it_is(method, memory):
     )  # fmt: skip
     live, learner = traced_peak(sizes, body, 65536)
     gpus = parse_machine("H100", None)
-    bare = budget.replace(plan.switches_of(body, gpus), overhead=0)
-    device, _ = budget.memory(plan.shape_of(learner), bare, 65536, 1, 1)
+    bare = replace(plan.switches_of(body, gpus), overhead=0)
+    device, _ = budget.memory(shape_of(learner), bare, 65536, 1, 1)
     assert live <= device <= live * 1.3
 
 
@@ -180,7 +182,7 @@ def test_the_longest_row_just_fits():
 def test_time_and_links_of_a_step():
     lora = budget.step_flops(LLAMA_8B, 262144, full=False, checkpoint=True)
     assert lora.total == pytest.approx(9.4e16, rel=0.05)  # 6 P S + 4.5 attention
-    gpus = budget.replace(parse_machine("8xH100", None), attention_rate=400e12)
+    gpus = replace(parse_machine("8xH100", None), attention_rate=400e12)
     needed = budget.link_needed(LLAMA_8B, gpus, 131072, 8)
     assert needed == pytest.approx(10.7e9, rel=0.01)  # F (N - 1) / (2 S)
     assert budget.link_needed(LLAMA_8B, gpus, 131072, 1) == 0
@@ -291,7 +293,7 @@ def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputatio
     a_token = shape.layers * (2 * 4096 + 2 * 4096 + 4 * 32)
     _, host = budget.memory(shape, kept, 65536, 1, 1)
     assert host == 65536 * a_token
-    on_device, _ = budget.memory(shape, budget.replace(kept, offload=False), 65536, 1, 1)
+    on_device, _ = budget.memory(shape, replace(kept, offload=False), 65536, 1, 1)
     assert on_device > budget.memory(shape, kept, 65536, 1, 1)[0] + 0.9 * host
     flops = [
         budget.step_flops(shape, 65536, full=False, checkpoint=True, keep_attention=keep)
@@ -322,15 +324,15 @@ def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memo
     recipe, shape = recipe_of(tmp_path, memory), llama(32, False)
     gpu = parse_machine("H100", None)
     switches = plan.switches_of(recipe.body, gpu)
-    full = budget.memory(shape, budget.replace(switches, keep_attention=True), 1024, 1, 1)[0]
-    gpu = budget.replace(gpu, memory=full / 0.899)
+    full = budget.memory(shape, replace(switches, keep_attention=True), 1024, 1, 1)[0]
+    gpu = replace(gpu, memory=full / 0.899)
     stages = [
         plan.estimate_stage(recipe, stage, shape, switches, gpu, 1) for stage in recipe.body.stages
     ]
     assert [stage.keep_attention for stage in stages] == kept
     assert ["attention kept" in plan.describe(stage) for stage in stages] == kept
     if not memory:
-        on_cpu = budget.replace(gpu, is_cpu=True)
+        on_cpu = replace(gpu, is_cpu=True)
         stage = plan.estimate_stage(recipe, recipe.body.stages[0], shape, switches, on_cpu, 1)
         assert not stage.keep_attention
 

@@ -71,7 +71,7 @@ def test_tokens_become_steps_rounded_up():
         (PLAIN.replace("steps: 3, ", ""), 3, "give either steps or tokens"),
         (PLAIN.replace("steps: 3", "steps: 3, tokens: 1k"), 3, "give either steps or tokens"),
         (PLAIN.replace("theta: 15.3e6", "mix: {shrt: 1}"), 3, "did you mean short?"),
-        (PLAIN.replace("name: short", "name: books"), 7, "'books' is there twice"),
+        (PLAIN.replace("name: short", "name: books"), 7, "'books' is listed twice"),
         (PLAIN.replace("text: books/*.txt", "field: x"), 6, "give one of text, jsonl"),
         (PLAIN + "lora: {rank: 8}\n", 8, "method is full"),
         (PLAIN + "positions: {kind: pose}\n", 8, "pose needs a window"),
@@ -82,7 +82,7 @@ def test_tokens_become_steps_rounded_up():
         (
             PLAIN.replace("15.3e6", "15.3e6, fallback: [15.3e6]") + "watch: {stop: true}\n",
             3,
-            "a theta is there twice",
+            "a theta is listed twice",
         ),
         ("- model\n", 1, "a recipe is a mapping"),
     ],
