@@ -83,21 +83,21 @@ def full_precision() -> Iterator[None]:
 
 
 def set_cublas_workspace() -> None:
-    """Give cuBLAS the workspace with which its products are the same bits twice, unless the user
-    has chosen one. cuBLAS reads it before its first product."""
+    """Set the cuBLAS workspace with which its products are reproducible to the bit, unless the user
+    has set one. cuBLAS reads it before its first product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    """Operators that add up in the same order every time inside the block; those that have no such
-    form raise RuntimeError. Flash attention obeys, cuDNN's attention does not."""
+    """Use operators that sum in the same order every time in the block; those without such a form
+    raise RuntimeError. FlashAttention is deterministic then, cuDNN's attention is not."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     set_cublas_workspace()
-    torch.use_deterministic_algorithms(True)  # flash attention ignores it where it only warns
+    torch.use_deterministic_algorithms(True)  # FlashAttention ignores it if it only warns
     try:
         yield
     finally:
@@ -146,7 +146,7 @@ def workers() -> Iterator[Callable[[Callable[[int, int], None], int], None]]:
         yield each
 
 
-def each(
+def run_in_threads(
     items: Iterable[Item], work: Callable[[Item], None], count: int, size: Callable[[Item], int]
 ) -> None:
     """Call `work` on every item, largest first, in `count` threads with one torch thread each.

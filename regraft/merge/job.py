@@ -20,7 +20,7 @@ from regraft import progress
 from regraft.adapters.folder import RECORD
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
-from regraft.device import each, full_precision, pick_device
+from regraft.device import full_precision, pick_device, run_in_threads
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.merge.files.config import choose_context, find_donor
@@ -241,5 +241,7 @@ def _stream(
                 bar.advance(output.nbytes)
             else:
                 missing.append(output)
-        each(missing, make, threads(plan.method, device), size=lambda output: output.nbytes)
+        run_in_threads(
+            missing, make, threads(plan.method, device), size=lambda output: output.nbytes
+        )
     return sums

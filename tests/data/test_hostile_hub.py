@@ -1,4 +1,4 @@
-"""A Hub dataset whose names or card lead elsewhere: nothing there is read or written."""
+"""A Hub dataset whose file names or card lead out of it: nothing there is read or written."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NAMES = (
 def read(
     folder: Path, *, card: str = "", names: tuple[str, ...] = ()
 ) -> tuple[list[str] | str, list[str]]:
-    """What a client reads of a dataset with this card and these files beside its own, and the paths
-    that it asked the server for."""
+    """The texts (or the message) that a client reads from a dataset with this card and these files
+    beside its own, and the paths that it requested."""
     repo, cache = folder / "repo", folder / "cache" / "deep" / "er"
     repo.mkdir()
     cache.mkdir(parents=True)
@@ -47,13 +47,13 @@ def read(
             [sys.executable, "-c", SCRIPT], cwd=cache, capture_output=True, text=True, timeout=200,
             env=hub.env(cache, HF_DATASETS_CACHE=str(cache / "datasets")),
         )  # fmt: skip
-        asked = [path for _, path, _ in hub.log]
+        requested = [path for _, path, _ in hub.log]
     assert done.returncode == 0, done.stderr
     after = {
         name: data for name, data in contents(folder).items() if not name.startswith("cache/deep/")
     }
     assert after == before
-    return json.loads(done.stdout), asked
+    return json.loads(done.stdout), requested
 
 
 def test_names_that_lead_elsewhere_write_nothing_elsewhere(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_names_that_lead_elsewhere_write_nothing_elsewhere(tmp_path: Path) -> No
 def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, data_files: str) -> None:
     name = data_files.format(root=tmp_path)
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(name)}\n---\n"
-    message, asked = read(tmp_path, card=card)
+    message, requested = read(tmp_path, card=card)
     assert isinstance(message, str)
     assert message.startswith("The dataset org/data (split train) cannot be loaded (")
     assert "\n" not in message
-    assert not [path for path in asked if "secret" in path]
+    assert not [path for path in requested if "secret" in path]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from parallel_attention import documents
 from parallel_models import MODELS, batch_of, model_errors, tiny_llama
+from train_steps import cut, tiny_model
 
 from regraft.errors import InputError, RegraftError
 from regraft.parallel import Mesh, attach
@@ -188,3 +189,23 @@ def test_one_process_needs_no_launcher() -> None:
     assert mesh.sum_tokens(torch.tensor([[-100, 4, 5]])) == 2
     assert mesh.sum_tokens(torch.tensor([[-100]])) == 1
     assert mesh.describe(tiny_llama(torch.float32), 64) == "one process; attention kernel torch-cpu"
+
+
+def test_documents_do_not_see_each_other():
+    model = tiny_model()
+    attach(model)
+    ids = torch.randint(0, 50, (1, 30))
+    positions = torch.cat([torch.arange(10), torch.arange(20)])[None]
+    with torch.no_grad():
+        both = model(**cut(ids, [(0, 10)], positions), use_cache=False).logits
+        alone = model(**cut(ids[:, 10:]), use_cache=False).logits
+    torch.testing.assert_close(both[:, 10:], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_the_reference_kernel_is_as_wide_under_autocast():
+    q, k, v = (torch.randn(1, 2, 16, 8).bfloat16() for _ in range(3))
+    part = Mesh(kernel="reference").cut({"input_ids": torch.zeros(1, 16).long()})
+    expected = part["context_parallel"].attend(q, k, v, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = part["context_parallel"].attend(q, k, v, 0.3)
+    assert torch.equal(found, expected)

@@ -1,4 +1,4 @@
-"""How processes meet, without other processes."""
+"""Collectives and groups of a mesh, without other processes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_numbers_are_summed_on_the_host_whatever_the_device(collectives):
 
 
 def test_a_process_makes_only_the_groups_that_it_is_in(monkeypatch):
-    """1,024 processes: a group of one is no group, and nobody makes the others' groups."""
-    made, new_group = [], dist.new_group
+    """1,024 processes: a dimension of one rank has no group; nobody creates the groups of others."""
+    created, new_group = [], dist.new_group
 
     def counted(ranks=None, **options):
-        made.append(ranks)
+        created.append(ranks)
         return new_group(ranks, **options | {"backend": "fake"})
 
     dist.init_process_group("fake", rank=77, world_size=1024, store=FakeStore())
@@ -40,10 +40,10 @@ def test_a_process_makes_only_the_groups_that_it_is_in(monkeypatch):
     try:
         mesh = Mesh.create(context=8, shard="auto", device="cpu")
         assert mesh.group("ulysses") is None
-        assert made == [[*range(72, 80)], None, [*range(1024)]]
-        made.clear()
+        assert created == [[*range(72, 80)], None, [*range(1024)]]
+        created.clear()
         mesh = Mesh.create(context=4, ulysses=2, shard=16, replicate="auto", device="cpu")
-        mine, same_place = [*range(128)], [*range(77, 1024, 128)]
-        assert made == [[73, 75, 77, 79], [76, 77], None, mine, same_place]
+        shard, replicate = [*range(128)], [*range(77, 1024, 128)]
+        assert created == [[73, 75, 77, 79], [76, 77], None, shard, replicate]
     finally:
         dist.destroy_process_group()

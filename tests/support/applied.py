@@ -1,4 +1,4 @@
-"""What tests of apply compare a graft with."""
+"""Results that tests of apply compare a graft with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = dict[str, torch.Tensor]
 
 
 def made_by_peft(folder: Path, base: Path, **config: Any) -> State:
-    """A random adapter that PEFT itself wrote, and what PEFT merges it to."""
+    """Save a random adapter by PEFT; returns the weights that PEFT merges it to."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -27,10 +27,10 @@ def made_by_peft(folder: Path, base: Path, **config: Any) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def same(found: State, wanted: State, tolerance: float = 1e-6) -> None:
-    assert found.keys() <= wanted.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, wanted[name], atol=tolerance, rtol=0, msg=name)
+def same(result: State, expected: State, tolerance: float = 1e-6) -> None:
+    assert result.keys() <= expected.keys()
+    for name, tensor in result.items():
+        torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tests of extract-lora extract, and what PEFT makes of it."""
+"""Pairs of checkpoints that tests of extract-lora extract from, and the result merged by PEFT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from regraft.adapters.reader import Adapter
 
 LEAVES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-
 
 State = dict[str, torch.Tensor]
 
@@ -36,6 +35,7 @@ def save_pair(folder: Path, config: dict[str, Any], base: State, extended: State
 
 
 def merged_by_peft(base: Path, adapter: Path) -> State:
+    """The weights of `base` after PEFT has merged `adapter`."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -47,15 +47,16 @@ def merged_by_peft(base: Path, adapter: Path) -> State:
 def changes(adapter: Path) -> State:
     """Weight name -> B A of the adapter, in float64."""
     lora = Adapter.open(adapter)
-    found = {}
+    deltas = {}
     for name in lora.modules:
         b, a = lora.factors(name)
-        found[name] = b.double() @ a.double()
-    return found
+        deltas[name] = b.double() @ a.double()
+    return deltas
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """The relative error in the Frobenius norm."""
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 def record_of(adapter: Path) -> dict[str, Any]:

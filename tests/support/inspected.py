@@ -1,4 +1,4 @@
-"""What tests of `regraft inspect` compare its results with."""
+"""Results that tests of `regraft inspect` compare its own with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs of models with RoPE, as tests of `regraft.rope` share them."""
+"""Configs of models with RoPE, for tests of `regraft.rope`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plain(theta: float = 500000.0, length: int = 8192) -> ContextSpec:
 
 
 def as_transformers_reads(config: dict) -> ContextSpec:
-    """What transformers 5 makes of a raw config."""
+    """The context that transformers 5 reads from a raw config."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     read = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))

@@ -16,8 +16,8 @@ class UploadHub(HubServer):
     """existing: 'org/name' -> whether it is private. forbidden: names that answer 403.
 
     objects: SHA-256 -> bytes of the large files received; commits: of each repository the files by
-    name; tokens: those that came. drop_after: how many large files are received before every
-    further one fails (None: all are).
+    name; tokens: those of the requests. drop_after: number of large files after which every
+    further one fails (None: none fails).
     """
 
     def __init__(
@@ -75,22 +75,22 @@ class _Uploads(HubHandler):
         assert match, path
         return self._commit(match[1], body)
 
-    def _create(self, asked: dict[str, Any]) -> None:
+    def _create(self, request: dict[str, Any]) -> None:
         hub = self.server_state
-        name = f"{asked.get('organization')}/{asked['name']}"
+        name = f"{request.get('organization')}/{request['name']}"
         if name in hub.forbidden:
             return self._fail("Forbidden", 403, True)
         if name in hub.existing:
             known = json.dumps({"url": f"{hub.endpoint}/{name}", "id": name}).encode()
             return self._send(409, known, True, kind="application/json")
-        hub.existing[name] = asked.get("private", asked.get("visibility") == "private")
+        hub.existing[name] = request.get("private", request.get("visibility") == "private")
         return self._reply({"url": f"{hub.endpoint}/{name}", "name": name, "id": name})
 
-    def _object(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if asked["oid"] in self.server_state.objects:
-            return dict(asked)
-        href = f"{self.server_state.endpoint}/storage/{asked['oid']}"
-        return {**asked, "actions": {"upload": {"href": href}}}
+    def _object(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["oid"] in self.server_state.objects:
+            return dict(request)
+        href = f"{self.server_state.endpoint}/storage/{request['oid']}"
+        return {**request, "actions": {"upload": {"href": href}}}
 
     def _commit(self, name: str, body: bytes) -> None:
         hub = self.server_state

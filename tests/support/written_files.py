@@ -1,4 +1,4 @@
-"""Checkpoints written by tests, and what is in their folders."""
+"""Checkpoints that tests write, and the files in their folders."""
 
 from __future__ import annotations
 

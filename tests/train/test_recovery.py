@@ -1,4 +1,4 @@
-"""Recovery: held against the ungrafted derivative, stopped when short text reads as before."""
+"""Recovery: the drift from the ungrafted derivative, which stops it, and its refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ schedule: {{kind: constant}}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A derivative that has learned a little, and a graft: it, damaged, with another theta."""
+    """A derivative after a short training, and a graft: its damaged weights with another theta."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("recover")
@@ -42,13 +42,13 @@ def home(tmp_path_factory) -> Path:
     (folder / "first.yaml").write_text(text)
     train_model(folder / "first.yaml", folder / "derivative", device="cpu")
     state = load_file(folder / "derivative" / "model.safetensors")
-    hurt = models.changed(state, rank=2, size=1.5, seed=1)
+    damaged = models.changed(state, rank=2, size=1.5, seed=1)
     config = json.loads((folder / "derivative" / "config.json").read_text())
     config |= {"rope_theta": 400.0, "max_position_embeddings": 128}
     config["rope_parameters"]["rope_theta"] = 400.0
     graft = folder / "graft"
     graft.mkdir()
-    save_file(hurt, graft / "model.safetensors", {"format": "pt"})
+    save_file(damaged, graft / "model.safetensors", {"format": "pt"})
     (graft / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (graft / name).write_bytes((folder / "derivative" / name).read_bytes())

@@ -22,7 +22,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
-from regraft.device import each
+from regraft.device import run_in_threads
 from regraft.errors import CheckpointError
 
 _BLOCK = 1 << 20  # elements of a thread's block: 4 MB in float32
@@ -127,7 +127,7 @@ def write_tensors(
             bar.advance(output.source.nbytes)
 
         threads = torch.get_num_threads() if device.type == "cpu" else 1
-        each(outputs, make, threads, size=lambda output: output.source.nbytes)
+        run_in_threads(outputs, make, threads, size=lambda output: output.source.nbytes)
     return {output.name: results[output.name] for output in outputs if output.name in results}
 
 

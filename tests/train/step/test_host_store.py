@@ -1,8 +1,8 @@
 """Layer inputs on the host: device memory is free again in the computing stream's order.
 
-There is no GPU here: streams and events are stand-ins that only record who was told to wait for
-what. That is all the host knows on a GPU that lags behind, so what is freed too early or too late
-by this record is so there.
+There is no GPU here: streams and events are stand-ins that record which stream waits for which
+work. On a GPU that lags behind, the host knows no more than this, so a tensor that is freed too
+early or too late by this record is so there.
 """
 
 from __future__ import annotations

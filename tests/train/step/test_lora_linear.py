@@ -39,11 +39,11 @@ def step(model, x, autocast=False):
 def test_the_fused_layer_is_pefts(bias, needs_x):
     model = lora_layer(torch.float64, bias)
     x = torch.randn(2, TOKENS // 2, INNER, dtype=torch.float64, requires_grad=needs_x)
-    wanted = step(model, x)
+    expected = step(model, x)
     fuse_lora(model)
-    torch.testing.assert_close(step(model, x), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(step(model, x), expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(model(x), wanted[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(model(x), expected[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -55,12 +55,12 @@ def test_narrow_results_are_no_further_from_exact_than_pefts(autocast):
     x = torch.randn(1, TOKENS, INNER).bfloat16().requires_grad_()
     exact = lora_layer(torch.float64)
     exact.load_state_dict(model.state_dict())
-    wanted = step(exact, x.detach().double().requires_grad_())
+    expected = step(exact, x.detach().double().requires_grad_())
     theirs = step(model, x, autocast)
     fuse_lora(model)
     ours = step(model, x, autocast)
     unit = torch.finfo(torch.bfloat16).eps / 2
-    for got, other, want in zip(ours, theirs, wanted, strict=True):
+    for got, other, want in zip(ours, theirs, expected, strict=True):
         assert got.dtype == other.dtype
         error = float((got.double() - want).norm() / want.norm())
         assert error < 3 * unit
@@ -68,7 +68,7 @@ def test_narrow_results_are_no_further_from_exact_than_pefts(autocast):
 
 
 class Products(TorchDispatchMode):
-    """(rows, inner size) of every product."""
+    """Records the shape of the first factor, (rows, inner size), of every product."""
 
     def __init__(self):
         super().__init__()
