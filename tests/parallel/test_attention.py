@@ -191,7 +191,7 @@ def test_one_process_needs_no_launcher() -> None:
     assert mesh.describe(tiny_llama(torch.float32), 64) == "one process; attention kernel torch-cpu"
 
 
-def test_documents_do_not_see_each_other():
+def test_documents_do_not_see_each_other() -> None:
     model = tiny_model()
     attach(model)
     ids = torch.randint(0, 50, (1, 30))
@@ -202,10 +202,10 @@ def test_documents_do_not_see_each_other():
     torch.testing.assert_close(both[:, 10:], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_the_reference_kernel_is_as_wide_under_autocast():
+def test_the_reference_kernel_is_as_wide_under_autocast() -> None:
     q, k, v = (torch.randn(1, 2, 16, 8).bfloat16() for _ in range(3))
     part = Mesh(kernel="reference").cut({"input_ids": torch.zeros(1, 16).long()})
     expected = part["context_parallel"].attend(q, k, v, 0.3)
     with torch.autocast("cpu", torch.bfloat16):
-        found = part["context_parallel"].attend(q, k, v, 0.3)
-    assert torch.equal(found, expected)
+        result = part["context_parallel"].attend(q, k, v, 0.3)
+    assert torch.equal(result, expected)

@@ -28,7 +28,7 @@ def test_numbers_are_summed_on_the_host_whatever_the_device(collectives):
 
 
 def test_a_process_makes_only_the_groups_that_it_is_in(monkeypatch):
-    """1,024 processes: a dimension of one rank has no group; nobody creates the groups of others."""
+    """Of 1,024. A dimension of one rank has no group."""
     created, new_group = [], dist.new_group
 
     def counted(ranks=None, **options):
