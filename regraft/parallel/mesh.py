@@ -45,8 +45,8 @@ WAIT_TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True, eq=False)
 class Processes:
-    """Which process this is among all, and how they share a sequence; `shards.Mesh` adds the cut
-    of a batch. Made by `create`."""
+    """The mesh of all processes, and this one's coordinates in it; `shards.Mesh` adds the cut of a
+    batch. Made by `create`."""
 
     context: int = 1
     ulysses: int = 1
@@ -160,7 +160,7 @@ class Processes:
 
         On GPUs this goes by gloo, whose failure can be caught. NCCL's watchdog aborts the process
         instead, so the first collective of a step is one of these: a rank that died is usually
-        noticed there (see `guard`).
+        detected there (see `guard`).
         """
         return self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
@@ -172,7 +172,7 @@ class Processes:
 
     def sum_tokens(self, labels: Tensor) -> int:
         """Number of labels that are not -100 over the parts of all processes, at least 1: divide a
-        summed loss by it, so that every token weighs the same on whichever rank it lies."""
+        summed loss by it, so that every token weighs the same on every rank."""
         return max(int(self.sum_numbers([int((labels != -100).sum())])[0]), 1)
 
     @contextmanager

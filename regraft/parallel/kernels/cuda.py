@@ -4,7 +4,7 @@
              needs its wheel and compute capability 9.0
     cudnn    cuDNN's fused attention; documents go through flash, which has variable lengths
     flash    FlashAttention-2 (2307.08691), built into torch
-    flash-attn  the same from the flash-attn package, for head sizes or fixes torch has not
+    flash-attn  the same from the flash-attn package, for head sizes and fixes that torch lacks
 
 All take bfloat16 and float16. Under `torch.use_deterministic_algorithms` flash's gradients are the
 same bits twice; cuDNN's may differ. torch's layouts: flash [B, S, H, D], or [T, H, D] with
@@ -81,7 +81,7 @@ class Flash(Kernel):
     def _run_backward(
         self, inputs: list[Tensor], lse: Tensor, layout: Layout, causal: bool, scale: float
     ) -> Grads:
-        # Without dropout the random state is never read, but the operator wants its tensors.
+        # Without dropout the random state is never read, but the operator requires its tensors.
         device = lse.device
         state = torch.zeros(2, dtype=torch.uint64, device=device)
         dq, dk, dv = aten._flash_attention_backward(
@@ -108,8 +108,8 @@ class Flash3(Flash):
 
 
 class Cudnn(StartAligned, Flash):
-    """cuDNN's attention. Its backward wants the random state that its own forward returned; without
-    dropout any will do."""
+    """cuDNN's attention. Its backward takes the random state of its own forward; without dropout
+    any value will do."""
 
     name = "cudnn"
 
