@@ -47,9 +47,8 @@ def test_every_part_holds_on_a_cpu_and_leaves_tables(tmp_path):
     assert "do not hold" not in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence_says_so(gpu, monkeypatch, tmp_path, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     assert call(gpu, monkeypatch, "-o", tmp_path) == 2
     assert "sees no GPU here" in capsys.readouterr().err
     assert (tmp_path / "gpu.jsonl").read_text() == ""

@@ -127,7 +127,4 @@ def test_architectures_of_another_type_name_none(tmp_path: Path, named: object) 
     folder = save(tmp_path / "m", LLAMA, weights(LLAMA))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": named}))
-    try:
-        assert inspect_model(folder).architecture is None
-    except CheckpointError as error:
-        assert "config.json" in str(error)  # noqa: PT017
+    assert inspect_model(folder).architecture is None
