@@ -48,7 +48,7 @@ def test_a_long_wait_is_told_also_where_notes_are_not(
     assert re.fullmatch(r"Publishing: \d+ s so far", lines[-1])
 
 
-def test_time_left_is_reckoned_from_what_was_really_done(monkeypatch):
+def test_time_left_follows_from_the_work_of_this_run(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("regraft.progress.time.monotonic", lambda: now[0])
     with progress.bar("training", total=1000) as bar:

@@ -60,7 +60,7 @@ def uninterrupted_run(tmp_path_factory, data_folder, children) -> tuple[Path, in
     return out, done["calls"]
 
 
-def test_runs_killed_anywhere_go_on_to_the_last_digit(
+def test_runs_killed_anywhere_resume_to_the_same_bytes(
     trained_model, uninterrupted_run, data_folder, tmp_path, children
 ):
     recipe = write_recipe(tmp_path, data_folder)
@@ -91,7 +91,7 @@ def test_a_full_disk_keeps_the_last_good_state(
     assert read_losses(tmp_path / "out") == read_losses(trained_model)
 
 
-def test_another_recipe_does_not_go_on_with_a_run(data_folder, tmp_path, undrawn):
+def test_a_run_is_not_resumed_with_another_recipe(data_folder, tmp_path, undrawn):
     recipe = write_recipe(tmp_path, data_folder, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
     with pytest.raises(RegraftError, match="lower the rate"):
         train_model(recipe, tmp_path / "out", device="cpu")
@@ -100,7 +100,7 @@ def test_another_recipe_does_not_go_on_with_a_run(data_folder, tmp_path, undrawn
         train_model(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
-def test_weights_that_are_no_numbers_are_not_trained(trained_model, data_folder, tmp_path):
+def test_weights_that_are_not_finite_are_refused(trained_model, data_folder, tmp_path):
     from safetensors.torch import save_file
 
     model = tmp_path / "model"
@@ -114,7 +114,7 @@ def test_weights_that_are_no_numbers_are_not_trained(trained_model, data_folder,
         )
 
 
-def test_a_deterministic_run_has_torch_and_cublas_and_the_kernel_that_are(
+def test_a_deterministic_run_sets_torch_and_cublas_and_picks_the_kernel(
     trained_model, data_folder, tmp_path, monkeypatch, undrawn
 ):
     """On a CPU the weights are those of any run; a GPU gets the one kernel that obeys."""

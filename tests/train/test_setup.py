@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_what_cannot_work_is_said_before_it_starts(old, new, words, dry_run, data_folder, tmp_path):
+def test_recipes_that_cannot_work_are_refused_before_the_run(
+    old, new, words, dry_run, data_folder, tmp_path
+):
     assert old in RECIPE
     recipe = write_recipe(tmp_path, data_folder, RECIPE.replace(old, new))
     with pytest.raises(InputError) as caught:
@@ -94,7 +96,7 @@ def test_dry_run_and_schema_write_nothing(data_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_a_stage_that_ends_within_its_warm_up_is_told(data_folder, tmp_path):
+def test_a_stage_that_ends_within_its_warm_up_warns(data_folder, tmp_path):
     text = RECIPE.replace("rate: 1e-3", "rate: 1e-3, schedule: {{warmup: 5}}")
     with pytest.warns(UserWarning, match="Stage 2 warms up for 5 steps and has 5"):
         train_model(

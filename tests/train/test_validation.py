@@ -14,9 +14,7 @@ from regraft.train.validation import reason_to_stop
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_transformers_reads_the_model_and_finds_the_nll_that_was_watched(
-    trained_model, data_folder
-):
+def test_the_logged_nll_is_that_of_transformers(trained_model, data_folder):
     model = AutoModelForCausalLM.from_pretrained(trained_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained_model)
     texts = list(documents(Text("synthetic", "notes", documents=30, words=256, seed=5)))

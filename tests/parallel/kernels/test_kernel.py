@@ -192,7 +192,7 @@ class _PackageSignatures:
         assert dq.shape == q.shape == out.shape
 
 
-def test_auto_says_when_only_plain_products_are_left(monkeypatch: Any) -> None:
+def test_auto_warns_where_only_plain_products_are_left(monkeypatch: Any) -> None:
     """torch has no kernel for some head sizes; plain products are many times slower."""
     monkeypatch.setattr(CpuFlash, "dtypes", ())
     choose.cache_clear()

@@ -25,7 +25,7 @@ from regraft.train.recipe.schema import Body, trains_everything
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "recover"])
-def test_what_trains_is_said_once(method):
+def test_full_and_recover_train_everything_and_lora_does_not(method):
     body = Body(
         model="m", method=method,
         stages=[{"length": 64, "steps": 1}], data={"sources": [{"name": "a", "text": "a"}]},

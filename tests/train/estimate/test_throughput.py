@@ -26,7 +26,7 @@ from regraft.train.output import log as metrics
         ("NVIDIA GeForce RTX 3090", 71e12), ("NVIDIA T4", None),
     ],
 )  # fmt: skip
-def test_the_peak_rate_is_of_the_very_card(name, peak, monkeypatch):
+def test_the_peak_rate_is_that_of_the_named_card(name, peak, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert throughput.known_peak(torch.device("cuda")) == peak
 
@@ -40,7 +40,7 @@ def test_peaks_count_what_other_streams_hold_and_what_the_allocator_keeps(monkey
     assert own.reserved is own.retries is None
 
 
-def test_speed_is_told_and_mfu_only_against_a_known_rate(trained_model, data_folder, tmp_path):
+def test_speed_is_logged_and_mfu_only_for_a_known_peak(trained_model, data_folder, tmp_path):
     line = metrics.read_lines(trained_model / "metrics.jsonl")[-1]
     assert "mfu" not in line
     assert line["tokens_per_second"] == pytest.approx(2 * 256 / line["seconds"])

@@ -33,9 +33,7 @@ class Service:
         return call
 
 
-def test_services_are_told_where_they_are_asked_for_or_installed(
-    data_folder, tmp_path, monkeypatch
-):
+def test_trackers_log_every_step_and_its_loss(data_folder, tmp_path, monkeypatch):
     wandb, board = types.ModuleType("wandb"), types.ModuleType("torch.utils.tensorboard")
     run, writer = Service(), Service()
     wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
@@ -59,7 +57,7 @@ def test_services_are_told_where_they_are_asked_for_or_installed(
     assert not list((tmp_path / "out").rglob("*wandb*"))
 
 
-def test_a_run_to_be_sent_later_is_kept(tmp_path):
+def test_offline_runs_are_moved_to_the_output(tmp_path):
     kept = tmp_path / "states/wandb/offline-run-7"
     kept.mkdir(parents=True)
     (kept / "run.wandb").write_text("figures")
@@ -80,7 +78,7 @@ def test_tensorboard_reads_what_was_trained(data_folder, tmp_path):
     assert values
 
 
-def test_a_service_that_refuses_is_one_sentence(tmp_path, monkeypatch):
+def test_an_error_of_wandb_is_one_sentence(tmp_path, monkeypatch):
     wandb: Any = types.ModuleType("wandb")
 
     def init(**_: Any) -> None:
@@ -93,7 +91,7 @@ def test_a_service_that_refuses_is_one_sentence(tmp_path, monkeypatch):
         trackers.Trackers(tmp_path / "tensorboard", tmp_path / "states", 0, body)
 
 
-def test_a_service_that_is_not_installed_is_refused(data_folder, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_refused(data_folder, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "wandb" else find_spec(name)

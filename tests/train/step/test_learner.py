@@ -56,7 +56,7 @@ def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_no_layer_meets_wide_hidden_states_in_narrow_arithmetic(method):
+def test_no_layer_gets_wide_hidden_states_in_narrow_arithmetic(method):
     stage, source = {"length": 8, "steps": 1}, {"name": "a", "text": "a"}
     body = Body.model_validate(
         {"model": "m", "method": method, "dtype": "bfloat16", "stages": [stage],

@@ -62,7 +62,7 @@ def test_memory_savers_do_not_change_the_result(how, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 3), (2, 8, 4), (1, 1, 1)])
-def test_what_waits_on_the_host_in_pieces_is_what_was_sent(shape, monkeypatch):
+def test_a_tensor_in_pieces_on_the_host_comes_back_unchanged(shape, monkeypatch):
     monkeypatch.setattr(memory, "_PIECE", 32)
     sent = torch.randn(shape).bfloat16()
     pieces = memory.to_pieces(sent, torch.empty_like)

@@ -30,7 +30,7 @@ def test_the_model_rotates_by_the_stages_table(family):
     assert ContextSpec.from_config(model.config.to_dict()) == spec
 
 
-def test_a_theta_too_small_for_its_length_is_said():
+def test_a_theta_too_small_for_its_length_is_noted():
     spec = ContextSpec({"rope_type": "default", "rope_theta": 5e5}, 8192)
     lines = " ".join(wavelengths(Rotary(spec, 128, 8192)))
     assert "longest wavelength 2,559,1" in lines
@@ -38,7 +38,7 @@ def test_a_theta_too_small_for_its_length_is_said():
     assert "below Men's bound 4,698,8" in " ".join(wavelengths(Rotary(spec, 128, 2**20 // 12)))
 
 
-def test_a_model_that_keeps_its_old_frequencies_is_found_out():
+def test_a_model_that_keeps_its_old_frequencies_is_refused():
     model = tiny_model(torch.float32)
     attach(model)
     old = model.model.rotary_emb
