@@ -22,6 +22,7 @@ from regraft.adapters import lineage
 from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, PREFIX, RECORD, WEIGHTS
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import PORTABLE_CAP, vllm_problems
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
@@ -211,7 +212,7 @@ def _stored(
         if not (torch.isfinite(stored_a).all() and torch.isfinite(stored_b).all()):
             raise InputError(
                 f"The factors of '{module.name}' hold NaN or numbers too large for "
-                f"{str(dtype).removeprefix('torch.')}; choose a wider dtype."
+                f"{dtype_name(dtype)}; choose a wider dtype."
             )
         roundings[module.name] = rounding_error((b, a), (stored_b, stored_a))
         (m, n), rank = module.shape, uniform_rank or module.rank

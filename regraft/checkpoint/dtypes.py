@@ -13,3 +13,8 @@ OUTPUT_DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """'bfloat16' for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

@@ -15,9 +15,10 @@ from regraft.adapters.inspect.descriptions import (
     LeafFigures,
     ModuleFigures,
 )
-from regraft.adapters.inspect.figures import dtype_name, leaf_of, mean, squared_product
+from regraft.adapters.inspect.figures import leaf_of, mean, squared_product
 from regraft.adapters.reader import Adapter
 from regraft.adapters.serving import readers
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.read.tensor_file import TensorFile
 from regraft.lowrank.effective_rank import effective_rank_of_factors
 

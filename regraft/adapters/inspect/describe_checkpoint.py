@@ -20,8 +20,8 @@ from regraft.adapters.inspect.descriptions import (
     MergeOrigin,
     RoleSize,
 )
-from regraft.adapters.inspect.figures import dtype_name
 from regraft.checkpoint.config import architecture_of, meta_model
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.hf.roles import Role, tensor_roles, unknown_tensors
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 Factors = tuple[Tensor, Tensor]  # B (m, r), A (r, n)
@@ -25,8 +24,3 @@ def mean(values: Sequence[float]) -> float:
 def leaf_of(tensor: str) -> str:
     """'q_proj' for 'model.layers.3.self_attn.q_proj.weight'."""
     return tensor.removesuffix(".weight").rpartition(".")[2]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16' for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from regraft.checkpoint.config import explain_errors, load_config, quiet
-from regraft.checkpoint.dtypes import FLOAT_DTYPES
+from regraft.checkpoint.dtypes import FLOAT_DTYPES, dtype_name
 from regraft.checkpoint.finite import is_finite
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.read.tensor_file import TensorFile
@@ -178,7 +178,7 @@ def check_tensors(checkpoint: Checkpoint, built: Any) -> None:
             )
         if info is not None and info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"Tensor '{key}' of {name} is {str(info.dtype).removeprefix('torch.')}, and "
+                f"Tensor '{key}' of {name} is {dtype_name(info.dtype)}, and "
                 "weights are floating-point numbers; use a checkpoint that is not quantised."
             )
     expected = sum(parameter.numel() for parameter in parameters.values())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from regraft import progress
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.hf.roles import tensor_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, plan_shards
@@ -160,7 +161,7 @@ def run_mergekit(
                 role=role_of[name].kind,
                 layer=role_of[name].layer,
                 shape=list(info.shape),
-                dtype=str(info.dtype).removeprefix("torch."),
+                dtype=dtype_name(info.dtype),
             )
             for name, info in made.tensors.items()
         }

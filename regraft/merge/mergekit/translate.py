@@ -12,6 +12,7 @@ import yaml
 
 from regraft.adapters.folder import CONFIG as ADAPTER_CONFIG
 from regraft.adapters.folder import WEIGHTS
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.hf.view import link_files, link_model
 from regraft.document import Where
 from regraft.merge.inputs.inputs import Input, Inputs
@@ -47,7 +48,7 @@ def _translated(recipe: Recipe, donor: Input, views: _Views) -> dict[str, Any]:
         (donor.info(n).dtype for n, role in donor.role_of.items() if role.kind == "projection"),
         torch.float32,
     )
-    out_dtype = recipe.out_dtype or str(stored).removeprefix("torch.")
+    out_dtype = recipe.out_dtype or dtype_name(stored)
     return {**spelled(body, ()), "dtype": "float32", "out_dtype": out_dtype}
 
 

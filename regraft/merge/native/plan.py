@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.write.shard_plan import PlannedTensor, plan_shards
 from regraft.errors import InputError
 from regraft.merge.files.config import output_config
@@ -103,11 +104,6 @@ def make_plan(
         max_shard_bytes=max_shard_bytes,
     )
     return Plan(method, outputs, config, shards)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16' for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _output(recipe: Recipe, method: Method, group: Group) -> Output:

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regraft.checkpoint.dtypes import dtype_name
 from regraft.merge.inputs.match import StoredTensor
-from regraft.merge.native.plan import Output, dtype_name
+from regraft.merge.native.plan import Output
 from regraft.merge.native.stream import Tally
 from regraft.records import (
     ChangeFigures,
