@@ -86,7 +86,7 @@ def answer_items(
 
 
 def judge_answers(work: Work, files: ItemFiles, answers: Answers, folder: Path) -> None:
-    """Add the judge's verdicts, if there is a judge, to `answers` of the tasks with free ones."""
+    """Add the judge's verdicts to the free answers among `answers`, if there is a judge."""
     if work.judge is None:
         return
     free = [task.name for task in work.tasks if task.judged]

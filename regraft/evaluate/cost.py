@@ -83,8 +83,8 @@ def _size(source: Source) -> tuple[int, int]:
 
 
 def _rate(device: torch.device, rows: int) -> float:
-    """Operations a second of [rows, 2048] x [2048, 2048], on a GPU of [rows, 8192] x [8192, 8192]:
-    a smaller product is done before the next one is started."""
+    """Operations a second of [rows, 2048] x [2048, 2048], on a GPU of [rows, 8192] x [8192, 8192],
+    which computes a smaller product in less time than a launch takes."""
     on_cpu = device.type == "cpu"
     dtype, width = (torch.float32, 2048) if on_cpu else (torch.bfloat16, 8192)
     left = torch.ones(rows, width, device=device, dtype=dtype)

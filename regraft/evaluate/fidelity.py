@@ -24,7 +24,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers.distributed import barrier, broadcast_from_first
 from regraft.evaluate.answers.model import Source
-from regraft.evaluate.result import EvaluatedAdapter
+from regraft.evaluate.result import ADAPTED_PREFIX, EvaluatedAdapter
 from regraft.evaluate.settings import GraftPoint
 from regraft.parallel import Mesh
 
@@ -171,4 +171,4 @@ def _mean_rank(lora: Adapter) -> float:
 def _name(lora: Adapter) -> str:
     ranks = _ranks(lora) or [0]
     low, high = min(ranks), max(ranks)
-    return f"donor, rank {low}" if low == high else f"donor, rank {low} to {high}"
+    return f"{ADAPTED_PREFIX}rank {low}" + (f" to {high}" if low != high else "")

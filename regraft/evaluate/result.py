@@ -16,6 +16,8 @@ from regraft.evaluate.statistics import Ratio
 from regraft.records import SCHEMA_VERSION, read_record
 
 FILE = "result.json"
+ADAPTED_PREFIX = "donor, "
+"""The names of a base with an adapter begin with it, such as 'donor, rank 16'."""
 Interval = tuple[float, float]
 Verdict = Literal["agrees", "disagrees", "no verdict"]
 

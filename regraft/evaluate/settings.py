@@ -24,11 +24,26 @@ class GraftPoint:
 class Settings:
     """What an evaluation measures, and on how many items.
 
-    lengths: in tokens, answer included. items: for each cell. texts: for perplexity and drift.
-    batch: in tokens, by default 2048 on a CPU, where more is slower, and 32768 on a GPU. limit: of
-    lm-eval's items. adapters: for extraction fidelity. grafts: evaluated beside or instead of the
-    model named graft. judge (a URL) and judge_model: for verdicts
-    on free answers.
+    suites       names of suites, tasks and measures
+    lengths      of the prompts in tokens, answer included; empty: from the models' contexts
+    items        items of each task at each length
+    haystack     'grammar', 'code', 'world', or the path of a text file or of a folder of them
+    qa           question files (SQuAD or HotpotQA): the first for qa_1, the second for qa_2
+    needles      needles that a question of the needle task asks for
+    decoys       needles with similar keys beside them
+    depths       number of depths in the grid of the needle task
+    sigmoid      whether these depths are closer together at both ends, instead of evenly spaced
+    scoring      'teacher', 'generate', or 'auto' for each task's own
+    twins        whether every item is also answered without its evidence
+    chat         whether prompts are in the tokenizer's chat template
+    texts        number of plain texts for perplexity, and at least as many for drift
+    batch        tokens in a batch; None: 32768 on a GPU, 2048 on a CPU (16384 to generate)
+    limit        items of each task of lm-eval; None: all
+    adapters     adapters whose extraction fidelity is measured
+    grafts       grafts that are evaluated beside or instead of the model named graft
+    judge        URL of the judge of free answers; None: there is none
+    judge_model  name of the judge's model
+    seed         of items, haystacks and texts
     """
 
     suites: tuple[str, ...] = ("needle", "perplexity", "drift")

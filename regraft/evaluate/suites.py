@@ -42,7 +42,7 @@ def all_tasks() -> dict[str, Task]:
         if not isinstance(task, Task):
             raise InputError(
                 f"The package {package} registers a {type(task).__name__} as a task of regraft, "
-                "which wants a regraft.evaluate.tasks.Task; update or uninstall it."
+                "which must be a regraft.evaluate.tasks.Task; update or uninstall it."
             )
         if task.name in {*tasks, *SUITES, *MEASURES}:
             raise InputError(

@@ -20,6 +20,7 @@ KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 LARGEST_REPLY = 1_000_000
 """Bytes."""
 _TEMPORARY = (408, 409, 425, 429)  # worth another try, as are all from 500
+# Usual segments of an API's path. Messages mask all others, since any of them may be a key.
 _PUBLIC_SEGMENT = re.compile(
     r"v\d{1,2}(alpha|beta)?|api|openai|openapi|chat|completions|inference|models|deployments|engines"
 )

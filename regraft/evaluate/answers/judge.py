@@ -3,7 +3,7 @@
 Any endpoint with OpenAI's /chat/completions can be used; its key, if it needs one, is read from
 REGRAFT_JUDGE_KEY or else OPENAI_API_KEY. The verdict, yes or no, is reported beside the string
 score and never replaces it. Every prompt and reply is written to a file at once, so a resumed run
-asks no question twice.
+sends no prompt twice.
 
 The key is sent to the given host only: redirects are not followed. The key and every secret in the
 URL (user name and password, query, path segments that look random) appear in no message and no
@@ -121,7 +121,7 @@ def add_verdicts(
     judge: Judge, items: Sequence[Item], answers: Sequence[Answer], path: Path
 ) -> list[Answer]:
     """The answers of a cell with the judge's verdicts. Every prompt and reply is appended to `path`
-    as a JSON line; a prompt that is already in it is not asked again.
+    as a JSON line; a prompt that is already in it is not sent again.
 
     Raises RegraftError if the judge stops answering."""
     known = _read_verdicts(path)
@@ -130,13 +130,15 @@ def add_verdicts(
         for item, answer in zip(items, answers, strict=True):
             question = item.details.question
             assert question is not None, "a judged task gives its question"
-            asked = question, item.references, answer.said or ""
-            prompt = judge_prompt(*asked)
+            text = answer.said or ""
+            prompt = judge_prompt(question, item.references, text)
             if prompt not in known:
                 try:
-                    verdict, reply = judge.verdict(*asked)
+                    verdict, reply = judge.verdict(question, item.references, text)
                 except RegraftError as error:
-                    raise RegraftError(f"{error}; continue with --resume when it does.") from None
+                    raise RegraftError(
+                        f"{error}; when the judge answers again, continue with --resume."
+                    ) from None
                 known[prompt] = verdict
                 entry = {"number": answer.number, "verdict": verdict, "reply": reply}
                 file.write(json.dumps({**entry, "prompt": prompt}, ensure_ascii=False) + "\n")

@@ -1,11 +1,11 @@
 """Published suites through lm-evaluation-harness, the `eval` extra: `--suite lm-eval:mmlu`.
 
 The harness gets the model that is already loaded, so a recipient with another RoPE is measured like
-any other model. A name is one of its tasks or groups, or a YAML file with a task of your own.
-Scores are recorded item by item, for paired retention. The harness (0.4.13) deviates from RULER as
-published in two ways, in which `--suite ruler` does not: its `part` scorer takes the mean over
-references instead of the best, and essay and common-word prompts stop growing at the end of their
-text.
+any other model. A name is one of its tasks or groups, or a YAML file that defines a task. Scores
+are recorded for each item, so that retention compares models item by item. The harness (0.4.13)
+differs from RULER as published in two points in which `--suite ruler` does not: its `part` scorer
+takes the mean over references instead of the maximum, and prompts of the essay and common-word
+tasks are no longer than their source text.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def measure(
         metric, scores = "", []
         for samples in output["samples"].values():
             metric = _metric(samples[0])
-            first = samples[0].get("filter")  # the harness scores a generated text by several
+            # the harness scores a generated text once for each filter; the first one counts
+            first = samples[0].get("filter")
             scores += [float(s[metric]) for s in samples if s.get("filter") == first]
         if not all(map(math.isfinite, scores)):
             raise InputError(

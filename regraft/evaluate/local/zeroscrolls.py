@@ -72,7 +72,7 @@ def _cases(path: Path) -> list[Case]:
 def _case(same: list[dict[str, Any]]) -> Case:
     first = same[0]
     text, start, end = first["input"], first["document_start_index"], first["document_end_index"]
-    # the header of the answer stands last, behind a blank line: 'Answer:'
+    # the header of the answer comes last, after a blank line: 'Answer:'
     query, blank, header = text[end:].rstrip().rpartition("\n\n")
     return Case(
         text[:start], text[start:end], query, f"{blank}{header}\n",

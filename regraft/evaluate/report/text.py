@@ -5,7 +5,7 @@ from __future__ import annotations
 from regraft.evaluate.report.ruler_published import SOURCE, compare_with_published
 from regraft.evaluate.report.summary import summary
 from regraft.evaluate.report.tables import format_ratio
-from regraft.evaluate.result import EvaluationRecord, FidelityRecord
+from regraft.evaluate.result import ADAPTED_PREFIX, EvaluationRecord, FidelityRecord
 from regraft.units import format_tokens
 
 
@@ -48,7 +48,8 @@ def _fidelity(fidelity: FidelityRecord) -> list[str]:
     task = "all" if "all" in ratios else next(iter(ratios))
     far, by_adapter = list(ratios[task].items())[-1]
     shares = "; ".join(
-        f"{name.split(', ', 1)[1]}: {format_ratio(ratio)}" for name, ratio in by_adapter.items()
+        f"{name.removeprefix(ADAPTED_PREFIX)}: {format_ratio(ratio)}"
+        for name, ratio in by_adapter.items()
     )
     return [
         f"Share of the donor's gain over {fidelity.base} at {format_tokens(far)} tokens that the "
@@ -76,8 +77,9 @@ def _general(result: EvaluationRecord) -> list[str]:
         "A twin is the same prompt without its evidence; a score on it was guessed. Tables show "
         "the highest score of the twins.",
         "Effective length: the greatest length at which, and at all shorter ones, the mean over "
-        "the tasks that fit in every length reaches 85.6% (RULER's threshold), or 85% of the "
-        "model's own at the shortest length; none if that is within two standard errors of 0.",
+        "the tasks that fit in every length reaches a threshold: 85.6% (RULER's), or 85% of the "
+        "model's own mean at the shortest length. It is 'none' if the shortest length does not "
+        "reach 85.6%, or if the model's mean there is within two standard errors of 0.",
     ]
 
 

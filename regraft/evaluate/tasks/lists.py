@@ -1,10 +1,10 @@
-"""The latent list: what a list contains after a long series of operations.
+"""`LATENT_LIST`: what a list contains after a long series of operations.
 
 After the Latent List of Michelangelo (arXiv 2409.12640): a few operations make the list; between
-them are operations that undo each other at once or change other lists. The question is, in turn,
-for its sum, length, smallest or largest element, or its end. The twin has other relevant operations
-of the same form, with another result. A list whose length is the answer contains words, so that no
-number in the prompt is the answer.
+them are distractors, operations that undo each other at once or change other lists. The question
+is, in turn, for its sum, length, smallest or largest element, or its end. The twin has other
+relevant operations of the same form, with another result. A list whose length is the answer
+contains words, so that no number in the prompt is the answer.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     twin_program = evidence
     while str(evidence[2]) in str(twin_program[2]):
         twin_program = _program(rng, name, view, drawn[half : 2 * half])
-    idle_values = drawn[2 * half :]
-    firsts = {other: rng.sample(idle_values, _FIRST) for other in others}
+    other_values = drawn[2 * half :]
+    firsts = {other: rng.sample(other_values, _FIRST) for other in others}
     depths = sorted(rng.random() for _ in range(_RELEVANT))
     more = kit.rng("idle", budget, number)
-    idle: list[str] = []
+    distractors: list[str] = []
 
     def build(units: int, program: Program = evidence) -> str:
-        while len(idle) < units:
-            idle.append(_idle(more, name, others, idle_values))
+        while len(distractors) < units:
+            distractors.append(_distractor(more, name, others, other_values))
         starts = "".join(
             f"{key} = {value}\n" for key, value in ({name: program[0]} | firsts).items()
         )
-        lines = hide(idle[:units], [line + "\n" for line in program[1]], depths)
+        lines = hide(distractors[:units], [line + "\n" for line in program[1]], depths)
         return (
             f"Lines of Python, run from first to last.\n\n{starts}{lines}\n"
             f"Question: what does print({view.format(name)}) show after the last line?"
@@ -92,8 +92,8 @@ def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Pro
     return first, lines, VIEWS[view](state)
 
 
-def _idle(rng: random.Random, name: str, others: list[str], values: list[Any]) -> str:
-    """Lines that do not change the list in the end."""
+def _distractor(rng: random.Random, name: str, others: list[str], values: list[Any]) -> str:
+    """One or two operations that leave the list as it was."""
     value = repr(rng.choice(values))
     if rng.random() < 0.5:
         return rng.choice(

@@ -1,4 +1,4 @@
-"""RULER's eight needle tasks: keys and values hidden in an essay, in noise, or among their like.
+"""RULER's eight needle tasks: keys and values hidden in an essay, in noise, or among other needles.
 
 Needles stand at grid depths in essays and at any line of noise and of needle haystacks. Which
 needle takes which position is the same in every item (NVIDIA shuffles them with a fixed seed),
@@ -120,7 +120,7 @@ def _sentence(spec: NeedleSpec, needle: Needle) -> str:
 
 
 def _wording(spec: NeedleSpec, queried: list[str]) -> tuple[str, str, str]:
-    """(what stands before the text, the question behind it, the beginning of the answer)."""
+    """(the text before the haystack, the question after it, the beginning of the answer)."""
     several = spec.values * spec.queries > 1
     kind = _KINDS[spec.value]
     verb, kinds = ("are", f"{kind}s") if several else ("is", kind)

@@ -1,10 +1,13 @@
 """RULER's two aggregation tasks: common words and frequent words.
 
-Common words: a numbered list with 10 words that occur 30 times each and others that occur 3 times
-(6 and 1 below a length of 4096); one solved example of 40 words with 10 and 3 (20 words with 3 and
-1) comes first. Frequent words: word k of a vocabulary of (length - 50) // 50 occurs
-n / (k^2 zeta(2)) times; the first is '...', the next three are the answer. The words are made up,
-so there is no end of them; NVIDIA's common words are English.
+`COMMON_WORDS`: which 10 words of a numbered list are the most frequent? They occur 30 times each,
+all others 3 times (6 times and once below a length of 4096 tokens). A solved example comes first,
+of 40 words, of which 10 occur 10 times and the others 3 times (20 words, 3 times and once).
+
+`FREQUENT_WORDS`: which three words are the most frequent after '...'? Word k of a vocabulary of
+(length - 50) // 50 words occurs n / (k^2 zeta(2)) times; the first is '...'.
+
+The words are made up, so any number is available; NVIDIA's common words are English.
 
 The order of an answer does not matter, so these are generated rather than teacher-forced.
 """
