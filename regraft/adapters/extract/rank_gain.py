@@ -120,7 +120,7 @@ def _step(gain: RankGain) -> str:
 def _suggestion(by_rank: list[RankGain], rank: int) -> str:
     highest = by_rank[-1]
     if rank > highest.rank:
-        return f"{rank}: more stands above rounding, and the last step up still gained"
+        return f"{rank}: more directions are above rounding, and the last doubling still gained"
     if rank == highest.rank:
         return f"{rank}, as it is"
     gain = next(gain for gain in by_rank if gain.rank == rank)

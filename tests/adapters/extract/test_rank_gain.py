@@ -109,7 +109,6 @@ def test_noise_along_the_captured_directions_is_no_signal(signals, tmp_path):
     assert 0.9 < totals.signal_captured < 0.999
     assert totals.suggested_rank < 32
     lines = dict(summary(record))
-    assert "kept" not in lines
     assert f"{totals.signal:.1%} of the change's energy" in lines["above rounding"]
     assert f"the adapter has {totals.signal_captured:.1%} of that" in lines["above rounding"]
     assert f"of that, error {totals.by_rank[-2].error:.4f}" in lines["at rank 16"]
@@ -119,7 +118,9 @@ def test_noise_along_the_captured_directions_is_no_signal(signals, tmp_path):
 def test_rank_one_has_its_lines_too(pair, tmp_path):
     record = extract_lora(*pair, tmp_path / "a", rank=1, verify=False)
     assert [gain.rank for gain in record.totals.by_rank] == [1]
-    assert dict(summary(record))["suggested rank"].startswith("2: more stands above rounding")
+    assert dict(summary(record))["suggested rank"].startswith(
+        "2: more directions are above rounding"
+    )
 
 
 def gain(rank: int, captured: float | None) -> RankGain:
