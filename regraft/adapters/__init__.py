@@ -1,1 +1,1 @@
-"""The change between two checkpoints as a LoRA adapter: extracted, looked at, applied."""
+"""The change between two checkpoints as a LoRA adapter: extracted, inspected, applied."""

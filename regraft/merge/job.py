@@ -91,7 +91,7 @@ def merge_models(
     """
     if engine not in ENGINES:
         raise InputError(f"--engine '{engine}' is not one of {', '.join(ENGINES)}.")
-    where = pick_device(device)
+    torch_device = pick_device(device)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     arguments: dict[str, Plain] = {
         "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
@@ -125,17 +125,17 @@ def merge_models(
         for text in checked.notes:
             progress.warn(text)
         if dry_run:
-            return replace(record, plan=plan_lines(record, inputs, checked.plan, where))
+            return replace(record, plan=plan_lines(record, inputs, checked.plan, torch_device))
         if checked.plan is None:
             progress.note(f"{checked.reason}: merging in mergekit, a separate process")
         donor = record.donor
         progress.note(f"config from {donor.config} ({donor.why}), tokenizer from {donor.tokenizer}")
-        with job.start(to_json(record), where.type) as staging:
+        with job.start(to_json(record), torch_device.type) as staging:
             if as_adapter:
                 assert checked.plan is not None
                 adapter = into_adapter.write(
                     parsed, inputs, checked.plan, checked.context, staging,
-                    seed=seed, device=where, arguments=arguments,
+                    seed=seed, device=torch_device, arguments=arguments,
                 )  # fmt: skip
                 write_card(staging.folder, adapter, record)
                 staging.publish()
@@ -143,7 +143,7 @@ def merge_models(
             if checked.plan is not None:
                 writer = CheckpointWriter(staging, checked.plan.shards, verify=verify)
                 write_files(writer, staging.folder, checked.plan.config, checked.files)
-                sums = _stream(checked.plan, parsed.body.scale, seed, writer, staging, where)
+                sums = _stream(checked.plan, parsed.body.scale, seed, writer, staging, torch_device)
                 report = conflicts.report(checked.plan.outputs, sums)
                 record = replace(
                     record, totals=report.totals, roles=report.roles, tensors=report.tensors
@@ -151,7 +151,7 @@ def merge_models(
             else:
                 made = run_mergekit(
                     parsed, inputs, checked.donor, checked.context, checked.files, staging,
-                    seed=seed, device=where, max_shard_bytes=shard_bytes, verify=verify,
+                    seed=seed, device=torch_device, max_shard_bytes=shard_bytes, verify=verify,
                 )  # fmt: skip
                 writer = made.writer
                 write_files(writer, staging.folder, made.config, made.files)

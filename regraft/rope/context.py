@@ -128,12 +128,12 @@ class ContextSpec:
         result = copy.deepcopy(dict(config))
         model_type, target = text_model(result)
         if rotates_by_layer(model_type, target) != self.is_layered:
-            have, want = "one RoPE for all layers", "a RoPE per layer type"
+            own, expected = "one RoPE for all layers", "a RoPE per layer type"
             if self.is_layered:
-                have, want = want, have
+                own, expected = expected, own
             raise InputError(
-                f"A context with {have} cannot be written into a {model_type or 'model'} config, "
-                f"which has {want}; state the context for this model instead."
+                f"A context with {own} cannot be written into a {model_type or 'model'} config, "
+                f"which has {expected}; state the context for this model instead."
             )
         main = self._main()
         target["rope_parameters"] = copy.deepcopy(self.rope_parameters)

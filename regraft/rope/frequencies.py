@@ -109,7 +109,7 @@ def tables(
     """(cos, sin), each float32 [*positions.shape, rotary_dim], on the device of `positions`.
 
     The last axis holds every frequency twice, first half then second, as transformers'
-    `apply_rotary_pos_emb` wants it; the attention factor is already in. Angles are products in
+    `apply_rotary_pos_emb` expects it; the attention factor is already in. Angles are products in
     float64, so the tables are exact to float32 rounding (1e-7) at any position below 2**28.
     """
     import torch
@@ -127,7 +127,7 @@ def tables(
 def _yarn_ramp(rope: Mapping[str, Any], dim: int) -> torch.Tensor:
     """YaRN's gamma [dim/2]: 0 where a frequency stays as it is, 1 where it is interpolated.
 
-    arXiv 2309.00071, eq. 18 and 23: the ends are the dimensions that turn beta_fast and beta_slow
+    arXiv 2309.00071, eq. 18 and 23: the ends are the dimensions that rotate beta_fast and beta_slow
     times within the original context.
     """
     import torch

@@ -35,9 +35,9 @@ def ntk(theta: float, trained: int, target: int, head_dim: int) -> float:
 
 
 def men_bound(target: int) -> float:
-    """Least theta with which positions `target` tokens apart can be told apart: 0.0424 L ** 1.628.
+    """Least theta that distinguishes positions `target` tokens apart: 0.0424 L ** 1.628.
 
-    Men et al., arXiv 2405.14591 (fit of their table). Below it perplexity looks fine and
+    Men et al., arXiv 2405.14591 (fit of their table). Below it perplexity may be good while
     retrieval fails.
     """
     return 0.0424 * target**1.628

@@ -1,1 +1,1 @@
-"""apply."""
+"""Applying an adapter to a checkpoint: check, match to tensors, merge, card."""

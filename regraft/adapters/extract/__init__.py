@@ -1,1 +1,1 @@
-"""extract."""
+"""Extracting the change between two checkpoints as an adapter: select, decompose, choose ranks."""

@@ -76,7 +76,7 @@ def extract_lora(
     (a rank per module, PEFT only) or 'exact' (compact, plus the dense differences of all other
     tensors). modules: 'all-linear', 'attention', 'mlp', leaf names or regexes of module names,
     separated by commas. exact: LAPACK's SVD instead of the randomised one. force: accept
-    checkpoints that look swapped or unrelated. dry_run: only check; the record has a `plan`.
+    checkpoints that appear swapped or unrelated. dry_run: only check; the record has a `plan`.
 
     Returns the record in regraft.json. Raises CheckpointError (broken or mismatched checkpoints,
     NaN), LineageError (unrelated or swapped checkpoints), InputError (arguments), OutputError

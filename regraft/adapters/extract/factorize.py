@@ -34,9 +34,8 @@ from regraft.lowrank.rank import (
 )
 
 _AUTO_SLACK = 0.01  # relative increase of the error that `--rank auto` accepts for a smaller rank
-_SPARE = (
-    32  # least number of directions of a module that may be stored at a higher rank than its own
-)
+# Least number of directions computed of a module that may be stored at a higher rank than its own.
+_SPARE = 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Pairs of tensors from disk to a GPU while the pair before is decomposed.
+"""Read pairs of tensors from disk to a GPU while the previous pair is decomposed.
 
 Several threads read parts of a tensor straight into pinned memory, from where it goes to the GPU on
-a stream of its own. There are two buffers for each model, used in turn: nothing is allocated from
-module to module, and the disk is the limit.
+a stream of its own. Each model has two buffers, which alternate: nothing is allocated from module
+to module, and the disk is the limit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Pair = tuple[Tensor, Tensor]
 def uploaded(
     models: tuple[Checkpoint, Checkpoint], modules: list[Module], device: torch.device
 ) -> Iterator[tuple[Module, Pair]]:
-    """Each module with its tensor of both models on the device, ready for its current stream. Let
-    go of a pair before asking for the next, whose memory it then is.
+    """Each module with its tensor of both models on the device, ready for its current stream. Drop
+    each pair before requesting the next, which reuses its memory.
 
     Raises CheckpointError where a file ends before its tensor.
     """
@@ -56,16 +56,16 @@ class _Uploader:
         self.models, self.device, self.readers = models, device, readers
         self.compute = torch.cuda.current_stream(device)
         self.side = torch.cuda.Stream(device)
-        self.turn = 0
+        self.current = 0  # index of the buffers in use
         largest = [max(_bytes(model, module) for module in modules) for model in models]
         self.buffers = [[_pinned(size) for size in largest] for _ in range(2)]
         self.sent: list[torch.cuda.Event | None] = [None, None]
 
     def send(self, module: Module) -> tuple[Pair, torch.cuda.Event]:
-        """The pair, and when it is there. Its memory is the computing stream's, so it is free for
-        the next one when that stream is done with it."""
-        self.turn = 1 - self.turn
-        buffers, last = self.buffers[self.turn], self.sent[self.turn]
+        """The pair, and the event of its arrival. Its memory belongs to the computing stream, so
+        it is free for the next pair when that stream no longer uses it."""
+        self.current = 1 - self.current
+        buffers, last = self.buffers[self.current], self.sent[self.current]
         if last is not None:
             last.synchronize()  # the buffers have been copied
         reads = [self._read(m, module, b) for m, b in zip(self.models, buffers, strict=True)]
@@ -83,7 +83,7 @@ class _Uploader:
             pair.append(tensor)
         event = torch.cuda.Event()
         event.record(self.side)
-        self.sent[self.turn] = event
+        self.sent[self.current] = event
         return (pair[0], pair[1]), event
 
     def _read(self, model: Checkpoint, module: Module, buffer: Tensor) -> list[Future[None]]:

@@ -1,4 +1,4 @@
-"""What `inspect_model` says of two folders. `records.to_json` makes JSON of it.
+"""The records that `inspect_model` returns for two folders; `records.to_json` makes JSON of them.
 
 Norms are Frobenius norms; d = second - first.
 """
@@ -201,7 +201,7 @@ class AdapterComparison:
 @dataclass(frozen=True, kw_only=True)
 class GraftContexts:
     """Contexts in words: of the checkpoint, of the adapter's base and extended model, and of what
-    `regraft apply` would write; policy: who decided the last, see `Verdict`."""
+    `regraft apply` would write; policy: where the last comes from, see `Verdict`."""
 
     checkpoint: str
     adapter_base: str | None

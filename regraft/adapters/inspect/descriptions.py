@@ -1,4 +1,4 @@
-"""What `inspect_model` says of one folder. `records.to_json` makes JSON of it.
+"""The records that `inspect_model` returns for one folder; `records.to_json` makes JSON of them.
 
 Norms are Frobenius norms.
 """

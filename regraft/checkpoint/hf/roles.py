@@ -3,7 +3,7 @@
 Roles come from the model class, built by transformers on the meta device (no memory, no weights:
 20 ms for an 8B model), not from a table of names, so every architecture of transformers is known
 here, with its tied keys. The import of transformers takes 2 to 3 s on top of torch's, so the roles
-for a config are kept in the user's cache folder (see `regraft.cache`).
+for a config are stored in the user's cache folder (see `regraft.cache`).
 
 A checkpoint may spell names differently than the class: without `model.`, with `language_model.`,
 or with one matrix per expert where transformers 5 holds a stack. Names are matched as transformers'

@@ -39,7 +39,7 @@ class Checkpoint:
 
     name       the folder or Hub id as the user wrote it
     revision   the resolved commit of a Hub id, None for a folder
-    config     config.json as it stands on disk
+    config     config.json as stored
     tensors    by name, in natural order: shards by file name, tensors by offset within the shard
     shards     shard file name -> names of its tensors, in file order
     metadata   the safetensors `__metadata__` of the shards, merged

@@ -175,7 +175,7 @@ class CheckpointWriter:
                 path.write_bytes(data)
 
     def finish(self) -> None:
-        """Wait for the thread, sync the shards, verify if asked, and write the index last.
+        """Wait for the thread, sync the shards, verify if requested, and write the index last.
 
         Raises ValueError if a planned tensor was never written.
         """

@@ -209,7 +209,7 @@ class Staging:
                 os.unlink(entry.path)
 
     def _discard(self) -> None:
-        """Remove the staging folder, the journal last: it tells that regraft wrote the rest.
+        """Remove the staging folder, the journal last: it marks the rest as regraft's.
 
         A disk that refuses is no error here: the next run for this target removes the folder.
         """

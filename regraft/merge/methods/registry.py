@@ -73,16 +73,16 @@ class Method:
         """Whether each element of the result depends only on the same element of the inputs."""
         return self._prepare is None and self.blockwise
 
-    def bind(self, given: Mapping[str, Any], inputs: int) -> dict[str, Any]:
-        """Every parameter of the method, checked: `given` by recipe names, defaults for the rest. A
+    def bind(self, stated: Mapping[str, Any], inputs: int) -> dict[str, Any]:
+        """Every parameter of the method, checked: `stated` by recipe names, else the default. A
         single value of a per-input parameter is repeated for all inputs. Raises InputError."""
-        for name in given:
+        for name in stated:
             if name not in self.parameters:
                 hint = did_you_mean(name, self.parameters)
                 raise InputError(f"{self.name} has no parameter {name!r}{hint}")
         bound: dict[str, Any] = {}
         for parameter in self.parameters.values():
-            value = given.get(parameter.name, parameter.default)
+            value = stated.get(parameter.name, parameter.default)
             if value is REQUIRED:
                 if parameter.per_input and not inputs:
                     value = []

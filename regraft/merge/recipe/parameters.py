@@ -34,19 +34,19 @@ def bind(
     are matched; tensor: the output's name, for parameters that all inputs share. t: position of the
     layer in its slice from 0 to 1, for gradients. Raises InputError with the recipe's line.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for parameter in method.parameters.values():
         if parameter.name == "variant" and recipe.body.ties is not None:
-            given["variant"] = recipe.body.ties.variant
+            values["variant"] = recipe.body.ties.variant
         elif parameter.per_input:
-            given[parameter.name] = [
+            values[parameter.name] = [
                 _value(recipe, method, parameter, _of_source(source, part), name, t, source)
                 for source, name in inputs
             ]
         else:
-            given[parameter.name] = _value(recipe, method, parameter, part.scopes, tensor, t, None)
+            values[parameter.name] = _value(recipe, method, parameter, part.scopes, tensor, t, None)
     try:
-        return method.bind(given, len(inputs))
+        return method.bind(values, len(inputs))
     except InputError as error:
         raise recipe.error(("parameters",), f"{str(error).rstrip('.')}.") from None
 

@@ -126,9 +126,9 @@ class Recipe(BaseRecipe[Body]):
 
     def _slices(self, mistakes: Mistakes) -> Iterator[Slice]:
         body = self.body
-        given = [key for key in ("models", "slices", "modules") if getattr(body, key) is not None]
-        if len(given) != 1 or not getattr(body, given[0]):
-            where: Where = (given[-1],) if given else ()
+        present = [key for key in ("models", "slices", "modules") if getattr(body, key) is not None]
+        if len(present) != 1 or not getattr(body, present[0]):
+            where: Where = (present[-1],) if present else ()
             mistakes.add(where, "give one of 'models', 'slices' and 'modules', not empty")
             return
         outer = ((body.parameters or {}, ("parameters",)),)

@@ -100,7 +100,7 @@ class Context(_Block):
     original: _Tokens | None = None
 
     def changes(self) -> dict[str, Any]:
-        """The values given, as `ContextSpec.extended` takes them."""
+        """The values given, as `extend_context` takes them."""
         return self.model_dump(exclude={"source"}, exclude_none=True)
 
 
