@@ -94,9 +94,9 @@ def test_added_tokens_and_missing_tensors_are_counted(family):
 def test_figures_are_finite_where_a_role_was_zero():
     zero, one = {"b": torch.zeros(4)}, {"b": torch.ones(4)}
     for first, second, distance in ((zero, one, 1.0), (one, zero, 1.0), (zero, zero, 0.0)):
-        found = lineage.relate(first, second, {}).roles["other"]
-        assert found.distance == distance
-        assert math.isfinite(found.cosine)
+        result = lineage.relate(first, second, {}).roles["other"]
+        assert result.distance == distance
+        assert math.isfinite(result.cosine)
 
 
 def test_a_sample_with_nan_names_its_tensor(tmp_path):

@@ -44,11 +44,11 @@ def test_a_plain_adapter_is_b_a_times_alpha_over_r(tmp_path):
     lora = Adapter.open(adapter(tmp_path / "a"))
     tensors = load_file(tmp_path / "a/adapter_model.safetensors")
     b, a = lora.factors(f"{Q}.weight")
-    wanted = 2 * (
+    expected = 2 * (
         tensors[f"base_model.model.{Q}.lora_B.weight"]
         @ tensors[f"base_model.model.{Q}.lora_A.weight"]
     )
-    torch.testing.assert_close(b @ a, wanted)
+    torch.testing.assert_close(b @ a, expected)
     assert lora.shape(f"{Q}.weight") == (64, 64)
     assert lora.rank(f"{Q}.weight") == 4
     assert lora.record is lora.context is lora.lineage() is lora.roles() is None
@@ -108,7 +108,7 @@ def test_factors_up_to_the_largest_norm_are_computed_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"peft_type": "LOHA"}, "is a LOHA adapter"),
         ({"peft_type": None}, "is a nameless adapter"),
@@ -128,8 +128,8 @@ def test_factors_up_to_the_largest_norm_are_computed_with(tmp_path):
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
     ],
 )
-def test_what_is_more_than_a_plain_change_is_refused(config, said, tmp_path):
-    with pytest.raises(InputError, match=said) as refused:
+def test_what_is_more_than_a_plain_change_is_refused(config, message, tmp_path):
+    with pytest.raises(InputError, match=message) as refused:
         Adapter.open(adapter(tmp_path / "a", config))
     assert "\n" not in str(refused.value)
 
@@ -143,7 +143,7 @@ A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
 
 
 @pytest.mark.parametrize(
-    ("config", "tensors", "said"),
+    ("config", "tensors", "message"),
     [
         ({"r": 8}, {}, "says 8; the config belongs to another adapter"),
         ({}, {B_KEY: torch.ones(64, 5)}, "rank 4 and 5"),
@@ -160,8 +160,8 @@ A_KEY, B_KEY = (f"base_model.model.{Q}.lora_{side}.weight" for side in "AB")
         ({"alpha_pattern": ["q_proj"]}, {}, "'alpha_pattern' should be an object"),
     ],
 )
-def test_broken_adapters_are_named(config, tensors, said, tmp_path):
-    with pytest.raises(RegraftError, match=said) as refused:
+def test_broken_adapters_are_named(config, tensors, message, tmp_path):
+    with pytest.raises(RegraftError, match=message) as refused:
         Adapter.open(adapter(tmp_path / "a", config, tensors))
     assert refused.value.exit_code == 2
     assert "\n" not in str(refused.value)
@@ -188,7 +188,7 @@ def test_replacements_and_differences_with_nan_are_refused_when_used(extracted, 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda f: (f / "adapter_config.json").unlink(), "is not an adapter: it has no"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
@@ -210,10 +210,10 @@ def test_replacements_and_differences_with_nan_are_refused_when_used(extracted, 
         ),
     ],
 )
-def test_broken_folders_are_named(change, said, tmp_path):
+def test_broken_folders_are_named(change, message, tmp_path):
     folder = adapter(tmp_path / "a")
     change(folder)
-    with pytest.raises(CheckpointError, match=said) as refused:
+    with pytest.raises(CheckpointError, match=message) as refused:
         Adapter.open(folder)
     assert "\n" not in str(refused.value)
 

@@ -83,10 +83,10 @@ def test_a_model_that_computes_no_numbers_is_refused_in_a_sentence(
     text_tokenizer().save_pretrained(tmp_path / "m")
     command = ["evaluate", str(tmp_path / "m"), "-o", str(tmp_path / "out"), "--json"]
     command += ["--lengths", "256", "--items", "2", "--texts", "1"]
-    shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == 2, shown.output
-    assert "Traceback" not in shown.output
-    assert "NaN or infinity" in shown.stderr
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 2, run.output
+    assert "Traceback" not in run.output
+    assert "NaN or infinity" in run.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -166,8 +166,8 @@ def test_drift_is_over_the_tokens_that_both_models_have(tmp_path: Path) -> None:
     large = Source("b", str(save(tmp_path / "b", CONFIG | {"vocab_size": 608}, wide))).load(CPU)
     rows = [[0, 17, 230, 41, 599]]
     for one, other in ((small, large), (large, small)):
-        found = drift.measure(one, drift.Reference(other, rows))
-        assert found == Drift(kl=0.0, top1=1.0, cosine=1.0, positions=5)
+        result = drift.measure(one, drift.Reference(other, rows))
+        assert result == Drift(kl=0.0, top1=1.0, cosine=1.0, positions=5)
 
 
 def test_tokens_that_a_model_lacks_are_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -218,22 +218,22 @@ def test_plain_texts_begin_as_texts_do_also_beside_chat_prompts() -> None:
 
 @pytest.mark.filterwarnings("ignore:5 needle items")
 def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = speaker(tmp_path / "m")
+    folder = speaker(tmp_path / "m")
     settings = Settings(("needle",), (512,), items=5)
     with pytest.raises(InputError, match="'a b' and 'a-b' are too similar"):
-        prepare([f"a b={place}", f"a-b={place}"], settings, matrix=False)
+        prepare([f"a b={folder}", f"a-b={folder}"], settings, matrix=False)
     with pytest.raises(InputError, match=r"cannot be '\.\.'"):
-        prepare([f"..={place}"], settings, matrix=False)
-    monkeypatch.chdir(place)
+        prepare([f"..={folder}"], settings, matrix=False)
+    monkeypatch.chdir(folder)
     assert [source.name for source in prepare(["."], settings, matrix=False).sources] == ["m"]
 
 
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
-    place = str(speaker(tmp_path / "m"))
+    folder = str(speaker(tmp_path / "m"))
     with pytest.raises(InputError, match="need two tokens"):
-        evaluate([place], tmp_path / "out", suite="perplexity", lengths="1")
+        evaluate([folder], tmp_path / "out", suite="perplexity", lengths="1")
     with pytest.warns(UserWarning, match="2 needle items cover only the first 2 of 5 depths"):
-        prepare([place], Settings(("needle",), (512,), items=2), matrix=False)
+        prepare([folder], Settings(("needle",), (512,), items=2), matrix=False)
 
 
 def test_several_needles_have_room_for_all_their_digits() -> None:
@@ -244,19 +244,19 @@ def test_several_needles_have_room_for_all_their_digits() -> None:
 
 
 def test_a_plan_counts_items_tokens_and_time(tmp_path: Path) -> None:
-    place = str(speaker(tmp_path / "m", **LONG))
+    folder = str(speaker(tmp_path / "m", **LONG))
     settings = Settings(("needle", "cwe", "perplexity"), (1024, 2048), items=10, needles=2, texts=3)
-    work = prepare([place], settings, matrix=False)
+    work = prepare([folder], settings, matrix=False)
     read, written = tokens(work)
     assert read[1024] == 2 * 20 * 1024
     assert read[2048] == 2 * 20 * 2048 + 3 * 2048
     assert read[32] == 3 * 2048 // 2 * 5  # a window of 32 for every 8 tokens of the second half
     assert written == 2 * 20 * 120  # of cwe; needles are only scored
-    told = plan(work, CPU)
-    assert told["items"] == 40
-    assert told["tokens to read"] == sum(read.values())
-    assert "min" in told["time"]
-    more = prepare([place, f"b={place}"], settings, matrix=False)
+    planned = plan(work, CPU)
+    assert planned["items"] == 40
+    assert planned["tokens to read"] == sum(read.values())
+    assert "min" in planned["time"]
+    more = prepare([folder, f"b={folder}"], settings, matrix=False)
     assert seconds(more, CPU) > 0
     assert plan(more, CPU)["items"] == 80
 

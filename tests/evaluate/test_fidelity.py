@@ -39,16 +39,16 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             left = torch.randn(weight.shape[0], 8, generator=generator)
             weight += 0.01 * left @ torch.randn(8, weight.shape[1], generator=generator)
     save_file(state, donor / "model.safetensors", metadata={"format": "pt"})
-    found = {"base": base, "donor": donor}
+    folders = {"base": base, "donor": donor}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(card, "_draw", lambda path, modules: None)
         for rank in (2, 8):
-            found[f"rank {rank}"] = root / f"adapter-{rank}"
+            folders[f"rank {rank}"] = root / f"adapter-{rank}"
             extract_lora(
-                str(base), str(donor), found[f"rank {rank}"], rank=str(rank), dtype="float32",
+                str(base), str(donor), folders[f"rank {rank}"], rank=str(rank), dtype="float32",
                 verify=False,
             )  # fmt: skip
-    return found
+    return folders
 
 
 @pytest.fixture

@@ -87,20 +87,20 @@ def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) ->
 def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
     prompter = Prompter(world_tokenizer())
     items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    found = answer(model, prompter, items, "teacher", budget=1000, room=4)
-    for item, got in zip(items, found, strict=True):
+    result = answer(model, prompter, items, "teacher", budget=1000, room=4)
+    for item, got in zip(items, result, strict=True):
         for prompt, key in ((item.prompt, "nll"), (item.twin, "twin_nll")):
             ids = torch.tensor([prompter.ids(prompt)])
             logits = model.model(input_ids=ids).logits[0, -1]
-            wanted = -logits.detach().log_softmax(-1)[IDS[item.references[0]]]
-            assert getattr(got, key) == pytest.approx(float(wanted), rel=1e-4)
+            expected = -logits.detach().log_softmax(-1)[IDS[item.references[0]]]
+            assert getattr(got, key) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
     prompter = Prompter(world_tokenizer())
     items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    found = answer(model, prompter, items, "candidates", budget=1000, room=4)
-    for item, got in zip(items, found, strict=True):
+    result = answer(model, prompter, items, "candidates", budget=1000, room=4)
+    for item, got in zip(items, result, strict=True):
         ids = torch.tensor([prompter.ids(item.prompt)])
         logits = model.model(input_ids=ids).logits[0, -1].detach()
         best = max(item.candidates, key=lambda word: float(logits[IDS[word]]))
@@ -110,9 +110,9 @@ def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
 
 def test_batches_hold_no_more_than_the_budget_and_every_row_once() -> None:
     lengths = [5, 90, 7, 300, 7, 2, 90]
-    found = list(batches(lengths, 200))
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    for batch in found:
+    result = list(batches(lengths, 200))
+    assert sorted(i for batch in result for i in batch) == list(range(len(lengths)))
+    for batch in result:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 200
 
 
@@ -130,15 +130,15 @@ def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
     prompter = Prompter(world_tokenizer())
     rows = perplexity.texts(prompter, World(), 160, 2, seed=0)
     assert [len(row) for row in rows] == [160, 160]
-    found = perplexity.measure(model, rows, budget=400)
+    result = perplexity.measure(model, rows, budget=400)
     ids = torch.tensor(rows)
     with torch.no_grad():
         logits = model.model(input_ids=ids).logits
     nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     nll = nll.view(2, -1)
-    assert list(found.nll) == ["0-64", "64-128", "128-160"]
-    assert found.nll["64-128"] == pytest.approx(float(nll[:, 63:127].mean()), rel=1e-4)
-    assert found.perplexity == pytest.approx(math.exp(float(nll.mean())), rel=1e-3)
+    assert list(result.nll) == ["0-64", "64-128", "128-160"]
+    assert result.nll["64-128"] == pytest.approx(float(nll[:, 63:127].mean()), rel=1e-4)
+    assert result.perplexity == pytest.approx(math.exp(float(nll.mean())), rel=1e-3)
     near = []
     for row in rows:  # windows of 32 tokens that advance by 8, behind <s>
         for at in range(80, 160, 8):
@@ -147,7 +147,7 @@ def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
                 logits = model.model(input_ids=part).logits[0, :-1]
             near.append(F.cross_entropy(logits, part[0, 1:], reduction="none")[-8:])
     gain = float(torch.cat(near).mean() - nll[:, 79:].mean())
-    assert found.gain == {"32": pytest.approx(gain, abs=1e-4)}
+    assert result.gain == {"32": pytest.approx(gain, abs=1e-4)}
 
 
 def test_key_tokens_of_one_model_are_counted_in_another(
@@ -161,12 +161,12 @@ def test_key_tokens_of_one_model_are_counted_in_another(
     assert keys is not None
     assert sum(map(len, keys)) > 3
     own = perplexity.measure(model, rows, 400)
-    found = perplexity.measure(model, rows, 400, keys)
-    assert found.key_share == pytest.approx(sum(map(len, keys)) / 160)
-    assert found.key_share != own.key_share
+    result = perplexity.measure(model, rows, 400, keys)
+    assert result.key_share == pytest.approx(sum(map(len, keys)) / 160)
+    assert result.key_share != own.key_share
     nll = model.score(rows, [[80 + at for at in row] for row in keys])
     mean = float(torch.cat([values for values, _ in nll]).mean())
-    assert found.long_perplexity == pytest.approx(math.exp(mean), rel=1e-4)
+    assert result.long_perplexity == pytest.approx(math.exp(mean), rel=1e-4)
     assert perplexity.measure(other, rows, 400) == perplexity.measure(other, rows, 400, keys)
     assert perplexity.key_tokens(other, [row[:100] for row in rows], 400) is None
 
@@ -181,14 +181,14 @@ def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
     assert own.cosine == pytest.approx(1, abs=1e-5)
     assert own.top1 == 1
     other = Source("d", str(folders["donor"])).load(CPU)
-    found = drift.measure(other, reference)
+    result = drift.measure(other, reference)
     ids = torch.tensor(rows)
     with torch.no_grad():
         p = model.model(input_ids=ids).logits.double().log_softmax(-1)
         q = other.model(input_ids=ids).logits.double().log_softmax(-1)
     kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
-    assert found.kl == pytest.approx(float(kl), rel=1e-3)
-    assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert result.kl == pytest.approx(float(kl), rel=1e-3)
+    assert result.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
 
 
 def test_matrix_shows_every_model_the_same_prompts(
@@ -200,12 +200,12 @@ def test_matrix_shows_every_model_the_same_prompts(
     assert list(result["models"]) == list(result["cells"]) == models
     assert result == json.loads(dump_json(read_result(out)))
     assert set(result["cells"]["graft"]) == {"notes", "shout"}
-    shown = [
+    hashes_by_model = [
         [json.loads(line)["hash"] for line in (out / "items" / name / "notes-64.jsonl").open()]
         for name in ("recipient", "theta-only", "donor", "graft")
     ]
-    assert len(set(shown[0])) == 6
-    assert all(hashes == shown[0] for hashes in shown)
+    assert len(set(hashes_by_model[0])) == 6
+    assert all(hashes == hashes_by_model[0] for hashes in hashes_by_model)
     nll = [result["cells"][name]["notes"]["128"]["nll"] for name in models]
     assert len(set(nll)) == 4
     drifts = [result["measures"][name]["drift"]["kl"] for name in models]
@@ -356,10 +356,10 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
     assert planned.exit_code == 0
     assert "theta only" in planned.output
     assert not (tmp_path / "out").exists()
-    shown = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
-    assert shown.exit_code == 0
-    assert "transfer graft" in shown.output
-    assert "transfer recovered" in shown.output
+    run = CliRunner().invoke(app, command, env={"COLUMNS": "160"})
+    assert run.exit_code == 0
+    assert "transfer graft" in run.output
+    assert "transfer recovered" in run.output
     again = CliRunner().invoke(app, [*command, "--json", "--overwrite"])
     assert json.loads(again.stdout)["cells"]["donor"]["notes"]["64"]["items"] == 4
     refused = CliRunner().invoke(app, command)

@@ -11,10 +11,10 @@ from regraft.evaluate.statistics import Ratio, mean_interval, ratio, score_inter
 def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
     low, high = [0.0] * 100, [1.0] * 90 + [0.0] * 10
     half = [1.0] * 45 + [0.0] * 55
-    found = ratio(half, low, high, low)
-    assert found is not None
-    assert found.value == pytest.approx(0.5)
-    assert 0.35 < found.low < 0.45 < 0.55 < found.high < 0.65
+    result = ratio(half, low, high, low)
+    assert result is not None
+    assert result.value == pytest.approx(0.5)
+    assert 0.35 < result.low < 0.45 < 0.55 < result.high < 0.65
     same = ratio(high, low, high, low)
     # alike item by item: up to 3.7% of all items may differ, of a mean of 0.9
     margin = 1.96**2 / (100 + 1.96**2) / 0.9

@@ -75,21 +75,21 @@ def test_frequencies_agree_with_transformers(
     )
     expected, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, seq_len=int(length * stretch))
     spec = ContextSpec(rope, length)
-    found, attention = inverse_frequencies(spec, HEAD_DIM, int(length * stretch))
+    result, attention = inverse_frequencies(spec, HEAD_DIM, int(length * stretch))
 
-    assert found.dtype == torch.float64
+    assert result.dtype == torch.float64
     assert attention == pytest.approx(scale, rel=1e-12)
-    torch.testing.assert_close(found, expected.double(), rtol=3e-6, atol=0)
+    torch.testing.assert_close(result, expected.double(), rtol=3e-6, atol=0)
     if stretch == 1:
-        torch.testing.assert_close(inverse_frequencies(spec, HEAD_DIM)[0], found)
+        torch.testing.assert_close(inverse_frequencies(spec, HEAD_DIM)[0], result)
 
 
 def test_plain_frequencies_are_powers_of_theta() -> None:
-    found, attention = inverse_frequencies(plain(), 128)
+    result, attention = inverse_frequencies(plain(), 128)
     expected = [500000.0 ** (-2 * i / 128) for i in range(64)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-15)
+    assert result.tolist() == pytest.approx(expected, rel=1e-15)
     assert attention == 1.0
-    slowest = 2 * math.pi / found[-1].item()
+    slowest = 2 * math.pi / result[-1].item()
     assert longest_wavelength(500000.0, 128) == pytest.approx(slowest, rel=1e-14)
 
 
@@ -113,8 +113,8 @@ def test_layer_types_rotate_as_gemma_3_does() -> None:
     )
     for kind in ("full_attention", "sliding_attention"):
         expected = getattr(module, f"{kind}_inv_freq").double()
-        found = inverse_frequencies(spec, HEAD_DIM, layer_type=kind)[0]
-        torch.testing.assert_close(found, expected, rtol=3e-6, atol=0)
+        result = inverse_frequencies(spec, HEAD_DIM, layer_type=kind)[0]
+        torch.testing.assert_close(result, expected, rtol=3e-6, atol=0)
     default = inverse_frequencies(spec, HEAD_DIM)[0]
     assert torch.equal(default, inverse_frequencies(spec, HEAD_DIM, layer_type="full_attention")[0])
     with pytest.raises(InputError, match="chunked"):
@@ -174,6 +174,6 @@ def test_tables_have_transformers_layout_and_attention_factor() -> None:
     positions = torch.tensor([[0, 1, 5], [7, 100, 2]])
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     spec = ContextSpec(config.rope_parameters, 131072)
-    for found, other in zip(tables(spec, HEAD_DIM, positions), expected, strict=True):
-        assert found.shape == (2, 3, HEAD_DIM)
-        torch.testing.assert_close(found, other, atol=2e-5, rtol=0)
+    for result, other in zip(tables(spec, HEAD_DIM, positions), expected, strict=True):
+        assert result.shape == (2, 3, HEAD_DIM)
+        torch.testing.assert_close(result, other, atol=2e-5, rtol=0)

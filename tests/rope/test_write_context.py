@@ -72,8 +72,8 @@ def test_what_is_written_is_what_is_read(source: dict, target: dict) -> None:
     assert ContextSpec.from_config(legacy_reader) == spec
     modern_reader = {k: v for k, v in written.items() if k not in ("rope_theta", "rope_scaling")}
     assert ContextSpec.from_config(modern_reader) == spec
-    kept = [key for key in target if key in written]
-    assert list(written)[: len(kept)] == kept
+    present = [key for key in target if key in written]
+    assert list(written)[: len(present)] == present
     assert ContextSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 

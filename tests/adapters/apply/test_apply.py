@@ -40,22 +40,22 @@ pytestmark = [
     ids=lambda config: ",".join(map(str, config.values()))[:40],
 )
 def test_adapters_made_by_peft_are_merged_as_peft_merges_them(config, family, tmp_path):
-    wanted = made_by_peft(tmp_path / "a", family[0], **config)
+    expected = made_by_peft(tmp_path / "a", family[0], **config)
     before = models.load(family[0])
-    assert any(not torch.equal(before[name], wanted[name]) for name in before)
+    assert any(not torch.equal(before[name], expected[name]) for name in before)
     apply_lora(tmp_path / "a", family[0], tmp_path / "out")
-    found = models.load(tmp_path / "out")
-    assert found.keys() == before.keys()
-    same(found, wanted)
+    result = models.load(tmp_path / "out")
+    assert result.keys() == before.keys()
+    same(result, expected)
 
 
 def test_a_switch_that_peft_ignores_on_linear_layers_is_ignored(family, tmp_path):
     """fan_in_fan_out is for GPT-2's Conv1D; on a square nn.Linear it must not transpose."""
-    wanted = made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
+    expected = made_by_peft(tmp_path / "a", family[0], target_modules=["q_proj"])
     path = tmp_path / "a/adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": True}))
     apply_lora(tmp_path / "a", family[0], tmp_path / "out")
-    same(models.load(tmp_path / "out"), wanted)
+    same(models.load(tmp_path / "out"), expected)
 
 
 def test_conv1d_weights_stored_in_by_out_are_merged_as_peft_merges_them(tmp_path):
@@ -70,27 +70,27 @@ def test_conv1d_weights_stored_in_by_out_are_merged_as_peft_merges_them(tmp_path
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     state = {k: v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     base = models.save(tmp_path / "base", config, state)
-    wanted = made_by_peft(
+    expected = made_by_peft(
         tmp_path / "a", base, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True
     )
     apply_lora(tmp_path / "a", base, tmp_path / "out", context="checkpoint")
-    same(models.load(tmp_path / "out"), wanted)
+    same(models.load(tmp_path / "out"), expected)
 
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_tied_embedding_moves_its_head_too(stored, tmp_path):
     weights = models.weights(models.TIED)
     base = models.save(tmp_path / "base", models.TIED, weights)
-    wanted = made_by_peft(tmp_path / "a", base, target_modules=["embed_tokens", "q_proj"])
+    expected = made_by_peft(tmp_path / "a", base, target_modules=["embed_tokens", "q_proj"])
     if stored:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         models.save(base, models.TIED, weights)
     apply_lora(tmp_path / "a", base, tmp_path / "out")
-    found = models.load(tmp_path / "out")
-    assert ("lm_head.weight" in found) == stored
-    same(found, wanted)
+    result = models.load(tmp_path / "out")
+    assert ("lm_head.weight" in result) == stored
+    same(result, expected)
     if stored:
-        assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+        assert torch.equal(result["lm_head.weight"], result["model.embed_tokens.weight"])
 
 
 def test_a_change_of_the_head_does_not_fit_a_tied_model(family, tmp_path):
@@ -106,8 +106,8 @@ def test_a_change_of_the_head_does_not_fit_a_tied_model(family, tmp_path):
 def test_scale_scales_the_change(scale, whole_adapter, tmp_path):
     base, extended, lora = whole_adapter
     apply_lora(lora, base, tmp_path / "out", scale=scale)
-    before, after, found = models.load(base), models.load(extended), models.load(tmp_path / "out")
-    same(found, {name: w + scale * (after[name] - w) for name, w in before.items()}, 2e-6)
+    before, after, result = models.load(base), models.load(extended), models.load(tmp_path / "out")
+    same(result, {name: w + scale * (after[name] - w) for name, w in before.items()}, 2e-6)
 
 
 def test_a_replacement_cannot_be_scaled(family, tmp_path):
@@ -127,22 +127,22 @@ def test_a_negative_scale_takes_a_change_back(whole_adapter, tmp_path):
 def test_the_sum_is_rounded_once_and_the_loss_told(dtype, family, adapter, tmp_path):
     target = models.save(tmp_path / "t", models.LLAMA, models.load(family[2]), dtype=dtype)
     record = apply_lora(adapter, target, tmp_path / "out")
-    before, found = models.load(target), models.load(tmp_path / "out")
+    before, result = models.load(target), models.load(tmp_path / "out")
     base, extended = models.load(family[0]), models.load(family[1])
     lost = total = 0.0
     for name, w in before.items():
-        assert found[name].dtype == dtype
+        assert result[name].dtype == dtype
         if "proj" not in name:
-            assert torch.equal(found[name], w)
+            assert torch.equal(result[name], w)
             continue
         change = extended[name].double() - base[name].double()
         exact = w.double() + change
         assert (
-            float((found[name].double() - exact).abs().max())
+            float((result[name].double() - exact).abs().max())
             <= 1.01 * float((exact.to(dtype).double() - exact).abs().max()) + 1e-7
         )
         squared = float(change.square().sum())
-        loss = float((found[name].double() - exact).square().sum())
+        loss = float((result[name].double() - exact).square().sum())
         fact = record.tensors[name]
         assert fact.change_norm == pytest.approx(math.sqrt(squared), rel=1e-4)
         if dtype.itemsize == 2:
@@ -159,7 +159,7 @@ def test_the_sum_is_rounded_once_and_the_loss_told(dtype, family, adapter, tmp_p
 def test_a_matrix_longer_than_a_block_is_the_same(family, tmp_path, monkeypatch):
     from regraft.adapters.apply import stream as module
 
-    wanted = made_by_peft(tmp_path / "a", family[0], target_modules="all-linear")
+    expected = made_by_peft(tmp_path / "a", family[0], target_modules="all-linear")
     monkeypatch.setattr(module, "_BLOCK", 64 * 7)
     apply_lora(tmp_path / "a", family[0], tmp_path / "out")
-    same(models.load(tmp_path / "out"), wanted)
+    same(models.load(tmp_path / "out"), expected)

@@ -70,27 +70,27 @@ def test_a_change_that_the_dtype_cannot_hold_is_refused(family, adapter, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("config", "state", "said"),
+    ("config", "state", "message"),
     [
         ({"num_hidden_layers": 1}, None, "has no tensor 'model.layers.1"),
         ({"intermediate_size": 80}, None, r"is \[.*\] and .* changes one of \[.*\]"),
         ({}, lambda s: s.update({Q: s[Q].to(torch.int8)}), "not quantised"),
     ],
 )
-def test_another_architecture_is_refused_by_name(config, state, said, adapter, tmp_path):
+def test_another_architecture_is_refused_by_name(config, state, message, adapter, tmp_path):
     config = {**models.LLAMA, **config}
     weights = models.weights(config)
     if state:
         state(weights)
     target = models.save(tmp_path / "t", config, {})
     save_file({k: v.contiguous() for k, v in weights.items()}, target / "model.safetensors")
-    with pytest.raises(CheckpointError, match=said) as refused:
+    with pytest.raises(CheckpointError, match=message) as refused:
         apply_lora(adapter, target, tmp_path / "out", force=True)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"scale": math.nan}, "is not a number that can scale"),
         ({"scale": math.inf}, "is not a number that can scale"),
@@ -98,8 +98,8 @@ def test_another_architecture_is_refused_by_name(config, state, said, adapter, t
         ({"device": "nowhere"}, "--device 'nowhere' is not"),
     ],
 )
-def test_arguments_are_checked_before_any_work(arguments, said, family, adapter, tmp_path):
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_arguments_are_checked_before_any_work(arguments, message, family, adapter, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
         apply_lora(adapter, family[2], tmp_path / "out", **arguments)
     assert list(tmp_path.iterdir()) == []
 

@@ -62,8 +62,8 @@ def test_a_short_fine_tune_never_shortens_the_context(
     with pytest.warns(UserWarning, match="keeps its context of 512"):
         record = apply_lora(short, longer, tmp_path / "x", dry_run=True)
     assert record.context.output.max_position_embeddings == 512
-    asked = apply_lora(short, family[2], tmp_path / "x", context="adapter", dry_run=True)
-    assert asked.context.output.max_position_embeddings == 64
+    record = apply_lora(short, family[2], tmp_path / "x", context="adapter", dry_run=True)
+    assert record.context.output.max_position_embeddings == 64
     theta = apply_lora(short, family[2], tmp_path / "x", context="theta=5e4", dry_run=True)
     assert theta.context.output.max_position_embeddings == 256
 

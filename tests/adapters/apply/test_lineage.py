@@ -76,6 +76,6 @@ def test_names_without_the_models_prefix_are_relatives_all_the_same(family, adap
     assert record.lineage.verdict == "relative"
     assert record.already_present == pytest.approx(0, abs=0.05)
     apply_lora(adapter, family[2], tmp_path / "usual")
-    found, usual = models.load(tmp_path / "out"), models.load(tmp_path / "usual")
-    assert found.keys() == bare.keys()
-    assert all(torch.equal(found[n.removeprefix("model.")], w) for n, w in usual.items())
+    result, usual = models.load(tmp_path / "out"), models.load(tmp_path / "usual")
+    assert result.keys() == bare.keys()
+    assert all(torch.equal(result[n.removeprefix("model.")], w) for n, w in usual.items())

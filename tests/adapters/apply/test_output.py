@@ -45,10 +45,10 @@ def test_added_tokens_and_files_of_the_target_are_kept(whole_adapter, tmp_path):
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(data)
     apply_lora(lora, target, tmp_path / "out")
-    found, wanted = models.load(tmp_path / "out"), models.load(extended)
+    result, expected = models.load(tmp_path / "out"), models.load(extended)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        torch.testing.assert_close(found[name][:80], wanted[name], atol=2e-6, rtol=0)
-        assert torch.equal(found[name][80:], torch.full((5, 64), 0.25))
+        torch.testing.assert_close(result[name][:80], expected[name], atol=2e-6, rtol=0)
+        assert torch.equal(result[name][80:], torch.full((5, 64), 0.25))
     out = models.contents(tmp_path / "out")
     assert files.items() <= out.items()
     assert out["generation_config.json"] == (target / "generation_config.json").read_bytes()

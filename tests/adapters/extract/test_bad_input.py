@@ -86,7 +86,7 @@ def other_type(state: State, config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (gone(DOWN), f"lacks tensor '{DOWN}'"),
         (replace_one(DOWN, lambda t: t[:, :-1].contiguous()), f"'{DOWN}' is .* and "),
@@ -103,13 +103,13 @@ def other_type(state: State, config: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_models_that_do_not_belong_together_are_refused_by_name(change, said, family, tmp_path):
+def test_models_that_do_not_belong_together_are_refused_by_name(change, message, family, tmp_path):
     bad = tmp_path / "bad"
     state, config = models.load(family[1]), json.loads((family[1] / "config.json").read_text())
     change(state, config)
     models.save(bad, config, {})
     save_file({k: v.contiguous() for k, v in state.items()}, bad / "model.safetensors")
-    with pytest.raises(CheckpointError, match=said) as refused:
+    with pytest.raises(CheckpointError, match=message) as refused:
         extract_lora(family[0], bad, tmp_path / "a")
     assert "\n" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]

@@ -69,10 +69,10 @@ def test_peft_rebuilds_what_was_extracted_in_every_layout(layout, tmp_path):
     ours = changes(tmp_path / "a")
     assert len(ours) == 48
     for name, tensor in merged.items():
-        wanted = extended[name]
-        torch.testing.assert_close(tensor, wanted, atol=2e-6, rtol=0, msg=name)
+        expected = extended[name]
+        torch.testing.assert_close(tensor, expected, atol=2e-6, rtol=0, msg=name)
         if name in ours:
-            assert relative(ours[name], wanted.double() - weights[name].double()) < 1e-4
+            assert relative(ours[name], expected.double() - weights[name].double()) < 1e-4
 
 
 def test_logits_of_base_and_adapter_are_those_of_the_extended_model(family, tmp_path):
@@ -82,14 +82,14 @@ def test_logits_of_base_and_adapter_are_those_of_the_extended_model(family, tmp_
     base, long, _ = family
     extract_lora(base, long, tmp_path / "a", rank=4, dtype="float32")
     tokens = torch.arange(1, 60)[None]
-    wanted = AutoModelForCausalLM.from_pretrained(long)
+    expected = AutoModelForCausalLM.from_pretrained(long)
     model = AutoModelForCausalLM.from_pretrained(base)
-    model.config.rope_parameters = wanted.config.rope_parameters
-    model.model.rotary_emb = wanted.model.rotary_emb
+    model.config.rope_parameters = expected.config.rope_parameters
+    model.model.rotary_emb = expected.model.rotary_emb
     with torch.no_grad():
         plain = model(tokens).logits
         adapted = PeftModel.from_pretrained(model, tmp_path / "a")(tokens).logits
-        truth = wanted(tokens).logits
+        truth = expected(tokens).logits
     torch.testing.assert_close(adapted, truth, atol=1e-5, rtol=1e-4)
     assert (plain - truth).abs().max() > 100 * (adapted - truth).abs().max()
 

@@ -155,17 +155,17 @@ def test_a_kill_while_publishing_loses_neither_old_nor_new(family, tmp_path, chi
     base, long, _ = family
     line = ["extract-lora", base, long, "--no-verify", "-q"]
     calls = children.run(*line, "-o", tmp_path / "whole", "--rank", 4)["calls"]
-    wanted = models.contents(tmp_path / "whole")
+    expected = models.contents(tmp_path / "whole")
     old = models.contents(models.earlier_output(tmp_path / "old", config_json="keep"))
     for back in range(8):
         out = models.earlier_output(tmp_path / f"o{back}", config_json="keep")
         died = children.run(*line, "-o", out, "--rank", 4, "--overwrite", die=calls - back)
         assert died["code"] == -9
         left = [models.contents(path) for path in tmp_path.glob(f"*o{back}*") if path.is_dir()]
-        assert old in left or any(wanted.items() <= found.items() for found in left)
+        assert old in left or any(expected.items() <= result.items() for result in left)
         done = children.run(*line, "-o", out, "--rank", 4, "--overwrite", "--resume")
         assert done["code"] == 0, done["err"]
-        assert models.contents(out) == wanted
+        assert models.contents(out) == expected
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

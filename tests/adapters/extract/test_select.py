@@ -61,16 +61,16 @@ def test_a_part_of_the_modules_loads_in_peft(family, tmp_path):
     )
     assert len(record.modules) == 7
     assert record.extraction.not_captured["projection"].changed == 7
-    merged, wanted, before = (
+    merged, expected, before = (
         merged_by_peft(base, tmp_path / "a"), models.load(long), models.load(base),
     )  # fmt: skip
     for name, tensor in merged.items():
         taken = name.removesuffix(".weight") in record.modules
-        torch.testing.assert_close(tensor, (wanted if taken else before)[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(tensor, (expected if taken else before)[name], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"modules": "no_such"}, "--modules 'no_such' names no matrix"),
         ({"modules": "q_proj,"}, "--modules '' names no matrix"),
@@ -87,8 +87,8 @@ def test_a_part_of_the_modules_loads_in_peft(family, tmp_path):
         ({"device": "cuda:99"}, "sees no such GPU"),
     ],
 )
-def test_arguments_are_checked_before_any_work(arguments, said, family, tmp_path):
-    with pytest.raises(InputError, match=re.escape(said)) as refused:
+def test_arguments_are_checked_before_any_work(arguments, message, family, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
         extract_lora(*family[:2], tmp_path / "a", **arguments)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []

@@ -50,21 +50,21 @@ def state_names(config: dict) -> list[str]:
 def test_every_tensor_of_a_real_model_has_its_role(family: str, tie: bool) -> None:
     config = config_of(family, tie_word_embeddings=tie)
     names = state_names(config)
-    found = tensor_roles(config, names)
+    result = tensor_roles(config, names)
     _, norms, biased = FAMILIES[family]
 
-    assert list(found) == names
+    assert list(result) == names
     assert unknown_tensors(config, names) == []
-    assert "other" not in {role.kind for role in found.values()}
+    assert "other" not in {role.kind for role in result.values()}
     for layer in (0, 1):
-        inside = [role for role in found.values() if role.layer == layer]
+        inside = [role for role in result.values() if role.layer == layer]
         assert {r.leaf for r in inside if r.kind == "projection"} == ATTENTION | MLP
         assert {r.leaf for r in inside if r.kind == "norm"} == norms
         assert {r.leaf for r in inside if r.kind == "bias"} == biased
         for role in inside:
             expected = "mlp" if role.leaf in MLP else "self_attn"
             assert role.block == ("" if "layernorm" in role.leaf else expected)
-    outside = {name: role.kind for name, role in found.items() if role.layer is None}
+    outside = {name: role.kind for name, role in result.items() if role.layer is None}
     assert outside == {
         "model.embed_tokens.weight": "embedding",
         "model.norm.weight": "norm",
@@ -134,10 +134,10 @@ def test_expert_stacks_are_other_in_both_spellings() -> None:
         "model.layers.0.mlp.experts.gate_up_proj",
         "model.layers.0.block_sparse_moe.gate.weight",
     ]
-    found = tensor_roles(config, names)
-    assert {role.kind for role in found.values()} == {"other"}
-    assert found[names[0]] == found[names[1]]
-    assert found[names[1]].leaf == "gate_up_proj"
+    result = tensor_roles(config, names)
+    assert {role.kind for role in result.values()} == {"other"}
+    assert result[names[0]] == result[names[1]]
+    assert result[names[1]].leaf == "gate_up_proj"
     assert unknown_tensors(config, names) == []
 
 

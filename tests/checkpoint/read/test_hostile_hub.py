@@ -48,7 +48,7 @@ def test_names_that_lead_elsewhere_are_not_files_of_a_repository(tmp_path: Path)
             [sys.executable, "-c", SCRIPT, *names],
             env=hub.env(cache), cwd=cache, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        asked = [path for _, path, _ in hub.log]
+        requested = [path for _, path, _ in hub.log]
     assert done.returncode == 0, done.stderr
     seen, files, words, modules = json.loads(done.stdout)
     assert seen == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -56,7 +56,7 @@ def test_names_that_lead_elsewhere_are_not_files_of_a_repository(tmp_path: Path)
     assert files[len(seen) :] == [None] * len(names)
     assert words > 100
     assert modules == 1
-    assert not [path for path in asked if "escaped" in path or "absolute" in path]
+    assert not [path for path in requested if "escaped" in path or "absolute" in path]
     assert contents(tmp_path / "repos") == before
     written = {path for path in contents(tmp_path) if not path.startswith(("repos/", "cache/deep"))}
     assert written == set()

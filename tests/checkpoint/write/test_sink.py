@@ -51,9 +51,9 @@ def test_transformers_loads_what_is_copied(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "in") as source,
         Staging(tmp_path / "out", job="job") as staging,
     ):
-        wanted = [PlannedTensor(i.name, i.shape, i.dtype) for i in source.tensors.values()]
+        expected = [PlannedTensor(i.name, i.shape, i.dtype) for i in source.tensors.values()]
         writer = CheckpointWriter(
-            staging, plan_shards(wanted, like=source, max_shard_bytes=9000), verify=True
+            staging, plan_shards(expected, like=source, max_shard_bytes=9000), verify=True
         )
         for name in source.tensors:
             writer.copy(name, source)

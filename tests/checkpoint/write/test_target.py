@@ -80,8 +80,8 @@ def test_a_file_that_comes_while_the_output_is_replaced_stays(
         with pytest.warns(UserWarning, match="download"):
             staging.publish()
     left = {path.name: contents(path) for path in tmp_path.iterdir()}
-    kept = next(name for name in left if name.startswith("out-kept-"))
-    assert left[kept] == {"download": b"precious"}
+    aside = next(name for name in left if name.startswith("out-kept-"))
+    assert left[aside] == {"download": b"precious"}
     assert "new.txt" in left["out"]
     assert len(left) == 2
 

@@ -25,8 +25,8 @@ QUICK = ("--haystack", "world", "--items", "3", "--texts", "3", "--lengths", "64
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    with Ranks() as found:
-        yield found
+    with Ranks() as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="module")

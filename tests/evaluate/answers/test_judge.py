@@ -1,4 +1,4 @@
-"""A judge behind a URL: what it is asked, what is made of its replies, and what if it is away."""
+"""A judge behind a URL: its prompts, the verdicts from its replies, and its absence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Endpoint:
     """Speaks /v1/chat/completions; `reply` says what."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
         self.paths: list[str] = []
         self.reply: Reply = lambda request: (200, chat("Yes."))
@@ -42,7 +42,7 @@ class Endpoint:
             def do_POST(self) -> None:
                 size = int(self.headers["Content-Length"])
                 request = json.loads(self.rfile.read(size))
-                endpoint.asked.append(request)
+                endpoint.requests.append(request)
                 endpoint.headers.append(self.headers)
                 endpoint.paths.append(self.path)
                 known = endpoint.any_path or self.path == "/v1/chat/completions"
@@ -66,7 +66,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def prompts(self) -> list[str]:
-        return [request["messages"][0]["content"] for request in self.asked]
+        return [request["messages"][0]["content"] for request in self.requests]
 
 
 def chat(text: str) -> str:
@@ -83,12 +83,12 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    found = Endpoint()
-    thread = threading.Thread(target=found.server.serve_forever, args=(0.01,), daemon=True)
+    running = Endpoint()
+    thread = threading.Thread(target=running.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    yield running
+    running.server.shutdown()
+    running.server.server_close()
     thread.join()
 
 
@@ -101,12 +101,12 @@ def test_the_judge_is_shown_question_references_and_answer(
 ) -> None:
     judge = quick(endpoint)
     assert judge.verdict("Who?", ["Ada", "Ada Sloan"], " Bob \n") == (True, "Yes.")
-    (request,) = endpoint.asked
+    (request,) = endpoint.requests
     assert request["model"] == "judge-1"
     assert request["temperature"] == 0
     prompt = endpoint.prompts()[0]
-    for shown in ("Question: Who?\n", "\n- Ada\n- Ada Sloan\n", "<answer>\nBob\n</answer>"):
-        assert shown in prompt
+    for part in ("Question: Who?\n", "\n- Ada\n- Ada Sloan\n", "<answer>\nBob\n</answer>"):
+        assert part in prompt
     assert endpoint.headers[0]["Authorization"] is None
     monkeypatch.setenv("OPENAI_API_KEY", "second")
     judge.verdict("Who?", ["Ada"], "Bob")
@@ -130,7 +130,7 @@ def test_a_verdict_is_the_first_word_and_none_where_it_is_neither(
 ) -> None:
     endpoint.reply = lambda request: (200, chat(text))
     assert quick(endpoint).verdict("Who?", ["Ada"], "Ada") == (verdict, text)
-    assert len(endpoint.asked) == (2 if verdict is None else 1)
+    assert len(endpoint.requests) == (2 if verdict is None else 1)
 
 
 def test_what_said_neither_is_asked_once_more(endpoint: Endpoint) -> None:
@@ -142,15 +142,15 @@ def test_a_busy_judge_is_asked_again_and_not_for_ever(endpoint: Endpoint) -> Non
     busy = [(500, ""), (429, ""), (200, "no json"), (200, json.dumps({"choices": []}))]
     endpoint.reply = one_by_one(*busy, (200, chat("yes")))
     assert quick(endpoint).verdict("Who?", ["Ada"], "Ada")[0] is True
-    assert len(endpoint.asked) == 5
+    assert len(endpoint.requests) == 5
     endpoint.reply = lambda request: (503, "")
     with pytest.raises(RegraftError, match=r"does not answer \(HTTP 503"):
         quick(endpoint, tries=3).verdict("Who?", ["Ada"], "Ada")
-    assert len(endpoint.asked) == 5 + 3
+    assert len(endpoint.requests) == 5 + 3
     endpoint.reply = lambda request: (401, "")
     with pytest.raises(RegraftError, match="HTTP 401"):
         quick(endpoint).verdict("Who?", ["Ada"], "Ada")
-    assert len(endpoint.asked) == 5 + 3 + 1  # refused is refused
+    assert len(endpoint.requests) == 5 + 3 + 1  # refused is refused
 
 
 def test_a_judge_that_never_replies_is_waited_for_within_bounds(endpoint: Endpoint) -> None:
@@ -188,7 +188,7 @@ def test_a_reply_larger_than_a_megabyte_is_not_read(endpoint: Endpoint) -> None:
     endpoint.stream = flood
     with pytest.raises(RegraftError, match="larger than 1 MB"):
         quick(endpoint).verdict("Who?", ["Ada"], "Ada")
-    assert len(endpoint.asked) == 1
+    assert len(endpoint.requests) == 1
     assert written < 100_000_000  # the rest stays in the sockets' buffers
 
 
@@ -201,7 +201,7 @@ def test_no_redirect_is_followed(
     endpoint.location = f"{endpoint.url}/chat/completions"
     with pytest.raises(RegraftError, match=f"HTTP {status}: it redirects") as caught:
         quick(endpoint).verdict("Who?", ["Ada"], "Ada")
-    assert len(endpoint.asked) == 1
+    assert len(endpoint.requests) == 1
     assert SECRET not in str(caught.value)
 
 
@@ -230,7 +230,7 @@ def test_secrets_stand_in_no_message_file_or_result(
         "echo": lambda request: (200, chat(f"yes, {echo}")),
         "refused": lambda request: (401, echo),
         "junk": lambda request: (200, chat(f"hm {echo}")),
-        "away": lambda request: (200, chat("yes")) if len(endpoint.asked) == 1 else (403, echo),
+        "away": lambda request: (200, chat("yes")) if len(endpoint.requests) == 1 else (403, echo),
     }[reply]
     endpoint.reason = echo if reply in ("refused", "away") else None
     out = tmp_path / "out"
@@ -239,9 +239,9 @@ def test_secrets_stand_in_no_message_file_or_result(
         str(folder / "squad.json"), "--lengths", "300", "--items", "2", "--no-twins", "--judge",
         url, "--judge-model", "j", "--debug",
     ]  # fmt: skip
-    shown = CliRunner().invoke(app, command)
+    run = CliRunner().invoke(app, command)
     if reply in ("yes", "echo"):
-        assert shown.exit_code == 0, shown.output
+        assert run.exit_code == 0, run.output
         assert (
             f"http://{base}/" in json.loads((out / "result.json").read_text())["settings"]["judge"]
         )
@@ -250,8 +250,8 @@ def test_secrets_stand_in_no_message_file_or_result(
         if where == "user":
             assert endpoint.headers[0]["Authorization"] == f"Basic {encoded}"
     else:
-        assert shown.exit_code in (1, 2)
-    texts = [shown.output, *(repr(error) for error in (shown.exception,))]
+        assert run.exit_code in (1, 2)
+    texts = [run.output, *(repr(error) for error in (run.exception,))]
     texts += [path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file()]
     for text in texts:
         for secret in (SECRET, QUOTED, encoded):
@@ -276,16 +276,16 @@ def test_verdicts_are_kept_one_by_one_and_not_asked_for_twice(
     with path.open("a") as file:  # killed while it wrote the third
         file.write('{"number": 2, "verd')
     endpoint.reply = one_by_one((200, chat("perhaps")), (200, chat("perhaps")), no)
-    found = add_verdicts(quick(endpoint), items, lines, path)
-    assert [line.judge for line in found] == ["agrees", "disagrees", "no verdict", "disagrees"]
-    assert [line.score for line in found] == [1.0] * 4
+    result = add_verdicts(quick(endpoint), items, lines, path)
+    assert [line.judge for line in result] == ["agrees", "disagrees", "no verdict", "disagrees"]
+    assert [line.score for line in result] == [1.0] * 4
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["number"] for entry in entries] == [0, 1, 2, 3]
     assert [entry["reply"] for entry in entries] == ["yes", "no", "perhaps", "no"]
     assert "Who is 3?" in entries[3]["prompt"]
-    asked = len(endpoint.asked)
-    assert add_verdicts(quick(endpoint), items, lines, path) == found
-    assert len(endpoint.asked) == asked
+    before = len(endpoint.requests)
+    assert add_verdicts(quick(endpoint), items, lines, path) == result
+    assert len(endpoint.requests) == before
 
 
 @pytest.fixture(scope="module")
@@ -323,9 +323,9 @@ def test_a_run_has_the_judges_share_beside_the_score_and_goes_on_where_the_judge
     assert cell["score"] == 0  # the random model's
     assert "judge" not in result["cells"]["model"]["entities"]["300"]
     verdicts = tmp_path / "out" / "judge" / "model" / "qa_hard_1-300.jsonl"
-    kept = [json.loads(line)["verdict"] for line in verdicts.read_text().splitlines()]
-    assert kept == [True, False, None, True, False, False]
-    assert len(endpoint.asked) == len(first) + 1 + len(then)
+    recorded = [json.loads(line)["verdict"] for line in verdicts.read_text().splitlines()]
+    assert recorded == [True, False, None, True, False, False]
+    assert len(endpoint.requests) == len(first) + 1 + len(then)
     card, page = ((tmp_path / "out" / name).read_text() for name in ("README.md", "index.html"))
     for text in (card, page):
         assert "qa_hard_1: share the judge agrees with" in text
@@ -355,10 +355,10 @@ def test_a_judge_that_cannot_judge_is_refused_before_models_load(
     command = ["evaluate", str(folder / "model"), "-o", str(tmp_path / "out"), "--lengths", "300"]
     if "--suite" not in options:
         options = [*options, "--suite", "qa_1", "--qa", str(folder / "squad.json")]
-    shown = CliRunner().invoke(app, [*command, *options])
-    assert shown.exit_code == 2
-    assert message in shown.output
-    assert shown.output.count("\n") == 1
+    run = CliRunner().invoke(app, [*command, *options])
+    assert run.exit_code == 2
+    assert message in run.output
+    assert run.output.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -92,8 +92,8 @@ def test_a_long_text_loses_its_end_or_its_middle_and_says_so(
             words = sum(word in item.prompt.split() for word in map(str, range(60)))
             assert item.details.text_share == pytest.approx(words / 60, abs=0.1)
         assert 0 < items[0].details.text_share < items[1].details.text_share < 1
-        told = "[The rest of the story is omitted]\n\nQuestion:"
-        assert (told in items[0].prompt) is (suite == "zeroscrolls")
+        notice = "[The rest of the story is omitted]\n\nQuestion:"
+        assert (notice in items[0].prompt) is (suite == "zeroscrolls")
 
 
 def test_loogle_is_read_in_both_its_layouts(
@@ -199,14 +199,14 @@ def test_metrics_are_those_of_the_papers() -> None:
 
 def test_precision_and_recall_are_of_what_was_said_to_be_so() -> None:
     said = ["Yes.", "yes", "no", "No", "perhaps", "yes"]
-    wanted = ["yes", "no", "no", "yes", "yes", "yes"]
+    expected = ["yes", "no", "no", "yes", "yes", "yes"]
     scores = [
-        score_text(text, [right], "verdict") for text, right in zip(said, wanted, strict=True)
+        score_text(text, [right], "verdict") for text, right in zip(said, expected, strict=True)
     ]
-    found = metrics.detection(said, scores)
-    assert found.precision == pytest.approx(2 / 3, abs=1e-6)
-    assert found.recall == pytest.approx(2 / 4)
-    assert found.f1 == pytest.approx(4 / 7, abs=1e-6)
+    result = metrics.detection(said, scores)
+    assert result.precision == pytest.approx(2 / 3, abs=1e-6)
+    assert result.recall == pytest.approx(2 / 4)
+    assert result.f1 == pytest.approx(4 / 7, abs=1e-6)
     assert metrics.detection(["no"], [0.0]) == metrics.Detection(0, 0, 0)
 
 
@@ -265,12 +265,12 @@ def test_files_of_another_layout_are_refused_in_one_sentence(
     path = files / name
     path.parent.mkdir(parents=True)
     path.write_text(text + "\n")
-    shown = CliRunner().invoke(
+    run = CliRunner().invoke(
         app, ["evaluate", "no-model", "-o", str(tmp_path / "out"), "--suite", f"{suite}:{files}"]
     )
-    assert shown.exit_code == 2
-    assert shown.output.count("\n") == 1
-    assert message in shown.output
+    assert run.exit_code == 2
+    assert run.output.count("\n") == 1
+    assert message in run.output
 
 
 def test_a_run_over_local_files_says_what_was_cut(tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def visit(page: Path, profile: Path) -> dict[str, list | str | bool]:
         f"file://{visited}",
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S)
-    assert found, dom[-2000:]
-    return json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
+    result = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S)
+    assert result, dom[-2000:]
+    return json.loads(result[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
 
 
 def test_lines_hide_and_come_back_points_speak_and_samples_open(tmp_path: Path) -> None:

@@ -97,11 +97,11 @@ def test_needle_task_with_several_needles_and_decoys(kit: Kit) -> None:
     item = TASKS["needle"].item(several, 2048, 2)
     notes = re.findall(r"number of the (\S+) is (\d+)\.", item.prompt)
     keys = Counter(key for key, _ in notes)
-    (asked, count), *decoys = keys.most_common()
+    (queried, count), *decoys = keys.most_common()
     assert count == len(item.references) == 3
     assert len(decoys) == 4
     for key, _ in decoys:
-        assert len(set(key.split("-")) & set(asked.split("-"))) == 1
+        assert len(set(key.split("-")) & set(queried.split("-"))) == 1
     assert item.details.depth == 0.5
 
 
@@ -117,7 +117,7 @@ def test_latent_needles_share_no_word_with_their_question(kit: Kit) -> None:
 
 
 def test_latent_lists_come_to_what_python_says_and_their_twins_to_something_else(kit: Kit) -> None:
-    asked = re.compile(r"what does print\((.+)\) show")
+    question = re.compile(r"what does print\((.+)\) show")
     seen = set()
     for number in range(40):
         item = TASKS["latent_list"].item(kit, 1024, number)
@@ -125,9 +125,9 @@ def test_latent_lists_come_to_what_python_says_and_their_twins_to_something_else
             program = prompt.split("\n\n")[1]
             names: dict[str, Any] = {}
             exec(program, {}, names)
-            said = str(eval(asked.findall(prompt)[-1], {}, names))
+            said = str(eval(question.findall(prompt)[-1], {}, names))
             assert (said == item.references[0]) is same
-        seen.add(re.sub(r"\b[a-z]+\b(?!\()", "", asked.findall(item.prompt)[-1]))
+        seen.add(re.sub(r"\b[a-z]+\b(?!\()", "", question.findall(item.prompt)[-1]))
         methods = re.findall(r"\.(\w+)\(", item.prompt)
         twins = re.findall(r"\.(\w+)\(", item.twin)
         assert len(methods) == len(twins)
@@ -231,8 +231,8 @@ def test_two_documents_of_the_archive_answer_together_and_neither_alone(kit: Kit
         (person,) = [text for text in documents if answer in text]
         name = person.split(",")[0]
         (society,) = [text for text in documents if name in text and text != person]
-        asked = re.findall(r"of the (.+) (?:born|buried)\?", item.prompt)[-1]
-        assert society.startswith(f"The {asked} was founded")
+        queried = re.findall(r"of the (.+) (?:born|buried)\?", item.prompt)[-1]
+        assert society.startswith(f"The {queried} was founded")
         given, _, family = name.split()
         assert sum(given in text or family in text for text in documents) > len(documents) / 3
         assert len(set(item.candidates)) == 6

@@ -57,9 +57,9 @@ def test_mergekit_reads_only_checked_files_and_its_progress_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside its weights, a model has pickled ones, an adapter, and code; its name has a '+'."""
-    shown: list[str] = []
+    texts: list[str] = []
     monkeypatch.setattr(
-        progress.Bar, "advance", lambda bar, amount=1, text=None: shown.append(str(text))
+        progress.Bar, "advance", lambda bar, amount=1, text=None: texts.append(str(text))
     )
     odd = shutil.copytree("a_words", tmp_path / "odd+model")
     (odd / "model.safetensors").rename(odd / "weights.safetensors")
@@ -83,7 +83,7 @@ def test_mergekit_reads_only_checked_files_and_its_progress_is_shown(
     (tmp_path / "native").mkdir()
     native = merge(tmp_path / "native", recipe)
     theirs = merge(tmp_path, recipe, engine="mergekit")
-    assert any("Executing graph, step" in text for text in shown)
+    assert any("Executing graph, step" in text for text in texts)
     assert theirs.keys() == native.keys()
     for name, value in native.items():
         torch.testing.assert_close(theirs[name], value, atol=8 * EPS, rtol=8 * EPS)

@@ -1,6 +1,6 @@
 """Every native method against mergekit's, in memory, on float32 tensors without ties.
 
-mergekit is only asked for its answers. Errors are relative to the merged delta.
+mergekit is called only for its results. Errors are relative to the merged delta.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def models(shape: tuple[int, ...], dtype: torch.dtype, count: int = 3) -> list[T
 
 
 def error(name: str, inputs: list[Tensor], base: Tensor | None, params: dict[str, Any]) -> float:
-    """||ours - mergekit's|| / ||mergekit's - base||, with `base` in mergekit's first place."""
+    """||ours - mergekit's|| / ||mergekit's - base||, with `base` as mergekit's first input."""
     group = inputs if base is None else [base, *inputs]
     theirs = oracle.merge_tensors(
         group, name, parameters=params, base_index=None if base is None else 0
@@ -132,8 +132,9 @@ def test_random_methods_agree_in_density_norm_and_mean(name: str) -> None:
     )
     for mean in (lambda x: (x != 0).double().mean(), lambda x: x.norm(dim=(1, 2)).mean()):
         assert float(mean(ours)) == pytest.approx(float(mean(theirs)), rel=0.01)
-    spread = theirs.std(0) / len(seeds) ** 0.5
-    assert float(((ours.mean(0) - theirs.mean(0)) / spread).square().mean()) < 3  # expected: 2
+    standard_error = theirs.std(0) / len(seeds) ** 0.5
+    deviation = (ours.mean(0) - theirs.mean(0)) / standard_error
+    assert float(deviation.square().mean()) < 3  # expected: 2
     by_size = delta.abs().argsort(1)  # how often the entry of each rank survives
-    kept = [(x != 0).double().mean(0).gather(1, by_size).mean(0) for x in (ours, theirs)]
-    assert float((kept[0] - kept[1]).abs().max()) < 0.04
+    retained = [(x != 0).double().mean(0).gather(1, by_size).mean(0) for x in (ours, theirs)]
+    assert float((retained[0] - retained[1]).abs().max()) < 0.04

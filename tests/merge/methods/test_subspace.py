@@ -74,8 +74,8 @@ def test_consensus_selects_entries_with_enough_votes() -> None:
     base, inputs = relatives((15, 11), 4)
     deltas = torch.stack([t - base for t in inputs])
     whole = deltas.sum(0)
-    wanted = (deltas.abs() >= 0.3 * (whole - deltas).abs()).sum(0)
+    selected = (deltas.abs() >= 0.3 * (whole - deltas).abs()).sum(0)
     for least in (1, 2, 4, 9):
         params = {"tall_lambda": 0.3, "min_tasks": least, "lambda": 0.5}
-        expected = base + 0.5 * whole * (wanted >= min(least, 4))
+        expected = base + 0.5 * whole * (selected >= min(least, 4))
         torch.testing.assert_close(merge_tensors("consensus_ta", inputs, base, params), expected)

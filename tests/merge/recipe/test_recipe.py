@@ -99,9 +99,9 @@ def test_anchors_and_merge_keys_work() -> None:
     ],
 )  # fmt: skip
 def test_context_spellings(context: str, source: str | None, changes: dict) -> None:
-    found = parse(PLAIN + f"context: {context}\n").body.context
-    assert found is not None
-    assert (found.source, found.changes()) == (source, changes)
+    result = parse(PLAIN + f"context: {context}\n").body.context
+    assert result is not None
+    assert (result.source, result.changes()) == (source, changes)
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def kit_of(path: Path) -> Kit:
 
 
 def documents(item: Item, *, twin: bool = False) -> list[str]:
-    shown = (item.twin if twin else item.prompt).split(INSTRUCTION)[1]
-    return [text.rstrip("\n") for text in re.split(r"(?:\n\n|^)Document \d+:\n", shown)[1:]]
+    body = (item.twin if twin else item.prompt).split(INSTRUCTION)[1]
+    return [text.rstrip("\n") for text in re.split(r"(?:\n\n|^)Document \d+:\n", body)[1:]]
 
 
 def test_distractors_come_from_the_same_article_first(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_distractors_come_from_the_same_article_first(tmp_path: Path) -> None:
         item = TASKS["qa_1"].item(kit, length, 7)  # question 7 of the file: article 1, part 1
         assert item.details.question == "Who founded 1?"
         assert item.references == ["Berit1"]
-        shown = documents(item)
-        assert any(text.startswith("Article 1 part 1.") for text in shown)
-        of_article = [text for text in shown if text.startswith("Article 1 ")]
-        assert (len(shown) > PARAGRAPHS) is beyond
-        assert len(of_article) == (PARAGRAPHS if beyond else len(shown))
-        assert len(set(shown)) == len(shown)
+        texts = documents(item)
+        assert any(text.startswith("Article 1 part 1.") for text in texts)
+        of_article = [text for text in texts if text.startswith("Article 1 ")]
+        assert (len(texts) > PARAGRAPHS) is beyond
+        assert len(of_article) == (PARAGRAPHS if beyond else len(texts))
+        assert len(set(texts)) == len(texts)
 
 
 def test_documents_with_the_answer_stay_and_leave_only_the_twin(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_hotpot_questions_carry_their_ten_paragraphs_and_yes_no_questions_stay(
     assert yes.references == ["yes"]
     for number in (0, 1, 5):
         item = TASKS["qa_2"].item(kit, 700, number)
-        shown = documents(item)
-        own = [text for text in shown if text.startswith(f"Title {number} ")]
+        texts = documents(item)
+        own = [text for text in texts if text.startswith(f"Title {number} ")]
         assert len(own) == 10
-        assert len(shown) > 10
+        assert len(texts) > 10
         assert not any(f"Ister{number}." in text for text in documents(item, twin=True))
     twin = documents(yes, twin=True)
     assert not any(text.startswith(("Title 1 0", "Title 1 1\n")) for text in twin)
@@ -123,10 +123,10 @@ def test_clean_questions_have_no_answer_outside_their_documents(tmp_path: Path) 
     seen = set()
     for number in range(29):
         item = TASKS["qa_clean_2"].item(kit, 700, number)
-        shown = documents(item)
+        texts = documents(item)
         answer = item.references[0]
         assert answer != "yes"
-        assert sum(f"{answer}." in text for text in shown) == 2
+        assert sum(f"{answer}." in text for text in texts) == 2
         assert answer not in item.twin
         seen.add(item.details.question)
     assert len(seen) == 29  # all but the yes/no question, in an order of its own

@@ -115,17 +115,17 @@ def test_the_tracking_example_has_three_letters_and_is_filled_to_500_tokens(kit:
     examples = []
     for item in items:
         example, _, question = item.prompt.partition(".\n\nVariables")
-        asked, _, answer = example.partition(" Answer: ")
-        names = re.findall(r"VAR ([A-Z]+) = ", asked)
+        solved, _, answer = example.partition(" Answer: ")
+        names = re.findall(r"VAR ([A-Z]+) = ", solved)
         assert all(len(name) == 3 for name in names)
         assert len(names) == 5
         assert answer.endswith(listing(names)[0])
-        size = kit.prompter.count(asked + " Answer: " + answer.partition(":")[0] + ":")
+        size = kit.prompter.count(solved + " Answer: " + answer.partition(":")[0] + ":")
         line = kit.prompter.count(NOISE) - 1
         assert 500 - 2 * line < size <= 500 + len(names) * 3  # names of an item may cost a token
         assert re.findall(r"VAR ([A-Z]+) = ", question) == item.references
         assert all(len(name) == 5 for name in item.references)
-        lines = asked.split("\n")
+        lines = solved.split("\n")
         examples.append([i for i, text in enumerate(lines) if text.startswith("VAR")])
     assert examples[0] == examples[1] == examples[2]  # one example a run, with other names
     assert items[0].prompt[:300] != items[1].prompt[:300]

@@ -22,8 +22,8 @@ def test_trimming_selects_exactly_the_largest_and_of_equals_the_first(
     base, (model,) = make((9, 14), 1, seed)
     delta = (model - base).flatten()
     result = merge_tensors("ties", [model], base, {"weight": 1.0, "density": density}, elements=30)
-    kept = max(1, int(density * delta.numel())) if density else 0
-    order = delta.abs().sort(descending=True, stable=True).indices[:kept]
+    count = max(1, int(density * delta.numel())) if density else 0
+    order = delta.abs().sort(descending=True, stable=True).indices[:count]
     expected = torch.zeros_like(delta)
     expected[order] = delta[order]
     assert torch.equal(result, base + expected.view(base.shape))
@@ -53,8 +53,8 @@ def test_dare_draws_at_its_density_and_independently_for_each_input(density: flo
     base = torch.zeros(200, 300)
     model = torch.ones(200, 300)
     params = {"weight": 1.0, "density": density, "rescale": False}
-    kept = merge_tensors("dare_linear", [model], base, params)
-    assert float(kept.mean()) == pytest.approx(density, abs=0.01)
+    retained = merge_tensors("dare_linear", [model], base, params)
+    assert float(retained.mean()) == pytest.approx(density, abs=0.01)
     both = merge_tensors("dare_linear", [model, model], base, params)
     assert float((both == 2).float().mean()) == pytest.approx(density**2, abs=0.01)
 
@@ -63,9 +63,9 @@ def test_della_keeps_the_large_more_often() -> None:
     base = torch.zeros(2000, 50)
     model = torch.arange(1.0, 51).expand(2000, 50).contiguous()
     params = {"weight": 1.0, "density": 0.5, "epsilon": 0.3, "rescale": False}
-    kept = (merge_tensors("della_linear", [model], base, params) != 0).double().mean(0)
+    retained = (merge_tensors("della_linear", [model], base, params) != 0).double().mean(0)
     expected = torch.linspace(0.2, 0.8, 50, dtype=torch.float64)
-    assert float((kept - expected).abs().max()) < 0.05
+    assert float((retained - expected).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (4, 30, 3), (50,)], ids=str)
