@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    DryRun,
-    Force,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-    ShardSize,
-    Threads,
-    Verify,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -31,10 +18,11 @@ if TYPE_CHECKING:
     from regraft.records import GraftRecord
 
 
+@options.shell_command()
 def apply(
     adapter: Annotated[str, typer.Argument(help="An adapter: a folder or org/name\\[@revision].")],
     checkpoint: Annotated[str, typer.Argument(help="The model to add the adapter to.")],
-    out: Out,
+    out: options.Out,
     scale: Annotated[float, typer.Option(help="Factor of the adapter's change.")] = 1.0,
     context: Annotated[
         str | None,
@@ -47,18 +35,14 @@ def apply(
         str | None,
         typer.Option(help="bfloat16, float16 or float32. \\[default: as CHECKPOINT stores it]"),
     ] = None,
-    max_shard_size: ShardSize = None,
-    verify: Verify = False,
-    force: Force = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    max_shard_size: options.ShardSize = None,
+    verify: options.Verify = False,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Write CHECKPOINT with ADAPTER merged into it, its context length included.
 
     ADAPTER can be any LoRA in PEFT's format.
@@ -71,12 +55,11 @@ def apply(
 
         yield label_table(f"Graft in {out}", summary(record))
 
-    run_command(
+    return Command(
         lambda: regraft.apply_lora(
             adapter, checkpoint, out, scale=scale, context=context, max_shard_size=max_shard_size,
             dtype=dtype, verify=verify, device=device, force=force, overwrite=overwrite,
             resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import regraft
-from regraft.commands.options import Debug, Json, Out, Overwrite, Quiet, Seed
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from regraft.demo.result import DemoRecord
 
 
+@options.shell_command(threads=False)
 def demo(
-    out: Out = "demo-out",
-    seed: Seed = 2,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    out: options.Out = "demo-out",
+    seed: options.Seed = 2,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Train, extract, apply and evaluate with a model small enough for two CPU cores.
 
     Example: regraft demo -o demo-out
@@ -33,8 +31,7 @@ def demo(
 
         yield render(result)
 
-    run_command(
+    return Command(
         lambda: regraft.run_demo(out, seed=seed, overwrite=overwrite),
         show,
-        Options(as_json, quiet, debug),
     )

@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    DryRun,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-    Seed,
-    Threads,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,12 +17,13 @@ if TYPE_CHECKING:
     from regraft.evaluate.result import EvaluationPlan, EvaluationRecord
 
 
+@options.shell_command()
 def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(help="Models: a folder or org/name\\[@revision], or name=MODEL to name it."),
     ],
-    out: Out,
+    out: options.Out,
     matrix: Annotated[
         bool,
         typer.Option(
@@ -107,16 +97,12 @@ def evaluate(
     context_parallel: Annotated[
         int, typer.Option(help="Processes of torchrun that share the tokens of one prompt.")
     ] = 1,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Measure how well models use their context; with --matrix, what a graft gained and lost.
 
     Example: regraft evaluate --matrix recipient=hermes donor=llama-262k graft=hermes-262k -o report
@@ -134,7 +120,7 @@ def evaluate(
 
         return render(cast("EvaluationRecord", result))  # a plan is printed by the shell
 
-    run_command(
+    return Command(
         lambda: regraft.evaluate_models(
             models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
             haystack=haystack, qa=tuple(qa or ()), needles=needles, decoys=decoys, depths=depths,
@@ -144,5 +130,4 @@ def evaluate(
             resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import Debug, DryRun, Json, Overwrite, Quiet, Resume, Threads, Verify
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regraft.records import ExportRecord
 
 
+@options.shell_command()
 def export(
     source: Annotated[
         str, typer.Argument(help="A model or an adapter: a folder or org/name\\[@revision].")
@@ -38,15 +39,11 @@ def export(
     tokenizer: Annotated[
         bool, typer.Option(help="Put the model's tokenizer into the file.")
     ] = True,
-    verify: Verify = False,
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    verify: options.Verify = False,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Write a model, or an adapter as a LoRA, in GGUF for llama.cpp.
 
     A model has its RoPE and context length in the file. llama.cpp takes those of an adapter from
@@ -60,11 +57,10 @@ def export(
 
         yield label_table(f"GGUF in {out}", summary(record, out))
 
-    run_command(
+    return Command(
         lambda: regraft.export_gguf(
             source, out, base=base, dtype=dtype, tokenizer=tokenizer, verify=verify,
             overwrite=overwrite, resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip

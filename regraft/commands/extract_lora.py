@@ -9,20 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    DryRun,
-    Force,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-    Seed,
-    Threads,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -39,6 +27,7 @@ class Layout(StrEnum):
     exact = "exact"
 
 
+@options.shell_command()
 def extract_lora(
     base: Annotated[
         str, typer.Argument(help="The original model: a folder or org/name\\[@revision].")
@@ -46,7 +35,7 @@ def extract_lora(
     extended: Annotated[
         str, typer.Argument(help="The model trained from BASE for a longer context.")
     ],
-    out: Out,
+    out: options.Out,
     rank: Annotated[
         str | None,
         typer.Option(
@@ -91,17 +80,13 @@ def extract_lora(
     full_fingerprint: Annotated[
         bool, typer.Option("--full-fingerprint", help="Hash every byte of both models.")
     ] = False,
-    force: Force = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    force: options.Force = False,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Extract the difference between EXTENDED and BASE as a LoRA adapter.
 
     Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
@@ -112,7 +97,7 @@ def extract_lora(
 
         yield label_table(f"Adapter in {out}", summary(record))
 
-    run_command(
+    return Command(
         lambda: regraft.extract_lora(
             base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout.value,
             modules=modules, dtype=dtype, exact=exact, verify=verify,
@@ -120,5 +105,4 @@ def extract_lora(
             overwrite=overwrite, resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip

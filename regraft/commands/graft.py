@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Threads,
-    schema_option,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -27,12 +18,13 @@ if TYPE_CHECKING:
     from regraft.graft.record import JobRecord
 
 
-Schema = Annotated[bool, schema_option("regraft.graft.recipe")]
+Schema = Annotated[bool, options.schema_option("regraft.graft.recipe")]
 
 
+@options.shell_command()
 def graft(
     recipe: Annotated[str, typer.Argument(help="A graft recipe in YAML.")],
-    out: Out,
+    out: options.Out,
     until: Annotated[
         str | None,
         typer.Option(help="Last stage to run: a name such as graft/hermes, or a kind: graft."),
@@ -42,8 +34,7 @@ def graft(
         typer.Option("--from", help="Run this stage and all after it again, even if unchanged."),
     ] = None,
     schema: Schema = False,
-    device: Device = "auto",
-    threads: Threads = None,
+    device: options.Device = "auto",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -57,11 +48,8 @@ def graft(
             "--resume", help="Continue with a changed recipe: run again what the change affects."
         ),
     ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Extract, apply or merge, recover and evaluate by one recipe; run it again to continue.
 
     Example recipe.yaml:
@@ -80,11 +68,10 @@ def graft(
 
         yield label_table(f"Job in {out}", summary(record, out))
 
-    run_command(
+    return Command(
         lambda: regraft.graft_model(
             recipe, out, until=until, from_stage=from_stage, device=device, overwrite=overwrite,
             resume=resume, dry_run=dry_run,
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )  # fmt: skip

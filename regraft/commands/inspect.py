@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import Debug, Device, Json, Quiet, Threads
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
     from regraft.adapters.inspect.inspect import Inspection
 
 
+@options.shell_command()
 def inspect(
     path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
     other: Annotated[str | None, typer.Argument(help="A second one, to compare with.")] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    device: options.Device = "auto",
+) -> Command:
     """Describe a model or adapter; with OTHER, how the two are related.
 
     Example: regraft inspect base extended
@@ -36,8 +33,7 @@ def inspect(
 
         return tables(result)
 
-    run_command(
+    return Command(
         lambda: regraft.inspect_model(path, other, device=device),
         show,
-        Options(as_json, quiet, debug, threads),
     )

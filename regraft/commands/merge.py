@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    DryRun,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Resume,
-    Seed,
-    ShardSize,
-    Threads,
-    Verify,
-    schema_option,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -32,31 +18,28 @@ if TYPE_CHECKING:
     from regraft.records import AdapterRecord, MergeRecord
 
 
-Schema = Annotated[bool, schema_option("regraft.merge.recipe.schema")]
+Schema = Annotated[bool, options.schema_option("regraft.merge.recipe.schema")]
 
 
+@options.shell_command()
 def merge(
     recipe: Annotated[str, typer.Argument(help="A recipe in YAML: mergekit's format, or ours.")],
-    out: Out,
+    out: options.Out,
     engine: Annotated[
         str, typer.Option(help="auto, native (streams in float32) or mergekit (its own process).")
     ] = "auto",
     as_adapter: Annotated[
         bool, typer.Option("--as-adapter", help="Write a LoRA on base_model instead of a model.")
     ] = False,
-    max_shard_size: ShardSize = None,
-    verify: Verify = False,
+    max_shard_size: options.ShardSize = None,
+    verify: options.Verify = False,
     schema: Schema = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Merge models and adapters by a recipe, their context length included.
 
     Example recipe.yaml:
@@ -86,4 +69,4 @@ def merge(
 
         yield label_table(f"Merge in {out}", summary(record))
 
-    run_command(work, show, Options(as_json, quiet, debug, threads, resumable=True))
+    return Command(work, show)

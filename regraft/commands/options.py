@@ -1,13 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that `shell_command` adds to every command."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
+from regraft.shell.command import Command, Options, run_command
 from regraft.shell.stdout import write_stdout
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, no more.")]
@@ -62,3 +66,39 @@ def schema_option(module: str) -> Any:
         is_eager=True,
         help="Print the JSON schema of a recipe and exit.",
     )
+
+
+def shell_command(*, threads: bool = True) -> Callable[[Callable[..., Command]], Any]:
+    """Decorator: make a command line's function of one that takes a command's own options and
+    returns the command. It has --json, --quiet, --debug and, where `threads`, --threads, too, and
+    runs the command."""
+    added: dict[str, object] = {"as_json": Json, "quiet": Quiet, "debug": Debug}
+    if threads:
+        added = {"threads": Threads, **added}
+
+    def decorate(function: Callable[..., Command]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True)
+
+        @wraps(function)
+        def run(**values: Any) -> None:
+            shell = {name: values.pop(name) for name in added}
+            options = Options(**shell, resumable="resume" in own.parameters)
+            run_command(function(**values), options)
+
+        shared = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=getattr(Options, name),
+                annotation=annotation,
+            )
+            for name, annotation in added.items()
+        ]
+        # typer reads both.
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*own.parameters.values(), *shared], return_annotation=None
+        )
+        run.__annotations__ = {p.name: p.annotation for p in (*own.parameters.values(), *shared)}
+        return run
+
+    return decorate

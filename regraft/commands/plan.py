@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import Debug, Json, Quiet
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regraft.train.estimate.plan import TrainingPlan
 
 
+@options.shell_command(threads=False)
 def plan(
     recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
     gpus: Annotated[
@@ -27,10 +28,7 @@ def plan(
     host_memory: Annotated[
         str | None, typer.Option(help="Memory of all nodes together, such as 1TB.")
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+) -> Command:
     """Estimate memory and time of a training and what would reduce them; nothing is run.
 
     Example: regraft plan examples/train-pose-lora.yaml --gpus H200 --host-memory 128GiB
@@ -41,8 +39,7 @@ def plan(
 
         yield label_table(f"Plan of {recipe}", lines(result))
 
-    run_command(
+    return Command(
         lambda: regraft.plan_training(recipe, gpus=gpus, host_memory=host_memory),
         show,
-        Options(as_json, quiet, debug),
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import Debug, Json, Quiet
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regraft.records import PushRecord
 
 
+@options.shell_command(threads=False)
 def push(
     out: Annotated[str, typer.Argument(help="A folder or GGUF file that regraft wrote.")],
     repository: Annotated[str, typer.Argument(help="Where to: org/name.")],
@@ -27,10 +28,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+) -> Command:
     """Upload an output with its card to the Hub, in one commit.
 
     The token is that of `hf auth login` or HF_TOKEN. An interrupted upload is continued by the same
@@ -44,8 +42,7 @@ def push(
 
         yield label_table(f"Uploaded {out}", summary(record))
 
-    run_command(
+    return Command(
         lambda: regraft.push_output(out, repository, public=public, dry_run=dry_run),
         show,
-        Options(as_json, quiet, debug),
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import Debug, Device, Json, Quiet, Threads
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regraft.train.theta_probe import ThetaProbe
 
 
+@options.shell_command()
 def theta(
     trained: Annotated[
         str,
@@ -44,12 +45,8 @@ def theta(
         typer.Option(help="A training recipe in YAML: train shortly with several thetas instead."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps per theta, with --probe.")] = 20,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    device: options.Device = "auto",
+) -> Command:
     """Print the RoPE theta for a longer context; all laws are listed on stderr.
 
     Example: regraft theta 8k 262144 --base 500000    prints 283461213
@@ -70,16 +67,12 @@ def theta(
 
         yield label_table(f"Theta for {target}", table(report))
 
-    options = Options(as_json, quiet, debug, threads)
     if probe is not None:
-        run_command(
+        return Command(
             lambda: regraft.probe_theta(probe, trained, target, base, steps=steps, device=device),
             show_probe,
-            options,
         )
-        return
-    run_command(
+    return Command(
         lambda: regraft.theta_for(trained, target, base=base, law=law, head_dim=head_dim),
         show_laws,
-        options,
     )

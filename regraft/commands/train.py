@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import regraft
-from regraft.commands.options import (
-    Debug,
-    Device,
-    DryRun,
-    Json,
-    Overwrite,
-    Quiet,
-    Resume,
-    Threads,
-    schema_option,
-)
-from regraft.shell.command import Options, run_command
+from regraft.commands import options
+from regraft.shell.command import Command
 from regraft.shell.printing import label_table
 
 if TYPE_CHECKING:
@@ -28,24 +18,21 @@ if TYPE_CHECKING:
     from regraft.train.record import TrainingRecord
 
 
-Schema = Annotated[bool, schema_option("regraft.train.recipe.recipe")]
+Schema = Annotated[bool, options.schema_option("regraft.train.recipe.recipe")]
 
 
+@options.shell_command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Folder to write; not needed by --dry-run.")
     ] = None,
     schema: Schema = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+    device: options.Device = "auto",
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> Command:
     """Extend a model's context or recover a graft, by full fine-tuning or LoRA.
 
     Example: regraft train examples/extend-toy.yaml -o toy-1k
@@ -58,10 +45,9 @@ def train(
 
         yield label_table(f"Trained {record.export} in {out}", summary(record))
 
-    run_command(
+    return Command(
         lambda: regraft.train_model(
             recipe, out, device=device, overwrite=overwrite, resume=resume, dry_run=dry_run
         ),
         show,
-        Options(as_json, quiet, debug, threads, resumable=True),
     )

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from regraft import progress
 from regraft.device import use_threads
@@ -36,12 +36,18 @@ class Options:
     resumable: bool = False
 
 
-def run_command(
-    work: Callable[[], Result],
-    show: Callable[[Result], Iterable[RenderableType]],
-    options: Options,
-) -> None:
-    """Do the work and print its result, as one JSON object or as the tables that `show` returns.
+class Command:
+    """The work of a command, and the function that makes tables of the work's result."""
+
+    def __init__(
+        self, work: Callable[[], Result], show: Callable[[Result], Iterable[RenderableType]]
+    ) -> None:
+        self.work: Callable[[], Any] = work
+        self.show: Callable[[Any], Iterable[RenderableType]] = show
+
+
+def run_command(command: Command, options: Options) -> None:
+    """Do the work and print its result, as one JSON object or as the tables of `command.show`.
 
     Of several processes (torchrun) only the first prints. Raises SystemExit after an error.
     """
@@ -52,7 +58,7 @@ def run_command(
         if options.threads is not None:
             use_threads(options.threads)
         with prints_go_to_stderr():
-            result = work()
+            result = command.work()
         if int(os.environ.get("RANK", "0")):
             return
         plain = to_json(result)
@@ -61,7 +67,7 @@ def run_command(
         elif isinstance(plain, dict) and "plan" in plain:
             write_stdout(rendered([plan_table(plain["plan"])]))
         else:
-            write_stdout(rendered(show(result)))
+            write_stdout(rendered(command.show(result)))
     except KeyboardInterrupt as error:
         raise SystemExit(print_interrupt(error)) from None
     except Exception as error:  # the last handler: every error is reported in one line

@@ -23,12 +23,12 @@ def family(tmp_path_factory) -> tuple[Path, Path, Path]:
 def test_what_libraries_print_is_no_part_of_a_result(as_json):
     """Also what they print in C or Rust, past Python's sys.stdout."""
     code = (
-        "import os; from regraft.shell.command import Options, run_command\n"
+        "import os; from regraft.shell.command import Command, Options, run_command\n"
         "def work():\n"
         "    print('from Python')\n"
         "    os.write(1, b'from Rust\\n')\n"
         "    return {'a': 1}\n"
-        f"run_command(work, lambda result: ['done'], Options(as_json={as_json}))"
+        f"run_command(Command(work, lambda result: ['done']), Options(as_json={as_json}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ('{"a": 1}\n' if as_json else "done\n")
