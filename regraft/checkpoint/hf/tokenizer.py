@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.checkpoint.config import explain_errors, without_code
+from regraft.checkpoint.read.files import read_json
+from regraft.checkpoint.read.find import find_folder
 from regraft.errors import CheckpointError
 from regraft.input_files import read_json_object
 
@@ -34,20 +36,32 @@ _REMEDY = "download the model again or put another model's tokenizer files there
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint. Raises CheckpointError where it has none or a broken one."""
+    return _build(checkpoint.name, tokenizer_paths(checkpoint), checkpoint.config)
+
+
+def open_tokenizer(location: str) -> Any:
+    """The tokenizer of a folder or Hub repository, which may hold nothing else. Raises
+    CheckpointError where it has none or a broken one."""
+    files, _ = find_folder(location)
+    paths = {name: files.path(name) for name in files.names() if _is_tokenizer_file(name)}
+    config = read_json(files, "config.json") if files.has("config.json") else {}
+    return _build(location, paths, config)
+
+
+def _build(name: str, paths: dict[str, Path], config: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    paths = tokenizer_paths(checkpoint)
     if not paths:
         raise CheckpointError(
-            f"{checkpoint.name} has no tokenizer; put its files (tokenizer.json, "
-            "tokenizer_config.json) beside the model."
+            f"{name} has no tokenizer; put its files (tokenizer.json, tokenizer_config.json) "
+            "beside the model."
         )
     folder = tempfile.TemporaryDirectory(prefix="regraft-tokenizer-", ignore_cleanup_errors=True)
     try:
-        link_tokenizer(paths, checkpoint.config, Path(folder.name))
+        link_tokenizer(paths, config, Path(folder.name))
         _check_core(paths)
-        others = ", ".join(name for name in sorted(paths) if name != "tokenizer.json")
-        subject = f"The tokenizer of {checkpoint.name} cannot be built from {others or 'it'}"
+        others = ", ".join(file for file in sorted(paths) if file != "tokenizer.json")
+        subject = f"The tokenizer of {name} cannot be built from {others or 'it'}"
         with explain_errors(subject, _REMEDY):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder.name, trust_remote_code=False, local_files_only=True
@@ -55,7 +69,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             # some wrong settings fail only when they are used
             tokenizer.get_vocab()
             tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
-            tokenizer.name_or_path = checkpoint.name
+            tokenizer.name_or_path = name
     except BaseException:
         folder.cleanup()
         raise
@@ -68,11 +82,15 @@ def tokenizer_paths(checkpoint: Checkpoint) -> dict[str, Path]:
     """The files that a tokenizer is built from: name -> local path."""
     paths = {}
     for name in checkpoint.other_files():
-        if any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES):
+        if _is_tokenizer_file(name):
             path = checkpoint.file(name)
             if path is not None:
                 paths[name] = path
     return paths
+
+
+def _is_tokenizer_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
 
 
 def link_tokenizer(paths: dict[str, Path], config: dict[str, Any], folder: Path) -> None:

@@ -34,23 +34,7 @@ def find_files(name: str) -> Files:
     Raises CheckpointError where there is neither, or where the files are not those of a model with
     config.json and safetensors weights.
     """
-    path = Path(name).expanduser()
-    files: Files
-    try:
-        if path.is_file():
-            raise CheckpointError(f"{name} is a file; give the folder that holds the model.")
-        if path.is_dir():
-            files = Folder(path)
-            names = sorted(entry.name for entry in os.scandir(path))
-        elif match := _HUB_ID.fullmatch(name):
-            files = Hub(match[1], match[2])
-            names = sorted(files.names())
-        else:
-            raise CheckpointError(
-                f"{name} does not exist; give a model folder or a Hub id such as org/name@revision."
-            )
-    except PermissionError as error:
-        raise unreadable(path, error, CheckpointError) from error
+    files, names = find_folder(name)
     weights = any(is_weights(n) for n in names) or INDEX in names
     if not names:
         raise CheckpointError(f"{name} is empty; give a folder with config.json and safetensors.")
@@ -75,6 +59,25 @@ def find_files(name: str) -> Files:
             "the model again."
         )
     return files
+
+
+def find_folder(name: str) -> tuple[Files, list[str]]:
+    """(the files, their names at the top level) of a local folder or of a Hub repository
+    `org/name[@revision]`, whatever it holds. Raises CheckpointError where there is neither."""
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            raise CheckpointError(f"{name} is a file; give the folder that holds the model.")
+        if path.is_dir():
+            return Folder(path), sorted(entry.name for entry in os.scandir(path))
+        if match := _HUB_ID.fullmatch(name):
+            files = Hub(match[1], match[2])
+            return files, sorted(files.names())
+    except PermissionError as error:
+        raise unreadable(path, error, CheckpointError) from error
+    raise CheckpointError(
+        f"{name} does not exist; give a model folder or a Hub id such as org/name@revision."
+    )
 
 
 def shards_of(files: Files) -> tuple[list[str], dict[str, str] | None]:

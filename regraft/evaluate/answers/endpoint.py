@@ -1,22 +1,25 @@
-"""POST to a URL that may contain secrets: no redirects, bounded replies, masked messages."""
+"""Requests to a URL that may contain secrets: no redirects, bounded replies, masked messages."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import queue
 import re
 import threading
+import time
+from collections.abc import Callable, Sequence
 from email.message import Message
 from http.client import HTTPException
-from typing import IO
+from typing import IO, Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from regraft.errors import InputError
 
-KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
+Reading = TypeVar("Reading")
 LARGEST_REPLY = 1_000_000
 """Bytes."""
 _TEMPORARY = (408, 409, 425, 429)  # worth another try, as are all from 500
@@ -26,14 +29,17 @@ _PUBLIC_SEGMENT = re.compile(
 )
 _SHORTEST_SECRET = 4  # characters; masking shorter ones would make messages unreadable
 _MASK = "***"
+_ENDINGS = ("/chat/completions", "/completions")
+_LONGEST_REASON = 10_000  # bytes of the reply to a refused request
 
 
 class EndpointError(Exception):
-    """No reply. The message has no secrets and no line breaks. final: retrying cannot help."""
+    """No reply. The message has no secrets and no line breaks. final: retrying cannot help; status:
+    of the HTTP reply, None where there was none."""
 
-    def __init__(self, message: str, *, final: bool = False) -> None:
+    def __init__(self, message: str, *, final: bool = False, status: int | None = None) -> None:
         super().__init__(" ".join(message.split())[:200])
-        self.final = final
+        self.final, self.status = final, status
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -44,25 +50,29 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 class Endpoint:
-    """An OpenAI-compatible /chat/completions. url: with or without that ending; its query is sent,
-    and user:password in it becomes basic authorization. timeout: seconds for a whole reply.
+    """An OpenAI-compatible API. url: with or without /chat/completions or /completions; its query
+    is sent, and user:password in it becomes basic authorization. timeout: seconds for a whole
+    reply. option: where the user gave the URL; keys: environment variables that may hold the key.
 
     Raises InputError if `url` is not an http(s) URL.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, url: str, timeout: float, *, option: str, keys: Sequence[str]) -> None:
+        self.timeout, self.keys = timeout, tuple(keys)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
             parts, host, port = urlsplit(""), None, None
         if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f]", url):
-            raise InputError("--judge is not an http:// or https:// URL.")
+            raise InputError(f"{option} is not an http:// or https:// URL.")
         address = f"[{host}]" if ":" in host else host
         address += f":{port}" if port else ""
-        path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        self._url = urlunsplit((parts.scheme, address, f"{path}/chat/completions", parts.query, ""))
+        path = parts.path.rstrip("/")
+        for ending in _ENDINGS:
+            path = path.removesuffix(ending)
+        self._scheme, self._address, self._path = parts.scheme, address, path
+        self._query = parts.query
         self._authorization, secrets = "", []
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -75,13 +85,42 @@ class Endpoint:
         self.masked_url = f"{parts.scheme}://{address}{path}{'?' + _MASK if parts.query else ''}"
         self._secrets = secrets
 
-    def post(self, body: bytes) -> bytes:
-        """The reply, at most a megabyte. Raises EndpointError if there is none in time."""
+    def ask(
+        self,
+        route: str,
+        body: bytes | None,
+        read: Callable[[Any], Reading],
+        *,
+        what: str,
+        tries: int,
+        pause: float,
+        largest: int = LARGEST_REPLY,
+    ) -> Reading:
+        """`read` of the reply's JSON, which is to be `what`. body: None for a GET request.
+
+        A busy or unreachable endpoint is asked up to `tries` times, with pauses of 1, 2, 4 ...
+        times `pause` seconds. Raises EndpointError if there is no reply, or none that can be read.
+        """
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(pause * 2 ** (attempt - 1))
+            try:
+                return read(json.loads(self.request(route, body, largest)))
+            except EndpointError as error:
+                failure = error
+                if error.final:
+                    break
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+                failure = EndpointError(f"the reply is not {what}")
+        raise failure
+
+    def request(self, route: str, body: bytes | None, largest: int = LARGEST_REPLY) -> bytes:
+        """The reply, of at most `largest` bytes. Raises EndpointError if there is none in time."""
         outcome: queue.SimpleQueue[bytes | EndpointError] = queue.SimpleQueue()
 
         def work() -> None:
             try:
-                outcome.put(self._post(body))
+                outcome.put(self._request(route, body, largest))
             except EndpointError as error:
                 outcome.put(error)
 
@@ -95,40 +134,53 @@ class Endpoint:
             raise result
         return result
 
-    def _post(self, body: bytes) -> bytes:
+    def _request(self, route: str, body: bytes | None, largest: int) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if key := _key():
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         elif self._authorization:
             headers["Authorization"] = self._authorization
+        path = f"{self._path}/{route}"
+        url = urlunsplit((self._scheme, self._address, path, self._query, ""))
         opener: OpenerDirector = build_opener(_NoRedirects)
         try:
-            with opener.open(Request(self._url, body, headers), timeout=self.timeout) as reply:
-                content = bytes(reply.read(LARGEST_REPLY + 1))
+            with opener.open(Request(url, body, headers), timeout=self.timeout) as reply:
+                content = bytes(reply.read(largest + 1))
         except HTTPError as error:
-            error.close()
             if 300 <= error.code < 400:
+                error.close()
                 message = f"HTTP {error.code}: it redirects, and the key is not sent elsewhere"
-                raise EndpointError(message, final=True) from None
+                raise EndpointError(message, final=True, status=error.code) from None
             final = error.code < 500 and error.code not in _TEMPORARY
-            reason = self.mask(f"HTTP {error.code} {error.reason}")
-            raise EndpointError(reason, final=final) from None
+            reason = self.mask(f"HTTP {error.code} {error.reason}{_explanation(error)}")
+            raise EndpointError(reason, final=final, status=error.code) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             raise EndpointError(self.mask(reason)) from None
-        if len(content) > LARGEST_REPLY:
-            raise EndpointError("the reply is larger than 1 MB", final=True)
+        if len(content) > largest:
+            size = f"{largest / 1e6:.3g} MB"
+            raise EndpointError(f"the reply is larger than {size}", final=True)
         return content
 
     def mask(self, text: str) -> str:
-        """`text` with every secret replaced by '***'."""
-        key = _key()
+        """`text` with every secret replaced by '***', and what UTF-8 cannot write by '?'."""
+        text = text.encode("utf-8", "replace").decode()
+        key = self._key()
         for secret in sorted([*self._secrets, *([key] if key else [])], key=len, reverse=True):
             for form in (secret, unquote(secret), quote(secret, safe="")):
                 if len(form) >= _SHORTEST_SECRET:
                     text = text.replace(form, _MASK)
         return text
 
+    def _key(self) -> str | None:
+        return next(filter(None, map(os.environ.get, self.keys)), None)
 
-def _key() -> str | None:
-    return next(filter(None, map(os.environ.get, KEYS)), None)
+
+def _explanation(error: HTTPError) -> str:
+    """': ' and the message in the body of a refusal, in OpenAI's form; '' where there is none."""
+    try:
+        with error:
+            message = json.loads(error.read(_LONGEST_REASON))["error"]["message"]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return f": {message}" if isinstance(message, str) else ""

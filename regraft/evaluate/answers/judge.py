@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from regraft.errors import InputError, RegraftError
-from regraft.evaluate.answers.endpoint import KEYS, Endpoint, EndpointError
+from regraft.evaluate.answers.endpoint import Endpoint, EndpointError
+from regraft.evaluate.answers.lines import LineFile
 from regraft.evaluate.result import Answer, Verdict
 from regraft.evaluate.tasks import Item
-from regraft.write import write_text
 
+KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _VERDICTS: dict[bool | None, Verdict] = {
@@ -57,7 +57,7 @@ class Judge:
     def __init__(
         self, url: str, model: str, *, timeout: float = 60.0, tries: int = 5, pause: float = 1.0
     ) -> None:
-        self.endpoint = Endpoint(url, timeout)
+        self.endpoint = Endpoint(url, timeout, option="--judge", keys=KEYS)
         self.model = model
         self.tries, self.pause = tries, pause
 
@@ -95,20 +95,14 @@ class Judge:
     def _reply(self, prompt: str, tries: int) -> str:
         message = {"role": "user", "content": prompt}
         body = json.dumps({"model": self.model, "messages": [message], "temperature": 0}).encode()
-        reason = ""
-        for attempt in range(tries):
-            if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
-            try:
-                answer = json.loads(self.endpoint.post(body))
-                return self.endpoint.mask(str(answer["choices"][0]["message"]["content"]))
-            except EndpointError as error:
-                reason = str(error)
-                if error.final:
-                    break
-            except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-                reason = "the reply is not a chat completion"
-        raise RegraftError(f"The judge at {self.url} does not answer ({reason})")
+        try:
+            reply = self.endpoint.ask(
+                "chat/completions", body, lambda reply: reply["choices"][0]["message"]["content"],
+                what="a chat completion", tries=tries, pause=self.pause,
+            )  # fmt: skip
+        except EndpointError as error:
+            raise RegraftError(f"The judge at {self.url} does not answer ({error})") from None
+        return self.endpoint.mask(str(reply))
 
 
 def judge_prompt(question: str, references: Sequence[str], answer: str) -> str:
@@ -124,9 +118,9 @@ def add_verdicts(
     as a JSON line; a prompt that is already in it is not sent again.
 
     Raises RegraftError if the judge stops answering."""
-    known = _read_verdicts(path)
     judged = []
-    with path.open("a", encoding="utf-8") as file:
+    with LineFile(path) as file:
+        known: dict[str, bool | None] = {e["prompt"]: e["verdict"] for e in file.entries}
         for item, answer in zip(items, answers, strict=True):
             question = item.details.question
             assert question is not None, "a judged task gives its question"
@@ -140,20 +134,11 @@ def add_verdicts(
                         f"{error}; when the judge answers again, continue with --resume."
                     ) from None
                 known[prompt] = verdict
-                entry = {"number": answer.number, "verdict": verdict, "reply": reply}
-                file.write(json.dumps({**entry, "prompt": prompt}, ensure_ascii=False) + "\n")
-                file.flush()
+                file.append(
+                    {
+                        "number": answer.number, "verdict": verdict, "reply": reply,
+                        "prompt": prompt,
+                    }
+                )  # fmt: skip
             judged.append(replace(answer, judge=_VERDICTS[known[prompt]]))
     return judged
-
-
-def _read_verdicts(path: Path) -> dict[str, bool | None]:
-    """prompt -> verdict for all complete lines of the file; an incomplete last one is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    complete = []
-    for line in path.open(encoding="utf-8") if path.exists() else ():
-        if not line.endswith("\n"):
-            break
-        complete.append(line)
-    write_text(path, "".join(complete))
-    return {entry["prompt"]: entry["verdict"] for entry in map(json.loads, complete)}
