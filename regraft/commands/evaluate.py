@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @options.shell_command()
 def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(help="Models: a folder or org/name\\[@revision], or name=MODEL to name it."),
-    ],
     out: options.Out,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models: a folder or org/name\\[@revision], or name=MODEL to name it."),
+    ] = None,
     matrix: Annotated[
         bool,
         typer.Option(
@@ -90,6 +90,29 @@ def evaluate(
     judge_model: Annotated[
         str | None, typer.Option(help="Name of the judge's model there.")
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of an API with OpenAI's /completions, such as http://localhost:8000/v1 of "
+            "vLLM, SGLang or llama.cpp, whose model is evaluated, too; with --chat it may end with "
+            "/chat/completions. Its key: REGRAFT_ENDPOINT_KEY or OPENAI_API_KEY."
+        ),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model there, or ONE=NAME to call it ONE in the report."),
+    ] = None,
+    endpoint_requests: Annotated[int, typer.Option(help="Requests to the endpoint at once.")] = 8,
+    endpoint_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for a reply of the endpoint.")
+    ] = 600.0,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or org/name with the tokenizer of the endpoint's model, which counts "
+            "tokens. \\[default: that of the first local model]"
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(help="Tokens in a batch. \\[default: 2048 on a CPU, 32768 on a GPU]"),
@@ -110,6 +133,9 @@ def evaluate(
     Judged: regraft evaluate hermes-262k -o report --suite qa_hard_1 --qa dev-v2.0.json \\
         --judge http://localhost:8000/v1 --judge-model qwen
 
+    Served: regraft evaluate -o report --endpoint http://localhost:8000/v1 \\
+        --endpoint-model hermes-262k --tokenizer hermes-262k --lengths 32k,128k
+
     On 8 GPUs: torchrun --nproc-per-node 8 -m regraft evaluate hermes-262k -o report
     """
 
@@ -122,10 +148,12 @@ def evaluate(
 
     return Command(
         lambda: regraft.evaluate_models(
-            models, out, matrix=matrix, suite=suite, lengths=lengths, items=items,
+            models or [], out, matrix=matrix, suite=suite, lengths=lengths, items=items,
             haystack=haystack, qa=tuple(qa or ()), needles=needles, decoys=decoys, depths=depths,
             sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts, limit=limit,
             batch=batch, adapters=tuple(adapter or ()), judge=judge, judge_model=judge_model,
+            endpoint=endpoint, endpoint_model=endpoint_model, endpoint_requests=endpoint_requests,
+            endpoint_timeout=endpoint_timeout, tokenizer=tokenizer,
             device=device, context_parallel=context_parallel, seed=seed, overwrite=overwrite,
             resume=resume, dry_run=dry_run,
         ),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regraft.evaluate.answers import lm_eval
-from regraft.evaluate.prepare import ROLES, Work
+from regraft.evaluate.answers.served.source import ServedSource
+from regraft.evaluate.prepare import ROLES, Evaluated, Work
 from regraft.evaluate.report.aggregate import Answers, fidelity_ratios, summarise, transfer_ratios
 from regraft.evaluate.result import (
     EvaluatedModel,
@@ -19,6 +20,7 @@ from regraft.evaluate.result import (
 )
 from regraft.evaluate.shared_output import read_lines
 from regraft.records import versions
+from regraft.units import format_tokens
 
 
 def assemble_record(
@@ -36,15 +38,7 @@ def assemble_record(
     roles = [name for name in names if name in (*ROLES, *grafts)]
     return EvaluationRecord(
         matrix=matrix,
-        models={
-            source.name: EvaluatedModel(
-                place=str(source.location),
-                fingerprint=source.fingerprint(),
-                context=work.contexts[source.name].describe(),
-                context_length=work.contexts[source.name].max_position_embeddings,
-            )
-            for source in work.sources
-        },
+        models={source.name: _model(work, source) for source in work.sources},
         settings=dataclasses.replace(work.settings, lengths=tuple(work.lengths)),
         tasks={
             task.name: EvaluatedTask(
@@ -70,6 +64,27 @@ def assemble_record(
     )
 
 
+def _model(work: Work, source: Evaluated) -> EvaluatedModel:
+    if isinstance(source, ServedSource):
+        return EvaluatedModel(
+            place=source.location,
+            fingerprint="",
+            context="a served model, "
+            + (
+                f"at most {format_tokens(source.limit)} tokens" if source.limit else "of any length"
+            ),
+            context_length=source.limit or max(work.lengths),
+            endpoint=source.record(),
+        )
+    context = work.contexts[source.name]
+    return EvaluatedModel(
+        place=str(source.location),
+        fingerprint=source.fingerprint(),
+        context=context.describe(),
+        context_length=context.max_position_embeddings,
+    )
+
+
 def _fidelity(work: Work, answers: Answers) -> FidelityRecord | None:
     if work.fidelity is None:
         return None
@@ -89,6 +104,10 @@ def _samples(
             samples[task] = Sample(
                 task=task, length=length, prompt=first["prompt"], twin=first["twin"],
                 references=first["references"],
-                answers={name: answers[name, task, length][0] for name in names},
+                answers={
+                    name: answers[name, task, length][0]
+                    for name in names
+                    if (name, task, length) in answers
+                },
             )  # fmt: skip
     return list(samples.values())

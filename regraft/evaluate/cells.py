@@ -13,11 +13,11 @@ from regraft import progress
 from regraft.errors import InputError
 from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.judge import add_verdicts
-from regraft.evaluate.answers.model import LanguageModel, Source
-from regraft.evaluate.answers.scoring import answer
+from regraft.evaluate.answers.scoring import Answerer, answer
+from regraft.evaluate.answers.served.source import ServedSource
 from regraft.evaluate.fidelity import merged
 from regraft.evaluate.measures import Measurer, batch_tokens
-from regraft.evaluate.prepare import Work
+from regraft.evaluate.prepare import Evaluated, Work
 from regraft.evaluate.prompts.length import TooShort
 from regraft.evaluate.result import Answer, Measures, parse_answers
 from regraft.evaluate.shared_output import SharedOutput, read_lines
@@ -70,9 +70,11 @@ def answer_items(
     measurer = Measurer(work, output)
     with progress.bar("models", total=len(work.sources) * (len(files) + 1)) as bar:
         for source in work.sources:
-            model = _LazyModel(source, output)
+            model = _LazyModel(work, source, output)
             for (task, length), path in files.items():
                 bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
+                if task in source.not_asked:
+                    continue
                 target = output.folder / "items" / source.folder / path.name
                 key = f"cell {source.name} {path.name}"
                 if not output.has(key, target):
@@ -103,20 +105,25 @@ def judge_answers(work: Work, files: ItemFiles, answers: Answers, folder: Path) 
 class _LazyModel:
     """A model that is loaded, with its adapter merged, when it is first used."""
 
-    def __init__(self, source: Source, output: SharedOutput) -> None:
-        self._source, self._output = source, output
-        self._model: LanguageModel | None = None
+    def __init__(self, work: Work, source: Evaluated, output: SharedOutput) -> None:
+        self._work, self._source, self._output = work, source, output
+        self._model: Answerer | None = None
 
-    def get(self) -> LanguageModel:
+    def get(self) -> Answerer:
         """The model, in all processes. Collective."""
         if self._model is None:
-            mesh = self._output.mesh
-            with merged(self._source, self._output.spool, mesh) as source:
-                self._model = source.load(mesh.device, mesh)
+            self._model = self._load()
         return self._model
 
+    def _load(self) -> Answerer:
+        source, output = self._source, self._output
+        if isinstance(source, ServedSource):
+            return source.connect(self._work.kit.prompter, output.spool)
+        with merged(source, output.spool, output.mesh) as whole:
+            return whole.load(output.mesh.device, output.mesh)
 
-def _answer_cell(work: Work, task: Task, items: list[Item], model: LanguageModel) -> list[Answer]:
+
+def _answer_cell(work: Work, task: Task, items: list[Item], model: Answerer) -> list[Answer]:
     scoring = work.scoring(task)
     return answer(
         model, work.kit.prompter, items, scoring,

@@ -14,6 +14,7 @@ import torch
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
+from regraft.evaluate.answers.served.source import ServedSource
 from regraft.evaluate.prepare import Work
 from regraft.units import format_tokens
 
@@ -63,11 +64,13 @@ def tokens(work: Work) -> tuple[dict[int, int], int]:
 
 
 def seconds(work: Work, device: torch.device) -> float:
-    """Seconds for all models in one process on one device."""
+    """Seconds for all models in one process on one device; served ones do not count."""
     read, written = tokens(work)
     fast, slow = _rate(device, 8192 if device.type == "cuda" else 256), _rate(device, 1)
     total = 0.0
     for source in work.sources:
+        if isinstance(source, ServedSource):
+            continue
         weights, attended = _size(source)
         total += sum(n * (2 * weights + 2 * attended * length) for length, n in read.items()) / fast
         total += written * 2 * weights / slow

@@ -10,7 +10,7 @@ cell that is not. Under torchrun the processes share the batches of a cell (see
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ def evaluate_models(
         join_mesh,
         silence_other_processes,
     )
+    from regraft.evaluate.answers.model import Source
     from regraft.evaluate.assemble import assemble_record
     from regraft.evaluate.cells import answer_items, judge_answers, make_items
     from regraft.evaluate.cost import plan
@@ -82,7 +83,10 @@ def evaluate_models(
     )
     work = prepare(list(models), chosen, matrix)
     broadcast_from_first(
-        mesh, lambda: job.add_inputs(str(source.location) for source in work.sources)
+        mesh,
+        lambda: job.add_inputs(
+            str(source.location) for source in work.sources if isinstance(source, Source)
+        ),
     )
     refuse_unsupported_parallelism(work, mesh)
     if dry_run:
@@ -107,7 +111,9 @@ def input_files(settings: Settings) -> list[str]:
     generated = settings.haystack in ("grammar", "code", "world")
     haystack = [] if generated else [settings.haystack]
     grafts = [point.adapter for point in settings.grafts]
-    return [*settings.adapters, *grafts, *haystack, *settings.qa, *filter(None, local_suites)]
+    tokenizer = [settings.tokenizer] if settings.tokenizer else []
+    others = [*haystack, *settings.qa, *filter(None, local_suites), *tokenizer]
+    return [*settings.adapters, *grafts, *others]
 
 
 def _identity(work: Work) -> dict[str, Any]:
@@ -115,11 +121,10 @@ def _identity(work: Work) -> dict[str, Any]:
     from regraft.adapters.folder import digests
     from regraft.adapters.reader import Adapter
 
+    settings = replace(work.settings, endpoint_requests=0, endpoint_timeout=0)
     return {
-        "evaluate": asdict(work.settings),
-        "models": {
-            source.name: [source.fingerprint(), source.spec().to_json()] for source in work.sources
-        },
+        "evaluate": asdict(settings),
+        "models": {source.name: source.identity() for source in work.sources},
         "fidelity": to_json(work.fidelity),
         "grafts": [digests(Adapter.open(one.adapter).folder) for one in work.settings.grafts],
     }

@@ -6,11 +6,14 @@ for all; drift is from the first model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from regraft.evaluate.answers import drift, lm_eval, perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
-from regraft.evaluate.prepare import Work
+from regraft.evaluate.answers.scoring import Answerer
+from regraft.evaluate.answers.served.model import ServedModel
+from regraft.evaluate.prepare import Evaluated, Work
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import Measures, parse_measures
 from regraft.evaluate.settings import Settings
@@ -32,41 +35,40 @@ class Measurer:
         self._drift_reference: drift.Reference | None = None
         self._key_tokens = self._choose_key_tokens()
 
-    def measure_once(self, source: Source, load: Callable[[], LanguageModel]) -> Measures:
+    def measure_once(self, source: Evaluated, load: Callable[[], Answerer]) -> Measures:
         """The measures of one model, from an interrupted run if it has them. Collective."""
-        if not self._work.measures:
+        if all(name in source.not_asked for name in self._work.measures):
             return Measures()
         key = f"measures {source.name}"
         if self._output.facts(key) is None:
             self._output.note(key, **to_json(self._measure(load(), source)))
         return parse_measures(self._output.facts(key) or {})
 
-    def _measure(self, model: LanguageModel, source: Source) -> Measures:
+    def _measure(self, model: Answerer, source: Evaluated) -> Measures:
         work, settings = self._work, self._work.settings
+        chosen = [name for name in work.measures if name not in source.not_asked]
         names = [
-            name.removeprefix(lm_eval.PREFIX)
-            for name in work.measures
-            if name.startswith(lm_eval.PREFIX)
+            name.removeprefix(lm_eval.PREFIX) for name in chosen if name.startswith(lm_eval.PREFIX)
         ]
         return Measures(
             perplexity=perplexity.measure(
                 model, self._long_texts(), batch_tokens(settings, model), self._key_tokens
             )
-            if "perplexity" in work.measures
+            if "perplexity" in chosen
             else None,
             lm_eval=lm_eval.measure(
                 model, work.kit.prompter.tokenizer, names, settings.limit, settings.chat
             )
-            if names
+            if names and isinstance(model, LanguageModel)
             else None,
             drift=drift.measure(model, self._reference(model, source))
-            if "drift" in work.measures
+            if "drift" in chosen and isinstance(model, LanguageModel)
             else None,
         )
 
     def _choose_key_tokens(self) -> perplexity.KeyTokens | None:
         work, output = self._work, self._output
-        donors = [source for source in work.sources if source.name == "donor"]
+        donors = [one for one in work.sources if isinstance(one, Source) and one.name == "donor"]
         if "perplexity" not in work.measures or not donors:
             return None
         if output.facts("key tokens") is None:
@@ -82,9 +84,10 @@ class Measurer:
             self._work.settings.seed,
         )  # fmt: skip
 
-    def _reference(self, model: LanguageModel, source: Source) -> drift.Reference:
+    def _reference(self, model: LanguageModel, source: Evaluated) -> drift.Reference:
         if self._drift_reference is None:
             work, first = self._work, self._work.sources[0]
+            assert isinstance(first, Source), "a served model comes last"
             base = model if source is first else first.load(model.device, model.mesh)
             length = min(work.own_length, 2048)
             count = max(work.settings.texts, _DRIFT_TOKENS // length)
@@ -98,8 +101,10 @@ def plain_texts(kit: Kit, length: int, count: int, seed: int) -> list[list[int]]
     return perplexity.texts(Prompter(kit.prompter.tokenizer), kit.haystack, length, count, seed)
 
 
-def batch_tokens(settings: Settings, model: LanguageModel, scoring: str = "teacher") -> int:
+def batch_tokens(settings: Settings, model: Answerer, scoring: str = "teacher") -> int:
     """Tokens in a batch. On a CPU small batches stay in the caches, but a generated token costs as
-    much for eight prompts as for one."""
+    much for eight prompts as for one. A served model is given a whole cell at once."""
+    if isinstance(model, ServedModel):
+        return sys.maxsize
     on_cpu = 16384 if scoring == "generate" else 2048
     return settings.batch or (on_cpu if model.device.type == "cpu" else 32768)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from regraft import progress
+from regraft.checkpoint.hf.tokenizer import open_tokenizer
 from regraft.errors import InputError
 from regraft.evaluate.answers.judge import Judge
 from regraft.evaluate.answers.lm_eval import PREFIX
 from regraft.evaluate.answers.model import Source
+from regraft.evaluate.answers.served.source import Address, ServedSource, parse_address
 from regraft.evaluate.fidelity import Fidelity, add_adapters, graft_sources
 from regraft.evaluate.prompts.haystack import open_corpus
 from regraft.evaluate.prompts.length import Prompter
@@ -26,14 +30,17 @@ from regraft.rope import ContextSpec
 from regraft.units import format_tokens
 
 ROLES = ("recipient", "theta only", "donor", "graft", "recovered")
+SERVED_ROLES = ("graft", "recovered")  # which a served model may have in a matrix
+Evaluated = Source | ServedSource
 
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation whose input has been checked. own_length: the first model's context."""
+    """An evaluation whose input has been checked. sources: a served one comes last. own_length: the
+    first model's context; contexts: of all that are not served."""
 
     settings: Settings
-    sources: list[Source]
+    sources: list[Evaluated]
     tasks: list[Task]
     measures: list[str]
     lengths: list[int]
@@ -45,13 +52,13 @@ class Work:
 
     def scoring(self, task: Task) -> Scoring:
         """How the answers to a task are scored."""
-        chosen = self.settings.scoring
-        return task.scoring if chosen == "auto" else cast(Scoring, chosen)
+        return _scoring(self.settings, task)
 
 
 def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     """Open everything but the weights. Raises InputError for wrong arguments and broken input."""
     settings.validate()
+    address = parse_address(settings)
     tasks, measures = choose(settings.suites, len(settings.qa))
     tasks = [replace(task, room=needle_room(settings.needles)) if task is NEEDLE else task
              for task in tasks]  # fmt: skip
@@ -62,18 +69,19 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
         )
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
-    sources = _sources(models, matrix, bool(settings.adapters), bool(settings.grafts))
-    sources += graft_sources(sources[0], settings.grafts)
+    sources = _sources(models, matrix, bool(settings.adapters), bool(settings.grafts), address)
+    sources += graft_sources(sources[0], settings.grafts) if settings.grafts else []
     fidelity = None
     if settings.adapters:
         sources, fidelity = add_adapters(sources, settings.adapters)
-    _check_folders(sources)
+    _check_folders([*sources, address] if address else sources)
     contexts = {source.name: source.spec() for source in sources}
     for source in sources:
         source.config()  # one model's context may not fit another's architecture
     depths = (sigmoid_depths if settings.sigmoid else linear_depths)(settings.depths)
     kit = Kit(
-        Prompter(_common_tokenizer(sources), chat=settings.chat), corpus, seed=settings.seed,
+        Prompter(_common_tokenizer(sources, settings), chat=settings.chat), corpus,
+        seed=settings.seed,
         needles=settings.needles, decoys=settings.decoys, depths=depths, questions=quizzes,
     )  # fmt: skip
     reads_haystack = any(name in MEASURES for name in measures) or any(
@@ -82,8 +90,13 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     if settings.haystack != "world" and reads_haystack:
         _check_haystack(kit, settings.haystack)
     _check_vocabularies(sources, kit, settings.chat)
-    longest = min(max(spec.max_position_embeddings for spec in contexts.values()), 128 * 1024)
-    lengths = list(settings.lengths) or [longest // 8, longest // 4, longest // 2, longest]
+    limit = address.find() if address else None
+    lengths = list(settings.lengths) or _lengths(contexts, limit)
+    if address and limit is not None and limit < max(lengths):
+        raise InputError(
+            f"{address.name} is served with a context of {limit} tokens, and --lengths has "
+            f"{max(lengths)}; lower --lengths or serve it with a longer one."
+        )
     for name, spec in contexts.items():
         expected = matrix or fidelity  # models other than the donor are short of context there
         if max(lengths) > spec.max_position_embeddings and (name == "donor" or not expected):
@@ -93,11 +106,25 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
             )
     if measures and max(lengths) < 2:
         raise InputError("perplexity and drift need two tokens; raise --lengths.")
-    own = contexts[sources[0].name].max_position_embeddings
+    own = contexts[sources[0].name].max_position_embeddings if sources else limit or max(lengths)
+    evaluated: list[Evaluated] = [*sources]
+    if address is not None:
+        scorings = {task.name: _scoring(settings, task) for task in tasks}
+        served = address.serve(kit.prompter, _example(kit, settings), scorings, measures, limit)
+        evaluated.append(served)
+        if not sources:
+            tasks = [task for task in tasks if task.name not in served.not_asked]
+            measures = [name for name in measures if name not in served.not_asked]
+        if matrix and served.name in SERVED_ROLES and {*scorings} & {*served.not_asked}:
+            raise InputError(
+                f"The {served.name} of a matrix answers every task, and {served.location} gives no "
+                "log-probabilities; give --scoring generate."
+            )
+        settings = replace(settings, endpoint=address.endpoint.masked_url)
     judge = _judge(settings, tasks)
     if judge is not None:
         settings = replace(settings, judge=judge.url)  # without secrets, since it is recorded
-    return Work(settings, sources, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
+    return Work(settings, evaluated, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
 
 
 def refuse_unsupported_parallelism(work: Work, mesh: Mesh) -> None:
@@ -109,11 +136,35 @@ def refuse_unsupported_parallelism(work: Work, mesh: Mesh) -> None:
                 "which can only score them; leave --context-parallel out, so that each process "
                 "gets whole prompts, or give --scoring teacher."
             )
+    if mesh.size > 1 and isinstance(work.sources[-1], ServedSource):
+        raise InputError("One process asks an --endpoint; start without torchrun.")
     if mesh.size > 1 and any(name.startswith(PREFIX) for name in work.measures):
         raise InputError("lm-eval's suites run in one process; start them without torchrun.")
 
 
-def _check_folders(sources: list[Source]) -> None:
+def _scoring(settings: Settings, task: Task) -> Scoring:
+    chosen = settings.scoring
+    return task.scoring if chosen == "auto" else cast(Scoring, chosen)
+
+
+def _lengths(contexts: dict[str, ContextSpec], limit: int | None) -> list[int]:
+    """The greatest context of the models and its half, quarter and eighth. limit: that of a served
+    model, for an evaluation that has no others."""
+    known = [spec.max_position_embeddings for spec in contexts.values()]
+    if not known and limit is None:
+        raise InputError("The endpoint does not state its context length; give --lengths.")
+    longest = min(max(known or [limit or 0]), 128 * 1024)
+    return [longest // 8, longest // 4, longest // 2, longest]
+
+
+def _example(kit: Kit, settings: Settings) -> str:
+    """A short prompt with the beginning of its answer."""
+    corpus = kit.haystack if settings.haystack == "world" else open_corpus("grammar")
+    *text, last = corpus.pieces("endpoint", 9)
+    return kit.prompter.wrap("".join(text).rstrip(), f" {last.split()[0]}")
+
+
+def _check_folders(sources: Sequence[Source | Address]) -> None:
     """Raises InputError if two models' answers would have the same folder."""
     folders: dict[str, str] = {}
     for source in sources:
@@ -160,7 +211,10 @@ def _judge(settings: Settings, tasks: list[Task]) -> Judge | None:
     return judge
 
 
-def _sources(models: list[str], matrix: bool, adapters: bool, grafts: bool) -> list[Source]:
+def _sources(
+    models: list[str], matrix: bool, adapters: bool, grafts: bool, address: Address | None
+) -> list[Source]:
+    """The models that are not served."""
     named: dict[str, str] = {}
     for text in models:
         name, sign, location = text.partition("=")
@@ -172,20 +226,28 @@ def _sources(models: list[str], matrix: bool, adapters: bool, grafts: bool) -> l
         if name in ("", ".", "..") or "/" in name:
             raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=MODEL.")
         named[name] = location
-    if not named:
-        raise InputError("Give at least one model: regraft evaluate MODEL -o OUT")
+    served = {address.name} if address else set()
+    if served & named.keys():
+        raise InputError(
+            f"A local and a served model are called {address.name}; name the served one: "  # type: ignore[union-attr]
+            "--endpoint-model one=NAME."
+        )
+    if not named and not served:
+        raise InputError("Give at least one model or an --endpoint: regraft evaluate MODEL -o OUT")
     if not matrix:
         return [Source(name, location) for name, location in named.items()]
     needed = {"recipient", "donor"} if grafts else {"recipient", "donor", "graft"}
     known = [role for role in ROLES if " " not in role]
     known += ["base"] if adapters else []
-    if missing := sorted(needed - set(named)):
+    if missing := sorted(needed - set(named) - served):
         raise InputError(f"--matrix needs {', '.join(f'{role}=MODEL' for role in missing)}.")
     if other := sorted(set(named) - set(known)):
         why = " without --adapter" if other[0] == "base" else ""
         raise InputError(
             f"--matrix knows {', '.join(known[:-1])} and {known[-1]}, not {other[0]}{why}."
         )
+    if role := sorted(served & {*ROLES, "base"} - {*SERVED_ROLES}):
+        raise InputError(f"The {role[0]} of a --matrix must be a local model, not a served one.")
     named["theta only"] = named["recipient"]
     context = Source("donor", named["donor"]).spec()
     return [
@@ -195,19 +257,26 @@ def _sources(models: list[str], matrix: bool, adapters: bool, grafts: bool) -> l
     ]
 
 
-def _common_tokenizer(sources: list[Source]) -> Any:
-    """The first model's tokenizer. Raises InputError if another model's is different."""
-    first = sources[0].tokenizer()
-    vocabulary, seen = first.get_vocab(), {sources[0].location}
-    for source in sources[1:]:
-        if source.location in seen:
-            continue
-        seen.add(source.location)
-        other = source.tokenizer().get_vocab()
+def _common_tokenizer(sources: list[Source], settings: Settings) -> Any:
+    """The first model's tokenizer, or that of the settings. Raises InputError if there is none, and
+    if another model's is different."""
+    tokenizers = {source.location: source.tokenizer for source in sources}
+    if settings.tokenizer is not None:
+        tokenizers.setdefault(settings.tokenizer, partial(open_tokenizer, settings.tokenizer))
+    if not tokenizers:
+        raise InputError(
+            "Tokens are counted by the tokenizer of a local model, and there is none; give the "
+            "served model's as --tokenizer FOLDER."
+        )
+    location, *others = tokenizers
+    first = tokenizers[location]()
+    vocabulary = first.get_vocab()
+    for name in others:
+        other = tokenizers[name]().get_vocab()
         shared = vocabulary.keys() & other.keys()
         if len(shared) < 0.95 * len(vocabulary) or any(vocabulary[w] != other[w] for w in shared):
             raise InputError(
-                f"{sources[0].location} and {source.location} have different tokenizers, so "
+                f"{location} and {name} have different tokenizers, so "
                 "they cannot be given the same tokens; evaluate them one by one."
             )
     return first

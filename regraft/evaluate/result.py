@@ -170,13 +170,30 @@ class PublishedSuites:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointRecord:
+    """How a served model was asked; see `answers.served.protocol`.
+
+    url: without secrets. model: its name there. prompts: the form of the prompts; scores: of the
+    log-probabilities, None if there are none. not_asked: tasks and measures that were left out.
+    """
+
+    url: str
+    model: str
+    prompts: str
+    scores: str | None
+    not_asked: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """A model as it was evaluated. context: its RoPE and length in words."""
+    """A model as it was evaluated. context: its RoPE and length in words. endpoint: of a served
+    model, whose weights are not known, so that it has no fingerprint."""
 
     place: str
     fingerprint: str
     context: str
     context_length: int
+    endpoint: EndpointRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,11 @@ class Settings:
     grafts       grafts that are evaluated beside or instead of the model named graft
     judge        URL of the judge of free answers; None: there is none
     judge_model  name of the judge's model
+    endpoint     URL of an API whose model is evaluated, too; None: there is none
+    endpoint_model      the model's name there, or 'NAME=MODEL' to name it in the report
+    endpoint_requests   requests under way at once
+    endpoint_timeout    seconds for one reply
+    tokenizer    folder or Hub id of the endpoint's tokenizer; None: the first local model's
     seed         of items, haystacks and texts
     """
 
@@ -65,15 +70,21 @@ class Settings:
     grafts: tuple[GraftPoint, ...] = ()
     judge: str | None = None
     judge_model: str | None = None
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    endpoint_requests: int = 8
+    endpoint_timeout: float = 600.0
+    tokenizer: str | None = None
     seed: int = 0
 
     def validate(self) -> None:
         """Raises InputError for a value that no evaluation can use."""
         for name, least in (
             ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
-            ("limit", 1),
+            ("limit", 1), ("endpoint_requests", 1), ("endpoint_timeout", 1),
         ):  # fmt: skip
-            if (value := getattr(self, name)) is not None and value < least:
-                raise InputError(f"--{name} {value} is too few; give {least} or more.")
+            if (value := getattr(self, name)) is not None and not value >= least:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {value} is too few; give {least} or more.")
         if self.scoring not in ("auto", "teacher", "generate"):
             raise InputError(f"--scoring '{self.scoring}' is not auto, teacher or generate.")

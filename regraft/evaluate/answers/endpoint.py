@@ -34,12 +34,19 @@ _LONGEST_REASON = 10_000  # bytes of the reply to a refused request
 
 
 class EndpointError(Exception):
-    """No reply. The message has no secrets and no line breaks. final: retrying cannot help; status:
-    of the HTTP reply, None where there was none."""
+    """No reply, or none of use. The message has no secrets and no line breaks. final: retrying
+    cannot help; status: of the HTTP reply that refused; unreadable: there was another reply."""
 
-    def __init__(self, message: str, *, final: bool = False, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        final: bool = False,
+        status: int | None = None,
+        unreadable: bool = False,
+    ) -> None:
         super().__init__(" ".join(message.split())[:200])
-        self.final, self.status = final, status
+        self.final, self.status, self.unreadable = final, status, unreadable
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -111,7 +118,7 @@ class Endpoint:
                 if error.final:
                     break
             except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-                failure = EndpointError(f"the reply is not {what}")
+                failure = EndpointError(f"the reply is not {what}", unreadable=True)
         raise failure
 
     def request(self, route: str, body: bytes | None, largest: int = LARGEST_REPLY) -> bytes:

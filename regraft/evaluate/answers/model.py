@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Source:
     context: ContextSpec | None = None
     adapter: str | None = None
     scale: float = 1.0
+    not_asked: ClassVar[tuple[str, ...]] = ()  # a loaded model is asked everything
 
     @property
     def folder(self) -> str:
@@ -57,6 +58,10 @@ class Source:
         """The fingerprint of its weights."""
         with Checkpoint.open(self.location) as checkpoint:
             return checkpoint.fingerprint()
+
+    def identity(self) -> list[Any]:
+        """What changes its answers, as JSON."""
+        return [self.fingerprint(), self.spec().to_json()]
 
     def tokenizer(self) -> Any:
         """Its tokenizer. Raises CheckpointError if it has none."""

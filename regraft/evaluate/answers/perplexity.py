@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from regraft.evaluate.answers.distributed import map_over_processes
-from regraft.evaluate.answers.model import LanguageModel
-from regraft.evaluate.answers.scoring import batches
+from regraft.evaluate.answers.scoring import Answerer, batches
 from regraft.evaluate.prompts.haystack import Corpus
 from regraft.evaluate.prompts.length import Prompter, fit
 from regraft.evaluate.result import Interval, Perplexity, PerplexityIntervals
@@ -58,9 +57,7 @@ def edges(length: int) -> list[int]:
 KeyTokens = list[list[int]]  # of each row, positions counted from the middle of the text
 
 
-def key_tokens(
-    model: LanguageModel, rows: Sequence[Sequence[int]], budget: int
-) -> KeyTokens | None:
+def key_tokens(model: Answerer, rows: Sequence[Sequence[int]], budget: int) -> KeyTokens | None:
     """The key tokens that this model chooses by the largest window; None if the rows are too
     short."""
     windows = _windows(rows)
@@ -72,7 +69,7 @@ def key_tokens(
 
 
 def measure(
-    model: LanguageModel, rows: Sequence[Sequence[int]], budget: int, keys: KeyTokens | None = None
+    model: Answerer, rows: Sequence[Sequence[int]], budget: int, keys: KeyTokens | None = None
 ) -> Perplexity:
     """The figures of one model.
 
@@ -132,7 +129,7 @@ def _key_mask(windowed: Tensor, full: Tensor) -> Tensor:
     return (windowed - full > _KEY) & (full < _KEY)
 
 
-def _nll(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> list[Tensor]:
+def _nll(model: Answerer, rows: Sequence[Sequence[int]], budget: int) -> list[Tensor]:
     """NLL [length - 1] of every token but the first, of each row."""
     plan = list(batches([len(row) for row in rows], budget))
 
@@ -147,7 +144,7 @@ def _nll(model: LanguageModel, rows: Sequence[Sequence[int]], budget: int) -> li
 
 
 def _windowed(
-    model: LanguageModel, rows: Sequence[Sequence[int]], start: int, window: int, budget: int
+    model: Answerer, rows: Sequence[Sequence[int]], start: int, window: int, budget: int
 ) -> Tensor:
     """NLL [rows, length - start] of tokens from `start` on, each seeing `window` to 1.25 `window`
     tokens, after the beginning-of-text token if the row has one."""

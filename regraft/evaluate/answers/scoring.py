@@ -17,11 +17,13 @@ from torch import Tensor
 
 from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.model import LanguageModel
+from regraft.evaluate.answers.served.model import ServedModel
 from regraft.evaluate.prompts.length import Encoded, Prompter
 from regraft.evaluate.result import Answer
 from regraft.evaluate.statistics import mean
 from regraft.evaluate.tasks import Item, Scoring, listing, score_text
 
+Answerer = LanguageModel | ServedModel
 # (token ids of each row, positions in each) -> of each row, (NLL, whether the likeliest) there
 Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[tuple[Tensor, Tensor]]]
 
@@ -36,7 +38,7 @@ class _Scored:
 
 
 def answer(
-    model: LanguageModel,
+    model: Answerer,
     prompter: Prompter,
     items: Sequence[Item],
     scoring: Scoring,
@@ -47,7 +49,8 @@ def answer(
 ) -> list[Answer]:
     """A model's answers to `items` and their twins, in that order.
 
-    budget: tokens in a batch. room: tokens to generate. twins: answer the twins, too.
+    budget: tokens in a batch; a served model takes batches of any size. room: tokens to generate.
+    twins: answer the twins, too.
     """
     prompts = [(item, item.prompt) for item in items]
     if twins:
@@ -96,14 +99,14 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 _Forced = tuple[list[float], list[bool]]  # (mean NLL, all tokens likeliest) of every reference
 
 
-def _forced(model: LanguageModel, rows: Sequence[Encoded], budget: int) -> list[_Forced]:
+def _forced(model: Answerer, rows: Sequence[Encoded], budget: int) -> list[_Forced]:
     """The teacher-forced scores of each row."""
     plan = list(batches([len(row.ids) for row in rows], budget))
     return _score_batches(model, rows, plan, model.score)
 
 
 def _score_batches(
-    model: LanguageModel, rows: Sequence[Encoded], plan: list[list[int]], score: Score
+    model: Answerer, rows: Sequence[Encoded], plan: list[list[int]], score: Score
 ) -> list[_Forced]:
     """The scores of each row. plan: the rows that are given to `score` together; score: a method of
     the model."""
@@ -129,14 +132,14 @@ def _score_batches(
 
 
 def _teacher(
-    model: LanguageModel, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
 ) -> list[_Scored]:
     rows = [prompter.encode(prompt, item.answer, item.spans) for item, prompt in prompts]
     return [_Scored(score=mean(hits), nll=mean(nll)) for nll, hits in _forced(model, rows, budget)]
 
 
 def _candidates(
-    model: LanguageModel, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
 ) -> list[_Scored]:
     rows: list[Encoded] = []
     owner: list[int] = []  # of each row, the number of its prompt
@@ -148,7 +151,7 @@ def _candidates(
             rows.append(prompter.encode(prompt, text, spans))
             owner.append(number)
     most = max(sum(len(rows[i].ids) for i in group) for group in groups)
-    if model.can_branch and most > budget:
+    if isinstance(model, LanguageModel) and model.can_branch and most > budget:
         forced = _score_batches(model, rows, groups, model.branches)
     else:
         forced = _forced(model, rows, budget)
@@ -169,13 +172,23 @@ def _candidates(
 
 
 def _generate(
-    model: LanguageModel,
-    prompter: Prompter,
-    prompts: list[tuple[Item, str]],
-    room: int,
-    budget: int,
+    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], room: int, budget: int
 ) -> list[_Scored]:
     ids = [prompter.ids(prompt) for _, prompt in prompts]
+    if isinstance(model, ServedModel):
+        texts = model.generate(ids, room)
+    else:
+        texts = _generate_batches(model, prompter, ids, room, budget)
+    return [
+        _Scored(score=score_text(text, item.references, item.scorer), text=text)
+        for text, (item, _) in zip(texts, prompts, strict=True)
+    ]
+
+
+def _generate_batches(
+    model: LanguageModel, prompter: Prompter, ids: list[list[int]], room: int, budget: int
+) -> list[str]:
+    """The generated text of each prompt."""
     # batches of one length: a padded prompt's attention takes twice as long, and there are few
     # lengths
     by_length: dict[int, list[int]] = {}
@@ -194,7 +207,4 @@ def _generate(
     texts: dict[int, str] = {}
     for batch, results in zip(plan, map_over_processes(model.mesh, plan, work), strict=True):
         texts |= dict(zip(batch, results, strict=True))
-    return [
-        _Scored(score=score_text(texts[n], item.references, item.scorer), text=texts[n])
-        for n, (item, _) in enumerate(prompts)
-    ]
+    return [texts[number] for number in range(len(ids))]

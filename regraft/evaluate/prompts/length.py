@@ -10,6 +10,7 @@ from regraft.errors import InputError
 from regraft.evaluate.prompts.template import render_chat
 
 _TRIES = 64
+_MARK = "QUESTION"
 _UNIT = 20.0  # tokens in about a sentence: the first guess of the search
 
 
@@ -51,6 +52,20 @@ class Prompter:
         if not self.chat:
             return question + prefix
         return render_chat(self.tokenizer, question) + prefix.lstrip()
+
+    def unwrap(self, prompt: str) -> tuple[str, str]:
+        """The question and the beginning of the answer of a prompt in the chat template.
+
+        Raises InputError if the template has other text around this question than around others.
+        """
+        before, found, after = render_chat(self.tokenizer, _MARK).partition(_MARK)
+        question, end, prefix = prompt.removeprefix(before).rpartition(after)
+        if not (found and after and end and prompt.startswith(before)):
+            raise InputError(
+                "The chat template does not give back the question of a prompt; give an "
+                "--endpoint with /completions, which is sent the whole prompt."
+            )
+        return question, prefix
 
     def ids(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with them."""

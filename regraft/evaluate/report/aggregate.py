@@ -80,6 +80,8 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
     effective: dict[str, EffectiveLength] = {}
     names, lengths = _comparable(answers, tasks, models[0])
     for model in models if names else ():
+        if not all((model, name, lengths[0]) in answers for name in names):
+            continue  # a served model that was not asked everything
         overall[model] = {
             length: round(mean([cells[model][name][length].score for name in names]), 6)
             for length in lengths

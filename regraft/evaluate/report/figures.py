@@ -91,13 +91,14 @@ def _curves(path: Path, result: EvaluationRecord) -> None:
             by_model: dict[str, dict[int, tuple[float, float, float]]] = {}
             for model in _without_adapter(result):
                 if task is None:
-                    points = {n: (s, s, s) for n, s in result.overall[model].items()}
+                    points = {n: (s, s, s) for n, s in result.overall.get(model, {}).items()}
                 else:
                     points = {
                         n: (cell.score, *cell.interval)
-                        for n, cell in result.cells[model][task].items()
+                        for n, cell in result.cells.get(model, {}).get(task, {}).items()
                     }
-                by_model[model] = points
+                if points:
+                    by_model[model] = points
             lines = [[(n, p[0]) for n, p in each.items()] for each in by_model.values()]
             for style, (model, points) in zip(line_styles(lines), by_model.items(), strict=True):
                 marks = sorted(points)
@@ -122,7 +123,7 @@ def _curves(path: Path, result: EvaluationRecord) -> None:
 
 
 def _heat(path: Path, result: EvaluationRecord) -> None:
-    models = _without_adapter(result)
+    models = [m for m in _without_adapter(result) if "needle" in result.cells.get(m, {})]
     with drawing.figure(path, len(models), width=2.6, height=2.9) as drawn:
         every = drawn if isinstance(drawn, list) else [drawn]
         for number, (axes, model) in enumerate(zip(every, models, strict=True)):

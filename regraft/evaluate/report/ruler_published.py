@@ -32,7 +32,7 @@ def compare_with_published(result: EvaluationRecord) -> list[list[str]]:
     rows = []
     for model, tasks in result.cells.items():
         if not all(name in tasks for name in names):
-            return []
+            continue
         means = {
             length: mean([tasks[name][length].score for name in names])
             for length in tasks[names[0]]

@@ -57,7 +57,7 @@ def tables(result: EvaluationRecord, *, brief: bool = False) -> list[tuple[str, 
 
 
 def cells_of(result: EvaluationRecord, task: str) -> dict[int, Cell]:
-    """The first model's cells of a task by length; every model has the same lengths."""
+    """The first model's cells of a task by length; every model that was asked has the same."""
     first = next(iter(result.models))
     return result.cells.get(first, {}).get(task, {})
 
@@ -82,9 +82,9 @@ def _task(result: EvaluationRecord, task: str) -> Rows:
     if not result.settings.twins:
         return rows
     rows[0].append("twins")
-    for row, model in zip(rows[1:], result.models, strict=True):
-        twins = [cell.twin for cell in result.cells[model][task].values() if cell.twin is not None]
-        row.append(f"{max(twins):.2f}")
+    for row in rows[1:]:
+        cells = result.cells[row[0]][task].values()
+        row.append(f"{max(cell.twin for cell in cells if cell.twin is not None):.2f}")
     return rows
 
 
@@ -103,11 +103,12 @@ def _detection(result: EvaluationRecord, task: str) -> Rows:
 
 
 def _by_model(result: EvaluationRecord, task: str, text: Callable[[Cell], str]) -> Rows:
-    """A row for each model, a column for each length."""
+    """A row for each model that was asked, a column for each length."""
     lengths = list(cells_of(result, task))
     return [["model", *map(format_tokens, lengths)]] + [
-        [model, *(text(result.cells[model][task][length]) for length in lengths)]
-        for model in result.models
+        [model, *(text(cells[task][length]) for length in lengths)]
+        for model, cells in result.cells.items()
+        if task in cells
     ]
 
 
@@ -116,8 +117,11 @@ def _all_tasks(result: EvaluationRecord) -> Rows:
     rows = [["task", "tokens", *result.models]]
     for task in result.tasks:
         for length in list(cells_of(result, task))[-1:]:
-            scores = [result.cells[model][task][length].score for model in result.models]
-            rows.append([task, format_tokens(length), *(f"{score:.2f}" for score in scores)])
+            cells = [
+                result.cells.get(model, {}).get(task, {}).get(length) for model in result.models
+            ]
+            scores = ["not asked" if cell is None else f"{cell.score:.2f}" for cell in cells]
+            rows.append([task, format_tokens(length), *scores])
     return rows
 
 

@@ -63,6 +63,7 @@ def notes(result: EvaluationRecord) -> list[str]:
         *_general(result),
         *_matrix(result),
         *_truncated_texts(result),
+        *_endpoint(result),
         *_judge(result),
         *_measures(result),
         *_suites(result),
@@ -107,6 +108,19 @@ def _truncated_texts(result: EvaluationRecord) -> list[str]:
             f"than the evaluated length are truncated; the share of their words that remains is "
             f"{shares}. The twin has no text."
         )
+    return lines
+
+
+def _endpoint(result: EvaluationRecord) -> list[str]:
+    lines = []
+    for name, model in result.models.items():
+        if (served := model.endpoint) is None:
+            continue
+        scores = f"scored by {served.scores}" if served.scores else "which has no scores of prompts"
+        line = f"{name} is {served.model} at {served.url}, sent {served.prompts}, {scores}."
+        if served.not_asked:
+            line += f" It was not asked {', '.join(served.not_asked)}."
+        lines.append(line)
     return lines
 
 
