@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,9 +369,11 @@ def test_the_command_prints_tables_or_json_and_plans_without_writing(
 
 
 def test_published_suites_run_on_the_same_models_and_give_retention(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason="the eval extra is not installed")
+    import lm_eval.tasks
+
     rows = [{"text": "anna carries the", "right": n % 2} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = {
@@ -389,5 +392,7 @@ def test_published_suites_run_on_the_same_models_and_give_retention(
     assert scores["graft"]["lanterns"]["items"] == 6
     kept = result["published"]["retention"]["graft"]["lanterns"]
     assert kept is None or kept["value"] == 1
+    own_tasks_left_out = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", own_tasks_left_out)  # ten seconds to list
     with pytest.raises(InputError, match="knows no task"):
         evaluate(named(folders), tmp_path / "no", matrix=True, suite="lm-eval:no-such-task")

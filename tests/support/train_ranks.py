@@ -34,6 +34,36 @@ class Ranks(WarmProcess):
         answer = json.loads(self.ask(json.dumps(job)))
         return answer["codes"], answer["errors"]
 
+    def run_by_torchrun(self, world: int, *argv: str | Path) -> tuple[list[int], list[str], str]:
+        """As `run`, by torchrun's agent; and what all ranks printed."""
+        job = {"world": world, "argv": [str(a) for a in argv], "torchrun": True}
+        answer = json.loads(self.ask(json.dumps(job)))
+        return answer["codes"], answer["errors"], answer["printed"]
+
+
+def _by_torchrun(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    agent = os.fork()
+    if agent == 0:
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=job["world"], max_restarts=0,
+            rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", start_method="fork",
+        )  # fmt: skip
+        codes = elastic_launch(config, _agents_rank)(job["argv"], str(folder))
+        (folder / "codes").write_text(json.dumps([codes[rank] for rank in sorted(codes)]))
+        os._exit(0)
+    os.waitpid(agent, 0)
+    return {
+        "codes": json.loads((folder / "codes").read_text()),
+        "errors": [(folder / f"err{rank}").read_text() for rank in range(job["world"])],
+        "printed": "".join((folder / f"out{rank}").read_text() for rank in range(job["world"])),
+    }
+
+
+def _agents_rank(argv: list[str], folder: str) -> int:
+    return _run(argv, Path(folder), int(os.environ["RANK"]))
+
 
 def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     children, port = [], free_port()
@@ -43,7 +73,7 @@ def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             set_rank(rank, job["world"], port)
             if job["largest"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
-            _rank(job["argv"], folder, rank)
+            os._exit(_run(job["argv"], folder, rank))
         children.append(child)
     while job["kill_at"] and not os.path.exists(job["kill_at"]):
         time.sleep(0.002)
@@ -55,7 +85,8 @@ def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _rank(argv: list[str], folder: Path, rank: int) -> None:
+def _run(argv: list[str], folder: Path, rank: int) -> int:
+    """Run one command with its output in files; its exit code."""
     from regraft.cli import app
 
     for fd, name in ((1, "out"), (2, "err")):
@@ -72,7 +103,7 @@ def _rank(argv: list[str], folder: Path, rank: int) -> None:
         code = 99
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 def _serve() -> None:
@@ -87,7 +118,9 @@ def _serve() -> None:
     curves.draw_curves = lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            print(json.dumps(_on_ranks(json.loads(line), Path(folder))), flush=True)
+            job = json.loads(line)
+            run = _by_torchrun if job.get("torchrun") else _on_ranks
+            print(json.dumps(run(job, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,16 +196,12 @@ def test_heads_that_do_not_divide_are_refused_before_work(ranks, home, tmp_path)
     assert all("ulysses 4 does not divide the model's 2 key-value heads" in e for e in errors)
 
 
-def test_torchrun_needs_nothing_else(home, tmp_path, alone):
+def test_torchrun_needs_nothing_else(alone, ranks, tmp_path):
     method, wanted = alone
     if method == "lora":
         pytest.skip("once is enough")
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "regraft"]
-    recipe = wanted.parent / "recipe.yaml"
-    done = subprocess.run(
-        [*line, "train", recipe, "-o", tmp_path / "out", "--device", "cpu", "--json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1  # one process speaks
+    line = ["train", wanted.parent / "recipe.yaml", "-o", tmp_path / "out"]
+    codes, errors, printed = ranks.run_by_torchrun(2, *line, "--device", "cpu", "--json")
+    assert codes == [0, 0], errors
+    assert printed.count("\n") == 1  # one process speaks
     same(tmp_path / "out", wanted)
