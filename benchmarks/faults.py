@@ -36,6 +36,7 @@ import models
 from evaluated import toy
 from forked import Children
 from llama8b import commit
+from warm import WarmProcess
 
 from regraft.checkpoint.write.manifest import MANIFEST, write_manifest
 
@@ -192,8 +193,8 @@ class Bench:
         first: dict[str, Any] = {}
 
         def run_first() -> None:
-            with Children() as children:
-                first.update(children.run(*line, gate=(at, gate)))
+            with WarmProcess() as warm:
+                first.update(Children(warm).run(*line, gate=(at, gate)))
 
         thread = threading.Thread(target=run_first)
         thread.start()
@@ -339,8 +340,8 @@ def main() -> None:
     log = out / "faults.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     faults = [Fault(**json.loads(line)) for line in lines]
-    with Children() as children, log.open("a") as file:
-        bench = Bench(out, commands, children)
+    with WarmProcess() as warm, log.open("a") as file:
+        bench = Bench(out, commands, Children(warm))
         began = time.monotonic()
         for number in range(len(faults), arguments.faults):
             if arguments.seconds is not None and time.monotonic() - began > arguments.seconds:

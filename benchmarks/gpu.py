@@ -15,6 +15,7 @@ part failed or was stopped; 2 there is no GPU, or a package is missing.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import os
@@ -252,6 +253,7 @@ def _preload() -> None:
         except Exception as error:  # the parts that need it import it again and end as failed
             print(f"{name} cannot be imported: {error}", file=sys.stderr)
     assert not torch.cuda.is_initialized()
+    gc.freeze()  # or every collection of a part goes through all that was imported
 
 
 def _has_device_file() -> bool:

@@ -12,6 +12,7 @@ from regraft.errors import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; every colour has its
 # own dash and marker.
@@ -46,8 +47,13 @@ def figure(
         canvas = Figure(figsize=(width * columns, height), layout="constrained")
         axes = canvas.subplots(1, columns, squeeze=False)
         yield list(axes[0]) if columns > 1 else axes[0][0]
-        with writing(path):
-            canvas.savefig(path, dpi=150, metadata={"Software": None})
+        save(canvas, path)
+
+
+def save(canvas: Figure, path: Path) -> None:
+    """Render a figure to a PNG file of 150 dots an inch."""
+    with writing(path):
+        canvas.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def from_zero(axes: Axes) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
 import pytest
+from blank_figures import render, save_blank
 from forked import Children
+from train_ranks import Ranks
+from warm import WarmProcess
 
-from regraft import progress
+from regraft import drawing, progress
 
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name
@@ -36,22 +39,34 @@ def _signals() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def children() -> Iterator[Children]:
-    """A process with the imports done, to run commands in that are killed or find a full disk."""
-    with Children() as started:
+def warm() -> Iterator[WarmProcess]:
+    """A process with the imports done, which forks others."""
+    with WarmProcess() as started:
         yield started
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards without their figure, which takes longer to draw than a small model to extract or
-    train."""
-    from regraft.adapters.apply import card as graft_card
-    from regraft.adapters.extract import card
-    from regraft.train.output import curves
+@pytest.fixture(scope="session")
+def children(warm: WarmProcess) -> Children:
+    """Runs commands that are killed or find a full disk."""
+    return Children(warm)
 
-    monkeypatch.setattr(
-        curves, "draw_curves", lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
-    )
-    monkeypatch.setattr(card, "_draw", lambda path, modules: None)
-    monkeypatch.setattr(graft_card, "_draw", lambda path, tensors: None)
+
+@pytest.fixture(scope="session")
+def ranks(warm: WarmProcess) -> Ranks:
+    """Runs commands on several processes."""
+    return Ranks(warm)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast() -> Iterator[None]:
+    """Figures are not rendered, and files written by this process need not survive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save", save_blank)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are rendered in this test."""
+    monkeypatch.setattr(drawing, "save", render)

@@ -14,8 +14,6 @@ import pytest
 from commands import refused, run
 from peft_folders import adapter
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> tuple[Path, Path, Path]:

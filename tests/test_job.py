@@ -152,7 +152,7 @@ def test_a_job_is_told_apart_by_what_changes_its_output(tmp_path: Path) -> None:
 
 
 def test_what_follows_the_main_bar_is_shown_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
     bar = progress.bar
@@ -215,7 +215,7 @@ def test_a_library_that_cannot_write_names_the_file(library: str, tmp_path: Path
 
 
 def test_a_temporary_folder_that_cannot_be_removed_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
 

@@ -61,7 +61,7 @@ def test_front_matter_reads_back(name: str) -> None:
     assert yaml.safe_load(f"base_model: {yaml_scalar(name)}") == {"base_model": name}
 
 
-def test_the_cards_of_extraction_and_graft_escape_names(tmp_path: Path, undrawn: None) -> None:
+def test_the_cards_of_extraction_and_graft_escape_names(tmp_path: Path) -> None:
     import models
 
     from regraft.adapters.apply import apply as graft

@@ -22,8 +22,6 @@ from regraft.adapters.writer import AdapterModule, peft_config
 from regraft.checkpoint.finite import LARGEST_NORM
 from regraft.errors import CheckpointError, InputError, RegraftError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory) -> Path:

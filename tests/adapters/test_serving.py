@@ -26,7 +26,7 @@ from regraft.adapters.writer import _check_portable
 from regraft.rope import ContextSpec
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"), pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # fmt: skip
 K = "base_model.model.model.layers.0.self_attn.k_proj"
 TWO = {f"{K}.lora_A.weight": torch.ones(2, 64), f"{K}.lora_B.weight": torch.ones(32, 2)}

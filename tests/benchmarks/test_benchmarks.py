@@ -160,16 +160,16 @@ def test_certificates_are_counted(benchmark):
     assert "Certificate below the true ratio: **0**" in benchmark("certificate", "--quick")[0]
 
 
-def test_the_demo_runs_by_seed(benchmark, undrawn):
+def test_the_demo_runs_by_seed(benchmark):
     assert "| graft 16, skill at 64 |" in benchmark("demo_seeds", "--quick")[0]
 
 
-def test_the_extension_is_tried_four_ways(benchmark, undrawn):
+def test_the_extension_is_tried_four_ways(benchmark):
     printed, _, module = benchmark("extend", "--quick")
     assert all(f"| {way} |" in printed for way in module.WAYS)
 
 
-def test_the_theta_probe_is_followed_by_a_training(benchmark, undrawn):
+def test_the_theta_probe_is_followed_by_a_training(benchmark):
     assert "| scaling law |" in benchmark("theta_probe", "--quick")[0]
 
 

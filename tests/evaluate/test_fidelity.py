@@ -24,7 +24,6 @@ from regraft.evaluate.result import EvaluatedAdapter, FidelityRecord
 from regraft.evaluate.suites import TASKS
 
 QUICK: dict[str, Any] = {"haystack": "world", "items": 4, "suite": "toy", "lengths": "64,128"}
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
 
 
 def test_matrix_shows_every_model_the_same_prompts(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], tmp_path: Path, rendered: None
 ) -> None:
     out = tmp_path / "out"
     result = evaluate(named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK)
@@ -263,7 +263,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
 
 
 @pytest.mark.filterwarnings("ignore:niah_single_1 is left out")
-def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path) -> None:
+def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path, rendered: None) -> None:
     config = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
     folder = save(tmp_path / "model", config, weights(config))
     text_tokenizer().save_pretrained(folder)

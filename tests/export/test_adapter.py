@@ -18,7 +18,7 @@ from regraft.export.job import export_gguf, summary
 from regraft.export.llama import permuted
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"), pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # fmt: skip
 K, DOWN = "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.down_proj"
 SHAPES = {Q: (64, 64), K: (32, 64), DOWN: (64, 96)}

@@ -19,7 +19,6 @@ from regraft.graft.job import graft_model
 from regraft.merge.job import merge_models
 from regraft.rope import scaling_law
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 NOTES = "{sources: [{name: a, synthetic: notes, words: 130, documents: 40}]}"
 RECOVER = (
     "recover: {recover: {teacher: target, drift: null}, stages: [{length: 64, steps: 1, rate: "

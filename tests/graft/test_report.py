@@ -16,7 +16,6 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import write_tokenizer
 from regraft.graft.job import graft_model
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 RECIPE = """\
 base: base
 extended: extended

@@ -17,8 +17,6 @@ from regraft.graft.choose import PointRecord, choose
 from regraft.graft.job import graft_model
 from regraft.graft.report.sweep import scale_labels
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from parallel_attention import attention_cases
 from parallel_models import model_cases
 from parallel_ranks import Jobs
+from warm import WarmProcess
 
 ATTENTION = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}
 MODEL = {
@@ -18,9 +18,8 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    with Jobs() as started:
-        yield started
+def jobs(warm: WarmProcess) -> Jobs:
+    return Jobs(warm)
 
 
 @pytest.mark.parametrize("world", [2, 4])

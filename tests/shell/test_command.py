@@ -14,8 +14,6 @@ from commands import refused, run
 
 from regraft.errors import OutputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> tuple[Path, Path, Path]:

@@ -13,8 +13,6 @@ from commands import run
 
 from regraft.shell.signals import Interrupted
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> tuple[Path, Path, Path]:

@@ -11,8 +11,6 @@ from pathlib import Path
 import models
 import pytest
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory) -> tuple[Path, Path, Path]:

@@ -3,15 +3,13 @@
 `Children.run` gives one command line to a child and waits for it. `die` is the number of the call
 that changes the disk (os.write, os.rename, ...) before which the child gets `signal`; from call
 `fail` on, every such call fails with `error` (ENOSPC: the disk is full). Opening a file to write it
-is such a call, too. Only this file's own process forks: it has one thread.
-"""
+is such a call, too."""
 
 from __future__ import annotations
 
 import builtins
 import errno
 import io
-import json
 import os
 import resource
 import signal
@@ -19,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ _CALLS = (
 )  # fmt: skip
 
 
-class Children(WarmProcess):
-    """The warmed-up process. A context manager."""
+@dataclass(frozen=True)
+class Children:
+    """Commands in children of a process that has done the imports."""
 
-    script = __file__
+    warm: WarmProcess
 
     def run(
         self,
@@ -57,7 +57,7 @@ class Children(WarmProcess):
             "error": error, "stdout": None if stdout is None else str(stdout), "largest": largest,
             "gate": None if gate is None else [gate[0], str(gate[1])],
         }  # fmt: skip
-        return dict(json.loads(self.ask(json.dumps(job))))
+        return dict(self.warm.ask("forked", job))
 
 
 def _child(job: dict[str, Any], count: Path) -> None:
@@ -132,58 +132,38 @@ def _wait_at(gate: Path) -> None:
         time.sleep(0.01)
 
 
-def _serve() -> None:
-    import matplotlib.pyplot
-    import peft
-    import torch
-    import transformers.models.llama.modeling_llama
+def serve(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job in a child of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err, count = (Path(folder) / name for name in ("out", "err", "count"))
+        count.write_text("0")
+        child = os.fork()
+        if child == 0:
+            # After a fork torch makes its thread pool anew where it is first used; two threads
+            # that do so at once find none ("Invalid thread pool!", torch 2.13).
+            sys.modules["torch"].set_num_threads(1)
+            for fd, path in ((1, out), (2, err)):
+                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
+            if job["stdout"]:
+                os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
+            elif job["stdout"] == "":
+                os.close(1)
+                sys.stdout = None
+            _shorten_demo()
+            _child(job, count)
+        return {
+            "code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]),
+            "calls": int(count.read_text()),
+            "out": out.read_text(),
+            "err": err.read_text(),
+        }
 
-    import regraft.adapters.apply.apply
-    import regraft.adapters.extract.extract
-    import regraft.evaluate.job
-    import regraft.merge.job
-    import regraft.train.job  # noqa: F401
-    from regraft.adapters.apply import card as graft_card
-    from regraft.adapters.extract import card as extraction_card
+
+def _shorten_demo() -> None:
     from regraft.demo import recipes
-    from regraft.train.output import curves
 
     short = recipes.Plan(
         base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
         target=256, lengths=(64, 256), ranks=(2,), questions=8, prose_rows=2,
     )  # fmt: skip
     recipes.Plan = lambda: short  # type: ignore[assignment,misc]
-    del matplotlib, peft, torch, transformers
-    for card in (extraction_card, graft_card):  # the figures take longer than all the rest
-        card._draw = lambda path, _: path.write_bytes(b"drawn")
-    curves.draw_curves = lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
-    with tempfile.TemporaryDirectory() as folder:
-        out, err, count = (Path(folder) / name for name in ("out", "err", "count"))
-        for line in sys.stdin:
-            count.write_text("0")
-            child = os.fork()
-            if child == 0:
-                # After a fork torch makes its thread pool anew where it is first used; two threads
-                # that do so at once find none ("Invalid thread pool!", torch 2.13).
-                sys.modules["torch"].set_num_threads(1)
-                job = json.loads(line)
-                for fd, path in ((1, out), (2, err)):
-                    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
-                if job["stdout"]:
-                    os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
-                elif job["stdout"] == "":
-                    os.close(1)
-                    sys.stdout = None
-                _child(job, count)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            result = {
-                "code": status,
-                "calls": int(count.read_text()),
-                "out": out.read_text(),
-                "err": err.read_text(),
-            }
-            print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

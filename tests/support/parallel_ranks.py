@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import parallel_attention
@@ -27,30 +28,20 @@ JOBS: dict[str, Callable[[int], Any]] = {
 }
 
 
-class Jobs(WarmProcess):
-    """The warmed-up process. A context manager."""
+@dataclass(frozen=True)
+class Jobs:
+    """Jobs on ranks that a process which has done the imports forks."""
 
-    script = __file__
+    warm: WarmProcess
 
     def run(self, jobs: str, world: int) -> dict[str, list[Any]]:
         """What each of `jobs` (names with commas between) returned in each of `world` ranks."""
-        answer = self.ask(f"{jobs} {world}")
-        assert answer, f"a rank of {jobs} failed, see above"
-        return dict(json.loads(answer))
+        return dict(self.warm.ask("parallel_ranks", {"names": jobs.split(","), "world": world}))
 
 
-def _serve() -> None:
-    import peft
-    import transformers.models.llama.modeling_llama
-
-    import regraft.parallel  # noqa: F401
-
-    del peft, transformers
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        jobs, world = line.split()
-        results = {job: _on_ranks(job, int(world)) for job in jobs.split(",")}
-        print(json.dumps(results), flush=True)
+def serve(job: dict[str, Any]) -> dict[str, Any]:
+    """What each job returned in each rank."""
+    return {name: _on_ranks(name, job["world"]) for name in job["names"]}
 
 
 def _on_ranks(name: str, world: int) -> list[Any]:
@@ -59,6 +50,7 @@ def _on_ranks(name: str, world: int) -> list[Any]:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
+            torch.set_num_threads(1)
             set_rank(rank, world, port)
             _rank(JOBS[name], rank, writing)
         os.close(writing)
@@ -69,8 +61,7 @@ def _on_ranks(name: str, world: int) -> list[Any]:
             text = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status or not text:
-            print(f"rank {rank} of {name} ended with {status}", file=sys.stderr)
-            sys.exit(1)
+            raise RuntimeError(f"rank {rank} of {name} ended with {status}")
         results.append(json.loads(text))
     return results
 
@@ -86,7 +77,3 @@ def _rank(job: Callable[[int], Any], rank: int, writing: int) -> None:
         status = 1
     sys.stderr.flush()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -9,16 +9,18 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from warm import WarmProcess, free_port, set_rank
 
 
-class Ranks(WarmProcess):
-    """The warmed-up process. A context manager."""
+@dataclass(frozen=True)
+class Ranks:
+    """Commands on ranks that a process which has done the imports forks."""
 
-    script = __file__
+    warm: WarmProcess
 
     def run(
         self,
@@ -31,13 +33,13 @@ class Ranks(WarmProcess):
         the path `kill_at` exists. largest: bytes that a file may have."""
         job = {"world": world, "argv": [str(a) for a in argv], "kill_at": str(kill_at or "")}
         job["largest"] = largest
-        answer = json.loads(self.ask(json.dumps(job)))
+        answer = self.warm.ask("train_ranks", job)
         return answer["codes"], answer["errors"]
 
     def run_by_torchrun(self, world: int, *argv: str | Path) -> tuple[list[int], list[str], str]:
         """As `run`, by torchrun's agent; and what all ranks printed."""
         job = {"world": world, "argv": [str(a) for a in argv], "torchrun": True}
-        answer = json.loads(self.ask(json.dumps(job)))
+        answer = self.warm.ask("train_ranks", job)
         return answer["codes"], answer["errors"], answer["printed"]
 
 
@@ -106,22 +108,8 @@ def _run(argv: list[str], folder: Path, rank: int) -> int:
     return code
 
 
-def _serve() -> None:
-    import peft
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp
-    import transformers.models.llama.modeling_llama
-
-    from regraft.train.output import curves
-
-    del peft, torch, transformers
-    curves.draw_curves = lambda folder: (folder / curves.CURVES).write_bytes(b"drawn")
+def serve(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job on forked ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        for line in sys.stdin:
-            job = json.loads(line)
-            run = _by_torchrun if job.get("torchrun") else _on_ranks
-            print(json.dumps(run(job, Path(folder))), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()
+        run = _by_torchrun if job.get("torchrun") else _on_ranks
+        return run(job, Path(folder))

@@ -1,23 +1,28 @@
-"""A process with the imports done that runs jobs given as lines of its standard input, and the
-environment of the ranks that it forks."""
+"""One process that has done the imports and forks what tests run in processes of their own.
+
+`WarmProcess.ask(module, job)` has it call `serve(job)` of a module of this folder and returns the
+result; job and result are JSON. It has one thread, so that its forks are safe.
+"""
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
 import os
 import socket
 import subprocess
 import sys
-from typing import Any, ClassVar
+import traceback
+from typing import Any
 
 
 class WarmProcess:
-    """Starts `script` once; `ask` sends it a job. A context manager."""
+    """A context manager: the process ends with it."""
 
-    script: ClassVar[str]
-
-    def __enter__(self) -> Any:
+    def __enter__(self) -> WarmProcess:
         self._process = subprocess.Popen(
-            [sys.executable, self.script],
+            [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -30,13 +35,17 @@ class WarmProcess:
         self._process.stdin.close()
         self._process.wait()
 
-    def ask(self, line: str) -> str:
-        """The process's answer to one line; '' where it has ended."""
+    def ask(self, module: str, job: dict[str, Any]) -> Any:
+        """What `serve(job)` of a module returned; an exception of its ends up as an assertion."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(line + "\n")
+        self._process.stdin.write(json.dumps([module, job]) + "\n")
         self._process.stdin.flush()
-        return self._process.stdout.readline()
+        answer = self._process.stdout.readline()
+        assert answer, f"the process that serves {module} has ended"
+        result = json.loads(answer)
+        assert "failed" not in result, result["failed"]
+        return result["returned"]
 
 
 def free_port() -> int:
@@ -52,3 +61,38 @@ def set_rank(rank: int, world: int, port: int) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
+
+
+def _import() -> None:
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from blank_figures import save_blank
+
+    import regraft.adapters.apply.apply
+    import regraft.adapters.extract.extract
+    import regraft.evaluate.job
+    import regraft.graft.job
+    import regraft.merge.job
+    import regraft.train.job  # noqa: F401
+    from regraft import drawing
+
+    drawing.save = save_blank
+    gc.freeze()
+
+
+def _serve() -> None:
+    _import()
+    for line in sys.stdin:
+        module, job = json.loads(line)
+        try:
+            answer = {"returned": importlib.import_module(module).serve(job)}
+        except Exception:
+            answer = {"failed": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -99,7 +99,7 @@ def test_a_recovery_stays_within_the_context():
 
 
 def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(
-    trained_model, data_folder, tmp_path, undrawn
+    trained_model, data_folder, tmp_path
 ):
     """The model has 256 tokens; the only stage has 64."""
     text = LORA.replace(LORA[LORA.index("  - {{length: 256") : LORA.index("data:")], "")

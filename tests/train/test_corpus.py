@@ -27,7 +27,7 @@ def test_text_that_changed_under_a_resume_is_refused(data_folder, tmp_path):
         train_model(recipe, tmp_path / "out", device="cpu", resume=True)
 
 
-def test_padding_is_a_token_of_the_model(trained_model, data_folder, tmp_path, undrawn):
+def test_padding_is_a_token_of_the_model(trained_model, data_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(trained_model, model)
     config = json.loads((model / "tokenizer_config.json").read_text())

@@ -91,7 +91,7 @@ def test_a_full_disk_keeps_the_last_good_state(
     assert read_losses(tmp_path / "out") == read_losses(trained_model)
 
 
-def test_a_run_is_not_resumed_with_another_recipe(data_folder, tmp_path, undrawn):
+def test_a_run_is_not_resumed_with_another_recipe(data_folder, tmp_path):
     recipe = write_recipe(tmp_path, data_folder, RECIPE.replace("rate: 1e-3", "rate: 1e30"))
     with pytest.raises(RegraftError, match="lower the rate"):
         train_model(recipe, tmp_path / "out", device="cpu")
@@ -115,7 +115,7 @@ def test_weights_that_are_not_finite_are_refused(trained_model, data_folder, tmp
 
 
 def test_a_deterministic_run_sets_torch_and_cublas_and_picks_the_kernel(
-    trained_model, data_folder, tmp_path, monkeypatch, undrawn
+    trained_model, data_folder, tmp_path, monkeypatch
 ):
     """On a CPU the weights are those of any run; a GPU gets the one kernel that obeys."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -15,7 +15,7 @@ from regraft.train.output import log as metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_positions_that_skip_train_short_rows_for_a_long_context(data_folder, tmp_path, undrawn):
+def test_positions_that_skip_train_short_rows_for_a_long_context(data_folder, tmp_path):
     recipe = write_recipe(
         tmp_path, data_folder,
         RECIPE + "positions: {{kind: multi_chunk, window: 64, least: 8, unskipped: 0}}\n",
@@ -25,7 +25,7 @@ def test_positions_that_skip_train_short_rows_for_a_long_context(data_folder, tm
     assert record.tokens == 5 * 4 * 64 + 5 * 2 * 64
 
 
-def test_bfloat16_arithmetic_follows_float32(trained_model, data_folder, tmp_path, undrawn):
+def test_bfloat16_arithmetic_follows_float32(trained_model, data_folder, tmp_path):
     losses = []
     for dtype in ("float32", "bfloat16"):
         recipe = write_recipe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_ranks import Ranks
 
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.train.job import train_model
@@ -40,12 +38,6 @@ watch: {{every: 5, rows: 3, needle: {{fact: "note paris {{value}} ;", question: 
 save_every: 3
 {more}
 """
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks() as started:
-        yield started
 
 
 def written(folder: Path, cache: Path, method: str, more: str = "", text: str = RECIPE) -> Path:

@@ -68,7 +68,7 @@ def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
 
 
 @pytest.mark.parametrize("more", [", drift: 0.3", ", drift: 0.3, distill: 1.0"])
-def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path, undrawn):
+def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path):
     record = recover(home, tmp_path, more)
     drifts = [result.drift for result in record.drift]
     assert drifts[-1] <= 0.3 < drifts[0]
@@ -79,7 +79,7 @@ def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path, u
     assert config["max_position_embeddings"] == 128
 
 
-def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, tmp_path, undrawn):
+def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, tmp_path):
     plain = recover(home, tmp_path / "a", ", drift: null", **{"steps: 60": "steps: 4"})
     distilled = recover(
         home, tmp_path / "b", ", drift: null, distill: 2.0", **{"steps: 60": "steps: 4"}

@@ -37,7 +37,7 @@ def test_the_grid_lies_between_the_bound_and_beyond_the_law():
     assert points["YaRN"] == ("yarn", 5e5)
 
 
-def test_every_theta_is_trained_and_scored_alike(tmp_path, undrawn):
+def test_every_theta_is_trained_and_scored_alike(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(RECIPE.format(cache=tmp_path / "cache", watch=WATCH))
     line = ["theta", "64", "256", "--base", "70", "--probe", str(recipe), "--steps", "2"]

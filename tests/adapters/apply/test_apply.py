@@ -15,7 +15,6 @@ from regraft.errors import CheckpointError, InputError
 from regraft.records import to_json
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's own, and ours where none is tested
 ]
 

@@ -15,7 +15,6 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import CheckpointError, InputError
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's own, and ours where none is tested
 ]
 

@@ -19,8 +19,6 @@ from regraft.errors import InputError, LineageError
 from regraft.merge.job import merge_models
 from regraft.rope import ContextSpec
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:

@@ -12,7 +12,6 @@ from regraft.errors import InputError, LineageError
 from regraft.rope import ContextSpec
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's own, and ours where none is tested
 ]
 

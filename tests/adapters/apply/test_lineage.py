@@ -13,7 +13,6 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.errors import LineageError
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's own, and ours where none is tested
 ]
 

@@ -17,7 +17,6 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's own, and ours where none is tested
 ]
 
@@ -154,7 +153,7 @@ def test_resume_does_not_repeat_what_is_done(family, adapter, tmp_path, monkeypa
     assert record.totals == apply_lora(adapter, family[2], tmp_path / "whole").totals
 
 
-def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children, undrawn):
+def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children):
     line = ["apply", adapter, family[2], "-q", "-o", tmp_path / "out"]
     assert children.run(*line, die=60)["code"] == -9
     out = tmp_path / "out"

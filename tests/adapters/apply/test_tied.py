@@ -20,7 +20,6 @@ from regraft.errors import CheckpointError, InputError
 from regraft.merge.job import merge_models
 
 pytestmark = [
-    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings"),
     pytest.mark.filterwarnings("ignore:.*carries no context"),
     pytest.mark.filterwarnings("ignore:.*does not say what its base"),

@@ -22,8 +22,6 @@ from regraft.adapters import writer
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import CheckpointError, InputError, LineageError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def broken(folder: Path, source: Path, change: Any) -> Path:
     """A copy of a model with one thing wrong."""

@@ -21,8 +21,6 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import CheckpointError, InputError
 from regraft.records import to_json
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_the_record_tells_the_error_that_the_stored_adapter_makes(tmp_path):
     weights, extended = everything_changed(models.LLAMA)

@@ -23,8 +23,6 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.records import to_json
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_portable_is_what_every_server_reads(family, tmp_path):
     record = extract_lora(*family[:2], tmp_path / "a", rank=8)

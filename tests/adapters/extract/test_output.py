@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
     """Of matrices large enough for the randomised method, and with the figure."""

@@ -14,7 +14,6 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.extract.rank_gain import suggested_rank
 from regraft.records import RankGain
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 SLOW = "model.layers.0.mlp.down_proj.weight"
 
 

@@ -20,8 +20,6 @@ from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_unchanged_modules_are_skipped_and_peft_makes_no_empty_factors_for_them(tmp_path):
     weights = models.weights(models.LLAMA)

@@ -38,7 +38,7 @@ def test_an_adapter_whose_files_lie_elsewhere_is_refused(tmp_path: Path, name: s
         Adapter.open(folder)
 
 
-def test_what_a_link_names_is_not_copied(tmp_path: Path, undrawn: None) -> None:
+def test_what_a_link_names_is_not_copied(tmp_path: Path) -> None:
     base, _, _ = family(tmp_path)
     secret = tmp_path / "secret"
     secret.mkdir()

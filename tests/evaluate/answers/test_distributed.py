@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,7 @@ from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.tasks import Draft, Kit, Task
 
-pytestmark = pytest.mark.xdist_group("evaluate ranks")
 QUICK = ("--haystack", "world", "--items", "3", "--texts", "3", "--lengths", "64,128")
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks() as ranks:
-        yield ranks
 
 
 @pytest.fixture(scope="module")

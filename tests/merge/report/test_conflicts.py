@@ -29,7 +29,7 @@ def test_share_lost_to_storage_is_that_of_the_tensors(tmp_path: Path) -> None:
     assert 0.05 < record.totals.figures.lost_to_storage < 1.0
 
 
-def test_conflict_report_matches_the_tensors(tmp_path: Path) -> None:
+def test_conflict_report_matches_the_tensors(tmp_path: Path, rendered: None) -> None:
     recipe = {"merge_method": "task_arithmetic", "base_model": "base",
               "models": entries("a", weight=0.5) + entries("b", weight=0.25)}  # fmt: skip
     record = merge_models(write_recipe(tmp_path, recipe), tmp_path / "out")

@@ -10,9 +10,7 @@ from regraft.train.job import train_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_card_names_programs_that_leave_trained_norms_out(
-    trained_model, data_folder, tmp_path, undrawn
-):
+def test_the_card_names_programs_that_leave_trained_norms_out(trained_model, data_folder, tmp_path):
     train_model(
         write_recipe(tmp_path, data_folder, LORA, trained_model), tmp_path / "out", device="cpu"
     )

@@ -20,9 +20,7 @@ from regraft.train.job import train_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_lora_is_grafted_by_apply_with_norms_and_context(
-    trained_model, data_folder, tmp_path, undrawn
-):
+def test_a_lora_is_grafted_by_apply_with_norms_and_context(trained_model, data_folder, tmp_path):
     adapter, graft, model = tmp_path / "adapter", tmp_path / "graft", tmp_path / "model"
     train_model(write_recipe(tmp_path, data_folder, LORA, trained_model), adapter, device="cpu")
     folded = LORA + "export: {{kind: model}}\n"
@@ -45,7 +43,7 @@ def test_a_lora_is_grafted_by_apply_with_norms_and_context(
 
 
 def test_the_lora_of_the_default_recipe_loads_whole_in_peft_and_vllm(
-    trained_model, data_folder, tmp_path, undrawn
+    trained_model, data_folder, tmp_path
 ):
     """No dense differences, one rank and alpha, no modules_to_save; PEFT's sum is apply's."""
     default = LORA.replace(", norms: true", "")
