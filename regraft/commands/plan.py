@@ -28,6 +28,12 @@ def plan(
     host_memory: Annotated[
         str | None, typer.Option(help="Memory of all nodes together, such as 1TB.")
     ] = None,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            help="Also run every stage's step by shape alone and count bytes; takes minutes."
+        ),
+    ] = False,
 ) -> Command:
     """Estimate memory and time of a training and what would reduce them; nothing is run.
 
@@ -35,11 +41,11 @@ def plan(
     """
 
     def show(result: TrainingPlan) -> Iterable[RenderableType]:
-        from regraft.train.estimate.plan import lines
+        from regraft.train.estimate.plan_text import lines
 
         yield label_table(f"Plan of {recipe}", lines(result))
 
     return Command(
-        lambda: regraft.plan_training(recipe, gpus=gpus, host_memory=host_memory),
+        lambda: regraft.plan_training(recipe, gpus=gpus, host_memory=host_memory, trace=trace),
         show,
     )

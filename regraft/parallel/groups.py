@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,13 @@ from regraft.errors import RegraftError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+def process_count() -> int:
+    """Processes in the default group; before it is joined, those that torchrun started."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes(device: torch.device, timeout: timedelta) -> None:

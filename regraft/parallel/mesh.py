@@ -30,7 +30,13 @@ from regraft.parallel.exchange.choose import (
     needed_bandwidth,
     pick,
 )
-from regraft.parallel.groups import fsdp_device_mesh, is_lost_rank, join_processes, own_group
+from regraft.parallel.groups import (
+    fsdp_device_mesh,
+    is_lost_rank,
+    join_processes,
+    own_group,
+    process_count,
+)
 from regraft.parallel.kernels.choose import choose
 
 if TYPE_CHECKING:
@@ -83,9 +89,7 @@ class Processes:
         InputError where the product of the sizes is not the number of processes.
         """
         sizes = {"replicate": replicate, "shard": shard, "context": context, "ulysses": ulysses}
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if dist.is_initialized():
-            world = dist.get_world_size()
+        world = process_count()
         solved = _solve(sizes, world)
         if algorithm not in ("auto", "gather", "ring"):
             raise InputError(f"parallel algorithm '{algorithm}' is not auto, gather or ring.")
@@ -100,7 +104,9 @@ class Processes:
             for name, rows in (("context", ranks.movedim(1, -1)), ("ulysses", ranks)):
                 if solved[name] > 1:
                     groups[name] = own_group(rows, limit)
-            groups["all"] = dist.new_group(timeout=WAIT_TIMEOUT, backend="gloo")
+            # A traced step has torch's backend "fake", in which the other processes do not exist.
+            backend = "fake" if dist.get_backend() == "fake" else "gloo"
+            groups["all"] = dist.new_group(timeout=WAIT_TIMEOUT, backend=backend)
             fsdp = fsdp_device_mesh(own_device.type, line.view(solved["replicate"], -1), limit)
             # If rank 0 fails right after this, its store ends with it: the other ranks must have
             # created their groups.

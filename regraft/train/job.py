@@ -26,6 +26,7 @@ from regraft.train.output.export import export_adapter, export_model
 from regraft.train.output.summary import summary
 from regraft.train.output.trackers import save_offline_runs
 from regraft.train.recipe.recipe import Recipe
+from regraft.train.recipe_mesh import make_mesh
 from regraft.train.record import (
     LossChange,
     StepRecord,
@@ -39,7 +40,6 @@ from regraft.train.setup import (
     Run,
     describe_run,
     input_files,
-    make_mesh,
     model_source,
     prepare_run,
 )

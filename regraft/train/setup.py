@@ -7,7 +7,6 @@ checks come first; reading and tokenising the text comes last.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
-from regraft.device import pick_device
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
-from regraft.train.estimate.plan import StageEstimate, describe, estimate_run
+from regraft.train.estimate.plan import StageEstimate, estimate_run
+from regraft.train.estimate.plan_text import describe
 from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import Body, trains_everything
+from regraft.train.recipe.schema import trains_everything
 from regraft.train.recovery import check_recovery
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
@@ -144,29 +143,6 @@ def input_files(recipe: Recipe) -> list[str | Path]:
     for source in body.data.sources:
         inputs += input_paths(text_of(source, body.seed))
     return inputs
-
-
-def make_mesh(body: Body, device: str) -> Mesh:
-    """The recipe's mesh over the processes of this run. Processes that the stated degrees leave go
-    to context if that is 'auto', else to shard. Raises InputError where they do not divide."""
-    parallel, kernel = body.parallel, "auto"
-    if body.deterministic and pick_device(device).type == "cuda":
-        kernel = "flash"  # cuDNN's gradients differ from run to run
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    degrees = {
-        "context": parallel.context,
-        "ulysses": parallel.ulysses,
-        "shard": parallel.shard,
-        "replicate": parallel.replicate,
-    }
-    free = [name for name, size in degrees.items() if size == "auto"]
-    if world == 1 and all(size in ("auto", 1) for size in degrees.values()):
-        return Mesh.create(1, 1, 1, 1, kernel=kernel, device=device)
-    rest = "context" if "context" in free else ("shard" if "shard" in free else None)
-    sizes: dict[str, Any] = {name: 1 if name in free else size for name, size in degrees.items()}
-    if rest is not None:
-        sizes[rest] = "auto"
-    return Mesh.create(**sizes, algorithm=parallel.algorithm, kernel=kernel, device=device)
 
 
 def model_source(recipe: Recipe, folder: Path) -> str:

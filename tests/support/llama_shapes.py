@@ -5,6 +5,12 @@ from __future__ import annotations
 from regraft.train.estimate.budget import Shape
 
 LLAMA_8B = Shape(8_030_261_248, 8_030_261_248, 4096, 32, 14336, 128256, 1024, 32, 128)
+LLAMA_8B_CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_hidden_layers": 32, "max_position_embeddings": 8192,
+    "rope_theta": 5e5, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
 LORA = 42_000_000  # parameters of rank 16 on all linear layers
 
 

@@ -15,7 +15,7 @@ from train_recipes import LORA, RECIPE, read_losses, write_recipe
 
 from regraft.errors import InputError, RegraftError
 from regraft.rope import scaling_law
-from regraft.train import job, setup
+from regraft.train import job, recipe_mesh
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
 from regraft.train.recipe.recipe import Recipe
@@ -133,9 +133,9 @@ def test_a_deterministic_run_sets_torch_and_cublas_and_picks_the_kernel(
     assert states == [(True, ":4096:8")]
     assert not torch.are_deterministic_algorithms_enabled()
     assert read_losses(tmp_path / "out") == read_losses(trained_model)
-    monkeypatch.setattr(setup, "pick_device", torch.device)
-    monkeypatch.setattr(setup.Mesh, "create", lambda *_, kernel, **__: kernel)
+    monkeypatch.setattr(recipe_mesh, "pick_device", torch.device)
+    monkeypatch.setattr(recipe_mesh.Mesh, "create", lambda *_, kernel, **__: kernel)
     body = Recipe.read(recipe).body
-    assert setup.make_mesh(body, "cuda") == "flash"
-    assert setup.make_mesh(body, "cpu") == "auto"
-    assert setup.make_mesh(body.model_copy(update={"deterministic": False}), "cuda") == "auto"
+    assert recipe_mesh.make_mesh(body, "cuda") == "flash"
+    assert recipe_mesh.make_mesh(body, "cpu") == "auto"
+    assert recipe_mesh.make_mesh(body.model_copy(update={"deterministic": False}), "cuda") == "auto"

@@ -2,28 +2,30 @@
 
 Per device, with S tokens on it and N devices:
 
-    M = C + max(backward, update)
-    backward = state / N + G + max(S a, gradients / N) + max(S w, loss chunk)
-    update = (state + 2 gradients) / N
+    M = C + state / N + max(loss, backward, update)
+    loss = E + S a + loss chunk + gradient of the head
+    backward = E + G + max(S a, gradients of layers / N + S a / L) + S w
+    update = 2 gradients / N
 
 state     stored parameters and the optimizer's moments, a teacher's parameters, on one device also
           the narrow copy that autocast keeps of trained matrices
 gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
-G         what FSDP gathers at a time: both embeddings and two layers, a narrow copy of one of each
+E, G      what FSDP gathers at a time, where N > 1: both embeddings as narrow as the arithmetic; a
+          layer, and 14 bytes of each parameter trained in it while gradients are summed
 a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 1) of attention's
           output and log-sum-exp where they are kept (q = h heads of their size; the last layer's
           are in w); one layer's of both if they wait on the host. Without recomputation, of every
           layer 17.1 d and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
           width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
-          recomputation 17.4 d, of the last norm, and the loss chunk beside it
+          recomputation 17.4 d, of the last norm, during the loss too
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
-FSDP2, AdamW) traced by shape alone for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M tokens, 1
-and 8 devices. In LoRA the formula is at most 5% above them and 1% below, and so it is for the peaks
-measured on an H100 (`benchmarks/results/gpu.md`); where everything is trained, at most 25% above
-and never below. Other architectures may differ. In float32 the bytes of activations double.
+FSDP2, AdamW) traced by shape alone (`trace`) for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M
+tokens, 1 and 8 devices. The formula is within 5% of them, and within 3% of the peaks measured on an
+H100 (`benchmarks/results/gpu.md`). Other architectures may differ. In float32 the bytes of
+activations double.
 
 Time is floating-point operations over the rates that whole steps reach, those of attention and the
 others apart, but at least the time to start all operators: tracing a LoRA step of Llama-3-8B
@@ -42,6 +44,7 @@ _ATTENTION_BYTES, _MLP_BYTES, _EXCHANGE_BYTES = 37.5, 7.0, 8.0  # of bfloat16 ar
 _KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without recomputation
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
+_REDUCED_BYTES = 14  # of a trained parameter of a layer while its gradient is summed over processes
 _CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
 
@@ -126,35 +129,42 @@ def memory(
     inputs, working, host = token_bytes(shape, switches, context)
     local = tokens / context
     narrow = switches.element < _GRADIENT
+    # of the embedding or the head, the share that is trained
+    embedding = shape.vocabulary * shape.hidden * shape.trained / shape.parameters
     frozen = shape.parameters - shape.trained
     state = frozen * switches.frozen_bytes + shape.trained * switches.trained_bytes
     if switches.teacher:
         state += shape.parameters * switches.element
     if devices == 1 and narrow:
-        state += shape.trained * switches.element
+        state += (shape.trained - embedding) * switches.element
+    state /= devices
     gradients = _GRADIENT * shape.trained / devices
+    by_layers = gradients - _GRADIENT * embedding / devices  # the embedding's comes after them
     chunk = _LOGIT_BYTES * shape.vocabulary * min(local, switches.loss_chunk)
-    backward = (
-        state / devices
-        + (_gathered(shape, switches) if devices > 1 else 0.0)
-        + max(local * inputs, gradients)
-        + (max(local * working, chunk) if switches.checkpoint else local * working + chunk)
-    )
-    update = state / devices + 2 * gradients
-    return switches.overhead + max(backward, update), local * host * devices
+    last = inputs if switches.offload else inputs / shape.layers
+    backward = max(local * inputs, by_layers + local * last) + local * working
+    loss = local * inputs + chunk + (_GRADIENT + switches.element) * embedding
+    if not switches.checkpoint:
+        loss += local * working
+    if devices > 1:
+        root, layer = _gathered(shape, switches)
+        backward += root + layer
+        loss += root
+    update = 2 * gradients
+    return switches.overhead + state + max(backward, loss, update), local * host * devices
 
 
-def _gathered(shape: Shape, switches: Switches) -> float:
-    """G: the parameters that FSDP holds whole at a time."""
+def _gathered(shape: Shape, switches: Switches) -> tuple[float, float]:
+    """Parameters that FSDP holds whole at a time: both embeddings, and a layer with its gradients
+    on their way to the other processes."""
     embedding = shape.vocabulary * shape.hidden
     layer = max(shape.parameters - 2 * embedding, 0) / shape.layers
     share = shape.trained / shape.parameters
-    stored = share * _GRADIENT + (1 - share) * switches.frozen_bytes  # of float32 or narrow weights
-    copies = switches.element * share if switches.element < _GRADIENT else 0.0
-    whole = 2 * (embedding + layer) * stored + (embedding + layer) * copies
-    if switches.distill:
-        whole += embedding * switches.element
-    return whole
+    embeddings = 3 if switches.distill else 2
+    return (
+        embeddings * embedding * switches.element,
+        layer * (switches.element + _REDUCED_BYTES * share),
+    )
 
 
 def longest(shape: Shape, switches: Switches, machine: Machine) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from regraft import progress
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh
@@ -23,7 +24,7 @@ from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, has_teacher, trains_everything
 from regraft.train.recipe.stages import Stage
 from regraft.train.step.learner import Learner, untrained_learner
-from regraft.units import format_bytes, format_tokens, parse_bytes
+from regraft.units import parse_bytes
 
 _FILLED = 0.9  # share of the memory that `keep_attention: auto` fills by estimate
 
@@ -44,9 +45,21 @@ class StageEstimate:
     link_bytes_per_second: float
     keep_attention: bool = False
 
-    def time(self) -> str:
-        """The time of a step as text."""
-        return _duration(self.step_seconds)
+
+@dataclass(frozen=True)
+class StageTrace:
+    """The step of a stage, run by shape alone on one batch. device_bytes: of live tensors on each
+    device, of: by class; formula_bytes: what the formula has for them. host_bytes: of all hosts.
+    sent_bytes: by each device, by collective. exact: whether the layers that were traced lie on a
+    straight line."""
+
+    device_bytes: float
+    of: dict[str, float]
+    formula_bytes: float
+    host_bytes: float
+    sent_bytes: dict[str, float]
+    operators: float
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -73,25 +86,32 @@ class PlannedModel:
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """What `regraft plan` prints. context_devices: devices that share a row. longest: tokens of the
-    longest row that fits, by the ways to save memory that are switched on."""
+    longest row that fits, by the ways to save memory that are switched on. traces: of the stages,
+    where they were asked for."""
 
     machine: PlannedMachine
     model: PlannedModel
     context_devices: int
     stages: list[StageEstimate]
     longest: dict[str, int]
+    traces: list[StageTrace] | None = None
     kind: Literal["training plan"] = "training plan"
     schema_version: int = SCHEMA_VERSION
 
 
 def plan_training(
-    recipe: str | Path, *, gpus: str | None = None, host_memory: str | None = None
+    recipe: str | Path,
+    *,
+    gpus: str | None = None,
+    host_memory: str | None = None,
+    trace: bool = False,
 ) -> TrainingPlan:
     """Memory, time and links of every stage on the devices described, or on this machine.
 
     gpus: such as '8xH100-80'; default: this machine's GPUs, or its CPU. host_memory: of all nodes
-    together, such as '1TB'. Reads only the model's config. Raises InputError for devices that are
-    not known.
+    together, such as '1TB'. trace: also run the step of every stage by shape alone and count its
+    bytes, which takes minutes. Reads only the model's config. Raises InputError for devices that
+    are not known, and for a trace of a CPU's step.
     """
     read = Recipe.read(recipe)
     host = parse_bytes(host_memory) if host_memory else None
@@ -102,6 +122,11 @@ def plan_training(
     machine = parse_machine(gpus, host) if gpus else this_machine(host, width=_width(shape))
     switches = switches_of(read.body, machine)
     context = _context(read, machine)
+    if trace and machine.is_cpu:
+        raise InputError("--trace counts the memory of GPUs: describe some, such as --gpus 8xH100.")
+    stages = [
+        estimate_stage(read, stage, shape, switches, machine, context) for stage in read.body.stages
+    ]
     return TrainingPlan(
         machine=PlannedMachine(
             machine.name,
@@ -113,12 +138,38 @@ def plan_training(
         ),
         model=PlannedModel(shape.parameters, shape.trained),
         context_devices=context,
-        stages=[
-            estimate_stage(read, stage, shape, switches, machine, context)
-            for stage in read.body.stages
-        ],
+        stages=stages,
         longest={name: length for name, _, length in budget.alternatives(shape, switches, machine)},
+        traces=_traces(read, config, stages, machine) if trace else None,
     )
+
+
+def _traces(
+    recipe: Recipe, config: dict[str, Any], stages: list[StageEstimate], machine: Machine
+) -> list[StageTrace]:
+    from regraft.train.estimate.trace import trace_stage
+
+    traces = []
+    with progress.bar("Tracing stages", len(stages), unit="stages") as bar:
+        for stage, estimate in zip(recipe.body.stages, stages, strict=True):
+            memory = recipe.body.memory
+            kept = memory.model_copy(update={"keep_attention": estimate.keep_attention})
+            body = recipe.body.model_copy(update={"memory": kept})
+            rows = min(memory.rows, stage.batch)
+            traced = trace_stage(body, config, estimate.window, rows, machine.devices)
+            traces.append(
+                StageTrace(
+                    traced.device_bytes,
+                    traced.highest,
+                    estimate.device_bytes - machine.overhead,
+                    traced.host_bytes * machine.devices,
+                    traced.sent,
+                    traced.operators,
+                    traced.exact,
+                )
+            )
+            bar.advance(1)
+    return traces
 
 
 def estimate_run(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[StageEstimate]:
@@ -171,36 +222,6 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         teacher=has_teacher(body),
         distill=has_teacher(body) and body.recover.distill > 0,
         overhead=machine.overhead,
-    )
-
-
-def lines(plan: TrainingPlan) -> list[tuple[str, str]]:
-    """The lines on the screen: (label, text)."""
-    model = plan.model
-    rows = [
-        ("devices", f"{plan.machine.name}, {format_bytes(plan.machine.usable_bytes)} usable each"),
-        ("model", f"{_count(model.parameters)} parameters, {_count(model.trained)} trained"),
-    ]
-    for i, stage in enumerate(plan.stages, 1):
-        over = f" over {plan.context_devices}" if plan.context_devices > 1 else ""
-        rows.append((f"stage {i}", f"{format_tokens(stage.length)}{over}: {describe(stage)}"))
-    for name, length in plan.longest.items():
-        rows.append((f"longest, {name}", f"{length:,} tokens" if length else "does not fit"))
-    rows.append(("", "Memory and time are estimates; time may be wrong by a factor of two."))
-    return rows
-
-
-def describe(stage: StageEstimate) -> str:
-    """One stage in a line: whether it fits, memory, time, links."""
-    fits = "fits" if stage.fits else "DOES NOT FIT"
-    host = f" and {format_bytes(stage.host_bytes)} of host memory" if stage.host_bytes else ""
-    link = ""
-    if stage.link_bytes_per_second:
-        link = f"; {stage.link_bytes_per_second / 1e9:.1f} GB/s between devices"
-    return (
-        f"{fits}, {format_bytes(stage.device_bytes)} each{host}"
-        f"{' with attention kept' if stage.keep_attention else ''}; "
-        f"{stage.time()} a step, {_duration(stage.seconds)} in all{link}"
     )
 
 
@@ -271,18 +292,3 @@ def _context(recipe: Recipe, machine: Machine) -> int:
     for size in shared:
         share *= size
     return share
-
-
-def _count(number: int) -> str:
-    """Parameters with three digits: 8.03B, 168M, 290k."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"about {seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"about {seconds:.2g} s" if seconds >= 0.1 else "less than 0.1 s"

@@ -18,7 +18,7 @@ from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
-from regraft.train.step.memory import save_memory
+from regraft.train.step.memory import HostStore, save_memory
 from regraft.train.step.optimizers import check_optimizer
 
 _GROUPS = {"attention": "self_attn", "mlp": "mlp"}
@@ -34,6 +34,7 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.chunk, self.narrow = model, chunk, narrow
         self.keep_attention = False
+        self.store: HostStore | None = None  # where layers offload
 
     def forward(
         self,
@@ -144,7 +145,7 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
     learner = Learner(model, body.memory.loss_chunk, dtype if dtype == torch.bfloat16 else None)
     learner.keep_attention = body.memory.keep_attention is True
     learner.train()
-    save_memory(
+    learner.store = save_memory(
         learner.layers,
         recompute=body.memory.checkpoint,
         offload=body.memory.offload,

@@ -11,7 +11,8 @@ of the result; tiles may, because a GPU adds up a smaller product in another ord
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,11 +87,12 @@ class HostStore:
     def __init__(self) -> None:
         self.moved = 0
         self._stored: dict[int, _Stored] = {}
-        self._sending: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-        self._fetched: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
+        self._sending: deque[tuple[Tensor, Any]] = deque()
+        self._fetched: dict[int, tuple[Tensor, Any]] = {}
         self._last = self._layer = 0
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
-        self._stream: torch.cuda.Stream | None = None
+        self.copies: CopyStream | None = None
+        """What copies are made by; None: by a stream of the device, for tensors on CUDA."""
 
     def __len__(self) -> int:
         """Tensors on the host."""
@@ -110,7 +112,9 @@ class HostStore:
         strides = tensor.stride()
         axes = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
         dense = tensor.detach().permute(axes)  # contiguous where memory is dense in another order
-        data = self._send(dense) if tensor.is_cuda else dense.clone()
+        if self.copies is None and tensor.is_cuda:
+            self.copies = CopyStream()
+        data = dense.clone() if self.copies is None else self._send(dense, self.copies)
         self._stored[self._last] = _Stored(data, axes, dense.shape, tensor.device, self._layer)
         return self._last
 
@@ -118,13 +122,13 @@ class HostStore:
         """Bring a tensor back; the rest of its layer and the layer before it are on their way."""
         if isinstance(handle, Tensor):
             return handle
-        self._release_sent(0)
+        if self.copies is not None:
+            self._release_sent(self.copies, 0)
         ahead = self._fetched.pop(handle) if handle in self._fetched else None
         result, arrival = ahead or self._fetch(handle)
         stored = self._stored.pop(handle)
-        if arrival is not None:
-            # the stream that computes now, which under FSDP is not always the default one
-            torch.cuda.current_stream().wait_event(arrival)
+        if self.copies is not None:
+            self.copies.wait(arrival)
             for piece in stored.data:
                 self._free.setdefault((piece.numel(), piece.dtype), []).append(piece)
             before = self._stored.get(stored.layer - 1)  # the last tensor of the layer before
@@ -135,46 +139,66 @@ class HostStore:
         inverse = sorted(range(len(stored.axes)), key=stored.axes.__getitem__)
         return result.permute(inverse)
 
-    def _side_stream(self) -> torch.cuda.Stream:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
-        return self._stream
-
-    def _send(self, tensor: Tensor) -> list[Tensor]:
-        self._release_sent(1)
-        side = self._side_stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def _send(self, tensor: Tensor, copies: CopyStream) -> list[Tensor]:
+        self._release_sent(copies, 1)
+        with copies.behind():
             pieces = to_pieces(tensor, self._buffer)
-            copied = torch.cuda.Event()
-            copied.record(side)
-        self._sending.append((tensor, copied))
+            self._sending.append((tensor, copies.mark()))
         return pieces
 
-    def _release_sent(self, keep: int) -> None:
+    def _release_sent(self, copies: CopyStream, keep: int) -> None:
         """Let go of all but the last `keep` tensors sent, once the computing stream waits for their
         copies: what it allocates after that may use their memory."""
         while len(self._sending) > keep:
-            torch.cuda.current_stream().wait_event(self._sending[0][1])
+            copies.wait(self._sending[0][1])
             self._sending.popleft()
 
     def _buffer(self, like: Tensor) -> Tensor:
         free = self._free.get((like.numel(), like.dtype))
-        return free.pop() if free else torch.empty_like(like, device="cpu", pin_memory=True)
+        if free:
+            return free.pop()
+        assert self.copies is not None
+        return self.copies.host_memory(like)
 
-    def _fetch(self, handle: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The tensor in the order of its memory, and on CUDA what to wait for before it is read."""
+    def _fetch(self, handle: int) -> tuple[Tensor, Any]:
+        """The tensor in the order of its memory, and what to wait for before it is read."""
         stored = self._stored[handle]
         if isinstance(stored.data, Tensor):
             return stored.data, None
+        assert self.copies is not None
         result = torch.empty(stored.shape, dtype=stored.data[0].dtype, device=stored.device)
-        side = self._side_stream()
-        side.wait_stream(torch.cuda.current_stream())  # what used this memory before is done
-        with torch.cuda.stream(side):
+        with self.copies.behind():  # what used this memory before is done
             copy_pieces(stored.data, result)
-            arrival = torch.cuda.Event()
-            arrival.record(side)
-        return result, arrival
+            return result, self.copies.mark()
+
+
+class CopyStream:
+    """A stream of the present GPU for copies between it and pinned host memory."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+
+    @contextmanager
+    def behind(self) -> Iterator[None]:
+        """What is copied inside comes after what the computing stream has been told so far."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> Any:
+        """What `wait` takes: the end of all copies so far."""
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def wait(self, mark: Any) -> None:
+        """Make the stream that computes now, which under FSDP is not always the default one, wait
+        for the copies."""
+        torch.cuda.current_stream().wait_event(mark)
+
+    def host_memory(self, like: Tensor) -> Tensor:
+        """Pinned memory for a tensor."""
+        return torch.empty_like(like, device="cpu", pin_memory=True)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from regraft import cli
 from regraft.data.toy_language import WORDS
 from regraft.parallel import Mesh
-from regraft.train.estimate import budget, machine, plan
+from regraft.train.estimate import budget, machine, plan, plan_text
 from regraft.train.estimate.budget import Shape
 from regraft.train.estimate.machine import GIB, parse_machine
 from regraft.train.recipe.recipe import Recipe
@@ -53,7 +53,7 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     assert 0.8 * GIB < stage.device_bytes < 2e9
     monkeypatch.setattr(machine, "available_memory", lambda: 1e8)
     assert not plan.plan_training(recipe).stages[0].fits
-    shown = dict(plan.lines(result))
+    shown = dict(plan_text.lines(result))
     assert "estimates" in shown[""]
     assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
 
@@ -69,7 +69,7 @@ def test_the_help_says_what_is_planned_for_without_a_gpu():
      (4e4, "about 11 h"), (1e6, "about 12 days")],
 )  # fmt: skip
 def test_times_are_no_more_exact_than_they_are_known(seconds, text):
-    assert plan.StageEstimate(1, 1, 1.0, 0.0, True, seconds, seconds, 0.0).time() == text
+    assert plan_text.duration(seconds) == text
 
 
 def test_the_plan_of_a_recovery_counts_every_parameter(tmp_path):
@@ -140,7 +140,7 @@ def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memo
         plan.estimate_stage(recipe, stage, shape, switches, gpu, 1) for stage in recipe.body.stages
     ]
     assert [stage.keep_attention for stage in stages] == kept
-    assert ["attention kept" in plan.describe(stage) for stage in stages] == kept
+    assert ["attention kept" in plan_text.describe(stage) for stage in stages] == kept
     if not memory:
         on_cpu = replace(gpu, is_cpu=True)
         stage = plan.estimate_stage(recipe, recipe.body.stages[0], shape, switches, on_cpu, 1)

@@ -71,7 +71,7 @@ def test_inputs_are_held_until_the_computing_stream_waits_for_their_copy(gpu, mo
     def counted(tensor, buffer):
         nonlocal copies
         copies += 1
-        store._side_stream().waited.add(copies)  # the copy is work of the side stream
+        store.copies._stream.waited.add(copies)  # the copy is work of the side stream
         return to_pieces(tensor, buffer)
 
     def freed(number):
