@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HOST = "host"
-"""The class of what waits in host memory; it is no part of the device's bytes."""
+"""Class of tensors in host memory, which are not counted among the device's bytes."""
 GATHERED = "gathered"
-"""Parameters that FSDP holds whole at a time."""
+"""Class of the whole parameters that FSDP holds for a while."""
 
 
 @dataclass
 class Peak:
-    """bytes: the most that lived on the device at a time; of: by class, then."""
+    """bytes: highest sum of the device's live bytes; classes: its parts."""
 
     bytes: int
-    of: Counter[str]
+    classes: Counter[str]
 
 
 @dataclass
@@ -38,8 +38,11 @@ class _Storage:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts within `with`. kind: the class of what is made now. peaks: by phase of the step; a
-    storage may change its class by `relabel`. sent: bytes that leave this process, by collective.
+    """Counts tensors and messages within `with`.
+
+    kind: class of tensors allocated from now on; `relabel` changes it. phase: of the step, from now
+    on. peaks: by phase. host_peak: of class HOST. sent: bytes that leave this process, by
+    collective. operators: number of calls.
     """
 
     def __init__(self) -> None:
@@ -47,61 +50,49 @@ class LiveBytes(TorchDispatchMode):
         self.kind = self.phase = ""
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, Peak] = {}
-        self.most_on_host = 0
+        self.host_peak = 0
         self.sent: Counter[str] = Counter()
         self.operators = 0
         self._storages: dict[int, _Storage] = {}
 
-    def start(self) -> None:
-        """Forget all but what lives."""
-        self.peaks, self.most_on_host = {}, self.live[HOST]
-        self.sent, self.operators = Counter(), 0
-
     def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
-        """Count a tensor's storage, if it is new."""
-        storage = _local(tensor).untyped_storage()
+        """Count a tensor's storage, unless it is counted already."""
+        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()  # of a DTensor: local
         key = storage._cdata
         if key in self._storages:
             return
-        one = self._storages[key] = _Storage(storage.nbytes(), kind or self.kind)
-        self._change(one, one.size)
+        counted = self._storages[key] = _Storage(storage.nbytes(), kind or self.kind)
+        self._change(counted, counted.size)
 
         def end() -> None:
-            gone = self._storages.pop(key, None)
-            if gone is not None:
-                self.live[gone.kind] -= gone.size
+            freed = self._storages.pop(key, None)
+            if freed is not None:
+                self.live[freed.kind] -= freed.size
 
         weakref.finalize(storage, end)
 
-    def relabel(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
-        """Count these, and what is known of them, as of another class."""
-        for tensor in tensors:
-            self.add(tensor, kind)
-            one = self._storages[_local(tensor).untyped_storage()._cdata]
-            self.live[one.kind] -= one.size
-            one.kind = kind
-            self.live[kind] += one.size
-
-    def relabel_all(self, old: str, new: str) -> None:
-        """Count all that lives in a class as of another."""
-        for one in self._storages.values():
-            if one.kind == old:
-                one.kind = new
+    def relabel(self, old: str, new: str) -> None:
+        """Move all live tensors of class `old` to class `new`."""
+        for storage in self._storages.values():
+            if storage.kind == old:
+                storage.kind = new
         self.live[new] += self.live.pop(old, 0)
 
     @contextmanager
-    def making(self, kind: str) -> Iterator[None]:
-        """What is made inside is of this class."""
+    def allocating(self, kind: str) -> Iterator[None]:
+        """Tensors allocated inside are of class `kind`."""
         before, self.kind = self.kind, kind
         try:
             yield
         finally:
             self.kind = before
 
-    def _change(self, one: _Storage, size: int) -> None:
-        self.live[one.kind] += size
-        if one.kind == HOST:
-            self.most_on_host = max(self.most_on_host, self.live[HOST])
+    def _change(self, storage: _Storage, size: int) -> None:
+        self.live[storage.kind] += size
+        if storage.kind == HOST:
+            self.host_peak = max(self.host_peak, self.live[HOST])
+            return
+        if not self.phase:
             return
         total = self.live.total() - self.live[HOST]
         peak = self.peaks.get(self.phase)
@@ -110,16 +101,16 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def resizes(self) -> Iterator[None]:
-        """Follow storages that change their size, as FSDP's do to make and free whole parameters;
-        no operator shows that."""
+        """Count resized storages too: FSDP allocates and frees whole parameters by resizing, which
+        calls no operator."""
         real: Callable[..., Any] = torch.UntypedStorage.resize_
 
         def resize(storage: torch.UntypedStorage, size: int) -> Any:
-            one = self._storages.get(storage._cdata)
-            if one is not None:
-                self.live[one.kind] -= one.size
-                one.kind, one.size = GATHERED, int(size)
-                self._change(one, one.size)
+            counted = self._storages.get(storage._cdata)
+            if counted is not None:
+                self.live[counted.kind] -= counted.size
+                counted.kind, counted.size = GATHERED, int(size)
+                self._change(counted, counted.size)
             return real(storage, size)
 
         torch.UntypedStorage.resize_ = resize  # type: ignore
@@ -129,6 +120,10 @@ class LiveBytes(TorchDispatchMode):
             torch.UntypedStorage.resize_ = real  # type: ignore
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            func is torch.ops.prim.device.default
+        ):  # a fake tensor's .device, almost half of all calls
+            return func(*args)
         self.operators += 1
         if func.namespace == "c10d":
             name, size = _message(func.__name__.split(".")[0], args)
@@ -140,10 +135,6 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return getattr(tensor, "_local_tensor", tensor)
-
-
 _NAMES = {
     "_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter",
     "alltoall_base_": "all-to-all", "send": "send", "recv_": "receive",
@@ -152,8 +143,8 @@ _NAMES = {
 
 
 def _message(operator: str, args: Any) -> tuple[str, int]:
-    """(what it is called, bytes that this process sends). The first two arguments are the result
-    and what is sent; of gathers and scatters N - 1 of N parts travel, as in a ring."""
+    """(name of a collective, bytes that this process sends). The first two tensors are output and
+    input; of gathers and scatters N - 1 of N parts travel, as in a ring."""
     tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
     name = _NAMES.get(operator, operator)

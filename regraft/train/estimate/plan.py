@@ -48,13 +48,13 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class StageTrace:
-    """The step of a stage, run by shape alone on one batch. device_bytes: of live tensors on each
-    device, of: by class; formula_bytes: what the formula has for them. host_bytes: of all hosts.
-    sent_bytes: by each device, by collective. exact: whether the layers that were traced lie on a
-    straight line."""
+    """The step of a stage, run by shape alone on one batch. device_bytes: peak of live tensors on
+    each device; classes: its parts; formula_bytes: the formula's value for it. host_bytes: of all
+    hosts. sent_bytes: by each device, by collective. exact: whether the traced peaks are linear in
+    the number of layers."""
 
     device_bytes: float
-    of: dict[str, float]
+    classes: dict[str, float]
     formula_bytes: float
     host_bytes: float
     sent_bytes: dict[str, float]
@@ -87,7 +87,7 @@ class PlannedModel:
 class TrainingPlan:
     """What `regraft plan` prints. context_devices: devices that share a row. longest: tokens of the
     longest row that fits, by the ways to save memory that are switched on. traces: of the stages,
-    where they were asked for."""
+    where requested."""
 
     machine: PlannedMachine
     model: PlannedModel

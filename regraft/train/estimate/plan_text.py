@@ -29,14 +29,16 @@ def _trace_lines(number: int, trace: StageTrace) -> list[tuple[str, str]]:
     size = format_bytes(trace.device_bytes)
     rows = [
         (f"stage {number}, traced", f"{size} of live tensors each; formula {apart:+.0%}"),
-        ("  of that", _sizes(trace.of)),
+        ("  of that", _sizes(trace.classes)),
     ]
     if trace.host_bytes:
         rows.append(("  on all hosts", format_bytes(trace.host_bytes)))
     if trace.sent_bytes:
         rows.append(("  sent by each a batch", _sizes(trace.sent_bytes)))
     if not trace.exact:
-        rows.append(("", "The traced layers are not alike, so this is no more than an estimate."))
+        rows.append(
+            ("", "The peaks are not linear in the number of layers, so this is an estimate.")
+        )
     return rows
 
 

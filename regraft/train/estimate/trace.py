@@ -1,18 +1,18 @@
-"""`regraft plan --trace`: the real training step of one process, run by shape alone and counted.
+"""`regraft plan --trace`: the bytes of a real training step, run by shape alone.
 
 The step is that of a training: this package's attention and exchange, loss, LoRA, FSDP2,
-recomputation, offload, clipping and optimizer, in a group of processes that is only imagined
-(torch's backend "fake"), on tensors without numbers (FakeTensorMode). Three, four and five layers
-are traced: all but the first and the last are alike, so that peaks of a phase, messages and
-operators are straight lines in their number. What five layers take must lie on the line through
-three and four; `exact` says so.
+recomputation, offload, clipping and optimizer. It runs on tensors without data (FakeTensorMode), in
+a process group whose other members do not exist (torch's backend "fake"). Three, four and five
+layers are traced. All layers but the first and the last are alike, so the peak of a phase, the
+messages and the operators are linear in their number; `exact` says whether the trace of five layers
+lies on the line through the other two.
 
-Counted are live tensors only: no CUDA context, no communication buffers, no fragmentation.
+Only live tensors are counted: no CUDA context, communication buffers or fragmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,17 +37,17 @@ from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.step.rotary import fix_rotary, head_size
 
 _LAYERS = (3, 4, 5)
-_APART = 1e-3  # of the bytes of five layers, that they may lie off the line
-_NODE = 8  # devices that NVLink joins
+_TOLERANCE = 1e-3  # relative distance of the last trace from the line through the others
+_NODE = 8  # devices that NVLink connects
 PARAMETERS, MOMENTS, KEPT, WORKING = "parameters", "moments", "kept for backward", "working set"
 FORWARD, LAST, OTHERS, UPDATE = "forward", "backward of the last layer", "backward", "update"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A step of one process on one batch. phases: for each phase of the step the most bytes of live
-    tensors, by class. host_bytes: that wait in this process's host memory. sent: bytes that leave
-    the process, by collective. exact: whether layers were alike."""
+    """One step of one process on one batch. phases: for each phase of the step the peak bytes of
+    live tensors, by class. host_bytes: peak in this process's host memory. sent: bytes that leave
+    the process, by collective. exact: whether the peaks are linear in the number of layers."""
 
     phases: dict[str, dict[str, float]]
     host_bytes: float
@@ -61,16 +61,16 @@ class Trace:
 
     @property
     def highest(self) -> dict[str, float]:
-        """By class, in the phase that needs most."""
-        return max(self.phases.values(), key=lambda of: sum(of.values()))
+        """The bytes by class in the phase with the highest peak."""
+        return max(self.phases.values(), key=lambda classes: sum(classes.values()))
 
 
 def trace_stage(
     body: Body, config: Mapping[str, Any], length: int, rows: int, devices: int
 ) -> Trace:
     """A step on `rows` rows of `length` tokens on each of `devices` GPUs, of the model with this
-    config.json. body.dtype and body.memory.keep_attention are what is used: auto means bfloat16
-    and False. Raises InputError for what cannot be traced."""
+    config.json. For body.dtype auto, bfloat16 is traced; for body.memory.keep_attention auto,
+    False. Raises InputError for what cannot be traced."""
     if body.optimizer.name == "adamw8bit":
         raise InputError("A step with adamw8bit cannot be traced; say adamw.")
     if has_teacher(body):
@@ -78,34 +78,36 @@ def trace_stage(
     layers = int(config["num_hidden_layers"])
     body = body.model_copy(update={"dtype": "bfloat16" if body.dtype == "auto" else body.dtype})
     counts = _LAYERS if layers > _LAYERS[-1] else (layers,)
-    with _imagined(devices):
+    with _fake_processes(devices):
         traces = [_trace(body, _with_layers(config, count), length, rows) for count in counts]
-    return traces[0] if len(traces) == 1 else _continued(traces, layers)
+    return traces[0] if len(traces) == 1 else extrapolate(traces, counts, layers)
 
 
-def _continued(made: list[Trace], layers: int) -> Trace:
-    """The straight line through the first two of three traces, at so many layers; the third has to
-    lie on it."""
-    one, more, most = made
+def extrapolate(traces: Sequence[Trace], counts: Sequence[int], layers: int) -> Trace:
+    """The step of a model with `layers` layers, on the line through the first two of three traces
+    of models with `counts` layers. exact: whether the third lies on that line."""
+    first, second, third = traces
 
     def line(at: int) -> Trace:
+        steps = (at - counts[0]) / (counts[1] - counts[0])
+
         def value(a: float, b: float) -> float:
-            return a + (b - a) * (at - _LAYERS[0])
+            return a + (b - a) * steps
 
         def each(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
             return {name: value(a.get(name, 0), b.get(name, 0)) for name in {**a, **b}}
 
         return Trace(
-            {name: each(of, more.phases[name]) for name, of in one.phases.items()},
-            value(one.host_bytes, more.host_bytes),
-            each(one.sent, more.sent),
-            value(one.operators, more.operators),
+            {name: each(peak, second.phases[name]) for name, peak in first.phases.items()},
+            value(first.host_bytes, second.host_bytes),
+            each(first.sent, second.sent),
+            value(first.operators, second.operators),
         )
 
-    checked = line(_LAYERS[2]).phases
+    predicted = line(counts[2]).phases
     exact = all(
-        abs(sum(checked[name].values()) / sum(of.values()) - 1) < _APART
-        for name, of in most.phases.items()
+        abs(sum(predicted[name].values()) / sum(peak.values()) - 1) < _TOLERANCE
+        for name, peak in third.phases.items()
     )
     return replace(line(layers), exact=exact)
 
@@ -118,8 +120,9 @@ def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _imagined(devices: int) -> Iterator[None]:
-    """A process group in which this process is the first of so many and the others do nothing."""
+def _fake_processes(devices: int) -> Iterator[None]:
+    """A process group of `devices` ranks of which this process is the first; collectives do
+    nothing."""
     if devices == 1:
         yield
         return
@@ -137,35 +140,36 @@ def _trace(body: Body, config: dict[str, Any], length: int, rows: int) -> Trace:
     ranks = mesh.context * mesh.ulysses
     mesh = replace(mesh, machine=GPU_NODE if ranks <= _NODE else GPU_CLUSTER)
     learner = untrained_learner(body, config, "the model", mesh)
-    shown = learner.model.config
-    choose("cpu", getattr(torch, body.dtype), head_size(shown), mesh.kernel)  # it needs numbers
-    whole = -(-length // (step := multiple(mesh.context, mesh.ulysses))) * step
-    shard = Shard(mesh, whole, length, ((0, *((length,) if whole > length else ())),))
+    # Choosing a kernel runs it on data, so this is done before tensors are fake.
+    choose("cpu", getattr(torch, body.dtype), head_size(learner.model.config), mesh.kernel)
+    step = multiple(mesh.context, mesh.ulysses)
+    padded = -(-length // step) * step
+    shard = Shard(mesh, padded, length, ((0, *((length,) if padded > length else ())),))
     counter = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _give_storage(learner)
+        _allocate(learner)
         wrap_layers(learner, body, mesh)
         fix_rotary(learner.model, ContextSpec.from_config(config), length)
         if learner.store is not None:
-            learner.store.copies = _NoCopies(counter)  # type: ignore[assignment]
+            learner.store.copies = _CountedCopies(counter)  # type: ignore[assignment]
         for tensor in [*learner.parameters(), *learner.buffers()]:
             counter.add(tensor, PARAMETERS)
-        part = {name: torch.zeros(rows, whole // ranks, dtype=torch.long)
+        part = {name: torch.zeros(rows, padded // ranks, dtype=torch.long)
                 for name in ("input_ids", "position_ids")}  # fmt: skip
         part["labels"] = torch.full_like(part["input_ids"], IGNORED)
-        _count_steps(learner, body, {**part, KEY: shard}, counter)
+        _count_step(learner, body, {**part, KEY: shard}, counter)
     return Trace(
         {
-            phase: {kind: float(size) for kind, size in peak.of.items() if kind != HOST}
+            phase: {kind: float(size) for kind, size in peak.classes.items() if kind != HOST}
             for phase, peak in counter.peaks.items()
         },
-        float(counter.most_on_host),
+        float(counter.host_peak),
         {name: float(size) for name, size in counter.sent.items() if size},
         float(counter.operators),
     )
 
 
-def _give_storage(learner: Learner) -> None:
+def _allocate(learner: Learner) -> None:
     """Replace tensors on the meta device by fake ones of the CPU."""
     for module in learner.modules():
         for name, old in list(module._parameters.items()):
@@ -177,61 +181,65 @@ def _give_storage(learner: Learner) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _count_steps(learner: Learner, body: Body, part: dict[str, Any], counter: LiveBytes) -> None:
-    """Two steps, of which the second is counted: the first makes the moments."""
+def _count_step(learner: Learner, body: Body, part: dict[str, Any], counter: LiveBytes) -> None:
+    """Count one step of a training that has made steps before: the moments exist."""
     parameters = learner.trained()
     made = optimizers.make(parameters, body.optimizer)
     optimizers.set_rate(made, 1e-4)
-    last = learner.layers[-1]
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    _update(made)
+    moments = [
+        value
+        for optimizer in made
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    for tensor in moments:
+        counter.add(tensor, MOMENTS)
 
     def note_input(_: Any, args: Any, kwargs: Any) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.requires_grad:
             hidden.register_hook(lambda grad: setattr(counter, "phase", OTHERS))
 
-    last.register_forward_pre_hook(note_input, with_kwargs=True)
-    for _ in range(2):
-        counter.start()
-        with counter, counter.resizes():
-            counter.kind, counter.phase = WORKING, FORWARD
-            nll = learner(part)
-            counter.relabel_all(WORKING, KEPT)
-            counter.phase = LAST
-            nll.backward()
-            counter.relabel_all(KEPT, WORKING)
-            counter.phase = UPDATE
-            if body.optimizer.clip is not None:
-                torch.nn.utils.clip_grad_norm_(list(parameters.values()), body.optimizer.clip)
-            for optimizer in made:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            del nll
-        state = [
-            value
-            for optimizer in made
-            for moments in optimizer.state.values()
-            for value in moments.values()
-            if isinstance(value, torch.Tensor)
-        ]
-        counter.relabel(state, MOMENTS)
+    learner.layers[-1].register_forward_pre_hook(note_input, with_kwargs=True)
+    with counter, counter.resizes():
+        counter.kind, counter.phase = WORKING, FORWARD
+        nll = learner(part)
+        counter.relabel(WORKING, KEPT)
+        counter.phase = LAST
+        nll.backward()
+        counter.relabel(KEPT, WORKING)
+        counter.phase = UPDATE
+        if body.optimizer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(parameters.values()), body.optimizer.clip)
+        _update(made)
 
 
-class _NoCopies:
-    """In place of a stream of copies: nothing waits, and what goes to the host is counted there."""
+def _update(made: list[torch.optim.Optimizer]) -> None:
+    for optimizer in made:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+class _CountedCopies:
+    """In place of `memory.CopyStream`: copies are plain, and host memory is counted."""
 
     def __init__(self, counter: LiveBytes) -> None:
         self._counter = counter
 
     @contextmanager
-    def behind(self) -> Iterator[None]:
+    def after_compute(self) -> Iterator[None]:
         yield
 
-    def mark(self) -> None:
+    def event(self) -> None:
         return None
 
-    def wait(self, mark: None) -> None:
+    def wait(self, event: None) -> None:
         return None
 
     def host_memory(self, like: torch.Tensor) -> torch.Tensor:
-        with self._counter.making(HOST):
+        with self._counter.allocating(HOST):
             return torch.empty_like(like)

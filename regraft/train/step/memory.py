@@ -92,7 +92,7 @@ class HostStore:
         self._last = self._layer = 0
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}
         self.copies: CopyStream | None = None
-        """What copies are made by; None: by a stream of the device, for tensors on CUDA."""
+        """What copies tensors on CUDA, made for the first one; a trace sets its own."""
 
     def __len__(self) -> int:
         """Tensors on the host."""
@@ -141,9 +141,9 @@ class HostStore:
 
     def _send(self, tensor: Tensor, copies: CopyStream) -> list[Tensor]:
         self._release_sent(copies, 1)
-        with copies.behind():
+        with copies.after_compute():
             pieces = to_pieces(tensor, self._buffer)
-            self._sending.append((tensor, copies.mark()))
+            self._sending.append((tensor, copies.event()))
         return pieces
 
     def _release_sent(self, copies: CopyStream, keep: int) -> None:
@@ -167,37 +167,36 @@ class HostStore:
             return stored.data, None
         assert self.copies is not None
         result = torch.empty(stored.shape, dtype=stored.data[0].dtype, device=stored.device)
-        with self.copies.behind():  # what used this memory before is done
+        with self.copies.after_compute():  # what used this memory before is done
             copy_pieces(stored.data, result)
-            return result, self.copies.mark()
+            return result, self.copies.event()
 
 
 class CopyStream:
-    """A stream of the present GPU for copies between it and pinned host memory."""
+    """A CUDA stream for copies between the current GPU and pinned host memory."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
 
     @contextmanager
-    def behind(self) -> Iterator[None]:
-        """What is copied inside comes after what the computing stream has been told so far."""
+    def after_compute(self) -> Iterator[None]:
+        """Copies inside run on this stream, after what is queued on the computing stream now."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
 
-    def mark(self) -> Any:
-        """What `wait` takes: the end of all copies so far."""
+    def event(self) -> torch.cuda.Event:
+        """An event after all copies so far, for `wait`."""
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
-    def wait(self, mark: Any) -> None:
-        """Make the stream that computes now, which under FSDP is not always the default one, wait
-        for the copies."""
-        torch.cuda.current_stream().wait_event(mark)
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Make the computing stream, which under FSDP is not always the default one, wait."""
+        torch.cuda.current_stream().wait_event(event)
 
     def host_memory(self, like: Tensor) -> Tensor:
-        """Pinned memory for a tensor."""
+        """Pinned memory of the shape and type of `like`."""
         return torch.empty_like(like, device="cpu", pin_memory=True)
 
 
