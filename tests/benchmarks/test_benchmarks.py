@@ -213,3 +213,9 @@ def test_llama_cpp_says_what_to_install_where_it_is_missing(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install llama-cpp-python" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_steps_are_rehearsed_by_shape(benchmark):
+    printed, _, _ = benchmark("rehearse", "--quick")
+    assert "| toy | full | 256 | ulysses 2 x shard 2 | offload |" in printed
+    assert "all-to-all" in printed
