@@ -36,6 +36,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def use_expandable_segments() -> None:
+    """Set expandable segments for torch's GPU allocator, unless the user has configured it: buffer
+    sizes change with every module, stage and length, which fragments fixed segments. Has no effect
+    once the process has used a GPU."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def use_threads(count: int | None) -> None:
     """Set torch's number of threads (None: torch's own choice). Raises InputError below 1."""
     import torch

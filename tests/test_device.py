@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.device import deterministic_algorithms, full_precision
+from regraft.device import deterministic_algorithms, full_precision, use_expandable_segments
 
 
 @pytest.fixture
@@ -86,3 +86,18 @@ def test_deterministic_algorithms_inside_and_what_was_before_after(monkeypatch):
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_segments_are_expandable_unless_the_user_configured_the_allocator(monkeypatch):
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what is set below
+        monkeypatch.delenv(name)
+    use_expandable_segments()
+    assert os.environ[names[0]] == "expandable_segments:True"
+    for name in names:
+        monkeypatch.delenv(names[0], raising=False)
+        monkeypatch.setenv(name, "max_split_size_mb:128")
+        use_expandable_segments()
+        assert os.environ[name] == "max_split_size_mb:128"
+        assert "expandable" not in os.environ.get(names[0], "")

@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from regraft import progress
+from regraft.device import use_expandable_segments
 from regraft.errors import OutputError, RegraftError, os_error_sentence
 from regraft.shell.failures import print_error, print_interrupt
 from regraft.shell.signals import Interrupted, handle_signals, pending_signal
@@ -21,8 +22,6 @@ _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: spinning ones slow a busy machine tenfold.
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
-    # Segments that grow: buffer sizes change with every module, stage and length.
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 
 
@@ -62,9 +61,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
 def set_environment() -> None:
     """Set the variables that torch reads when it is imported, where the user has not."""
     for name, value in _ENVIRONMENT.items():
-        if name == "PYTORCH_CUDA_ALLOC_CONF" and "PYTORCH_ALLOC_CONF" in os.environ:
-            continue
         os.environ.setdefault(name, value)
+    use_expandable_segments()
 
 
 def _open_standard_streams() -> None:

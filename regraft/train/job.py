@@ -15,7 +15,7 @@ from regraft import progress
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.staging import Staging
 from regraft.checkpoint.write.target import staging_folder
-from regraft.device import deterministic_algorithms
+from regraft.device import deterministic_algorithms, use_expandable_segments
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import ModelRecord, read_record, versions, write_record
@@ -74,6 +74,7 @@ def train_model(
             raise InputError("train needs an output folder: regraft train recipe.yaml -o OUT")
         out = "out"
     parsed = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    use_expandable_segments()
     mesh = make_mesh(parsed.body, device)
     if mesh.rank:
         progress.configure(quiet=True)
