@@ -140,7 +140,9 @@ class Body(Block):
         default=None, description="instead of extended: a training recipe that extends `base`"
     )
     targets: str | Target | list[str | Target] = Field(description="models to graft on")
-    method: Literal["apply", "merge"] = "apply"
+    method: Literal["apply", "merge"] = Field(
+        default="apply", description="how a target gets the adapter; merge needs the block `merge`"
+    )
     extract: Extract = Extract()
     apply: Apply = Apply()
     merge: dict[str, Any] | None = Field(
@@ -165,7 +167,7 @@ class Body(Block):
     evaluate: Evaluate | None = Field(
         default=None, description="how every graft is compared with its target and the donor"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the stages that draw")
 
 
 def check_evaluation(block: Evaluate, where: Where, mistakes: Mistakes) -> None:

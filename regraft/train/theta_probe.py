@@ -79,10 +79,12 @@ def probe_theta(
 ) -> ThetaProbe:
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
-    trained, base: as for `regraft.theta.theta_for`. The grid: base unchanged, Men's bound, the
-    scaling law, their geometric mean, four times the law, and YaRN at the base theta. Method, data,
-    needle texts and the last stage's batch, rate and schedule are the recipe's; its stages and RoPE
-    are not. Raises InputError for a recipe that does not say what a needle looks like.
+    The grid: base unchanged, Men's bound, the scaling law, their geometric mean, four times the
+    law, and YaRN at the base theta.
+
+    recipe: a training recipe in YAML, whose method, data, needle texts and the last stage's batch,
+    rate and schedule are used; its stages and RoPE are not. trained, target, base: as for
+    `regraft.theta_for`. Raises InputError for a recipe that does not say what a needle looks like.
     """
     parsed = Recipe.read(recipe)
     rope = trained_rope(trained, base)

@@ -52,52 +52,68 @@ class _Block(BaseModel):
 class InputModel(_Block):
     """An entry of `models`."""
 
-    model: Reference
-    parameters: Settings | None = None
+    model: Reference = Field(
+        description="a folder or org/name[@revision]; MODEL+ADAPTER; or an adapter, on base_model"
+    )
+    parameters: Settings | None = Field(default=None, description="of the method, for this model")
 
 
 class InputSlice(_Block):
     """An entry of a slice's `sources`: layers [first, last + 1) of a model."""
 
-    model: Reference
-    layer_range: Annotated[list[int], Field(min_length=2, max_length=2)]
-    parameters: Settings | None = None
+    model: Reference = Field(description="as in `models`")
+    layer_range: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        description="[first, last + 1], counted from 0"
+    )
+    parameters: Settings | None = Field(default=None, description="of the method, for this source")
 
 
 class OutputSlice(_Block):
     """An entry of `slices`: output layers merged from as many layers of each source."""
 
-    sources: Annotated[list[InputSlice], Field(min_length=1)]
-    base_model: Reference | None = None
-    residual_weight: float | None = None  # mergekit accepts and ignores it
-    parameters: Settings | None = None
+    sources: Annotated[list[InputSlice], Field(min_length=1)] = Field(
+        description="layers to merge, equally many of each model"
+    )
+    base_model: Reference | None = Field(default=None, description="default: the recipe's")
+    residual_weight: float | None = Field(
+        default=None, description="accepted and ignored, as in mergekit"
+    )
+    parameters: Settings | None = Field(default=None, description="of the method, for this slice")
 
 
 class Module(_Block):
     """An entry of `modules`."""
 
-    slices: list[OutputSlice] | None = None
-    models: list[InputModel] | None = None
-    parameters: Settings | None = None
+    slices: list[OutputSlice] | None = Field(default=None, description="as at the top")
+    models: list[InputModel] | None = Field(default=None, description="as at the top")
+    parameters: Settings | None = Field(default=None, description="of the method, for this module")
 
 
 class Tokenizer(_Block):
     """The output's tokenizer; mergekit's key."""
 
     source: Reference = Field(default=ModelRef("union"), description="'union', 'base' or a model")
-    tokens: dict[str, Any] | None = None
-    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    tokens: dict[str, Any] | None = Field(
+        default=None, description="where the embedding of a token comes from, as in mergekit"
+    )
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="rows of embedding and head are padded to a multiple of it"
+    )
 
 
 class Context(_Block):
     """The output's RoPE and length: those of an input, changed by the values given."""
 
     source: str | None = Field(default=None, alias="from", description="an input, or 'base'")
-    theta: Annotated[float, Field(gt=1)] | None = None
-    length: _Tokens | None = None
-    rope_type: str | None = None
-    factor: Annotated[float, Field(ge=1)] | None = None
-    original: _Tokens | None = None
+    theta: Annotated[float, Field(gt=1)] | None = Field(default=None, description="RoPE base")
+    length: _Tokens | None = Field(default=None, description="context length")
+    rope_type: str | None = Field(
+        default=None, description="RoPE family: default, linear, dynamic, yarn, llama3"
+    )
+    factor: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="of the families that have a factor"
+    )
+    original: _Tokens | None = Field(default=None, description="length before extension")
 
     def changes(self) -> dict[str, Any]:
         """The values given, as `extend_context` takes them."""
@@ -107,18 +123,29 @@ class Context(_Block):
 class Ties(_Block):
     """Which of the three methods called TIES."""
 
-    variant: Literal["mergekit", "paper", "peft"] = "mergekit"
+    variant: Literal["mergekit", "paper", "peft"] = Field(
+        default="mergekit",
+        description="whose rule elects signs and divides the sum",
+    )
 
 
 class Body(_Block):
     """The keys of a recipe."""
 
-    merge_method: str
-    base_model: Reference | None = None
-    models: list[InputModel] | None = None
-    slices: list[OutputSlice] | None = None
-    modules: dict[str, Module] | None = None
-    parameters: Settings | None = None
+    merge_method: str = Field(description="name of the method")
+    base_model: Reference | None = Field(
+        default=None, description="the model whose distance to the others is a delta"
+    )
+    models: list[InputModel] | None = Field(default=None, description="models to merge whole")
+    slices: list[OutputSlice] | None = Field(
+        default=None, description="instead of models: the output's layers, in order"
+    )
+    modules: dict[str, Module] | None = Field(
+        default=None, description="instead of models: a merge for each named part of the model"
+    )
+    parameters: Settings | None = Field(
+        default=None, description="of the method, for all models that state none"
+    )
     dtype: _Dtype | None = Field(
         default=None, description="of the output; the arithmetic is float32 whatever it says"
     )

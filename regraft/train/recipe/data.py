@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 class Source(Block):
     """One body of text."""
 
-    name: str
+    name: str = Field(description="by which the rest of the recipe refers to it")
     text: str | None = Field(default=None, description="a file, folder or glob; a file a document")
     jsonl: str | None = Field(default=None, description="a file, folder or glob; a line a document")
     parquet: str | None = Field(default=None, description="needs pyarrow")

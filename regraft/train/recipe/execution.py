@@ -17,7 +17,10 @@ class Parallel(Block):
     ulysses: Degree = Field(default="auto", description="share it further, by heads")
     shard: Degree = Field(default="auto", description="FSDP")
     replicate: Degree = Field(default="auto", description="copies with different rows")
-    algorithm: Literal["auto", "gather", "ring"] = "auto"
+    algorithm: Literal["auto", "gather", "ring"] = Field(
+        default="auto",
+        description="how `context` exchanges keys and values; auto: the faster by an estimate",
+    )
     peak: Positive | None = Field(
         default=None, description="FLOP/s of a device, for MFU; default: the chip's published rate"
     )
@@ -47,9 +50,13 @@ class Optimizer(Block):
     name: Literal["adamw", "adamw8bit", "muon"] = Field(
         default="adamw", description="adamw8bit: in one process with a GPU"
     )
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(default=[0.9, 0.95])
-    eps: Positive = 1e-8
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
+        default=[0.9, 0.95], description="Adam's decay of the first and of the second moment"
+    )
+    eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
+    weight_decay: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="decoupled weight decay"
+    )
     clip: Positive | None = Field(default=1.0, description="largest gradient norm; null: no limit")
     matrix_rate: Positive | None = Field(
         default=None, description="muon: rate of matrices relative to the stage's; default 2.4"

@@ -14,11 +14,11 @@ class Toy(Block):
 
     length: Tokens = Field(default=64, description="its context before training, in tokens")
     theta: Theta = Field(default=70.0, description="its RoPE base before training")
-    hidden: Count = 128
-    intermediate: Count = 192
-    layers: Count = 2
-    heads: Count = 4
-    kv_heads: Count = 2
+    hidden: Count = Field(default=128, description="size of the hidden states")
+    intermediate: Count = Field(default=192, description="size inside the MLP")
+    layers: Count = Field(default=2, description="number of layers")
+    heads: Count = Field(default=4, description="attention heads; they divide hidden")
+    kv_heads: Count = Field(default=2, description="heads of keys and values; they divide heads")
 
 
 class ToyModel(Block):
@@ -30,7 +30,7 @@ class ToyModel(Block):
 class Lora(Block):
     """The adapter that method lora trains."""
 
-    rank: Count = Field(default=64, le=65536)
+    rank: Count = Field(default=64, le=65536, description="of every module's factors")
     alpha: Positive | None = Field(default=None, description="default: twice the rank")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank)")
     targets: str = Field(

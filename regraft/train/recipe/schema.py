@@ -31,7 +31,10 @@ class Body(Block):
     """The keys of a recipe."""
 
     model: str | ToyModel = Field(description="a folder or org/name[@revision], or {toy: {..}}")
-    method: Literal["full", "lora", "recover"] = "full"
+    method: Literal["full", "lora", "recover"] = Field(
+        default="full",
+        description="full: all weights; lora: an adapter; recover: all weights, after a graft",
+    )
     lora: Lora = Lora()
     recover: Recover = Recover()
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
@@ -41,7 +44,9 @@ class Body(Block):
         default=[], description="full: tensors that are not trained, by a part of their name"
     )
     rope: Rope = Rope()
-    stages: Annotated[list[Stage], Field(min_length=1)]
+    stages: Annotated[list[Stage], Field(min_length=1)] = Field(
+        description="parts of the training, one after another"
+    )
     positions: Positions = Positions()
     data: Data
     parallel: Parallel = Parallel()
@@ -54,7 +59,9 @@ class Body(Block):
     )
     save_every: Count = Field(default=100, description="steps between checkpoints")
     export: Export = Export()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of rows, positions and new weights: the same seed, the same bytes"
+    )
     deterministic: bool = Field(
         default=False,
         description="on a GPU: the same bits from every run, by FlashAttention-2 and torch's "

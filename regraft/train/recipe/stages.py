@@ -32,7 +32,9 @@ class Rope(Block):
 class Schedule(Block):
     """The learning rate within a stage."""
 
-    kind: Literal["constant", "cosine", "linear"] = "cosine"
+    kind: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine", description="how the rate falls after warm-up"
+    )
     stable: Share = Field(
         default=0.0,
         description="share of the steps after warm-up during which the rate is constant",
@@ -45,12 +47,12 @@ class Stage(Block):
     """A part of the training, at one length and one theta."""
 
     length: Tokens = Field(description="target context in tokens")
-    theta: Theta | None = None
+    theta: Theta | None = Field(default=None, description="RoPE base; default: by `rope`")
     fallback: list[Theta] = Field(
         default=[],
         description="thetas to repeat the stage with, one after another, where watch stops it",
     )
-    steps: Count | None = None
+    steps: Count | None = Field(default=None, description="optimizer steps")
     tokens: Tokens | None = Field(default=None, description="instead of steps; rounded up")
     batch: Count = Field(
         default=1, le=2**20, description="rows per optimizer step, over all devices"
@@ -71,7 +73,11 @@ class Stage(Block):
 class Positions(Block):
     """Positions of a row's tokens: see `regraft.data.positions`."""
 
-    kind: Literal["contiguous", "pose", "multi_chunk"] = "contiguous"
+    kind: Literal["contiguous", "pose", "multi_chunk"] = Field(
+        default="contiguous",
+        description="contiguous: none is skipped; pose: two chunks with a skip between them; "
+        "multi_chunk: many chunks with sorted skips",
+    )
     window: Tokens | None = Field(
         default=None, description="tokens of a row, with pose and multi_chunk"
     )

@@ -12,17 +12,23 @@ from regraft.train.recipe.values import Block, Count, Number, Positive, Share, T
 class Needle(Block):
     """Texts of the retrieval probe, in which {key} and {value} are replaced."""
 
-    fact: str = " The secret number of {key} is {value}. "
-    question: str = " What is the secret number of {key}? The secret number of {key} is"
-    answer: str = " {value}."
+    fact: str = Field(
+        default=" The secret number of {key} is {value}. ", description="put into the text"
+    )
+    question: str = Field(
+        default=" What is the secret number of {key}? The secret number of {key} is",
+        description="asked at the end of the text",
+    )
+    answer: str = Field(default=" {value}.", description="whose tokens are scored")
     keys: Annotated[list[str], Field(min_length=1)] = Field(
-        default=["Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome"]
+        default=["Paris", "Oslo", "Cairo", "Lima", "Quito", "Delhi", "Tokyo", "Rome"],
+        description="one is drawn for every row",
     )
     values: list[str] | None = Field(default=None, description="default: numbers of five digits")
     filler: str | None = Field(
         default=None, description="source of the surrounding text; default: all held-out text"
     )
-    rows: Count = 8
+    rows: Count = Field(default=8, description="rows with a needle")
 
 
 class Watch(Block):
