@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Idle OpenMP threads that spin make two busy processes ten times slower than two quiet ones.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(READY)
 	$(BIN)/regraft demo -o demo-out --overwrite
@@ -25,10 +25,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/apply.py
 	$(BIN)/python benchmarks/config_roundtrip.py
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out bench-out
+	rm -rf $(VENV) demo-out bench-out site

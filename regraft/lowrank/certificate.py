@@ -7,7 +7,7 @@ H = (DV)'(DV), E = D'DV - VH, and mu >= ||D(I - VV')||_2^2. The Schur complement
     sigma_i(D)^2 <= max(eta, lambda_i(H + E'E / (eta - mu))),
 
 without a gap between retained and discarded values. The sum over i <= r bounds from above what
-*any* rank-r matrix can capture, so ||D||^2 minus that sum bounds the optimum from below.
+any rank-r matrix can capture, so ||D||^2 minus that sum bounds the optimum from below.
 
 mu comes from a block Krylov probe of the deflated matrix with Gaussian starts. The distance of the
 largest Ritz value of a Krylov space below the largest eigenvalue is bounded as in Kuczynski and

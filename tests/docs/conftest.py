@@ -1,0 +1,41 @@
+"""The toys on which what the documentation prints is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stand_ins import PLAN, make_workplace, servers
+
+
+@pytest.fixture(scope="package")
+def undrawn_figures() -> Iterator[None]:
+    """Figures are files of five bytes: drawing takes longer than all the rest of a command."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b"drawn"))
+        yield
+
+
+@pytest.fixture(scope="package")
+def toys(tmp_path_factory: pytest.TempPathFactory, undrawn_figures: None) -> Path:
+    """The folder of `make_workplace`."""
+    return make_workplace(tmp_path_factory.mktemp("docs"))
+
+
+@pytest.fixture(scope="package")
+def addresses(toys: Path) -> Iterator[dict[str, str]]:
+    """The addresses of `servers`."""
+    with servers(toys) as found:
+        yield found
+
+
+@pytest.fixture
+def workplace(toys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, as the working directory."""
+    monkeypatch.chdir(toys)
+    monkeypatch.setattr("regraft.demo.recipes.Plan", lambda: PLAN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return toys
