@@ -35,9 +35,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a server understands. ids: prompts as token ids. scores: 'prompt_logprobs', 'echo', or
-    'echo without start' as llama-cpp-python gives it. strict: refuses parameters that OpenAI's API
-    does not have. chat: /chat/completions is all it has. prefill: continues an assistant's turn."""
+    """What a server understands. ids: prompts as token ids. scores: 'prompt_logprobs', 'echo',
+    'echo without start' as llama-cpp-python has it, 'echo of the next token' by mistake. strict:
+    refuses parameters that OpenAI's API does not have. chat: /chat/completions is all it has.
+    prefill: continues an assistant's turn."""
 
     ids: bool = True
     scores: str | None = "prompt_logprobs"
@@ -138,6 +139,9 @@ class ToyServer:
             choice["text"] = text
         if request.get("echo") and able.scores and able.scores.startswith("echo"):
             choice["logprobs"] = self._echo(ids, made)
+        elif "logprobs" in request and able.scores:
+            best = self._logprobs([*ids, *made])[len(ids) - 1 : -1].max(-1).values
+            choice["logprobs"] = {"token_logprobs": best.tolist()}
         if "prompt_logprobs" in request and able.scores == "prompt_logprobs":
             choice["prompt_logprobs"] = self._prompt_logprobs(ids)
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(made)}
@@ -170,6 +174,8 @@ class ToyServer:
             best.append({"best": float(row.max()), "own": float(row[token])})
         if self.abilities.scores == "echo without start":
             own, best = [None, *own[2:]], [None, *best[2:]]
+        if self.abilities.scores == "echo of the next token":
+            own, best = [None, *own[2:], -1.0], [None, *best[2:], {"best": -0.5}]
         return {"token_logprobs": own, "top_logprobs": best}
 
     def _prompt_logprobs(self, ids: list[int]) -> list[Any]:

@@ -59,13 +59,13 @@ class Prompter:
         Raises InputError if the template has other text around this question than around others.
         """
         before, found, after = render_chat(self.tokenizer, _MARK).partition(_MARK)
-        question, end, prefix = prompt.removeprefix(before).rpartition(after)
-        if not (found and after and end and prompt.startswith(before)):
+        end = prompt.rfind(after) if found and after and prompt.startswith(before) else -1
+        if end < len(before):
             raise InputError(
                 "The chat template does not give back the question of a prompt; give an "
                 "--endpoint with /completions, which is sent the whole prompt."
             )
-        return question, prefix
+        return prompt[len(before) : end], prompt[end + len(after) :]
 
     def ids(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with them."""

@@ -14,8 +14,8 @@ from regraft.evaluate.answers.served.protocol import (
     Scores,
     encode_body,
     read_count,
+    read_generated,
     read_scores,
-    read_text,
     to_text,
 )
 from regraft.evaluate.prompts.length import Prompter
@@ -24,6 +24,8 @@ Reading = TypeVar("Reading")
 TRIES, PAUSE = 2, 1.0
 _NO_ROUTE = (404, 405, 501)
 _NO_ACCESS = (401, 403)
+_NOISE = 0.1  # nats, of bfloat16 in other batches
+_GENERATED = (4, 1)  # tokens
 _LISTED = 5  # names in a message
 
 
@@ -112,16 +114,31 @@ class _Probe:
             own = self._scores(protocol, self.ids)
             if set(own) not in (positions := {*range(1, len(self.ids))}, positions - {1}):
                 return None
-            text = self._send(protocol, protocol.generate, read_text, most=1)
-            longer = self.prompter.ids(to_text(self.prompter, self.ids) + text)
-            extends = longer[: len(self.ids)] == self.ids and len(longer) > len(self.ids)
-            if extends and not self._scores(protocol, longer)[len(self.ids)][1]:
+            if not self._agree(protocol):
                 return None
         except EndpointError as error:
             if error.status is None and not error.unreadable:
                 raise _no_answer(self.endpoint, error) from None
             return None
         return replace(protocol, first=min(own))
+
+    def _agree(self, protocol: Protocol) -> bool:
+        """Whether tokens have the same log-probabilities when they are generated as when they are
+        part of a prompt, where a server may give those of the next tokens."""
+        text = to_text(self.prompter, self.ids)
+        for most in _GENERATED:
+            request = protocol.generate(self.model, self.prompter, self.ids, most)
+            body = encode_body({**request, "logprobs": 1})
+            more, logprobs = self._ask(protocol, body, read_generated, tries=1)
+            longer = self.prompter.ids(text + more)
+            if longer[: len(self.ids)] != self.ids or len(longer) - len(self.ids) != len(logprobs):
+                continue  # other tokens have the same text
+            scored = self._scores(protocol, longer)
+            return all(
+                scored[at][1] and abs(scored[at][0] + logprob) < _NOISE
+                for at, logprob in enumerate(logprobs, len(self.ids))
+            )
+        return True
 
     def _scores(self, protocol: Protocol, ids: Sequence[int]) -> Scored:
         scores = protocol.scores

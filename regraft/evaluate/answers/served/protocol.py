@@ -120,6 +120,13 @@ def read_text(reply: Any) -> str:
     return _checked_text(text)
 
 
+def read_generated(reply: Any) -> tuple[str, list[float]]:
+    """(the text that was generated, the log-probability of its tokens), where they were asked
+    for."""
+    logprobs = reply["choices"][0]["logprobs"]["token_logprobs"]
+    return read_text(reply), list(map(float, logprobs))
+
+
 def read_count(reply: Any) -> int | None:
     """The number of tokens that the server found in the prompt; None if it does not say."""
     count = (reply.get("usage") or {}).get("prompt_tokens")

@@ -115,8 +115,8 @@ class Address:
             )
         if unmeasured:
             reasons.append(
-                f"{', '.join(unmeasured)}, which need the model itself, or for perplexity the "
-                "log-probabilities of token ids"
+                f"{', '.join(unmeasured)} (perplexity takes log-probabilities of any token ids, "
+                "the others the model itself)"
             )
         if reasons:
             sentence = f"{self.name} is not asked {'; and not '.join(reasons)}."
