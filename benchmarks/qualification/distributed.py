@@ -19,6 +19,7 @@ from qualification.scope import Scope, relative
 from qualification.trainee import draw_lora, gradients, take_gradients, whole
 from regraft.data.batch import collate
 from regraft.parallel import Mesh
+from regraft.parallel.exchange.function import Attention
 from regraft.parallel.exchange.gather import Gather
 from regraft.parallel.exchange.ulysses import over_heads
 from regraft.parallel.kernels.choose import choose
@@ -78,10 +79,10 @@ def _check_exchanges(scope: Scope, report: Report, group: dist.ProcessGroup) -> 
     rows = [gather_spans(0, 1, length, (0, 100))]
 
     def alone(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return Gather.apply(a, b, c, rows, kernel, head**-0.5, None)
+        return Attention.apply(a, b, c, Gather(rows, kernel, head**-0.5, None))
 
     ways = {
-        "gather": lambda: Gather.apply(q, k, v, rows, kernel, head**-0.5, group),
+        "gather": lambda: Attention.apply(q, k, v, Gather(rows, kernel, head**-0.5, group)),
         "ulysses": lambda: over_heads(alone, q, k, v, group),
     }
 

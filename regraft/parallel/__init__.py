@@ -20,9 +20,10 @@ There is no global state, no context manager and no patch: the argument `context
 
 Files, each importing only from those before it: `layout` (which token is on which rank), `kernels/`
 (attention with its log-sum-exp, one file a device; `spans` runs a kernel over spans, `choose` picks
-one), `kept_attention` (a result that its layer's recomputation uses again), `exchange/` (`gather`,
-`ring` and `ulysses`; `choose` picks one), `groups` (process groups), `mesh` (processes), `shards`
-(cut and join), `attention` (what transformers calls).
+one), `kept_attention` (a result that its layer's recomputation uses again), `exchange/` (`gather`
+and `ring`, which `function` makes differentiable, and `ulysses`; `choose` picks one), `groups`
+(process groups), `mesh` (processes), `shards` (cut and join), `attention` (what transformers
+calls).
 """
 
 from regraft.parallel.attention import NAME, attach

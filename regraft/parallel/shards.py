@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.parallel.exchange.choose import Work, pick
+from regraft.parallel.exchange.function import Attention, Exchange
 from regraft.parallel.exchange.gather import Gather
 from regraft.parallel.exchange.ring import Ring
 from regraft.parallel.exchange.ulysses import over_heads
@@ -75,10 +76,13 @@ class Shard:
     def _over_context(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mesh, group = self.mesh, self.mesh.group("context")
         kernel = choose(q.device.type, q.dtype, q.shape[-1], mesh.kernel)
+        exchange: Exchange
         if group is not None and self.algorithm(q, k)[0] == "ring":
             rows_of = [self._spans(source) for source in range(mesh.context)]
-            return Ring.apply(q, k, v, rows_of, kernel, scale, group, self.kept)
-        return Gather.apply(q, k, v, self._spans(None), kernel, scale, group, self.kept)
+            exchange = Ring(rows_of, kernel, scale, group)
+        else:
+            exchange = Gather(self._spans(None), kernel, scale, group)
+        return Attention.apply(q, k, v, exchange, self.kept)
 
     def _spans(self, source: int | None) -> Rows:
         if source not in self.spans:

@@ -12,15 +12,13 @@ scattered back one head behind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regraft.parallel.kept_attention import KeptAttention
-from regraft.parallel.kernels.kernel import Kernel, accumulator
+from regraft.parallel.kernels.kernel import Grads, Kernel, accumulator
 from regraft.parallel.kernels.spans import (
     Rows,
     attend,
@@ -35,92 +33,61 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Gather(torch.autograd.Function):
-    """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """The exchange of one call: rows: this rank's `gather_spans`; group: the process group of the
+    context dimension (None: one process, k and v are whole)."""
 
-    `rows` are this rank's `gather_spans`; `group` is the process group of the context dimension
-    (None: one process, k and v are whole); `kept` saves the result for the
-    layer's recomputation.
-    """
+    rows: Rows
+    kernel: Kernel
+    scale: float
+    group: dist.ProcessGroup | None
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: Rows,
-        kernel: Kernel,
-        scale: float,
-        group: dist.ProcessGroup | None,
-        kept: KeptAttention | None = None,
-    ) -> Tensor:
-        compute = partial(_attention, q, k, v, rows, kernel, scale, group)
-        out, lse = compute() if kept is None else kept(compute)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rows, ctx.kernel, ctx.scale, ctx.group = rows, kernel, scale, group
-        return out
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Exchange`."""
+        run = single_run(self.rows) if self.group is None else None
+        if run is not None:  # one kernel call: no buffer beside what it returns
+            out, lse = run_forward(self.kernel, q, k, v, run, self.scale)
+            return out.to(q.dtype), lse
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=accumulator(q.dtype))
+        for heads, keys, values in _by_head(q, k, v, self.group):
+            joined = (out[:, heads], lse[:, heads])
+            attend(
+                self.kernel, q[:, heads], keys, values, self.rows, self.scale, *joined, once=True
+            )
+        return out, lse
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (dout,) = grads
-        q, k, v, out, lse = ctx.saved_tensors
-        run = single_run(ctx.rows) if ctx.group is None else None
+    def backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> Grads:
+        """See `Exchange`; dk and dv are in the accumulator's type."""
+        run = single_run(self.rows) if self.group is None else None
         if run is not None:
-            dq, dk, dv = run_backward(ctx.kernel, dout, q, k, v, out, lse, run, ctx.scale)
-        else:
-            dq, (dk, dv) = _gradients(ctx, dout, q, k, v, out, lse)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None, None
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Rows,
-    kernel: Kernel,
-    scale: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    """(out in q's type, lse)."""
-    run = single_run(rows) if group is None else None
-    if run is not None:  # one kernel call: no buffer beside what it returns
-        out, lse = run_forward(kernel, q, k, v, run, scale)
-        return out.to(q.dtype), lse
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=accumulator(q.dtype))
-    for heads, keys, values in _by_head(q, k, v, group):
-        joined = (out[:, heads], lse[:, heads])
-        attend(kernel, q[:, heads], keys, values, rows, scale, *joined, once=True)
-    return out, lse
-
-
-def _gradients(
-    ctx: Any, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    """dq, and dk and dv of this rank's tokens in the accumulator's type [2, B, Hk, s, D]."""
-    dq = torch.empty_like(q)
-    parts: list[Tensor] = []
-    sending: tuple[dist.Work, Tensor] | None = None
-    for heads, keys, values in _by_head(q, k, v, ctx.group):
-        dkv = torch.zeros((2, *keys.shape), dtype=accumulator(q.dtype), device=q.device)
-        attend_backward(
-            ctx.kernel, dout[:, heads], q[:, heads], keys, values, out[:, heads], lse[:, heads],
-            ctx.rows, ctx.scale, dq[:, heads], dkv[0], dkv[1], once=True,
-        )  # fmt: skip
-        if ctx.group is None:
-            parts.append(dkv)
-            continue
-        # One reduction is on its way while the next head's kernel runs.
+            return run_backward(self.kernel, dout, q, k, v, out, lse, run, self.scale)
+        dq = torch.empty_like(q)
+        parts: list[Tensor] = []
+        sending: tuple[dist.Work, Tensor] | None = None
+        for heads, keys, values in _by_head(q, k, v, self.group):
+            dkv = torch.zeros((2, *keys.shape), dtype=accumulator(q.dtype), device=q.device)
+            attend_backward(
+                self.kernel, dout[:, heads], q[:, heads], keys, values, out[:, heads],
+                lse[:, heads], self.rows, self.scale, dq[:, heads], dkv[0], dkv[1], once=True,
+            )  # fmt: skip
+            if self.group is None:
+                parts.append(dkv)
+                continue
+            # One reduction is on its way while the next head's kernel runs.
+            if sending is not None:
+                sending[0].wait()
+            shards = _to_ranks(dkv, self.group.size())
+            mine = torch.empty_like(shards[0])
+            work = _reduce_scatter(mine, shards.flatten(0, 1), group=self.group, async_op=True)
+            sending = (work, shards)
+            parts.append(mine)
         if sending is not None:
             sending[0].wait()
-        shards = _to_ranks(dkv, ctx.group.size())
-        mine = torch.empty_like(shards[0])
-        work = _reduce_scatter(mine, shards.flatten(0, 1), group=ctx.group, async_op=True)
-        sending = (work, shards)
-        parts.append(mine)
-    if sending is not None:
-        sending[0].wait()
-    return dq, torch.cat(parts, 2)
+        dk, dv = torch.cat(parts, 2)
+        return dq, dk, dv
 
 
 def _by_head(

@@ -12,91 +12,64 @@ reach into a block still passes it on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regraft.parallel.kept_attention import KeptAttention
-from regraft.parallel.kernels.kernel import Kernel, accumulator
+from regraft.parallel.kernels.kernel import Grads, Kernel, accumulator
 from regraft.parallel.kernels.spans import Rows, attend, attend_backward, empty_result
 
 _KV, _DKV = 0, 1  # tags: the two streams of messages between the same neighbours
 
 
-class Ring(torch.autograd.Function):
-    """Causal attention of a zigzag shard: q [B, H, s, D], k, v [B, Hk, s, D] -> [B, H, s, D].
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """The exchange of one call: rows_of[source]: this rank's `ring_spans` against the keys of rank
+    `source`; group: the process group of the context dimension, of two ranks or more."""
 
-    `rows_of[source]` are this rank's `ring_spans` against the keys of rank `source`; `group` is the
-    process group of the context dimension, of two ranks or more; `kept` saves the result
-    for the layer's recomputation.
-    """
+    rows_of: Sequence[Rows]
+    kernel: Kernel
+    scale: float
+    group: dist.ProcessGroup
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows_of: Sequence[Rows],
-        kernel: Kernel,
-        scale: float,
-        group: dist.ProcessGroup,
-        kept: KeptAttention | None = None,
-    ) -> Tensor:
-        compute = partial(_attention, q, k, v, rows_of, kernel, scale, group)
-        out, lse = compute() if kept is None else kept(compute)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rows_of, ctx.kernel, ctx.scale, ctx.group = rows_of, kernel, scale, group
-        return out
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Exchange`."""
+        n, rank = self.group.size(), self.group.rank()
+        out, lse = empty_result(q)
+        kv = torch.stack((k, v))
+        for step in range(n):
+            coming = _pass_on(kv, self.group, _KV) if step + 1 < n else None
+            rows = self.rows_of[(rank - step) % n]
+            attend(self.kernel, q, kv[0], kv[1], rows, self.scale, out, lse)
+            if coming is not None:
+                kv = coming.wait()
+        return out.to(q.dtype), lse
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (dout,) = grads
-        q, k, v, out, lse = ctx.saved_tensors
-        group: dist.ProcessGroup = ctx.group
-        n, rank, wide = group.size(), group.rank(), accumulator(q.dtype)
+    def backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> Grads:
+        """See `Exchange`; all three are in the accumulator's type."""
+        n, rank, wide = self.group.size(), self.group.rank(), accumulator(q.dtype)
         dq = torch.zeros_like(q, dtype=wide)
         kv = torch.stack((k, v))
         behind: _Message | None = None
         for step in range(n):
-            coming = _pass_on(kv, group, _KV) if step + 1 < n else None
+            coming = _pass_on(kv, self.group, _KV) if step + 1 < n else None
             dkv = torch.zeros_like(kv, dtype=wide)
+            rows = self.rows_of[(rank - step) % n]
             attend_backward(
-                ctx.kernel, dout, q, kv[0], kv[1], out, lse, ctx.rows_of[(rank - step) % n],
-                ctx.scale, dq, dkv[0], dkv[1],
-            )  # fmt: skip
+                self.kernel, dout, q, kv[0], kv[1], out, lse, rows, self.scale, dq, dkv[0], dkv[1]
+            )
             if behind is not None:
                 dkv += behind.wait()
-            behind = _pass_on(dkv, group, _DKV)
+            behind = _pass_on(dkv, self.group, _DKV)
             if coming is not None:
                 kv = coming.wait()
         assert behind is not None
         dk, dv = behind.wait()  # the last step brings every rank its own
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None, None
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows_of: Sequence[Rows],
-    kernel: Kernel,
-    scale: float,
-    group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor]:
-    """(out in q's type, lse)."""
-    n, rank = group.size(), group.rank()
-    out, lse = empty_result(q)
-    kv = torch.stack((k, v))
-    for step in range(n):
-        coming = _pass_on(kv, group, _KV) if step + 1 < n else None
-        attend(kernel, q, kv[0], kv[1], rows_of[(rank - step) % n], scale, out, lse)
-        if coming is not None:
-            kv = coming.wait()
-    return out.to(q.dtype), lse
+        return dq, dk, dv
 
 
 class _Message:
