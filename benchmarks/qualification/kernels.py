@@ -12,10 +12,8 @@ from qualification.report import Report
 from qualification.scope import Scope
 from regraft.device import deterministic_algorithms, set_cublas_workspace
 from regraft.errors import InputError
-from regraft.parallel.kernels.choose import choose, names
+from regraft.parallel.kernels.choose import choose, forward_and_backward, largest_errors, names
 from regraft.parallel.kernels.kernel import Kernel, Lengths, Reference
-
-NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
 def _bound(dtype: torch.dtype) -> float:
@@ -81,32 +79,14 @@ def _against_float64(
     except RuntimeError as error:
         report.check(kernel.name, False, **values, error=str(error)[:300])
         return
-    errors = {
-        name: float((a.double() - b).abs().max() / b.abs().max())
-        for name, a, b in zip(NAMES, result, exact, strict=True)
-    }
+    errors = largest_errors(result, exact)
     bound = _bound(dtype)
-    same = [torch.equal(a, b) for a, b in zip(result, again, strict=True)]
+    same = [torch.equal(value, again[name]) for name, value in result.items()]
     report.check(
         kernel.name, max(errors.values()) < bound and all(same[:2]), **values, **errors,
         bound=bound, same_bits=all(same),
-        deterministic=all(torch.equal(a, b) for a, b in zip(*fixed, strict=True)),
+        deterministic=all(torch.equal(value, fixed[1][name]) for name, value in fixed[0].items()),
     )  # fmt: skip
-
-
-def forward_and_backward(
-    kernel: Kernel, inputs: list[Tensor], mask: bool | Lengths
-) -> list[Tensor]:
-    """out, lse, dq, dk, dv of (q, k, v, dout). mask: causal or not, or a packed row's lengths."""
-    q, k, v, dout = inputs
-    scale = q.shape[-1] ** -0.5
-    if isinstance(mask, bool):
-        out, lse = kernel.forward(q, k, v, mask, scale)
-        out = out.to(q.dtype)
-        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, mask, scale)]
-    out, lse = kernel.packed(q, k, v, mask, scale)
-    out = out.to(q.dtype)
-    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, mask, scale)]
 
 
 def _layer(scope: Scope, length: int) -> list[Tensor]:
@@ -167,7 +147,7 @@ def _sampled_errors(
     out, lse = out[0], lse[0]
     dq, dk, dv = (grad[0] for grad in grads)
     ratio = q.shape[0] // k.shape[0]
-    worst = dict.fromkeys(NAMES, 0.0)
+    worst = dict.fromkeys(("out", "lse", "dq", "dk", "dv"), 0.0)
 
     def note(name: str, value: Tensor, exact: Tensor, size: Tensor | None = None) -> None:
         error = float((value.double() - exact).norm() / (exact if size is None else size).norm())

@@ -6,7 +6,7 @@ there: a wrong kernel would train without an error message.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
@@ -79,33 +79,42 @@ def refusal(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
     shapes = ((4, 80), (2, 112), (2, 112), (4, 80))
     inputs = [draw(1, heads, tokens, head_dim).to(device, dtype) for heads, tokens in shapes]
     exact = [t.double() for t in inputs]
-    scale = head_dim**-0.5
     # Single precision loses about 1e-6 here, bfloat16 1e-2, float16 1e-3; an error of logic, 1.
     bound = 40 * torch.finfo(dtype).eps
     try:
         blocks: tuple[bool | Lengths, ...] = (True, False, [(16, 16), (64, 96)])
         for block in blocks:
-            result = _results(kernel, inputs, block, scale)
-            expected = _results(Reference(), exact, block, scale)
-            for label, a, b in zip(("out", "lse", "dq", "dk", "dv"), result, expected, strict=True):
-                error = float((a.double() - b).abs().max() / b.abs().max())
+            result = forward_and_backward(kernel, inputs, block)
+            expected = forward_and_backward(Reference(), exact, block)
+            for name, error in largest_errors(result, expected).items():
                 if not error < bound:
-                    return f"disagrees with the reference in {label} by {error:.1e}"
+                    return f"disagrees with the reference in {name} by {error:.1e}"
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return f"cannot run here ({(str(error).splitlines() or [type(error).__name__])[0]})"
     return None
 
 
-def _results(
-    kernel: Kernel, inputs: list[Tensor], block: bool | Lengths, scale: float
-) -> list[Tensor]:
-    """[out, lse, dq, dk, dv] of a whole block (`block`: whether it is causal), or of packed ones
-    (their lengths)."""
+def forward_and_backward(
+    kernel: Kernel, inputs: Sequence[Tensor], mask: bool | Lengths
+) -> dict[str, Tensor]:
+    """out, lse, dq, dk and dv by name, of (q, k, v, dout) and the usual scale. mask: whether the
+    block is causal, or the lengths of packed ones."""
     q, k, v, dout = inputs
-    if isinstance(block, bool):
-        out, lse = kernel.forward(q, k, v, block, scale)
+    scale = q.shape[-1] ** -0.5
+    if isinstance(mask, bool):
+        out, lse = kernel.forward(q, k, v, mask, scale)
         out = out.to(q.dtype)
-        return [out, lse, *kernel.backward(dout, q, k, v, out, lse, block, scale)]
-    out, lse = kernel.packed(q, k, v, block, scale)
-    out = out.to(q.dtype)
-    return [out, lse, *kernel.packed_backward(dout, q, k, v, out, lse, block, scale)]
+        grads = kernel.backward(dout, q, k, v, out, lse, mask, scale)
+    else:
+        out, lse = kernel.packed(q, k, v, mask, scale)
+        out = out.to(q.dtype)
+        grads = kernel.packed_backward(dout, q, k, v, out, lse, mask, scale)
+    return dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), strict=True))
+
+
+def largest_errors(results: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """The largest error of each result, as a share of the largest value."""
+    return {
+        name: float((results[name].double() - value).abs().max() / value.abs().max())
+        for name, value in exact.items()
+    }

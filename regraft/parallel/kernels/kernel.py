@@ -55,16 +55,9 @@ class Kernel:
         raise NotImplementedError
 
     def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
         """(dq, dk, dv) given the final out and lse of these queries over all their blocks."""
         raise NotImplementedError
 
@@ -78,16 +71,9 @@ class Kernel:
         return torch.cat(outs, 2), torch.cat(lses, 2)
 
     def packed_backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        lengths: Lengths,
-        scale: float,
-    ) -> Grads:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        lengths: Lengths, scale: float,
+    ) -> Grads:  # fmt: skip
         """`backward` of the same."""
         sides = ((dout, 0), (q, 0), (k, 1), (v, 1), (out, 0), (lse, 0))
         blocks = zip(*(_split(t, lengths, i) for t, i in sides), strict=True)
@@ -135,16 +121,9 @@ class Reference(Kernel):
         return torch.cat(outs, 2), torch.cat(lses, 2)
 
     def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
         wide = accumulator(q.dtype)
         total, groups = q.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
         k, v = k.to(wide), v.to(wide)
@@ -188,16 +167,9 @@ class StartAligned(Kernel):
         return out, lse
 
     def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        causal: bool, scale: float,
+    ) -> Grads:  # fmt: skip
         if not causal or k.shape[2] == q.shape[2]:
             return self.square_or_full_backward(dout, q, k, v, out, lse, causal, scale)
         (past_k, k), (past_v, v) = _past_and_own(q, k), _past_and_own(q, v)

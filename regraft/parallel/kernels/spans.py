@@ -28,17 +28,9 @@ def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(
-    kernel: Kernel,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Rows,
-    scale: float,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    once: bool = False,
-) -> None:
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, out: Tensor,
+    lse: Tensor, *, once: bool = False,
+) -> None:  # fmt: skip
     """Join the attention of q [B, H, Q, D] to k, v [B, Hk, K, D] into out and lse, in place.
 
     `once` says that every query is in one span and has seen nothing before: its result is stored,
@@ -54,21 +46,9 @@ def attend(
 
 
 def attend_backward(
-    kernel: Kernel,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rows: Rows,
-    scale: float,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    *,
-    once: bool = False,
-) -> None:
+    kernel: Kernel, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    rows: Rows, scale: float, dq: Tensor, dk: Tensor, dv: Tensor, *, once: bool = False,
+) -> None:  # fmt: skip
     """Add the gradients of the same spans to dq (with `once`: store them), dk and dv, in place.
     out and lse are final."""
     for batch, run in _runs(rows):
