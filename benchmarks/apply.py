@@ -15,19 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from llama8b import (
-    LLAMA_8B,
-    TOY,
-    Child,
-    add_quick,
-    best,
-    environment,
-    make,
-    record,
-    run,
-    script,
-    warm,
-)
+from harness import Child, add_quick, best, environment, record, run, script, warm
+from llama8b import LLAMA_8B, TOY, make
 
 from regraft.checkpoint.read.source import Checkpoint
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 from torch import Tensor
 
 from regraft.errors import InputError

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from llama8b import add_quick
+from harness import add_quick
 
 from regraft.device import fast_bfloat16
 from regraft.lowrank.svd import truncated_svd

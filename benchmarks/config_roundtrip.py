@@ -20,6 +20,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+
+from rope_configs import LLAMA3, LONG, SHORT
+
 TINY = {
     "vocab_size": 64,
     "hidden_size": 128,
@@ -38,15 +42,6 @@ def model(model_type: str, architecture: str, length: int, **rope: object) -> di
 
 
 LLAMA = ("llama", "LlamaForCausalLM")
-SHORT = [1.0 + 0.01 * i for i in range(32)]
-LONG = [1.0 + 0.5 * i for i in range(32)]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 LONGROPE = {"type": "longrope", "short_factor": SHORT, "long_factor": LONG}
 

@@ -12,6 +12,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from harness import environment, record
+
 from regraft.demo.job import run_demo
 from regraft.demo.recipes import Plan
 from regraft.demo.result import DemoRecord, Exam
@@ -70,8 +72,6 @@ def main() -> None:
         held = held and good
         cells = " | ".join(f"{value:.2f}" for value in values)
         lines.append(f"| {label} | {cells} | {sense} {bound:.2f} | {'yes' if good else 'NO'} |")
-    from llama8b import environment, record  # not before run_demo has seen to torch's threads
-
     text = "\n".join(
         [
             "# regraft demo by seed",

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from llama8b import add_quick
+from harness import add_quick
 
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.scoring import answer

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from llama8b import add_quick, record
+from harness import add_quick, record
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.checkpoint.read.source import Checkpoint

@@ -17,20 +17,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from llama8b import (
-    LLAMA_8B,
-    PROJECTIONS,
-    TOY,
-    Child,
-    add_quick,
-    best,
-    environment,
-    make,
-    record,
-    run,
-    script,
-    warm,
-)
+from harness import Child, add_quick, best, environment, record, run, script, warm
+from llama8b import LLAMA_8B, PROJECTIONS, TOY, make
 
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint

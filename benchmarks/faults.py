@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 from fault_bench import KINDS, STDOUT, Bench, Fault
 from fault_commands import COMMANDS
 from forked import Children
-from llama8b import commit
+from harness import commit
 from warm import WarmProcess
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuzzing.report import FAULTS, MEMORY, classify, last_message, read_results, table
+from harness import commit, environment
 
 if TYPE_CHECKING:
     from fuzzing.sandbox import Outcome
@@ -64,8 +65,6 @@ def main() -> None:
         if not (folder / "results.jsonl").is_file():
             parser.error(f"{folder} holds no results.jsonl")
     os.environ.update(_ENVIRONMENT)
-    from llama8b import commit, environment  # imports torch, which reads the environment
-
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"

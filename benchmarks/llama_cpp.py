@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 import numpy as np
 import torch
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 from safetensors.torch import save_file
 from torch.nn import functional as F
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 
 from regraft.data.toy_language import prose_row
 from regraft.evaluate.answers.model import LanguageModel, Source

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 import yaml
-from llama8b import LLAMA_8B, TOY, Child, add_quick, environment, make, record, run, script, warm
+from harness import Child, add_quick, environment, record, run, script, warm
+from llama8b import LLAMA_8B, TOY, make
 
 from regraft.checkpoint.read.source import Checkpoint
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 from safetensors.torch import save_file
 
 from regraft.merge.job import merge_models

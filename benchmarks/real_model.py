@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 import torch
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from llama8b import add_quick, record
+from harness import add_quick, record
 
 from regraft.demo import recipes
 from regraft.records import write_record

@@ -48,7 +48,7 @@ def benchmark(monkeypatch, tmp_path, children):
     mergekit: list[list[str]] = []
 
     def run(command: list[str], **env: str) -> Any:
-        from llama8b import Child
+        from harness import Child
 
         name = Path(command[0]).name
         if name == "regraft":
@@ -90,13 +90,13 @@ def benchmark(monkeypatch, tmp_path, children):
 
 
 def test_extract_runs_without_mergekit_even_where_it_is_not_installed(benchmark, monkeypatch):
-    import llama8b
+    import harness
 
     def version(package: str) -> str:
         assert package != "mergekit"
         return "1"
 
-    monkeypatch.setattr(llama8b, "version", version)
+    monkeypatch.setattr(harness, "version", version)
     printed, mergekit, _ = benchmark("extract", "--quick", "--skip-mergekit")
     assert "| mlp.down_proj |" in printed
     assert mergekit == []
