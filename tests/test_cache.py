@@ -6,20 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from models import LLAMA
 
 from regraft import cache
 from regraft.checkpoint.hf import roles as module
 
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 NAMES = ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight", "x.y"]
 
 
@@ -33,7 +24,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ask() -> dict[str, module.Role]:
     module._cached_model_tensors.cache_clear()
-    return module.tensor_roles(CONFIG, NAMES)
+    return module.tensor_roles(LLAMA, NAMES)
 
 
 def test_roles_are_the_same_from_the_cache_without_asking_transformers(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
+from refusals import refusal_of
 
 from regraft.document import Document
 from regraft.errors import InputError
@@ -45,11 +46,7 @@ class Recipe(BaseRecipe[Plan]):
 
 
 def message(text: str, recipe: type[BaseRecipe[Any]] = Recipe) -> str:
-    with pytest.raises(InputError) as caught:
-        recipe(Document("r.yaml", text))
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal_of(recipe, Document("r.yaml", text))
 
 
 def test_all_mistakes_of_the_schema_are_named_at_once() -> None:
