@@ -66,7 +66,8 @@ def _row(cells: Iterable[object]) -> str:
 def render(template: str, **values: Any) -> str:
     """Fill a Jinja2 template; a name it lacks is an error, not a blank.
 
-    Every string that it prints is escaped; filters: code, fenced, yaml, row (the cells of a row).
+    Every string that it prints is escaped; filters: code, fenced, yaml, row (the cells of a row),
+    rows (the rows of a table, one or more).
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -77,6 +78,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "code": code, "fenced": fenced, "yaml": yaml_scalar,
         "row": lambda cells: Markdown(_row(cells)),
+        "rows": lambda rows: Markdown("\n".join(map(_row, rows))),
     }  # fmt: skip
     return environment.from_string(template).render(**values)
 

@@ -40,6 +40,9 @@ def test_marks_that_begin_a_line_or_surround_a_word_are_escaped(text: str) -> No
 def test_a_template_escapes_every_value_and_no_markdown() -> None:
     text = render("{{ a }} {{ b }} {{ [a, 1] | row }}", a="x|y", b=Markdown("**z**"))
     assert text == "x\\|y **z** | x\\|y | 1 |"
+    assert (
+        render("{{ a.items() | rows }}\n", a={"x|y": 1, "z": "*"}) == "| x\\|y | 1 |\n| z | \\* |\n"
+    )
     with pytest.raises(UndefinedError):
         render("{{ b }}", a=1)
 

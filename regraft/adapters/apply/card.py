@@ -27,9 +27,7 @@ tags: [regraft, long-context]
 
 | | |
 |---|---|
-{% for label, text in lines %}
-{{ [label, text] | row }}
-{% endfor %}
+{{ lines | rows }}
 
 ## What changed
 

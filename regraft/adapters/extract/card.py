@@ -31,9 +31,7 @@ weight difference).
 
 | | |
 |---|---|
-{% for label, text in lines %}
-{{ [label, text] | row }}
-{% endfor %}
+{{ lines | rows }}
 
 The weights are half of it: **the RoPE must change with them.** `regraft apply` does both:
 
@@ -69,9 +67,7 @@ Nothing that changed.
 
 | program | |
 |---|---|
-{% for program, text in readers.items() %}
-{{ [program, text] | row }}
-{% endfor %}
+{{ readers.items() | rows }}
 
 ## Serving it without `regraft apply`
 

@@ -38,9 +38,7 @@ tags: [regraft, long-context]
 
 | | |
 |---|---|
-{% for label, text in lines %}
-{{ [label, text] | row }}
-{% endfor %}
+{{ lines | rows }}
 
 {% if findings %}
 ## What it can do

@@ -39,9 +39,7 @@ tags: [regraft, merge]
 
 | | |
 |---|---|
-{% for label, text in lines %}
-{{ [label, text] | row }}
-{% endfor %}
+{{ lines | rows }}
 
 ## Recipe
 
@@ -88,9 +86,7 @@ The RoPE must change with the weights: `regraft apply` does both.
 
 | program | loads it |
 |---|---|
-{% for program, text in readers.items() %}
-{{ [program, text] | row }}
-{% endfor %}
+{{ readers.items() | rows }}
 {% else %}
 The config has the RoPE and the context length in both spellings.
 {% endif %}
