@@ -25,9 +25,6 @@ from regraft.commands.train import train
 from regraft.shell.process import run_app
 from regraft.shell.stdout import write_stdout
 
-_WRITE = "Commands that write a folder"
-_READ = "Commands that only read"
-
 app = typer.Typer(
     name="regraft",
     help="Extract long context from a Llama-3 model as a LoRA, and put it into its relatives.",
@@ -36,18 +33,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-app.command("extract-lora", rich_help_panel=_WRITE)(extract_lora)
-app.command("apply", rich_help_panel=_WRITE)(apply)
-app.command("merge", rich_help_panel=_WRITE)(merge)
-app.command("train", rich_help_panel=_WRITE)(train)
-app.command("evaluate", rich_help_panel=_WRITE)(evaluate)
-app.command("export", rich_help_panel=_WRITE)(export)
-app.command("graft", rich_help_panel=_WRITE)(graft)
-app.command("push", rich_help_panel=_WRITE)(push)
-app.command("plan", rich_help_panel=_READ)(plan)
-app.command("inspect", rich_help_panel=_READ)(inspect)
-app.command("theta", rich_help_panel=_READ)(theta)
-app.command("demo", rich_help_panel=_WRITE)(demo)
+_PANELS = {
+    "Commands that write a folder": (
+        extract_lora, apply, merge, train, evaluate, export, graft, push, demo,
+    ),
+    "Commands that only read": (plan, inspect, theta),
+}  # fmt: skip
+for _panel, _functions in _PANELS.items():
+    for _function in _functions:
+        app.command(_function.__name__.replace("_", "-"), rich_help_panel=_panel)(_function)
 
 
 def _print_version(requested: bool) -> None:

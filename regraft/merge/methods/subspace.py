@@ -12,6 +12,7 @@ the papers: a factor on each delta, by default 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,17 +24,11 @@ from regraft.merge.methods.parameter import Count, Fraction, PerInput, Positive
 from regraft.merge.methods.registry import method
 from regraft.merge.methods.task import elect_and_add
 
+_of_matrices = partial(method, inputs=(1, None), blockwise=False, experimental=True, symmetric=True)
 _ROUNDING = 1e-6  # singular values below this share of the largest are rounding in float32
 
 
-@method(
-    "knots_ties",
-    paper="arXiv 2410.19735",
-    inputs=(1, None),
-    blockwise=False,
-    experimental=True,
-    symmetric=True,
-)
+@_of_matrices("knots_ties", paper="arXiv 2410.19735")
 def knots_ties(
     tensors: list[Tensor],
     base: Tensor,
@@ -81,14 +76,7 @@ def _ties(
     return elect_and_add(zero, sparse, weight, normalize, scale)
 
 
-@method(
-    "tsv_merge",
-    paper="arXiv 2412.00081",
-    inputs=(1, None),
-    blockwise=False,
-    experimental=True,
-    symmetric=True,
-)
+@_of_matrices("tsv_merge", paper="arXiv 2412.00081")
 def tsv_merge(
     tensors: list[Tensor],
     base: Tensor,
@@ -122,14 +110,7 @@ def _orthonormalized(vectors: Tensor) -> Tensor:
     return vectors @ ((basis * inverse) @ basis.T).to(vectors)
 
 
-@method(
-    "iso_c",
-    paper="arXiv 2502.04959",
-    inputs=(1, None),
-    blockwise=False,
-    experimental=True,
-    symmetric=True,
-)
+@_of_matrices("iso_c", paper="arXiv 2502.04959")
 def iso_c(
     tensors: list[Tensor],
     base: Tensor,
