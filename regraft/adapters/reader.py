@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 
 from regraft.adapters.config import contradictions, missing_factors, read_config, read_pattern
-from regraft.adapters.folder import (
-    CONFIG,
-    DIFFERENCES,
-    LINEAGE,
-    RECORD,
-    WEIGHTS,
-    is_adapter_folder,
-)
+from regraft.adapters.folder import CONFIG, DIFFERENCES, LINEAGE, RECORD, WEIGHTS, is_adapter_folder
 from regraft.adapters.serving import AdapterFacts
 from regraft.adapters.tensor_keys import LoraModule, refuse_integers, sort_keys
 from regraft.checkpoint.finite import LARGEST_NORM, is_finite, norm_bound

@@ -28,7 +28,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import rounding_error
-from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, RankGain, write_record
+from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, write_record
 from regraft.write import write_json
 
 
@@ -126,20 +126,20 @@ def totals_of(
     *,
     uniform_rank: int | None,
     dtype: torch.dtype,
-    **extraction: float | int | list[RankGain] | None,
+    error: float | None = None,
+    **extraction: Any,
 ) -> AdapterTotals:
     """The totals over all modules.
 
-    extraction: fields of `AdapterTotals` that only an extraction has, and `error`, which by default
-    is that of the modules.
+    error: by default that of the modules. extraction: fields of `AdapterTotals` that only an
+    extraction has.
     """
     ranks = [module.rank for module in modules.values()]
     squared = sum(module.delta_norm**2 for module in modules.values())
     missed = sum((module.error * module.delta_norm) ** 2 for module in modules.values())
     stored = sum(sum(m.shape) * (uniform_rank or m.rank) for m in modules.values())
-    figures: dict[str, Any] = {
-        "delta_norm": squared**0.5, "error": (missed / squared) ** 0.5 if squared else 0.0
-    }  # fmt: skip
+    if error is None:
+        error = (missed / squared) ** 0.5 if squared else 0.0
     return AdapterTotals(
         modules=len(modules),
         rank_min=min(ranks),
@@ -147,7 +147,9 @@ def totals_of(
         rank_stored=uniform_rank,
         parameters=stored,
         bytes=stored * dtype.itemsize,
-        **figures | extraction,
+        delta_norm=squared**0.5,
+        error=error,
+        **extraction,
     )
 
 

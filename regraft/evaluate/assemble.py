@@ -19,6 +19,7 @@ from regraft.evaluate.result import (
     Sample,
 )
 from regraft.evaluate.shared_output import read_lines
+from regraft.evaluate.tasks import Item
 from regraft.records import versions
 from regraft.units import format_tokens
 
@@ -100,10 +101,10 @@ def _samples(
     samples: dict[str, Sample] = {}
     for (task, length), path in items.items():
         if task not in samples:
-            first = read_lines(path)[0]
+            first = Item.from_json(read_lines(path)[0])
             samples[task] = Sample(
-                task=task, length=length, prompt=first["prompt"], twin=first["twin"],
-                references=first["references"],
+                task=task, length=length, prompt=first.prompt, twin=first.twin,
+                references=first.references,
                 answers={
                     name: answers[name, task, length][0]
                     for name in names

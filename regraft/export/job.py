@@ -105,8 +105,7 @@ def export_gguf(
         )
         size = sum(tensor.planned.nbytes for tensor in content.tensors)
         if dry_run:
-            plan = {"tensors": len(content.tensors), "write_bytes": size}
-            return replace(record, plan=plan)
+            return replace(record, plan={"tensors": len(content.tensors), "write_bytes": size})
         assert job is not None
         lost = _write(job, record, content, verify)
     return replace(record, tensors=len(content.tensors), bytes=size, lost_to_rounding=lost)

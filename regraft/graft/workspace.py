@@ -19,12 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.checkpoint.write.journal import lock_file
-from regraft.checkpoint.write.manifest import (
-    JOURNAL,
-    foreign_files,
-    read_manifest,
-    remove_output,
-)
+from regraft.checkpoint.write.manifest import JOURNAL, foreign_files, read_manifest, remove_output
 from regraft.checkpoint.write.target import resolve_target, staging_folder
 from regraft.errors import CheckpointError, InputError, writing
 from regraft.records import SCHEMA_VERSION, dump_json, read_record

@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from regraft.records.common import (
-    SCHEMA_VERSION,
-    ContextRecord,
-    ModelRecord,
-    Plain,
-    RelationRecord,
-)
+from regraft.records.common import SCHEMA_VERSION, ContextRecord, ModelRecord, Plain, RelationRecord
 
 Layout = Literal["portable", "compact", "exact"]
 
@@ -161,6 +155,6 @@ class AdapterRecord:
     versions: dict[str, str]
     extraction: ExtractionRecord | None = None
     merge: MergeSource | None = None
-    plan: dict[str, Any] | None = None
+    plan: dict[str, Plain] | None = None
     kind: Literal["adapter"] = "adapter"
     schema_version: int = SCHEMA_VERSION

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from regraft.records.common import (
-    SCHEMA_VERSION,
-    AdapterFiles,
-    ContextRecord,
-    ModelRecord,
-    Plain,
-)
+from regraft.records.common import SCHEMA_VERSION, AdapterFiles, ContextRecord, ModelRecord, Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +29,6 @@ class ExportRecord:
     tensors: int | None = None
     bytes: int | None = None
     lost_to_rounding: float | None = None
-    plan: dict[str, Any] | None = None
+    plan: dict[str, Plain] | None = None
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION

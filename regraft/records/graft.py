@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from regraft.records.common import (
     SCHEMA_VERSION,
@@ -80,6 +80,6 @@ class GraftRecord:
     tensors: dict[str, TensorGraft] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     untied_head: str | None = None
-    plan: dict[str, Any] | None = None
+    plan: dict[str, Plain] | None = None
     kind: Literal["graft"] = "graft"
     schema_version: int = SCHEMA_VERSION

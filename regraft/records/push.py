@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from regraft.records.common import SCHEMA_VERSION
+from regraft.records.common import SCHEMA_VERSION, Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class PushRecord:
     private: bool
     files: list[PushedFile]
     commit: str | None = None
-    plan: dict[str, Any] | None = None
+    plan: dict[str, Plain] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     kind: Literal["push"] = "push"
     schema_version: int = SCHEMA_VERSION

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegraftError
@@ -52,6 +52,6 @@ def label_table(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     return table
 
 
-def plan_table(plan: dict[str, Any]) -> RenderableType:
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """The table of a dry run."""
     return label_table("Nothing is written (--dry-run)", plan_rows(plan))

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from regraft.data.batch import Row, make_row
 from regraft.data.positions import Sampler
 from regraft.data.rows import Mixture, Rows, hold_out
@@ -32,8 +35,8 @@ class Corpus:
         self.padding = padding if padding < vocabulary else 0  # an added token without a row
         cache = Path(body.data.cache).expanduser() if body.data.cache else default_cache()
         self.tokens: dict[str, Tokens] = {}
-        self.trained_on: dict[str, Any] = {}
-        self.held_out: dict[str, Any] = {}
+        self.trained_on: dict[str, NDArray[np.int64]] = {}
+        self.held_out: dict[str, NDArray[np.int64]] = {}
         for first in (True, False):  # the first process fills the cache, the others read it
             if (mesh.rank == 0) == first:
                 for i, source in enumerate(body.data.sources):

@@ -36,13 +36,7 @@ from regraft.train.record import (
     ValidationRecord,
 )
 from regraft.train.recovery import add_noise, begin_recovery
-from regraft.train.setup import (
-    Run,
-    describe_run,
-    input_files,
-    model_source,
-    prepare_run,
-)
+from regraft.train.setup import Run, describe_run, input_files, model_source, prepare_run
 from regraft.train.state import RunState
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
@@ -157,7 +151,7 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
             curves.draw_curves(folder)
         record = _record(run, state, loop, log.read_steps(folder), log.read_validations(folder))
         write_record(folder / RECORD, record)
-        write_card(folder, record, summary(record), adapter)
+        write_card(folder, record, body, summary(record), adapter)
         write_text(folder / "recipe.yaml", recipe.document.text)
         staging.record("exported")
 

@@ -8,7 +8,6 @@ loss of short rows (Hinton et al., arXiv 1503.02531); the loss of long rows does
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError, RegraftError
+from regraft.parallel.shards import Batch
 from regraft.rope import ContextSpec
 from regraft.train.corpus import Corpus
 from regraft.train.recipe.recipe import Recipe
@@ -43,7 +43,7 @@ class Recovery:
         learner.train()
         return drift
 
-    def distance(self, learner: Learner, part: dict[str, Any], short: list[bool]) -> Tensor:
+    def distance(self, learner: Learner, part: Batch, short: list[bool]) -> Tensor:
         """KL(teacher || learner) summed over the tokens of the batch's short rows."""
         assert self.teacher is not None
         rows = torch.tensor(short, device=part["labels"].device)

@@ -7,15 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rope_configs import (
-    GEMMA_3,
-    LLAMA3,
-    LLAMA_3,
-    LONG,
-    SHORT,
-    as_transformers_reads,
-    plain,
-)
+from rope_configs import GEMMA_3, LLAMA3, LLAMA_3, LONG, SHORT, as_transformers_reads, plain
 
 from regraft.errors import InputError
 from regraft.rope import ContextSpec, extend_context

@@ -32,6 +32,7 @@ from regraft.records import (
     GraftRecord,
     GraftShare,
     ModelRecord,
+    Plain,
     TensorGraft,
     dump_json,
     to_json,
@@ -184,7 +185,7 @@ def _with_results(
     )
 
 
-def _plan(outputs: list[OutputTensor]) -> dict[str, int | float]:
+def _plan(outputs: list[OutputTensor]) -> dict[str, Plain]:
     read = sum(output.source.nbytes for output in outputs)
     return {
         "tensors": len(outputs),

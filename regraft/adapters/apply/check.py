@@ -14,12 +14,7 @@ from torch import Tensor
 
 from regraft import progress
 from regraft.adapters import lineage
-from regraft.adapters.apply.match import (
-    Match,
-    match_changes,
-    names_in_transformers,
-    target_roles,
-)
+from regraft.adapters.apply.match import Match, match_changes, names_in_transformers, target_roles
 from regraft.adapters.folder import RECORD
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.hf.roles import Role

@@ -17,6 +17,7 @@ from regraft.records import (
     AdapterTotals,
     ModuleRecord,
     NotCaptured,
+    Plain,
     TruncationRecord,
 )
 from regraft.rope import ContextSpec
@@ -173,7 +174,7 @@ def skipped(
     return unchanged, [name for name in names if not decompositions[name].unchanged]
 
 
-def plan_record(plan: Plan) -> dict[str, int | float | str]:
+def plan_record(plan: Plan) -> dict[str, Plain]:
     """The plan that a dry run prints."""
     return {
         "modules": len(plan.modules),

@@ -8,11 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from regraft.records import (
-    BaseRecord,
-    ContextRecord,
-    RelationRecord,
-)
+from regraft.records import BaseRecord, ContextRecord, RelationRecord
 
 
 @dataclass(frozen=True, kw_only=True)

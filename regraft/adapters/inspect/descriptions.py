@@ -8,11 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from regraft.records import (
-    AdapterTotals,
-    ContextRecord,
-    NotCaptured,
-)
+from regraft.records import AdapterTotals, ContextRecord, NotCaptured
 
 
 @dataclass(frozen=True, kw_only=True)

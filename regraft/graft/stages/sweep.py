@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from regraft.evaluate.answers.model import folder_name
-from regraft.evaluate.result import read_result
+from regraft.evaluate.result import parse_answers, read_result
 from regraft.evaluate.settings import GraftPoint
 from regraft.evaluate.shared_output import read_lines
 from regraft.evaluate.statistics import mean, ratio
@@ -135,4 +135,4 @@ class Sweep(Evaluate, Chooser):
 
     def _scores(self, model: str, task: str, length: int) -> list[float]:
         lines = read_lines(self.path / "items" / folder_name(model) / f"{task}-{length}.jsonl")
-        return [line["score"] for line in lines]
+        return [answer.score for answer in parse_answers(lines)]

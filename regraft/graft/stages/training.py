@@ -9,14 +9,7 @@ from typing import Any
 from regraft.data.sources import digest
 from regraft.document import Document
 from regraft.graft.blocks import GRAFTED
-from regraft.graft.stages.stage import (
-    Context,
-    Produces,
-    Source,
-    Stage,
-    locations,
-    write_recipe,
-)
+from regraft.graft.stages.stage import Context, Produces, Source, Stage, locations, write_recipe
 from regraft.train.corpus import text_of
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe

@@ -9,10 +9,10 @@ SVD to the summed rank of the inputs, whose error is in the record.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,12 +20,7 @@ from torch import Tensor
 
 from regraft import progress
 from regraft.adapters.serving import PORTABLE_CAP
-from regraft.adapters.writer import (
-    AdapterModule,
-    totals_of,
-    write_adapter,
-    write_adapter_record,
-)
+from regraft.adapters.writer import AdapterModule, totals_of, write_adapter, write_adapter_record
 from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.svd import truncated_svd
 from regraft.merge.inputs.inputs import Input, Inputs
@@ -109,10 +104,10 @@ def write(
                 else:
                     spool.put(output.name, _extracted(output, plan, scale, seed, device))
             bar.advance()
-    outputs = [out for out in changed if spool.facts(out.name)["rank"]]
+    outputs = [out for out in changed if spool.figures(out.name).rank]
     if not outputs:
         raise recipe.error((), "the merged change is zero, so there is no adapter to write.")
-    modules = [_module(out, base, int(spool.facts(out.name)["rank"])) for out in outputs]
+    modules = [_module(out, base, spool.figures(out.name).rank) for out in outputs]
     highest = max(module.rank for module in modules)
     uniform_rank = highest if highest <= PORTABLE_CAP else None
     roundings = write_adapter(
@@ -126,13 +121,13 @@ def write(
     )
     records = {}
     for out, module in zip(outputs, modules, strict=True):
-        piece = spool.facts(out.name)
-        lost = math.sqrt(roundings[module.name]) / piece["norm"]
+        piece = spool.figures(out.name)
+        lost = math.sqrt(roundings[module.name]) / piece.norm
         records[module.name] = ModuleRecord(
             shape=list(module.shape),
             rank=module.rank,
-            delta_norm=piece["norm"],
-            error=math.hypot(piece["error"], lost),
+            delta_norm=piece.norm,
+            error=math.hypot(piece.error, lost),
             rounding_error=lost,
             parameters=out.params,
         )
@@ -167,6 +162,15 @@ def write(
     return record
 
 
+@dataclass(frozen=True)
+class _Figures:
+    """What the journal holds of a merged module; see `Merged`."""
+
+    rank: int
+    norm: float
+    error: float
+
+
 class _Spool:
     """Merged modules on disk, until the rank of all is known. A resumed run reads them again."""
 
@@ -181,15 +185,16 @@ class _Spool:
         with library_writing(part):
             save_file({"a": piece.a.contiguous().cpu(), "b": piece.b.contiguous().cpu()}, part)
         part.replace(self._path(name))
-        facts = {"rank": len(piece.a), "norm": piece.norm, "error": piece.error}
-        self._staging.record(f"factors:{name}", **facts)
+        figures = _Figures(len(piece.a), piece.norm, piece.error)
+        self._staging.record(f"factors:{name}", **asdict(figures))
 
-    def facts(self, name: str) -> dict[str, Any]:
-        return self._staging.done(f"factors:{name}") or {}
+    def figures(self, name: str) -> _Figures:
+        """The figures of a module that is on disk."""
+        return _Figures(**self._staging.done(f"factors:{name}") or {})
 
     def get(self, name: str) -> Merged:
-        stored, facts = load_file(self._path(name)), self.facts(name)
-        return Merged(stored["b"], stored["a"], facts["norm"], facts["error"])
+        stored, figures = load_file(self._path(name)), self.figures(name)
+        return Merged(stored["b"], stored["a"], figures.norm, figures.error)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

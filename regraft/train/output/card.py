@@ -9,6 +9,7 @@ from regraft.markdown import hub_id, last_name, render
 from regraft.records import AdapterRecord
 from regraft.rope import ContextSpec
 from regraft.train.output.curves import CURVES
+from regraft.train.recipe.schema import Body
 from regraft.train.record import TrainingRecord
 from regraft.units import format_tokens
 from regraft.write import write_text
@@ -30,9 +31,7 @@ tags: [regraft, long-context]
 
 | stage | length | theta | steps | rows a step | rate | |
 |--:|--:|--:|--:|--:|--:|---|
-{% for row in stages %}
-{{ row | row }}
-{% endfor %}
+{{ stages | rows }}
 
 ![training]({{ curves }})
 
@@ -43,9 +42,7 @@ It is an adapter for {{ base }} and its relatives, and has its context in its re
 
 | program | loads it |
 |---|---|
-{% for program, text in readers.items() %}
-{{ [program, text] | row }}
-{% endfor %}
+{{ readers.items() | rows }}
 {% else %}
 config.json states the context in both spellings, `rope_parameters` and `rope_theta`.
 {% endif %}
@@ -58,26 +55,25 @@ Trained by `regraft train recipe.yaml`: that file, `metrics.jsonl` (a line for e
 def write_card(
     folder: Path,
     record: TrainingRecord,
+    body: Body,
     lines: list[tuple[str, str]],
     adapter: AdapterRecord | None,
 ) -> None:
     """Write README.md. lines: (label, text), as printed after the run. adapter: its record, if an
     adapter was exported."""
-    recipe, name = record.recipe, record.base.name
+    name = record.base.name
     stages = []
-    for i, (stage, context) in enumerate(
-        zip(recipe["stages"], record.context.stages, strict=True), 1
-    ):
+    for i, (stage, context) in enumerate(zip(body.stages, record.context.stages, strict=True), 1):
         spec = ContextSpec.from_record(context)
         stopped = record.stopped.get(str(i), "")
         cells = (
-            i, format_tokens(stage["length"]), f"{spec.theta:.6g}", record.stage_steps[i - 1],
-            stage["batch"], f"{stage['rate']:g}", stopped,
+            i, format_tokens(stage.length), f"{spec.theta:.6g}", record.stage_steps[i - 1],
+            stage.batch, f"{stage.rate:g}", stopped,
         )  # fmt: skip
         stages.append(cells)
     text = render(
         _TEMPLATE,
-        title=f"{last_name(name)}, trained ({recipe['method']})",
+        title=f"{last_name(name)}, trained ({body.method})",
         base=name,
         hub_id=hub_id(name, record.base.revision),
         adapter=adapter is not None,

@@ -10,25 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regraft.adapters.writer import (
-    AdapterModule,
-    totals_of,
-    write_adapter,
-    write_adapter_record,
-)
+from regraft.adapters.writer import AdapterModule, totals_of, write_adapter, write_adapter_record
 from regraft.checkpoint.dtypes import OUTPUT_DTYPES
 from regraft.checkpoint.hf.roles import tensor_roles
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.errors import RegraftError
 from regraft.parallel import Mesh
-from regraft.records import (
-    AdapterRecord,
-    ContextChange,
-    ModelRecord,
-    ModuleRecord,
-    versions,
-)
+from regraft.records import AdapterRecord, ContextChange, ModelRecord, ModuleRecord, versions
 from regraft.rope import ContextSpec
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import Learner, is_norm

@@ -14,6 +14,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.parallel import Mesh, attach
 from regraft.parallel.kernels.kernel import accumulator
+from regraft.parallel.shards import Batch
 from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.lora_linear import fuse_lora
@@ -38,7 +39,7 @@ class Learner(nn.Module):
 
     def forward(
         self,
-        part: dict[str, Any],
+        part: Batch,
         *,
         score: bool = False,
         states: bool = False,
@@ -61,7 +62,7 @@ class Learner(nn.Module):
                 return kl_sum(hidden, head, teacher_states, theirs, labels, self.chunk)
             return nll_sum(hidden, head, labels, self.chunk)
 
-    def hidden(self, part: dict[str, Any]) -> Tensor:
+    def hidden(self, part: Batch) -> Tensor:
         """The last hidden states [B, s, d]."""
         return self.model.model(**part, use_cache=False).last_hidden_state
 

@@ -11,11 +11,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from extracted import (
-    State,
-    everything_changed,
-    save_pair,
-)
+from extracted import State, everything_changed, save_pair
 from safetensors.torch import save_file
 
 from regraft.adapters import writer

@@ -7,13 +7,7 @@ import math
 import models
 import pytest
 import torch
-from extracted import (
-    changes,
-    everything_changed,
-    record_of,
-    relative,
-    save_pair,
-)
+from extracted import changes, everything_changed, record_of, relative, save_pair
 from safetensors.torch import load_file
 
 from regraft.adapters.extract import evidence

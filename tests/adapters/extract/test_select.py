@@ -8,12 +8,7 @@ import re
 import models
 import pytest
 import torch
-from extracted import (
-    State,
-    everything_changed,
-    merged_by_peft,
-    save_pair,
-)
+from extracted import State, everything_changed, merged_by_peft, save_pair
 from safetensors.torch import load_file
 
 from regraft.adapters.extract.extract import extract_lora
