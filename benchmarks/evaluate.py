@@ -38,30 +38,38 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("--lengths", default="512,1024,2048")
     parser.add_argument("--items", type=int, default=30)
-    parser.add_argument("--rooms", default="2,32,128")
+    parser.add_argument("--limits", default="2,32,128")
     parser.add_argument("--only", choices=("scoring", "suite"))
     add_quick(parser)
     options = parser.parse_args()
     suite, processes = SUITE, os.cpu_count() or 1
     if options.quick:
-        options.lengths, options.items, options.rooms, suite, processes = "128", 2, "2", "toy", 1
+        options.lengths, options.items, options.limits, suite, processes = "128", 2, "2", "toy", 1
     print(f"torch {torch.__version__}, {os.cpu_count()} cores\n")
     if options.only != "suite":
         lengths = list(map(parse_tokens, options.lengths.split(",")))
-        _scoring(options.demo, lengths, options.items, list(map(int, options.rooms.split(","))))
+        _scoring(options.demo, lengths, options.items, list(map(int, options.limits.split(","))))
     if options.only != "scoring":
         _suite(options.demo, options.lengths, options.items, suite, processes)
 
 
-def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> None:
+def _scoring(demo: Path, lengths: list[int], count: int, limits: list[int]) -> None:
     source, task = Source("model", str(demo / "graft-rank-16")), TASKS["notes"]
     model = source.load(torch.device("cpu"))
     kit = Kit(Prompter(source.tokenizer()), open_corpus("world"))
 
-    def timed(items: list, scoring: Scoring, budget: int, room: int) -> tuple[float, list[bool]]:
+    def timed(
+        items: list, scoring: Scoring, budget: int, max_new_tokens: int
+    ) -> tuple[float, list[bool]]:
         def ask(some: list) -> list[bool]:
             answers = answer(
-                model, kit.prompter, some, scoring, budget=budget, room=room, twins=False
+                model,
+                kit.prompter,
+                some,
+                scoring,
+                budget=budget,
+                max_new_tokens=max_new_tokens,
+                twins=False,
             )
             return [one.score == 1 for one in answers]
 
@@ -76,13 +84,14 @@ def _scoring(demo: Path, lengths: list[int], count: int, rooms: list[int]) -> No
     print("|--:" * 10 + "|")
     for length in lengths:
         items = [task.item(kit, length, number) for number in range(count)]
-        forced, right = timed(items, "teacher", 2048, task.room)
-        for room in rooms:
-            alone, said = timed(items, "generate", 1, room)
-            together, _ = timed(items, "generate", 16384, room)
+        forced, right = timed(items, "teacher", 2048, task.answer_tokens)
+        for max_new_tokens in limits:
+            alone, said = timed(items, "generate", 1, max_new_tokens)
+            together, _ = timed(items, "generate", 16384, max_new_tokens)
             same = sum(a == b for a, b in zip(right, said, strict=True)) / count
             print(
-                f"| {length} | {room} | {sum(right)}/{count} | {sum(said)}/{count} | {same:.1%} | "
+                f"| {length} | {max_new_tokens} | {sum(right)}/{count} | {sum(said)}/{count} "
+                f"| {same:.1%} | "
                 f"{1e3 * forced:.1f} | {1e3 * alone:.1f} | {1e3 * together:.1f} | "
                 f"{alone / forced:.1f} | {together / forced:.1f} |",
                 flush=True,

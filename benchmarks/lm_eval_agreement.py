@@ -50,7 +50,8 @@ def main() -> None:
         items = [replace(item, candidates=_candidates(item, others)) for item in items]
         ours = {
             way: [one.score for one in answer(
-                model, prompter, items, way, budget=2048, room=NOTES.room, twins=False)]
+                model, prompter, items, way, budget=2048, max_new_tokens=NOTES.answer_tokens,
+                twins=False)]
             for way in ("teacher", "candidates", "generate")
         }  # fmt: skip
         theirs = _harness(model, prompter.tokenizer, items)
@@ -96,7 +97,9 @@ def _harness(model: LanguageModel, tokenizer: Any, items: list[Item]) -> dict[st
     ]  # fmt: skip
     generated = {
         "output_type": "generate_until",
-        "generation_kwargs": {"max_gen_toks": NOTES.room, "do_sample": False, "until": ["\n"]},
+        "generation_kwargs": {
+            "max_gen_toks": NOTES.answer_tokens, "do_sample": False, "until": ["\n"],
+        },
         "process_results": lambda doc, said: {
             "found": score_text(said[0], doc["references"], "all")
         },

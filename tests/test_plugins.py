@@ -117,7 +117,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ("no_such_package.task:TASK", r"cannot be loaded \(ModuleNotFoundError"),
         ("regraft.evaluate.tasks.needle:NO_TASK", r"cannot be loaded \(AttributeError"),
-        ("regraft.evaluate.tasks.needle:room", "registers a function as a task"),
+        ("regraft.evaluate.tasks.needle:answer_tokens", "registers a function as a task"),
         ("regraft.evaluate.tasks.needle:NEEDLE", "registers the task needle, which exists already"),
     ],
 )

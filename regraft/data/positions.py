@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 class Sampler:
     """Draws the positions of rows.
 
-    target: positions are in [0, target). chunks: (fewest, most); their number is log-uniform.
+    target: positions are in [0, target). chunks: (minimum, maximum); their number is log-uniform.
     least: shortest chunk in tokens. unskipped: share of rows that are contiguous. offset: these
     start at a random position. content: 'near' takes consecutive text, 'far' skips text together
     with positions as far as the document is long enough.
@@ -85,10 +85,9 @@ class Sampler:
             return index, index
         fewest = min(self.chunks[0], most)
         count = min(most, int(np.exp(rng.uniform(np.log(fewest), np.log(most + 1)))))
-        room = self.target - length
         free = length - count * self.least  # sorted cuts with at least `least` between them
         cuts = np.sort(rng.integers(0, free + 1, count - 1)) + self.least * np.arange(1, count)
-        skips = np.sort(rng.integers(0, room + 1, count))
+        skips = np.sort(rng.integers(0, self.target - length + 1, count))
         added = np.repeat(skips, np.diff([0, *cuts, length]))
         far = self.content == "far" and available > length
         # up to the end of the document, tokens are as far apart as their positions

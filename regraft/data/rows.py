@@ -88,8 +88,8 @@ def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], ND
     """(documents to train on, documents held out), drawn at random and sorted. Of two or more at
     least one is held out, unless `share` is 0."""
     order = np.random.default_rng((seed, count)).permutation(count)
-    held = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
-    return np.sort(order[held:]), np.sort(order[:held])
+    held_out = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def _whole(

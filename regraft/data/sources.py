@@ -175,7 +175,7 @@ def _hub(source: Text) -> Any:
     name, _, revision = source.location.partition("@")
     try:
         return datasets.load_dataset(name, split=source.split, revision=revision or None)
-    except Exception as error:
+    except Exception as error:  # of any library that reads the dataset's files
         raise InputError(
             f"The dataset {source.location} (split {source.split}) cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check name, split "

@@ -18,7 +18,7 @@ from regraft import progress
 from regraft.data.sources import Text, digest, documents
 from regraft.errors import InputError
 
-_AT_ONCE = 256
+_DOCUMENTS_PER_BATCH = 256
 _VERSION = 2
 
 
@@ -117,7 +117,7 @@ def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    while batch := list(islice(texts, _AT_ONCE)):
+    while batch := list(islice(texts, _DOCUMENTS_PER_BATCH)):
         yield batch
 
 

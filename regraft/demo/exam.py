@@ -20,7 +20,7 @@ from regraft.demo.recipes import Plan
 from regraft.demo.result import Exam
 
 SPARSE = 4  # needles of the easier exam at the target length: as many as the shortest rows hold
-_WORDS_AT_ONCE = 8192
+_WORDS_PER_BATCH = 8192
 
 
 def examine(folder: Path, plan: Plan, seed: int) -> Exam:
@@ -72,9 +72,9 @@ def _answered(
     rows = [exam_row(rng, length, skill, count=count) for _ in range(number)]
     ids = ids_of(tokenizer, rows)
     right = 0
-    at_once = max(1, _WORDS_AT_ONCE // length)
-    for start in range(0, len(rows), at_once):
-        batch = ids[start : start + at_once]
+    batch_size = max(1, _WORDS_PER_BATCH // length)
+    for start in range(0, len(rows), batch_size):
+        batch = ids[start : start + batch_size]
         predicted = model(input_ids=batch, use_cache=False).logits.argmax(-1)
         for row, guess, truth in zip(rows[start:], predicted, batch, strict=False):
             right += sum(
@@ -88,8 +88,8 @@ def _prose_nll(model: LlamaForCausalLM, tokenizer: Any, plan: Plan, seed: int) -
     rng = random.Random(f"{seed} exam prose")
     length = plan.lengths[-1]
     ids = ids_of(tokenizer, [prose_row(rng, length) for _ in range(plan.prose_rows)])
-    at_once = max(1, _WORDS_AT_ONCE // length)
-    nll = torch.cat([_word_nll(model, rows) for rows in ids.split(at_once)]).mean(0)
+    batch_size = max(1, _WORDS_PER_BATCH // length)
+    nll = torch.cat([_word_nll(model, rows) for rows in ids.split(batch_size)]).mean(0)
     edges = (0, *plan.lengths)
     return {f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)}
 

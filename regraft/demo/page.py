@@ -101,7 +101,7 @@ def notes(result: DemoRecord) -> list[str]:
     counts = ", ".join(f"{needle_count(length)} at {length}" for length in plan.lengths)
     return [
         f"A toy: {result.parameters / 1000:.0f}k parameters, 2 layers, a vocabulary of "
-        f"{len(WORDS)} whole words; trained just now from seed {result.seed}, kept in float32.",
+        f"{len(WORDS)} whole words; trained just now from seed {result.seed}, stored in float32.",
         "Embeddings start at a standard deviation of 0.4, two heads of the first layer start by "
         "looking one word and two words back, and the base trains with Muon: all three so that "
         "it discovers soon how to look things up. The fine-tunes use AdamW.",

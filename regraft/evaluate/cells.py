@@ -43,7 +43,7 @@ def make_items(work: Work, output: SharedOutput) -> ItemFiles:
                 path = output.spool / f"{task.name}-{length}.jsonl"
                 bar.advance(1, f"{task.name} {format_tokens(length)}")
                 if not output.has(f"items {path.name}", path):
-                    numbers = range(min(count, task.most or count))
+                    numbers = range(min(count, task.max_items or count))
                     make = partial(task.item, work.kit, length)
                     try:
                         items = map_over_processes(output.mesh, numbers, make)
@@ -128,5 +128,5 @@ def _answer_cell(work: Work, task: Task, items: list[Item], model: Answerer) -> 
     return answer(
         model, work.kit.prompter, items, scoring,
         budget=batch_tokens(work.settings, model, scoring),
-        room=task.room, twins=work.settings.twins,
+        max_new_tokens=task.answer_tokens, twins=work.settings.twins,
     )  # fmt: skip

@@ -24,7 +24,9 @@ _REPEATS = 3  # measurements, of which the fastest counts
 def plan(work: Work, device: torch.device) -> dict[str, str | int]:
     """The plan of a dry run: label -> value."""
     cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
-    items = sum(min(work.settings.items, task.most or work.settings.items) for task in work.tasks)
+    items = sum(
+        min(work.settings.items, task.max_items or work.settings.items) for task in work.tasks
+    )
     read, written = tokens(work)
     minutes = seconds(work, device) / 60
     return {
@@ -50,10 +52,10 @@ def tokens(work: Work) -> tuple[dict[int, int], int]:
     read: dict[int, int] = {}
     written = 0
     for task in work.tasks:
-        prompts = min(settings.items, task.most or settings.items) * (1 + settings.twins)
+        prompts = min(settings.items, task.max_items or settings.items) * (1 + settings.twins)
         for length in work.lengths:
             read[length] = read.get(length, 0) + prompts * length
-            written += prompts * task.room if work.scoring(task) == "generate" else 0
+            written += prompts * task.answer_tokens if work.scoring(task) == "generate" else 0
     if "perplexity" in work.measures:
         longest = max(work.lengths)
         read[longest] = read.get(longest, 0) + settings.texts * longest

@@ -22,8 +22,7 @@ from regraft.evaluate.settings import Settings
 from regraft.evaluate.suites import MEASURES, choose
 from regraft.evaluate.tasks import Kit, Scoring, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
-from regraft.evaluate.tasks.needle import NEEDLE
-from regraft.evaluate.tasks.needle import room as needle_room
+from regraft.evaluate.tasks.needle import NEEDLE, answer_tokens
 from regraft.evaluate.tasks.quiz import read_quiz
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
@@ -60,8 +59,8 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     settings.validate()
     address = parse_address(settings)
     tasks, measures = choose(settings.suites, len(settings.qa))
-    tasks = [replace(task, room=needle_room(settings.needles)) if task is NEEDLE else task
-             for task in tasks]  # fmt: skip
+    needle = replace(NEEDLE, answer_tokens=answer_tokens(settings.needles))
+    tasks = [needle if task is NEEDLE else task for task in tasks]
     if "needle" in {task.name for task in tasks} and settings.items < settings.depths:
         progress.warn(
             f"{settings.items} needle items cover only the first {settings.items} of "

@@ -26,7 +26,7 @@ from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import Drift
 from regraft.evaluate.settings import Settings
 from regraft.evaluate.tasks import Kit, listing
-from regraft.evaluate.tasks.needle import room
+from regraft.evaluate.tasks.needle import answer_tokens
 
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
@@ -240,7 +240,7 @@ def test_several_needles_have_room_for_all_their_digits() -> None:
     for count in (1, 4, 10):
         answer, _ = listing(["1234567"] * count)
         single = sum(c.isdigit() or c == "," for c in answer) + answer.count(" ")  # tokens
-        assert single <= room(count)
+        assert single <= answer_tokens(count)
 
 
 def test_a_plan_counts_items_tokens_and_time(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def copying(kit: Kit, budget: int, number: int) -> Draft:
     return Draft(f"note paris {word} ;", "note paris copper ;", (word,), candidates=("otter", word))
 
 
-COPY = Task("copy", copying, lambda prompt: prompt.split()[2:3], room=4)
+COPY = Task("copy", copying, lambda prompt: prompt.split()[2:3], answer_tokens=4)
 
 
 def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) -> None:
@@ -74,12 +74,12 @@ def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) ->
         prompt, answer = drafts[number]
         return Draft(prompt, prompt, (answer,))
 
-    task = Task("own", make, lambda prompt: [], room=3)
+    task = Task("own", make, lambda prompt: [], answer_tokens=3)
     kit = Kit(prompter, World())
     items = [task.item(kit, 64, number) for number in range(len(drafts))]
     for budget in (1, 20, 1000):
-        forced = answer(model, prompter, items, "teacher", budget=budget, room=3)
-        said = answer(model, prompter, items, "generate", budget=budget, room=3)
+        forced = answer(model, prompter, items, "teacher", budget=budget, max_new_tokens=3)
+        said = answer(model, prompter, items, "generate", budget=budget, max_new_tokens=3)
         assert [a.score for a in forced] == [1, 0] * 3
         assert [a.score for a in said] == [1, 0] * 3
         assert [a.twin for a in forced] == [1, 0] * 3
@@ -88,7 +88,7 @@ def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) ->
 def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
     prompter = Prompter(world_tokenizer())
     items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    result = answer(model, prompter, items, "teacher", budget=1000, room=4)
+    result = answer(model, prompter, items, "teacher", budget=1000, max_new_tokens=4)
     for item, got in zip(items, result, strict=True):
         for prompt, key in ((item.prompt, "nll"), (item.twin, "twin_nll")):
             ids = torch.tensor([prompter.ids(prompt)])
@@ -100,7 +100,7 @@ def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
 def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
     prompter = Prompter(world_tokenizer())
     items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    result = answer(model, prompter, items, "candidates", budget=1000, room=4)
+    result = answer(model, prompter, items, "candidates", budget=1000, max_new_tokens=4)
     for item, got in zip(items, result, strict=True):
         ids = torch.tensor([prompter.ids(item.prompt)])
         logits = model.model(input_ids=ids).logits[0, -1].detach()

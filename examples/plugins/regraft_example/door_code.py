@@ -31,4 +31,4 @@ def _solve(prompt: str) -> list[str]:
     return re.findall(r"The code of the door is (\d+)\.", prompt)
 
 
-DOOR_CODE = Task("example_door_code", _make, _solve, room=16)
+DOOR_CODE = Task("example_door_code", _make, _solve, answer_tokens=16)

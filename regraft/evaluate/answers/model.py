@@ -212,9 +212,9 @@ class LanguageModel:
         return losses, torch.cat(hits).cpu()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-        """Greedy continuations of prompts of one length, by transformers' generate: at most `most`
-        new token ids for each, without the stop token."""
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of prompts of one length, by transformers' generate: at most
+        `max_new_tokens` token ids for each, without the stop token."""
         from transformers import GenerationConfig
         from transformers.utils import logging
 
@@ -225,7 +225,9 @@ class LanguageModel:
         logging.set_verbosity_error()  # the warning about the context length was given before
         try:
             out = self.model.generate(
-                ids, GenerationConfig(max_new_tokens=most, do_sample=False, pad_token_id=0),
+                ids, GenerationConfig(
+                    max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
+                ),
                 attention_mask=torch.ones_like(ids), logits_processor=[self._refuse_nan],
             )  # fmt: skip
         finally:

@@ -44,13 +44,13 @@ def answer(
     scoring: Scoring,
     *,
     budget: int,
-    room: int,
+    max_new_tokens: int,
     twins: bool = True,
 ) -> list[Answer]:
     """A model's answers to `items` and their twins, in that order.
 
-    budget: tokens in a batch; a served model takes batches of any size. room: tokens to generate.
-    twins: answer the twins, too.
+    budget: tokens in a batch; a served model takes batches of any size. max_new_tokens: tokens to
+    generate. twins: answer the twins, too.
     """
     prompts = [(item, item.prompt) for item in items]
     if twins:
@@ -60,7 +60,7 @@ def answer(
     elif scoring == "candidates":
         scored = _candidates(model, prompter, prompts, budget)
     else:
-        scored = _generate(model, prompter, prompts, room, budget)
+        scored = _generate(model, prompter, prompts, max_new_tokens, budget)
     twin_scores = scored[len(items) :] if twins else [None] * len(items)
     return [
         Answer(
@@ -172,13 +172,17 @@ def _candidates(
 
 
 def _generate(
-    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], room: int, budget: int
+    model: Answerer,
+    prompter: Prompter,
+    prompts: list[tuple[Item, str]],
+    max_new_tokens: int,
+    budget: int,
 ) -> list[_Scored]:
     ids = [prompter.ids(prompt) for _, prompt in prompts]
     if isinstance(model, ServedModel):
-        texts = model.generate(ids, room)
+        texts = model.generate(ids, max_new_tokens)
     else:
-        texts = _generate_batches(model, prompter, ids, room, budget)
+        texts = _generate_batches(model, prompter, ids, max_new_tokens, budget)
     return [
         _Scored(score=score_text(text, item.references, item.scorer), text=text)
         for text, (item, _) in zip(texts, prompts, strict=True)
@@ -186,7 +190,7 @@ def _generate(
 
 
 def _generate_batches(
-    model: LanguageModel, prompter: Prompter, ids: list[list[int]], room: int, budget: int
+    model: LanguageModel, prompter: Prompter, ids: list[list[int]], max_new_tokens: int, budget: int
 ) -> list[str]:
     """The generated text of each prompt."""
     # batches of one length: a padded prompt's attention takes twice as long, and there are few
@@ -201,7 +205,7 @@ def _generate_batches(
     ]
 
     def work(batch: list[int]) -> list[str]:
-        generated = model.generate([ids[i] for i in batch], room)
+        generated = model.generate([ids[i] for i in batch], max_new_tokens)
         return [prompter.tokenizer.decode(new, skip_special_tokens=True) for new in generated]
 
     texts: dict[int, str] = {}

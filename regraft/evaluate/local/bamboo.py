@@ -16,7 +16,7 @@ from regraft.errors import InputError
 from regraft.evaluate.local.cases import Case, entries, files, task
 from regraft.evaluate.tasks import Task
 
-_ROOM = 32  # tokens of an answer, as in the paper's own runs
+_ANSWER_TOKENS = 32  # tokens of an answer, as in the paper's own runs
 _DOCUMENT = re.compile(r"(.*?Document:\n)(.*?)((?:\n\nQuestion:\n.*)?)\s*", re.DOTALL)
 
 
@@ -101,7 +101,7 @@ def read(path: str) -> list[Task]:
                 raise InputError(f"{file} is not of BAMBOO's layout: {error}.") from None
             if not cases:
                 raise InputError(f"{file} has no question; give another file of BAMBOO's.")
-            tasks.append(task(f"bamboo_{file.stem}", cases, scorer, _ROOM))
+            tasks.append(task(f"bamboo_{file.stem}", cases, scorer, _ANSWER_TOKENS))
     if not tasks:
         raise InputError(
             f"--suite bamboo:{path} has no file of a task; their names start with "

@@ -39,14 +39,16 @@ class Case:
     ends: bool = False
 
 
-def task(name: str, cases: Sequence[Case], scorer: str, room: int, *, judged: bool = False) -> Task:
-    """The task of all cases. room: tokens of an answer. judged: a judge may read the answers.
+def task(
+    name: str, cases: Sequence[Case], scorer: str, answer_tokens: int, *, judged: bool = False
+) -> Task:
+    """The task of all cases; see `Task`.
 
     Raises InputError if the scorer's library is not installed."""
     metrics.check([scorer], name)
     return Task(
-        name, partial(_make, name, cases), _no_oracle, room, scorer, "generate", haystack=False,
-        most=len(cases), judged=judged,
+        name, partial(_make, name, cases), _no_oracle, answer_tokens, scorer, "generate",
+        haystack=False, max_items=len(cases), judged=judged,
     )  # fmt: skip
 
 

@@ -36,12 +36,12 @@ def read(path: str) -> list[Task]:
     tasks = []
     for file in files("loogle", path):
         if file.stem in _TASKS:
-            scorer, room, _ = _TASKS[file.stem]
+            scorer, answer_tokens, _ = _TASKS[file.stem]
             cases = [case for entry in entries("loogle", file, ()) for case in _cases(file, entry)]
             if not cases:
                 raise InputError(f"{file} has no question; give another file of LooGLE's.")
             name = f"loogle_{file.stem}"
-            tasks.append(task(name, cases, scorer, room, judged=scorer == "rouge_l"))
+            tasks.append(task(name, cases, scorer, answer_tokens, judged=scorer == "rouge_l"))
     if not tasks:
         raise InputError(
             f"--suite loogle:{path} has no file of a task; these are named "

@@ -146,7 +146,7 @@ def _comparable(answers: Answers, tasks: Sequence[Task], model: str) -> tuple[li
         task.name
         for task in tasks
         if not task.skill
-        and task.most is None
+        and task.max_items is None
         and all((model, task.name, length) in answers for length in lengths)
     ]
     return names, lengths

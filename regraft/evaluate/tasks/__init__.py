@@ -123,33 +123,33 @@ class Kit:
 class Task:
     """A kind of question.
 
-    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. room: tokens
-    reserved for the answer, and the most that are generated. scoring: the default. skill: the task
-    does not measure the use of context, so it has no transfer. haystack: it hides its evidence in
-    the run's haystack. most: the number of items, if limited. judged: answers are free text, so a
-    judge may read them.
+    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. answer_tokens:
+    tokens reserved for the answer, and the most that are generated. scoring: the default. skill:
+    the task does not measure the use of context, so it has no transfer. haystack: it hides its
+    evidence in the run's haystack. max_items: None where there is no limit. judged: answers are
+    free text, so a judge may read them.
     """
 
     name: str
     make: Callable[[Kit, int, int], Draft]
     solve: Callable[[str], list[str]]
-    room: int
+    answer_tokens: int
     scorer: Scorer = "all"
     scoring: Scoring = "teacher"
     skill: bool = False
     haystack: bool = True
-    most: int | None = None
+    max_items: int | None = None
     judged: bool = False
 
     def item(self, kit: Kit, length: int, number: int) -> Item:
         """Item `number` for a context of `length` tokens, answer included. Raises TooShort if
         the task does not fit in it."""
-        if length <= self.room:
+        if length <= self.answer_tokens:
             raise TooShort(
-                f"{self.name} reserves {self.room} tokens for its answer, so it needs more than "
-                f"{length}; raise --lengths or leave it out."
+                f"{self.name} reserves {self.answer_tokens} tokens for its answer, so it needs "
+                f"more than {length}; raise --lengths or leave it out."
             )
-        draft = self.make(kit, length - self.room, number)
+        draft = self.make(kit, length - self.answer_tokens, number)
         prompt = kit.prompter.wrap(draft.question, draft.prefix)
         twin = kit.prompter.wrap(draft.twin, draft.prefix)
         references = list(draft.references)

@@ -46,7 +46,7 @@ def _make(kit: Kit, budget: int, number: int) -> Draft:
     officers = [archive.person() for _ in OFFICES]
     person, twin_person = officers[office], archive.person()
     answer = person.towns[fact]
-    archive.refused = answer.lower()
+    archive.answer = answer.lower()  # no later town has it in its name
     evidence = [_about_society(rng, society, officers), _about_person(rng, person)]
     twin_evidence = [evidence[0], _about_person(rng, twin_person)]
     stream = archive.documents(officers[1 - office])
@@ -82,7 +82,7 @@ class _Archive:
     """Societies and people with names similar to the first one's, all different."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.rng, self.refused = rng, ""
+        self.rng, self.answer = rng, ""
         self._parts = self._title()
         self.society = _society(self._parts)
         self._taken = {self.society}
@@ -133,7 +133,7 @@ class _Archive:
     def _town(self) -> str:
         while True:
             made = words.made_up(self.rng)
-            if len(made) > 4 and not (self.refused and self.refused in made):
+            if len(made) > 4 and not (self.answer and self.answer in made):
                 return made.capitalize()
 
 
@@ -169,4 +169,4 @@ def _solve(prompt: str) -> list[str]:
     return [towns[person][FACTS.index(fact)]] if person in towns else []
 
 
-ARCHIVE = Task("archive", _make, _solve, room=16, haystack=False)
+ARCHIVE = Task("archive", _make, _solve, answer_tokens=16, haystack=False)

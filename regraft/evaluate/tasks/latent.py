@@ -67,4 +67,4 @@ def _solve(prompt: str) -> list[str]:
     return [name for name, sight in _NEEDLE_PATTERN.findall(prompt) if SIGHTS[sight] == country]
 
 
-LATENT = Task("latent", _make, _solve, room=16)
+LATENT = Task("latent", _make, _solve, answer_tokens=16)

@@ -78,17 +78,17 @@ def _program(rng: random.Random, name: str, view: str, values: list[Any]) -> Pro
     state, lines = list(first), []
     for _ in range(_RELEVANT):
         method = rng.choice(_METHODS if len(state) > _FIRST else _GROWING)
-        given: tuple[Any, ...] = ()
+        arguments: tuple[Any, ...] = ()
         if method == "append":
-            given = (next(fresh),)
+            arguments = (next(fresh),)
         elif method == "insert":
-            given = (0, next(fresh))
+            arguments = (0, next(fresh))
         elif method == "pop":
-            given = rng.choice(((), (0,)))
+            arguments = rng.choice(((), (0,)))
         elif method == "remove":
-            given = (rng.choice(state),)
-        getattr(state, method)(*given)
-        lines.append(f"{name}.{method}({', '.join(map(repr, given))})")
+            arguments = (rng.choice(state),)
+        getattr(state, method)(*arguments)
+        lines.append(f"{name}.{method}({', '.join(map(repr, arguments))})")
     return first, lines, VIEWS[view](state)
 
 
@@ -116,10 +116,10 @@ def _solve(prompt: str) -> list[str]:
         for view, view_of in VIEWS.items()
         if view.format(name) == queried
     )
-    for which, method, given in _CALL.findall(prompt):
+    for which, method, arguments in _CALL.findall(prompt):
         if which == name:
-            getattr(state, method)(*ast.literal_eval(f"[{given}]"))
+            getattr(state, method)(*ast.literal_eval(f"[{arguments}]"))
     return [str(view_of(state))]
 
 
-LATENT_LIST = Task("latent_list", _make, _solve, room=24, haystack=False)
+LATENT_LIST = Task("latent_list", _make, _solve, answer_tokens=24, haystack=False)

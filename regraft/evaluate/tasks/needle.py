@@ -81,9 +81,9 @@ def solve(prompt: str) -> list[str]:
     return [value for key, value in _NEEDLE_PATTERN.findall(prompt) if key in queried]
 
 
-def room(needles: int) -> int:
+def answer_tokens(needles: int) -> int:
     """Tokens for the answer, even if every digit is a token."""
     return 24 + 12 * (needles - 1)
 
 
-NEEDLE = Task("needle", _make, solve, room=room(1))
+NEEDLE = Task("needle", _make, solve, answer_tokens=answer_tokens(1))

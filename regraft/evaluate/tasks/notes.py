@@ -50,7 +50,7 @@ def _solve(prompt: str) -> list[str]:
 
 def _task(name: str, skill: world.Skill) -> Task:
     make: Callable[[Kit, int, int], Draft] = partial(_make, skill)
-    return Task(name, make, _solve, room=2, skill=skill == "shout", haystack=False)
+    return Task(name, make, _solve, answer_tokens=2, skill=skill == "shout", haystack=False)
 
 
 NOTES = _task("notes", "ask")

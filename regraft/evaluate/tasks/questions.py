@@ -16,7 +16,7 @@ from regraft.errors import InputError
 from regraft.evaluate.prompts.length import UsedUp
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.quiz import Question, Quiz
-from regraft.evaluate.tasks.ruler.questions import PREFIX, ROOM, prompt, solve, too_few
+from regraft.evaluate.tasks.ruler.questions import ANSWER_TOKENS, PREFIX, prompt, solve, too_few
 
 
 def answerable(quiz: Quiz) -> list[Question]:
@@ -65,7 +65,7 @@ def _make(index: int, hard: bool, kit: Kit, budget: int, number: int) -> Draft:
 def _task(kind: str, index: int) -> Task:
     make = partial(_make, index, kind == "hard")
     name = f"qa_{kind}_{index + 1}"
-    return Task(name, make, solve, ROOM, "part", "generate", haystack=False, judged=True)
+    return Task(name, make, solve, ANSWER_TOKENS, "part", "generate", haystack=False, judged=True)
 
 
 CLEAN_QUESTIONS = [_task("clean", index) for index in range(2)]

@@ -18,6 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
 
@@ -145,11 +146,8 @@ METRICS: dict[str, Metric] = {
 
 def check(names: Sequence[str], what: str) -> None:
     """Raises InputError where ROUGE is among the names and its library is not installed."""
-    if any(name.startswith("rouge") for name in names):
-        try:
-            import rouge_score  # noqa: F401
-        except ImportError:
-            raise InputError(f"{what} is scored by ROUGE: pip install 'regraft[eval]'") from None
+    if any(name.startswith("rouge") for name in names) and find_spec("rouge_score") is None:
+        raise InputError(f"{what} is scored by ROUGE: pip install 'regraft[eval]'")
 
 
 def _scorer(kinds: list[str], *, stem: bool) -> Any:

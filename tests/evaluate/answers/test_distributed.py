@@ -116,12 +116,12 @@ def test_a_prompt_read_once_gives_its_candidates_the_same_nll(
     def make(kit: Kit, budget: int, number: int) -> Draft:
         return Draft(f"{prose} ask {words[number]}", prose, words[number : number + 1], "", words)
 
-    task = Task("own", make, lambda prompt: [], room=4)
+    task = Task("own", make, lambda prompt: [], answer_tokens=4)
     items = [task.item(Kit(prompter, World()), 256, number) for number in range(3)]
     read = counted(monkeypatch, model, "branches")
-    whole = answer(model, prompter, items, "candidates", budget=10**6, room=4)
+    whole = answer(model, prompter, items, "candidates", budget=10**6, max_new_tokens=4)
     assert not read
-    shared = answer(model, prompter, items, "candidates", budget=100, room=4)
+    shared = answer(model, prompter, items, "candidates", budget=100, max_new_tokens=4)
     assert read == [3] * 6
     for one, other in zip(whole, shared, strict=True):
         assert other.said == one.said
@@ -139,11 +139,11 @@ def test_prompts_are_continued_together_as_alone(
     def make(kit: Kit, budget: int, number: int) -> Draft:
         return Draft(words[number], words[number], ("otter",))
 
-    task = Task("own", make, lambda prompt: [], room=6)
+    task = Task("own", make, lambda prompt: [], answer_tokens=6)
     items = [task.item(Kit(prompter, World()), 256, number) for number in range(5)]
     together = counted(monkeypatch, model, "generate")
-    alone = answer(model, prompter, items, "generate", budget=1, room=6)
+    alone = answer(model, prompter, items, "generate", budget=1, max_new_tokens=6)
     assert together == [1] * 10
-    assert answer(model, prompter, items, "generate", budget=1000, room=6) == alone
+    assert answer(model, prompter, items, "generate", budget=1000, max_new_tokens=6) == alone
     assert sorted(together[10:]) == [2, 4, 4]  # of one length, items and twins
     assert len({one.said for one in alone}) > 1

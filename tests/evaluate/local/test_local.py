@@ -60,7 +60,9 @@ def test_zeroscrolls_prompts_are_the_files_own_and_answers_of_one_id_stand_toget
     lines(tmp_path / "narrative_qa" / "test.jsonl", scrolls(3, None))
     lines(tmp_path / "quality.jsonl", scrolls(4, "B"))
     tasks = by_name(f"zeroscrolls:{tmp_path}")
-    assert {name: (task.scorer, task.room, task.most) for name, task in tasks.items()} == {
+    assert {
+        name: (task.scorer, task.answer_tokens, task.max_items) for name, task in tasks.items()
+    } == {
         "zeroscrolls_narrative_qa": ("f1", 64, 2), "zeroscrolls_quality": ("letter", 10, 1),
     }  # fmt: skip
     task = tasks["zeroscrolls_narrative_qa"]
@@ -82,10 +84,10 @@ def test_a_long_text_loses_its_end_or_its_middle_and_says_so(
            "output": "None"})  # fmt: skip
     for suite, start, end in (("zeroscrolls", True, False), ("loogle", True, True)):
         (task,) = by_name(f"{suite}:{tmp_path}").values()
-        lengths = [task.room + extra for extra in (400, 800)]
+        lengths = [task.answer_tokens + extra for extra in (400, 800)]
         items = [task.item(kit, length, 0) for length in lengths]
         for item, length in zip(items, lengths, strict=True):
-            assert 0.9 * (length - task.room) < item.tokens <= length - task.room
+            assert 0.9 * (length - task.answer_tokens) < item.tokens <= length - task.answer_tokens
             assert ("Chapter 0." in item.prompt) is start
             assert ("Chapter 59." in item.prompt) is end
             assert "Chapter 31." not in item.prompt
@@ -114,7 +116,7 @@ def test_loogle_is_read_in_both_its_layouts(
           {"id": "1", "doc_id": "9", "task": "shortdep_qa", "title": "t", "context": STORY,
            "question": "Who counts?", "answer": "the ferryman", "evidence": ["x"]})  # fmt: skip
     old, new = by_name(f"loogle:{tmp_path / 'old'}"), by_name(f"loogle:{tmp_path / 'new'}")
-    assert {name: (task.most, task.judged) for name, task in (old | new).items()} == {
+    assert {name: (task.max_items, task.judged) for name, task in (old | new).items()} == {
         "loogle_shortdep_cloze": (2, False), "loogle_longdep_summarization": (1, True),
         "loogle_shortdep_qa": (1, True),
     }  # fmt: skip
@@ -159,7 +161,7 @@ def test_bamboo_is_read_task_by_task_and_right_answers_score(tmp_path: Path, kit
     assert set(tasks) == set(right)
     for name, said in right.items():
         task = tasks[name]
-        items = [task.item(kit, 8192, number) for number in range(task.most or 0)]
+        items = [task.item(kit, 8192, number) for number in range(task.max_items or 0)]
         for item in items:
             answer = said or f"{item.references[0].title()}. It is so."
             assert score_text(answer, item.references, task.scorer) == 1, name

@@ -64,8 +64,8 @@ def test_prompt_and_answer_fill_the_length_and_not_more(name: str, kit: Kit, toy
         answer = kit.prompter.encode(item.prompt, item.answer, item.spans)
         # RULER's 30 tokens are few for five names in this tokenizer
         assert len(answer.ids) <= length + (10 if name == "vt" else 0)
-        assert item.tokens + task.room <= length
-        assert item.tokens + task.room > 0.85 * length
+        assert item.tokens + task.answer_tokens <= length
+        assert item.tokens + task.answer_tokens > 0.85 * length
         twin = kit.prompter.count(item.twin)
         assert abs(twin - item.tokens) <= 0.1 * length
 
@@ -269,4 +269,4 @@ def test_chat_prompts_leave_the_answer_in_the_assistants_turn(kit: Kit) -> None:
     assert re.search(r"in the text above\? \[model\] The special number", item.prompt)
     ids = chat.prompter.ids(item.prompt)
     assert ids.count(tokenizer.bos_token_id) == 1
-    assert item.tokens + task.room <= 1024
+    assert item.tokens + task.answer_tokens <= 1024

@@ -150,7 +150,8 @@ def _solve(prompt: str) -> list[str]:
 
 NEEDLES = [
     Task(
-        name, partial(_make, name, spec), _solve, room=128, haystack=spec.haystack == "essay",
+        name, partial(_make, name, spec), _solve, answer_tokens=128,
+        haystack=spec.haystack == "essay",
     )
     for name, spec in SPECS.items()
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from regraft.evaluate.tasks.quiz import Question, Quiz
 
 INSTRUCTION = "Answer the question from the documents, with the answer alone and nothing else.\n\n"
 PREFIX = "\nAnswer:"
-ROOM = 32
+ANSWER_TOKENS = 32
 
 
 def _make(index: int, kit: Kit, budget: int, number: int) -> Draft:
@@ -93,7 +93,7 @@ def solve(prompt: str) -> list[str]:
 
 QUESTIONS = [
     Task(
-        f"qa_{index + 1}", partial(_make, index), solve, ROOM, "part", "generate",
+        f"qa_{index + 1}", partial(_make, index), solve, ANSWER_TOKENS, "part", "generate",
         haystack=False, judged=True,
     )
     for index in range(2)

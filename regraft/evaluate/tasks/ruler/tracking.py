@@ -92,4 +92,4 @@ def _solve(prompt: str) -> list[str]:
     return [name for name, result in values.items() if result == value]
 
 
-TRACKING = Task("vt", _make, _solve, room=30, haystack=False)
+TRACKING = Task("vt", _make, _solve, answer_tokens=30, haystack=False)

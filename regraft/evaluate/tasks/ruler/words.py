@@ -24,14 +24,14 @@ from regraft.evaluate.tasks import Draft, Kit, Task, listing
 COMMON, ALPHA = 10, 2.0
 _SHORT = 4096  # tokens; shorter lists repeat words less often
 _ZETA = 1.6449340668482264  # zeta(ALPHA)
-_COMMON_ROOM, _FREQUENT_ROOM = 120, 50  # tokens reserved for the answer
+_COMMON_TOKENS, _FREQUENT_TOKENS = 120, 50  # tokens reserved for the answer
 _LIST = re.compile(r"\d+\. (\S+)")
 _CODED = re.compile(r"words below\.\n(.*)\nQuestion: Leaving", re.DOTALL)
 
 
 def _common(kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("cwe", budget, number)
-    often, seldom = (30, 3) if budget + _COMMON_ROOM >= _SHORT else (6, 1)
+    often, seldom = (30, 3) if budget + _COMMON_TOKENS >= _SHORT else (6, 1)
     taken: set[str] = set()
     size = (40, 10, 3) if often == 30 else (20, 3, 1)
     example_words = _made_up(rng, COMMON, taken)
@@ -121,7 +121,9 @@ def _solve_frequent(prompt: str) -> list[str]:
     return [word for word, _ in counts.most_common(3)]
 
 
-COMMON_WORDS = Task("cwe", _common, _solve_common, _COMMON_ROOM, scoring="generate", haystack=False)
+COMMON_WORDS = Task(
+    "cwe", _common, _solve_common, _COMMON_TOKENS, scoring="generate", haystack=False
+)
 FREQUENT_WORDS = Task(
-    "fwe", _frequent, _solve_frequent, _FREQUENT_ROOM, scoring="generate", haystack=False
+    "fwe", _frequent, _solve_frequent, _FREQUENT_TOKENS, scoring="generate", haystack=False
 )

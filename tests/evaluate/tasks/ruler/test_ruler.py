@@ -51,8 +51,8 @@ def test_needle_tasks_have_nvidias_parameters(kit: Kit) -> None:
         assert len(item.references) == answers
         assert len({v for _, v in needles}) == len(needles)
         assert all(re.fullmatch(key, k) and re.fullmatch(value, v) for k, v in needles)
-        assert TASKS[name].room == 128
-    assert {name: TASKS[name].room for name in ("vt", "cwe", "fwe", "qa_1")} == {
+        assert TASKS[name].answer_tokens == 128
+    assert {name: TASKS[name].answer_tokens for name in ("vt", "cwe", "fwe", "qa_1")} == {
         "vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32,
     }  # fmt: skip
     assert TASKS["qa_1"].scorer == TASKS["qa_2"].scorer == "part"
