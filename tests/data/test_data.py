@@ -1,4 +1,4 @@
-"""Text to rows: nothing lost, nothing mixed, the same every time, and bad input named."""
+"""From text to rows: every token once, documents apart, deterministic; bad input is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.data import toy_language as world
+from regraft.data import toy_language
 from regraft.data.batch import IGNORED, make_row
 from regraft.data.positions import Sampler
 from regraft.data.rows import Mixture, Rows, hold_out
@@ -25,14 +25,14 @@ def tokenizer(tmp_path_factory):
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    world.write_tokenizer(folder)
+    toy_language.write_tokenizer(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
 TEXTS = ["note paris otter ;", "the old river .", "anna lifts the hammer ."]
 
 
-def written(kind: str, folder: Path) -> Text:
+def write_source(kind: str, folder: Path) -> Text:
     if kind == "jsonl":
         path = folder / "t.jsonl"
         path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS) + "\n\n")
@@ -50,7 +50,7 @@ def written(kind: str, folder: Path) -> Text:
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 def test_documents_of_every_kind_of_file(kind, tmp_path):
-    source = written(kind, tmp_path)
+    source = write_source(kind, tmp_path)
     assert list(documents(source)) == TEXTS
     by_folder = Text(kind, str(tmp_path), separator=source.separator)
     assert list(documents(by_folder)) == TEXTS
@@ -59,10 +59,10 @@ def test_documents_of_every_kind_of_file(kind, tmp_path):
 
 def test_a_hub_dataset_is_read_by_name_split_and_revision(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = []
+    calls = []
 
-    def load(name, **how):
-        asked.append((name, how))
+    def load(name, **options):
+        calls.append((name, options))
         if name == "org/missing":
             raise ConnectionError("no\nnetwork")
         return datasets.Dataset.from_dict({"body": TEXTS})
@@ -71,7 +71,7 @@ def test_a_hub_dataset_is_read_by_name_split_and_revision(monkeypatch):
     source = Text("hub", "org/texts@v2", field="body", split="test")
     assert list(documents(source)) == TEXTS
     assert digest(source) == digest(source)
-    assert asked[0] == ("org/texts", {"split": "test", "revision": "v2"})
+    assert calls[0] == ("org/texts", {"split": "test", "revision": "v2"})
     with pytest.raises(InputError, match="no column 'text'; it has body"):
         list(documents(Text("hub", "org/texts")))
     with pytest.raises(InputError, match=r"cannot be loaded \(ConnectionError: no network\)"):
@@ -79,7 +79,7 @@ def test_a_hub_dataset_is_read_by_name_split_and_revision(monkeypatch):
 
 
 def test_tokens_are_cached_by_content(tmp_path, tokenizer, monkeypatch):
-    source = written("jsonl", tmp_path)
+    source = write_source("jsonl", tmp_path)
     first = tokenise(source, tokenizer, tmp_path / "cache", 246)
     assert len(first) == 3
     ids = tokenizer(TEXTS[1])["input_ids"]
@@ -115,7 +115,7 @@ def test_broken_lines_are_named(content, words, tmp_path, tokenizer):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-def test_columns_of_numbers_are_no_text(tmp_path):
+def test_a_column_of_numbers_is_not_text(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -125,8 +125,8 @@ def test_columns_of_numbers_are_no_text(tmp_path):
         list(documents(Text("parquet", str(tmp_path / "t"), field="n")))
 
 
-def test_text_of_no_tokens_is_no_document(tmp_path):
-    class Silent:
+def test_text_without_tokens_is_not_a_document(tmp_path):
+    class NoTokensForDash:
         eos_token_id = None
 
         def __call__(self, texts, **_):
@@ -137,23 +137,23 @@ def test_text_of_no_tokens_is_no_document(tmp_path):
 
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("-", "a", "-")))
-    found = tokenise(Text("jsonl", str(path)), Silent(), tmp_path / "cache", 8)
-    assert found.lengths().tolist() == [2]
+    tokens = tokenise(Text("jsonl", str(path)), NoTokensForDash(), tmp_path / "cache", 8)
+    assert tokens.lengths().tolist() == [2]
 
 
-def test_missing_files_and_foreign_tokenizers_are_refused(tmp_path, tokenizer):
+def test_missing_files_and_tokenizers_of_other_models_are_refused(tmp_path, tokenizer):
     with pytest.raises(InputError, match="no such file or folder"):
         list(documents(Text("text", str(tmp_path / "nothing*"))))
     with pytest.raises(InputError, match="model has 100 rows"):
-        tokenise(written("jsonl", tmp_path), tokenizer, tmp_path / "cache", 100)
+        tokenise(write_source("jsonl", tmp_path), tokenizer, tmp_path / "cache", 100)
 
 
 def test_synthetic_notes_are_of_the_stated_length_and_repeatable():
     source = Text("synthetic", "notes", documents=3, words=64)
-    found = list(documents(source))
-    assert [len(text.split()) for text in found] == [63] * 3  # <s> comes from the tokenizer
-    assert found == list(documents(source))
-    assert len(set(found)) == 3
+    texts = list(documents(source))
+    assert [len(text.split()) for text in texts] == [63] * 3  # <s> comes from the tokenizer
+    assert texts == list(documents(source))
+    assert len(set(texts)) == 3
 
 
 sizes = st.lists(st.integers(1, 90), min_size=1, max_size=40)
@@ -200,7 +200,7 @@ def test_every_epoch_has_every_row_in_another_order():
     assert rows.row(3)[0].document == epochs[0][3]
 
 
-def test_a_mixture_keeps_its_shares_to_a_row():
+def test_a_mixture_is_within_one_row_of_its_shares():
     mixture = Mixture({"a": 0.5, "b": 0.3, "c": 0.2})
     for number in range(1, 301):
         name, _ = mixture.next()
@@ -210,15 +210,15 @@ def test_a_mixture_keeps_its_shares_to_a_row():
 
 
 def test_held_out_documents_are_not_trained_on():
-    train, held = hold_out(50, 0.1, 3)
-    assert len(held) == 5
-    assert sorted([*train, *held]) == list(range(50))
+    train, held_out = hold_out(50, 0.1, 3)
+    assert len(held_out) == 5
+    assert sorted([*train, *held_out]) == list(range(50))
     assert len(hold_out(2, 0.01, 0)[1]) == 1
     assert len(hold_out(1, 0.5, 0)[1]) == 0
 
 
 def counting(folder: Path, lengths: list[int]) -> Tokens:
-    """Documents whose tokens count up: 1000 * document + place."""
+    """Documents whose tokens count up: 1000 * document + position."""
     ends = np.cumsum(lengths)
     ids = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)])
     ids.astype(np.uint32).tofile(folder / "ids.bin")
@@ -227,11 +227,12 @@ def counting(folder: Path, lengths: list[int]) -> Tokens:
     return Tokens(folder)
 
 
-def rows_of(tokens: Tokens, kind: str, length: int, sampler: Sampler, **how):
+def rows_of(tokens: Tokens, kind: str, length: int, sampler: Sampler, **options):
     rows = Rows(kind, tokens.lengths(), np.arange(len(tokens)), length, reach=sampler.reach(length))
-    how = {"masks": True, "padding": 7, **how}
+    options = {"masks": True, "padding": 7, **options}
     return [
-        make_row(row, tokens, length, sampler, (0, 0, i), **how) for i, row in enumerate(rows.rows)
+        make_row(row, tokens, length, sampler, (0, 0, i), **options)
+        for i, row in enumerate(rows.rows)
     ]
 
 
@@ -240,10 +241,10 @@ def test_labels_are_the_next_token_of_the_same_document(tmp_path):
     for kind in ("whole", "packed", "joined"):
         for row in rows_of(tokens, kind, 32, Sampler("contiguous", 32)):
             assert len(row.ids) == len(row.labels) == len(row.positions) == 32
-            kept = row.labels != IGNORED
-            assert (row.labels[kept] == row.ids[kept] + 1).all()
+            labelled = row.labels != IGNORED
+            assert (row.labels[labelled] == row.ids[labelled] + 1).all()
             last = {69, 1019, 2008, 3039}
-            missing = set(row.ids[~kept].tolist()) - {7}
+            missing = set(row.ids[~labelled].tolist()) - {7}
             assert missing <= last
 
 
@@ -265,7 +266,7 @@ def test_joined_rows_without_masks_are_one_document(tmp_path):
     assert (row.labels[:-1] == row.ids[1:]).all()
 
 
-def test_far_rows_take_text_as_far_apart_as_their_positions(tmp_path):
+def test_rows_with_far_content_skip_text_with_their_positions(tmp_path):
     tokens = counting(tmp_path, [900])
     sampler = Sampler("multi_chunk", 512, chunks=(4, 4), least=8, unskipped=0, content="far")
     row = rows_of(tokens, "whole", 64, sampler)[0]

@@ -1,4 +1,4 @@
-"""A Hub dataset whose file names or card lead out of it: nothing there is read or written."""
+"""A Hub dataset whose file names or card point outside it: nothing there is read or written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read(
     return json.loads(done.stdout), requested
 
 
-def test_names_that_lead_elsewhere_write_nothing_elsewhere(tmp_path: Path) -> None:
+def test_file_names_that_point_outside_write_nothing_there(tmp_path: Path) -> None:
     names = tuple(name.format(root=str(tmp_path).strip("/")) for name in NAMES)
     texts, _ = read(tmp_path, names=names)
     assert "its own" in texts
@@ -67,7 +67,7 @@ def test_names_that_lead_elsewhere_write_nothing_elsewhere(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "data_files", ["{root}/secret.jsonl", "../../secret.jsonl", "file://{root}/*.jsonl"]
 )
-def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, data_files: str) -> None:
+def test_a_card_that_names_files_outside_is_refused(tmp_path: Path, data_files: str) -> None:
     name = data_files.format(root=tmp_path)
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(name)}\n---\n"
     message, requested = read(tmp_path, card=card)

@@ -1,4 +1,4 @@
-"""Position samplers: their shape, their law, and that a model really sees across the skips."""
+"""Position samplers: their shape, the distribution of distances, and attention across the skips."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ def shares(positions: np.ndarray, edges: np.ndarray) -> np.ndarray:
     seed=st.integers(0, 2**40),
 )
 @settings(max_examples=200, deadline=None)
-def test_positions_rise_and_stay_inside(kind, length, more, extra, content, offset, seed):
+def test_positions_increase_and_stay_below_the_target(
+    kind, length, more, extra, content, offset, seed
+):
     sampler = Sampler(kind, length + more, chunks=(2, 9), least=16, content=content, offset=offset)
     positions, text = sampler.sample(length, length + extra, (seed, 3, 4, 0))
     again, _ = sampler.sample(length, length + extra, (seed, 3, 4, 0))
-    for found, end in ((positions, length + more), (text, length + extra)):
-        assert found.dtype == np.int64
-        assert len(found) == length
-        assert found[0] >= 0
-        assert found[-1] < end
-        assert (np.diff(found) >= 1).all()
+    for numbers, end in ((positions, length + more), (text, length + extra)):
+        assert numbers.dtype == np.int64
+        assert len(numbers) == length
+        assert numbers[0] >= 0
+        assert numbers[-1] < end
+        assert (np.diff(numbers) >= 1).all()
     assert (positions == again).all()
 
 
-def test_another_step_sample_seed_or_document_draws_otherwise():
+def test_another_step_sample_seed_or_document_gives_other_positions():
     sampler = Sampler("multi_chunk", 4096, least=16, unskipped=0)
     first = sampler.sample(512, 4096, (0, 0, 0, 0))[0]
     for key in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)):
         assert (sampler.sample(512, 4096, key)[0] != first).any()
 
 
-def test_chunks_are_as_many_and_as_long_as_asked():
+def test_number_and_length_of_chunks_are_as_requested():
     sampler = Sampler("multi_chunk", 10**6, chunks=(3, 7), least=20, unskipped=0)
     seen = set()
     for step in range(300):
@@ -62,10 +64,10 @@ def test_chunks_are_as_many_and_as_long_as_asked():
 
 def test_share_of_unskipped_rows():
     sampler = Sampler("multi_chunk", 10**6, least=16, unskipped=0.25)
-    still = [
+    contiguous = [
         (np.diff(sampler.sample(256, 256, (0, step, 0, 0))[0]) == 1).all() for step in range(1500)
     ]
-    assert 0.21 < np.mean(still) < 0.29
+    assert 0.21 < np.mean(contiguous) < 0.29
 
 
 def test_far_content_is_as_far_apart_as_its_positions():
@@ -90,11 +92,11 @@ def test_the_original_pose_has_two_chunks_and_its_first_is_at_most_half():
     assert min(firsts) < 20
 
 
-def test_many_chunks_follow_the_law_of_a_really_long_row_and_two_do_not():
+def test_many_chunks_have_the_distances_of_a_long_row_and_two_do_not():
     target, window = 65536, 512
     edges = np.array([0, 512, 4096, 16384, 32768, 65536], dtype=np.int64)
-    law = contiguous_distances(target, edges)
-    assert law.sum() == pytest.approx(1)
+    expected = contiguous_distances(target, edges)
+    assert expected.sum() == pytest.approx(1)
     whole = np.arange(300, dtype=np.int64)
     few = np.array([0, 10, 100, 300], dtype=np.int64)
     assert shares(whole, few) == pytest.approx(contiguous_distances(300, few), abs=1e-12)
@@ -105,8 +107,8 @@ def test_many_chunks_follow_the_law_of_a_really_long_row_and_two_do_not():
 
     many = drawn(Sampler("multi_chunk", target, chunks=(64, 64), least=4, unskipped=0))
     two = drawn(Sampler("pose", target, unskipped=0))
-    assert np.abs(many - law).max() < 0.03
-    assert np.abs(two - law).max() > 0.3
+    assert np.abs(many - expected).max() < 0.03
+    assert np.abs(two - expected).max() > 0.3
 
 
 def test_a_late_chunk_sees_the_first_across_the_skip():
@@ -129,13 +131,13 @@ def test_a_late_chunk_sees_the_first_across_the_skip():
 
     def change(**more) -> float:
         with torch.no_grad():
-            said = [
+            logits = [
                 model(input_ids=row, position_ids=positions, use_cache=False, **more).logits
                 for row in (ids, other)
             ]
-        return float((said[0] - said[1])[0, 20:].abs().max())
+        return float((logits[0] - logits[1])[0, 20:].abs().max())
 
-    assert change() == 0  # the trap; if this fails, transformers has changed its ways
+    assert change() == 0  # transformers hides it; if this fails, transformers has changed
     attach(model)
     cut = Mesh.create().cut({"input_ids": ids})
     assert change(context_parallel=cut["context_parallel"]) > 1e-4

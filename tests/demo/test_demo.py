@@ -1,4 +1,4 @@
-"""The demo's world is what it says, and its story plays from end to end."""
+"""The demo: its language and exams, and the whole job with a few steps each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from regraft.data import toy_language as world
+from regraft.data import toy_language
 from regraft.data.toy_language import Mix, Row, exam_row, needle_count, training_row
 from regraft.demo.job import run_demo
 from regraft.errors import InputError
@@ -19,17 +19,17 @@ LENGTHS = (64, 128, 256, 512, 1024)
 
 
 def values_of(row: Row) -> list[str]:
-    """The words of all values that the row's needles tell."""
+    """The words of all values in the row's needles."""
     return [
         word
-        for at, told in enumerate(row.words)
-        if told == "note"
+        for at, start in enumerate(row.words)
+        if start == "note"
         for word in row.words[at + 2 : at + 4]
     ]
 
 
-def asked(row: Row) -> list[tuple[int, tuple[str, ...]]]:
-    """Where each answer stands, and the answer."""
+def answers_of(row: Row) -> list[tuple[int, tuple[str, ...]]]:
+    """(index, answer) of each question."""
     return [(at, tuple(row.words[at : at + 2])) for at in row.answers]
 
 
@@ -43,28 +43,28 @@ def test_every_question_of_an_exam_has_its_needle_in_a_row_of_the_stated_length(
         assert len(row.words) == length
         assert len(row.answers) == needle_count(length) == row.words.count("note")
         assert len(set(values_of(row))) == 2 * needle_count(length)
-        for at, answer in asked(row):
+        for at, answer in answers_of(row):
             key = row.words[at - 1]
-            told = row.words.index(key)
-            assert row.words[told - 1] == "note"
-            assert told < min(row.answers) - 2
-            value = tuple(row.words[told + 1 : told + 3])
+            needle = row.words.index(key)
+            assert row.words[needle - 1] == "note"
+            assert needle < min(row.answers) - 2
+            value = tuple(row.words[needle + 1 : needle + 3])
             assert answer == (value if skill == "ask" else tuple(v.upper() for v in value))
-            depths.append(told / length)
+            depths.append(needle / length)
     assert min(depths) < 0.2
-    room = 1 - 5 * needle_count(length) / length  # the rest is questions
-    assert max(depths) > 0.8 * room
+    text_share = 1 - 5 * needle_count(length) / length  # the rest is questions
+    assert max(depths) > 0.8 * text_share
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_looking_back_answers_every_question(length):
+def test_every_question_can_be_answered_from_the_row(length):
     rng = random.Random(length)
     rows = [exam_row(rng, length, skill) for skill in ("ask", "shout") for _ in range(20)]
     assert all(row.answers for row in rows)
     rows += [training_row(rng, length, Mix(0.3, 0.65, shout=0.5)) for _ in range(20)]
     for row in rows:
-        for at, answer in asked(row):
-            assert world.solve(row.words[: at + 2], at) == answer
+        for at, answer in answers_of(row):
+            assert toy_language.solve(row.words[: at + 2], at) == answer
 
 
 def test_without_its_needle_a_question_is_a_guess():
@@ -75,16 +75,18 @@ def test_without_its_needle_a_question_is_a_guess():
         assert len(row.words) == 128
         assert "note" not in row.words
         with pytest.raises(ValueError, match="no needle"):
-            world.solve(row.words, row.answers[0])
+            toy_language.solve(row.words, row.answers[0])
         before = row.words[: row.answers[0]]
-        guesses = [word for word in before if word in world.VALUES] or list(world.VALUES)
+        guesses = [word for word in before if word in toy_language.VALUES] or list(
+            toy_language.VALUES
+        )
         right += rng.choice(guesses) == row.words[row.answers[0]]
         total += 1
-    assert right / total < 3 / len(world.VALUES)
+    assert right / total < 3 / len(toy_language.VALUES)
 
 
 @pytest.mark.parametrize("length", [64, 512])
-def test_training_rows_ask_only_for_what_was_told_and_mark_whole_answers(length):
+def test_training_rows_ask_for_earlier_needles_only_and_mark_whole_answers(length):
     rng = random.Random(1)
     for _ in range(50):
         row = training_row(rng, length, Mix(0.45, 0.65))
@@ -93,7 +95,7 @@ def test_training_rows_ask_only_for_what_was_told_and_mark_whole_answers(length)
         assert all(at + 2 <= length and row.words[at - 2] == "ask" for at in row.answers)
 
 
-def test_a_row_has_no_room_for_more_needles_than_fit():
+def test_needles_that_do_not_fit_in_a_row_are_refused():
     with pytest.raises(ValueError, match="do not fit in 32 words"):
         exam_row(random.Random(0), 32)
 
@@ -103,14 +105,14 @@ def test_the_saved_tokenizer_gives_the_ids_of_training(tmp_path):
 
     from regraft.demo.exam import ids_of
 
-    world.write_tokenizer(tmp_path)
+    toy_language.write_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     rng = random.Random(2)
-    rows = [exam_row(rng, 256, "shout"), world.prose_row(rng, 256)]
-    assert ids_of(tokenizer, rows).tolist() == world.encode(rows)
+    rows = [exam_row(rng, 256, "shout"), toy_language.prose_row(rng, 256)]
+    assert ids_of(tokenizer, rows).tolist() == toy_language.encode(rows)
     words = " ".join(rows[0].words[1:])
     assert tokenizer.decode(tokenizer(words)["input_ids"], skip_special_tokens=True) == words
-    assert len(tokenizer) == len(world.WORDS) == len(set(world.WORDS))
+    assert len(tokenizer) == len(toy_language.WORDS) == len(set(toy_language.WORDS))
 
 
 def test_no_document_of_the_recipes_ends_where_a_row_does():
@@ -129,8 +131,8 @@ def test_no_document_of_the_recipes_ends_where_a_row_does():
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """The whole story with a few steps each: everything but the learning."""
+def finished_demo(tmp_path_factory):
+    """The whole demo with a few steps each, too few to learn anything."""
     from regraft.demo.recipes import Plan
 
     out = tmp_path_factory.mktemp("demo") / "out"
@@ -142,8 +144,8 @@ def played(tmp_path_factory):
     return out, run_demo(out, seed=5, plan=plan), plan
 
 
-def test_the_story_leaves_checkpoints_adapters_page_and_result(played):
-    out, result, _ = played
+def test_the_demo_writes_checkpoints_adapters_page_and_result(finished_demo):
+    out, result, _ = finished_demo
     written = json.loads((out / "result.json").read_text())
     assert result.seconds is not None
     assert written == json.loads(json.dumps(to_json(replace(result, seconds=None))))
@@ -162,10 +164,12 @@ def test_the_story_leaves_checkpoints_adapters_page_and_result(played):
     assert 0 < written["adapter_error"]["graft, rank 4"] < written["adapter_error"]["graft, rank 2"]
 
 
-def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_theta_only(played):
+def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_theta_only(
+    finished_demo,
+):
     from safetensors.torch import load_file
 
-    out, result, plan = played
+    out, result, plan = finished_demo
     short = {"base", "derivative"}
     for name, exam in result.models.items():
         expected = (plan.trained, plan.theta) if name in short else (256, result.theta.target)
@@ -178,25 +182,25 @@ def test_grafts_are_examined_with_the_extended_context_and_controls_differ_in_th
     assert changed == {name for name in own if name.endswith("_proj.weight")}
 
 
-def test_the_same_seed_gives_the_same_files(played, tmp_path):
-    out, _, plan = played
+def test_the_same_seed_gives_the_same_files(finished_demo, tmp_path):
+    out, _, plan = finished_demo
     run_demo(tmp_path / "again", seed=5, plan=plan)
     for name in ("result.json", "graft-rank-4/model.safetensors", "demo.png", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
 
-def test_the_screen_shows_every_model_and_what_is_unusual(played):
+def test_the_screen_shows_every_model_and_what_is_unusual(finished_demo):
     from rich.console import Console
 
     from regraft.demo.page import render
 
-    _, result, _ = played
+    _, result, _ = finished_demo
     console = Console(width=120, file=io.StringIO())
     console.print(render(result), markup=False)  # as the command line prints
-    shown = console.file.getvalue()
-    for said in (*result.models, "looking one word", "standard deviation of 0.4", "Control"):
-        assert said in shown
-    assert "[dim]" not in shown
+    printed = console.file.getvalue()
+    for text in (*result.models, "looking one word", "standard deviation of 0.4", "Control"):
+        assert text in printed
+    assert "[dim]" not in printed
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Which RoPE and length each stage trains: the law is never silent, the context never goes down."""
+"""RoPE and length of each stage: a new theta is always reported, the context never shrinks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def contexts(stages: str, more: str = "", config: dict = CONFIG) -> list[StageCo
     return stage_contexts(Recipe(Document("r.yaml", text)), "org/base", config)
 
 
-def test_a_longer_stage_takes_the_scaling_law_by_default_and_says_so():
+def test_a_longer_stage_takes_the_scaling_law_by_default_and_reports_it():
     (stage,) = contexts("{length: 256k, steps: 1}")
     assert stage.first.theta == round(scaling_law(5e5, 8192, 262144)) == 283461213
     assert stage.first.max_position_embeddings == 262144
@@ -46,13 +46,13 @@ def test_a_longer_stage_takes_the_scaling_law_by_default_and_says_so():
     assert "the default" in stage.theta_note
 
 
-def test_theta_stays_only_where_that_is_written():
+def test_theta_stays_only_where_the_recipe_states_it():
     (stage,) = contexts("{length: 256k, steps: 1}", "rope: {law: keep}\n")
     assert (stage.first.theta, stage.first.max_position_embeddings) == (5e5, 262144)
     assert stage.theta_note == "theta stays 500000 (rope: {law: keep})"
 
 
-def test_the_theta_of_the_stage_stands_before_every_law():
+def test_the_theta_of_the_stage_overrides_every_law():
     (stage,) = contexts("{length: 64k, theta: 1e7, steps: 1}", "rope: {law: ntk}\n")
     assert (stage.first.theta, stage.theta_note) == (1e7, None)
 
@@ -73,7 +73,7 @@ def test_short_rows_leave_rope_and_context_as_they_are(config, length):
     assert stage.theta_note is None
 
 
-def test_a_short_stage_after_a_long_one_keeps_what_the_long_one_reached():
+def test_a_short_stage_after_a_long_one_keeps_its_context():
     long, short = contexts("{length: 256k, steps: 1}, {length: 4k, steps: 1}")
     assert short.first == long.first
     between = contexts("{length: 256k, steps: 1}, {length: 64k, steps: 1}")[1]

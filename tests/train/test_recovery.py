@@ -30,7 +30,7 @@ schedule: {{kind: constant}}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     """A derivative after a short training, and a graft: its damaged weights with another theta."""
     from safetensors.torch import load_file, save_file
 
@@ -55,9 +55,9 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
+def recover(trained: Path, out: Path, more: str = "", **changes: str) -> dict:
     text = RECIPE.format(
-        model=home / "graft", teacher=home / "derivative", more=more, cache=home / "cache"
+        model=trained / "graft", teacher=trained / "derivative", more=more, cache=trained / "cache"
     )
     for old, new in changes.items():
         assert old in text
@@ -68,8 +68,8 @@ def recover(home: Path, out: Path, more: str = "", **changes: str) -> dict:
 
 
 @pytest.mark.parametrize("more", [", drift: 0.3", ", drift: 0.3, distill: 1.0"])
-def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path):
-    record = recover(home, tmp_path, more)
+def test_a_recovery_ends_when_the_drift_on_short_text_is_small(more, trained, tmp_path):
+    record = recover(trained, tmp_path, more)
     drifts = [result.drift for result in record.drift]
     assert drifts[-1] <= 0.3 < drifts[0]
     assert record.steps < 60
@@ -79,16 +79,16 @@ def test_a_recovery_ends_when_short_text_reads_as_before(more, home, tmp_path):
     assert config["max_position_embeddings"] == 128
 
 
-def test_distillation_changes_what_is_learned_and_drift_null_never_stops(home, tmp_path):
-    plain = recover(home, tmp_path / "a", ", drift: null", **{"steps: 60": "steps: 4"})
+def test_distillation_changes_what_is_learned_and_drift_null_never_stops(trained, tmp_path):
+    plain = recover(trained, tmp_path / "a", ", drift: null", **{"steps: 60": "steps: 4"})
     distilled = recover(
-        home, tmp_path / "b", ", drift: null, distill: 2.0", **{"steps: 60": "steps: 4"}
+        trained, tmp_path / "b", ", drift: null, distill: 2.0", **{"steps: 60": "steps: 4"}
     )
     assert plain.steps == distilled.steps == 4
     assert plain.drift[-1].drift != distilled.drift[-1].drift
 
 
-def test_noise_is_a_share_of_each_matrix(home, tmp_path):
+def test_noise_is_a_share_of_each_matrix(trained, tmp_path):
     from regraft.checkpoint.read.source import Checkpoint
     from regraft.parallel import Mesh
     from regraft.train.recipe.schema import Body
@@ -99,7 +99,7 @@ def test_noise_is_a_share_of_each_matrix(home, tmp_path):
         {"model": "x", "stages": [{"length": 64, "steps": 1}],
          "data": {"sources": [{"name": "a", "text": "x"}]}}
     )  # fmt: skip
-    with Checkpoint.open(home / "graft") as checkpoint:
+    with Checkpoint.open(trained / "graft") as checkpoint:
         learner = load(body, checkpoint, Mesh())
     before = {name: value.detach().clone() for name, value in learner.trained().items()}
     add_noise(learner, 0.01, seed=0)
@@ -108,7 +108,7 @@ def test_noise_is_a_share_of_each_matrix(home, tmp_path):
         assert float(moved) == pytest.approx(0.01 if value.ndim == 2 else 0, rel=0.1)
 
 
-def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
+def test_contradictory_recoveries_are_refused(trained, tmp_path):
     for number, (old, new, words) in enumerate(
         [
             ("length: 128", "length: 256", "has a context of 128 tokens"),
@@ -119,20 +119,20 @@ def test_recoveries_that_cannot_be_are_refused(home, tmp_path):
         ]
     ):
         with pytest.raises(InputError) as caught:
-            recover(home, tmp_path / str(number), **{old: new})
+            recover(trained, tmp_path / str(number), **{old: new})
         assert words in str(caught.value)
 
 
-def test_a_teacher_whose_nll_is_not_finite_is_refused(home, tmp_path):
+def test_a_teacher_whose_nll_is_not_finite_is_refused(trained, tmp_path):
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
-    shutil.copytree(home / "derivative", broken)
+    shutil.copytree(trained / "derivative", broken)
     state = load_file(broken / "model.safetensors")
     state["model.norm.weight"].fill_(3e38)  # finite, and overflows
     save_file(state, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(RegraftError, match=r"NLL of the teacher .* is nan: check its weights"):
-        recover(home, tmp_path, ", drift: 0.3", **{str(home / "derivative"): str(broken)})
+        recover(trained, tmp_path, ", drift: 0.3", **{str(trained / "derivative"): str(broken)})
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,17 @@ def test_a_teacher_whose_nll_is_not_finite_is_refused(home, tmp_path):
     ],
 )
 def test_a_config_that_does_not_fit_the_weights_is_refused_by_the_dry_run(
-    key, value, message, home, tmp_path
+    key, value, message, trained, tmp_path
 ):
     model = tmp_path / "model"
-    shutil.copytree(home / "derivative", model)
+    shutil.copytree(trained / "derivative", model)
     config = json.loads((model / "config.json").read_text())
     config[key] = value
     config = {name: value for name, value in config.items() if value is not None}
     (model / "config.json").write_text(json.dumps(config))
-    text = RECIPE.format(model=model, teacher=home / "derivative", more="", cache=home / "cache")
+    text = RECIPE.format(
+        model=model, teacher=trained / "derivative", more="", cache=trained / "cache"
+    )
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RegraftError, match=message):
         train_model(tmp_path / "recipe.yaml", tmp_path / "out", device="cpu", dry_run=True)

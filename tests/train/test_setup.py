@@ -62,7 +62,7 @@ RECOVER = RECIPE.replace("method: full", "method: recover\nrecover: {{teacher: {
 def test_the_dry_run_makes_the_checks_of_validation_and_recovery(
     text, words, dry_run, trained_model, data_folder, tmp_path
 ):
-    """One text file is one document, so nothing is held out, unless it is only a needle's room."""
+    """A text file is one document, so none is held out; the third recipe keeps its other source."""
     (tmp_path / "one.txt").write_text("the lantern paints the river . " * 200)
     if "needle" not in text:
         lines = [line for line in text.splitlines() if "synthetic" not in line]

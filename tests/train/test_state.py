@@ -1,4 +1,4 @@
-"""A training state is data: what is in its files is never run, and damage is one sentence."""
+"""A training state is data: no code in its files is run, and damage is one sentence."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def test_code_in_a_state_is_not_run(interrupted: tuple[Path, Path], tmp_path: Pa
     ran = tmp_path / "ran"
     whole = torch.load(saved / "model.pt", weights_only=True)
     torch.save({**whole, "more": Exploit(ran)}, saved / "model.pt")
-    torch.save(Exploit(ran), saved / "loop.pt")  # of an earlier version: nobody reads it
+    torch.save(Exploit(ran), saved / "loop.pt")  # of an earlier version, not read
     assert "UnpicklingError" in refused(recipe)
     (saved / "loop.json").write_bytes(pickle.dumps(Exploit(ran)))
     refused(recipe)
     assert not ran.exists()
     torch.load(saved / "model.pt", weights_only=False)
-    assert ran.exists()  # it would have
+    assert ran.exists()  # the exploit works where code is run
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("loop.json", b""), ("loop.json", b"[]"), ("loop.json", b'{"place": {}}'),
+    [("loop.json", b""), ("loop.json", b"[]"), ("loop.json", b'{"run": {}}'),
      ("loop.json", b"[" * 100_000), ("model.pt", b""), ("model.pt", b"PK\x03\x04 cut")],
 )  # fmt: skip
 def test_a_damaged_state_is_one_sentence(

@@ -18,10 +18,10 @@ def test_the_logged_nll_is_that_of_transformers(trained_model, data_folder):
     model = AutoModelForCausalLM.from_pretrained(trained_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained_model)
     texts = list(documents(Text("synthetic", "notes", documents=30, words=256, seed=5)))
-    held = hold_out(30, 0.1, 5)[1]
-    assert len(held) == 3
+    held_out = hold_out(30, 0.1, 5)[1]
+    assert len(held_out) == 3
     nll = []
-    for document in held:
+    for document in held_out:
         ids = [*tokenizer(texts[document])["input_ids"], tokenizer.eos_token_id]
         ids = torch.tensor(ids[:257])[None]
         with torch.no_grad():

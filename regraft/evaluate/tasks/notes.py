@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from regraft.data import toy_language as world
+from regraft.data import toy_language
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.hiding import hide
 
 
-def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
+def _make(skill: toy_language.Skill, kit: Kit, budget: int, number: int) -> Draft:
     rng = kit.rng("notes", skill, budget, number)
-    count = min(len(world.KEYS) - 1, world.needle_count(budget))
-    *evidence, spare = world.needles(rng, count + 1).items()
+    count = min(len(toy_language.KEYS) - 1, toy_language.needle_count(budget))
+    *evidence, spare = toy_language.needles(rng, count + 1).items()
     key, value = rng.choice(evidence)
     depths = [rng.random() for _ in evidence]
 
     def build(units: int, notes: list[tuple[str, tuple[str, str]]] = evidence) -> str:
-        prose = world.Prose(kit.rng("prose", skill, budget, number)).words(units)
+        prose = toy_language.Prose(kit.rng("prose", skill, budget, number)).words(units)
         pieces = [" ".join(sentence) + " " for sentence in prose]
-        needles = [" ".join(world.note(*note)) + " " for note in notes]
+        needles = [" ".join(toy_language.note(*note)) + " " for note in notes]
         return hide(pieces, needles, depths) + f"{skill} {key}"
 
     units = kit.fit(skill, build, budget, "")
     twin_evidence = [spare if note[0] == key else note for note in evidence]
-    answer = world.question(skill, key, value)[2:4]
+    answer = toy_language.question(skill, key, value)[2:4]
     at = depths[[name for name, _ in evidence].index(key)]
     return Draft(
         build(units),
@@ -43,12 +43,12 @@ def _make(skill: world.Skill, kit: Kit, budget: int, number: int) -> Draft:
 def _solve(prompt: str) -> list[str]:
     tokens = prompt.split()
     try:
-        return [" ".join(world.solve(tokens, len(tokens)))]
+        return [" ".join(toy_language.solve(tokens, len(tokens)))]
     except ValueError:  # no such needle
         return []
 
 
-def _task(name: str, skill: world.Skill) -> Task:
+def _task(name: str, skill: toy_language.Skill) -> Task:
     make: Callable[[Kit, int, int], Draft] = partial(_make, skill)
     return Task(name, make, _solve, answer_tokens=2, skill=skill == "shout", haystack=False)
 

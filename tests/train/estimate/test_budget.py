@@ -139,12 +139,12 @@ def test_a_step_never_takes_less_than_starting_its_operators():
 
 def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputation():
     shape = llama(32, False)
-    kept = Switches(offload=True, keep_attention=True)
+    switches = Switches(offload=True, keep_attention=True)
     a_token = shape.layers * (2 * 4096 + 2 * 4096 + 4 * 32)
-    _, host = budget.memory(shape, kept, 65536, 1, 1)
+    _, host = budget.memory(shape, switches, 65536, 1, 1)
     assert host == 65536 * a_token
-    on_device, _ = budget.memory(shape, replace(kept, offload=False), 65536, 1, 1)
-    assert on_device > budget.memory(shape, kept, 65536, 1, 1)[0] + 0.9 * host
+    on_device, _ = budget.memory(shape, replace(switches, offload=False), 65536, 1, 1)
+    assert on_device > budget.memory(shape, switches, 65536, 1, 1)[0] + 0.9 * host
     flops = [
         budget.step_flops(shape, 65536, full=False, checkpoint=True, keep_attention=keep)
         for keep in (False, True)

@@ -53,14 +53,14 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     assert 0.8 * GIB < stage.device_bytes < 2e9
     monkeypatch.setattr(machine, "available_memory", lambda: 1e8)
     assert not plan.plan_training(recipe).stages[0].fits
-    shown = dict(plan_text.lines(result))
-    assert "estimates" in shown[""]
-    assert re.search(r"about [\d.]+ s a step", shown["stage 1"])
+    lines = dict(plan_text.lines(result))
+    assert "estimates" in lines[""]
+    assert re.search(r"about [\d.]+ s a step", lines["stage 1"])
 
 
 def test_the_help_says_what_is_planned_for_without_a_gpu():
-    shown = CliRunner().invoke(cli.app, ["plan", "--help"], env={"COLUMNS": "200"}).stdout
-    assert "this machine's GPUs, else its CPU" in shown
+    text = CliRunner().invoke(cli.app, ["plan", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "this machine's GPUs, else its CPU" in text
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,7 @@ def test_the_command_says_what_fits_and_what_would_help(tmp_path):
     rank, shapes = 64, [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
     assert result["model"]["trained"] == 2 * rank * sum(map(sum, shapes))
     assert "offload and tiled_mlp" in result["longest"]
-    shown = CliRunner().invoke(cli.app, line)
-    assert "fits" in shown.stdout
+    assert "fits" in CliRunner().invoke(cli.app, line).stdout
 
 
 def test_examples_can_be_planned_by_their_shape():
@@ -124,13 +123,13 @@ def recipe_of(tmp_path, memory):
 
 
 @pytest.mark.parametrize(
-    ("memory", "kept"),
+    ("memory", "expected"),
     [
         ("", [True, False]), ("keep_attention: true", [True, True]),
         ("keep_attention: false", [False, False]), ("checkpoint: false", [False, False]),
     ],
 )  # fmt: skip
-def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memory, kept):
+def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memory, expected):
     recipe, shape = recipe_of(tmp_path, memory), llama(32, False)
     gpu = parse_machine("H100", None)
     switches = plan.switches_of(recipe.body, gpu)
@@ -139,8 +138,8 @@ def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memo
     stages = [
         plan.estimate_stage(recipe, stage, shape, switches, gpu, 1) for stage in recipe.body.stages
     ]
-    assert [stage.keep_attention for stage in stages] == kept
-    assert ["attention kept" in plan_text.describe(stage) for stage in stages] == kept
+    assert [stage.keep_attention for stage in stages] == expected
+    assert ["attention kept" in plan_text.describe(stage) for stage in stages] == expected
     if not memory:
         on_cpu = replace(gpu, is_cpu=True)
         stage = plan.estimate_stage(recipe, recipe.body.stages[0], shape, switches, on_cpu, 1)
@@ -163,5 +162,5 @@ def test_all_processes_decide_alike_whether_attention_is_kept(tmp_path, monkeypa
     assert plan.decide_keep_attention(recipe, None, Mesh()) == [False, False]
     monkeypatch.setattr(plan, "estimate_run", lambda *_: [])  # a GPU whose rate is not known
     assert plan.decide_keep_attention(recipe, None, gpus) == [False, False]
-    kept = recipe_of(tmp_path, "keep_attention: true")
-    assert plan.decide_keep_attention(kept, None, Mesh()) == [True, True]
+    recipe = recipe_of(tmp_path, "keep_attention: true")
+    assert plan.decide_keep_attention(recipe, None, Mesh()) == [True, True]

@@ -58,9 +58,9 @@ def test_trackers_log_every_step_and_its_loss(data_folder, tmp_path, monkeypatch
 
 
 def test_offline_runs_are_moved_to_the_output(tmp_path):
-    kept = tmp_path / "states/wandb/offline-run-7"
-    kept.mkdir(parents=True)
-    (kept / "run.wandb").write_text("figures")
+    folder = tmp_path / "states/wandb/offline-run-7"
+    folder.mkdir(parents=True)
+    (folder / "run.wandb").write_text("figures")
     (tmp_path / "staging").mkdir()
     trackers.save_offline_runs(tmp_path / "states", tmp_path / "staging", tmp_path / "out")
     assert (tmp_path / "staging/wandb/offline-run-7/run.wandb").read_text() == "figures"

@@ -89,10 +89,10 @@ def test_what_is_wrong_is_named_by_line(text, line, words):
 
 
 def test_published_schedules_validate():
-    found = sorted(EXAMPLES.glob("train-*.yaml")) + sorted(EXAMPLES.glob("extend-*.yaml"))
-    names = {path.name for path in found}
+    paths = sorted(EXAMPLES.glob("train-*.yaml")) + sorted(EXAMPLES.glob("extend-*.yaml"))
+    names = {path.name for path in paths}
     assert {"train-gradient-1048k.yaml", "train-prolong-512k.yaml"} <= names
-    recipes = {path.name: Recipe.read(path) for path in found}
+    recipes = {path.name: Recipe.read(path) for path in paths}
     gradient = recipes["train-gradient-1048k.yaml"]
     tokens = [gradient.steps(stage) * stage.batch * stage.length for stage in gradient.body.stages]
     assert [round(count / 1e6, 1) for count in tokens] == [62.9, 100.7, 419.4, 838.9]
@@ -101,6 +101,8 @@ def test_published_schedules_validate():
 
 
 def test_the_schema_describes_every_key_and_refuses_others():
-    found = schema()
-    assert {"model", "method", "stages", "data", "positions", "memory"} <= set(found["properties"])
-    assert found["additionalProperties"] is False
+    json_schema = schema()
+    assert {"model", "method", "stages", "data", "positions", "memory"} <= set(
+        json_schema["properties"]
+    )
+    assert json_schema["additionalProperties"] is False

@@ -14,15 +14,15 @@ from regraft.train.step.optimizers import factor, make
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_adamw_is_fused_on_a_gpu(on_gpu, monkeypatch):
     """foreach would need half the moments' size again while it updates."""
-    given = {}
+    used = {}
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: on_gpu))
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: given.update(options))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: used.update(options))
     parameters = {
         "a": torch.nn.Parameter(torch.zeros(2, 2)),
         "b": torch.nn.Parameter(torch.zeros(2)),
     }
     optimizers.make(parameters, Optimizer())
-    assert bool(given["fused"]) == on_gpu
+    assert bool(used["fused"]) == on_gpu
 
 
 def test_rates_rise_and_fall_as_the_schedule_says():
