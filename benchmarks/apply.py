@@ -90,19 +90,19 @@ def _contend(out: Path, layers: int, rank: int, quick: bool) -> tuple[dict[str, 
             sys.executable, "-c", PEFT_MERGE, str(derivative), str(adapter), str(peft),
         ],
     }.items():  # fmt: skip
-        place = peft if "PEFT" in name else target
+        output = peft if "PEFT" in name else target
 
-        def measure(command: list[str] = command, place: Path = place) -> Child:
-            shutil.rmtree(place, ignore_errors=True)
+        def measure(command: list[str] = command, output: Path = output) -> Child:
+            shutil.rmtree(output, ignore_errors=True)
             warm(derivative, adapter)
             return run(command)
 
-        rows[name] = best(measure, 1 if quick or place is peft else 3)
+        rows[name] = best(measure, 1 if quick or output is peft else 3)
     return rows, f"{layers} layers: {_difference(target, peft)}"
 
 
 def _difference(ours: Path, theirs: Path) -> str:
-    """How far two results are apart."""
+    """A sentence on how many weights of two results differ."""
     differing = total = 0
     with Checkpoint.open(ours) as a, Checkpoint.open(theirs) as b:
         for name in a.tensors:

@@ -51,7 +51,7 @@ def main() -> None:
         # Forward 2 S^2 H D (causal), backward 2.5 times that.
         work = 7.0 * length**2 * heads * size
         best = dict.fromkeys(contenders, float("inf"))
-        for _ in range(arguments.repeats):  # in turn, so that a busy moment strikes no single one
+        for _ in range(arguments.repeats):  # in turn, so that other load affects all
             for name, run in contenders.items():
                 best[name] = min(best[name], _seconds(run, device))
         single = best[f"kernel {kernels[0].name}"]
@@ -78,14 +78,14 @@ def main() -> None:
 
 
 def _kernels(device: str, dtype: torch.dtype, size: int) -> list[Kernel]:
-    """All that are here, the fastest first, without the reference."""
-    found = []
+    """The installed kernels, the fastest first, without the reference."""
+    kernels = []
     for name in names(device):
         try:
-            found.append(choose(device, dtype, size, name))
+            kernels.append(choose(device, dtype, size, name))
         except InputError as error:
             print(error)
-    return found[:-1]
+    return kernels[:-1]
 
 
 def _inputs(
@@ -98,12 +98,12 @@ def _inputs(
 
 
 def _contenders(inputs: Inputs, kernels: list[Kernel], ranks: int) -> dict[str, Callable[[], None]]:
-    found: dict[str, Callable[[], None]] = {"torch SDPA": lambda: _sdpa(inputs)}
+    runs: dict[str, Callable[[], None]] = {"torch SDPA": lambda: _sdpa(inputs)}
     for kernel in kernels:
-        found[f"kernel {kernel.name}"] = lambda kernel=kernel: _kernel(kernel, inputs)
-    found["gather"] = lambda: _gather(kernels[0], inputs, ranks)
-    found["ring"] = lambda: _ring(kernels[0], inputs, ranks)
-    return found
+        runs[f"kernel {kernel.name}"] = lambda kernel=kernel: _kernel(kernel, inputs)
+    runs["gather"] = lambda: _gather(kernels[0], inputs, ranks)
+    runs["ring"] = lambda: _ring(kernels[0], inputs, ranks)
+    return runs
 
 
 def _sdpa(inputs: Inputs) -> None:

@@ -45,7 +45,7 @@ LLAMA = ("llama", "LlamaForCausalLM")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 LONGROPE = {"type": "longrope", "short_factor": SHORT, "long_factor": LONG}
 
-# Sources in the spelling they are found in; `--context` text applied before writing, if any.
+# (config in the spelling of its publisher, `--context` text applied before writing, if any)
 FAMILIES: dict[str, tuple[dict, str | None]] = {
     "Llama-3, theta": (model(*LLAMA, 8192, rope_theta=500000.0), "theta=283461213,length=256k"),
     "Llama-3 saved by v5": (

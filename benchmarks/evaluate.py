@@ -1,12 +1,12 @@
 """Teacher-forced against generated scores of the same prompts; how long the whole suite takes.
 
-    python benchmarks/evaluate.py demo-out            # both, of what `regraft demo` made
+    python benchmarks/evaluate.py demo-out            # a folder that `regraft demo` made
 
 Both ways get the same prompts; a verdict is whether every reference was given. Generation is
-transformers' generate with its cache, prompts of one length together, or one by one as harnesses do
-it; greedy, for the task's own 2 tokens and for what RULER generates: 32 in its question tasks, 128
-in its needle tasks (arXiv 2404.06654). The suite is every task that needs no file, perplexity and
-drift, of a matrix of four models, with twins.
+transformers' generate with its cache, prompts of one length in batches, or one by one as harnesses
+do it; greedy, for the task's own 2 tokens and for what RULER generates: 32 in its question tasks,
+128 in its needle tasks (arXiv 2404.06654). The suite is every task that needs no file, perplexity
+and drift, of a matrix of four models, with twins.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _scoring(demo: Path, lengths: list[int], count: int, limits: list[int]) -> N
     def timed(
         items: list, scoring: Scoring, budget: int, max_new_tokens: int
     ) -> tuple[float, list[bool]]:
-        def ask(some: list) -> list[bool]:
+        def correct(some: list) -> list[bool]:
             answers = answer(
                 model,
                 kit.prompter,
@@ -73,27 +73,27 @@ def _scoring(demo: Path, lengths: list[int], count: int, limits: list[int]) -> N
             )
             return [one.score == 1 for one in answers]
 
-        ask(items[:4])  # warm
+        correct(items[:4])  # warm
         began = time.perf_counter()
-        right = ask(items)
+        right = correct(items)
         return (time.perf_counter() - began) / len(items), right
 
     print(f"# notes: teacher-forced against generated, {torch.get_num_threads()} threads\n")
     print("| tokens | generated | right, forced | right, generated | same | forced ms | one by one "
-          "ms | together ms | ratio | ratio, together |")  # fmt: skip
+          "ms | batched ms | ratio | ratio, batched |")  # fmt: skip
     print("|--:" * 10 + "|")
     for length in lengths:
         items = [task.item(kit, length, number) for number in range(count)]
         forced, right = timed(items, "teacher", 2048, task.answer_tokens)
         for max_new_tokens in limits:
-            alone, said = timed(items, "generate", 1, max_new_tokens)
-            together, _ = timed(items, "generate", 16384, max_new_tokens)
-            same = sum(a == b for a, b in zip(right, said, strict=True)) / count
+            single, generated = timed(items, "generate", 1, max_new_tokens)
+            batched, _ = timed(items, "generate", 16384, max_new_tokens)
+            same = sum(a == b for a, b in zip(right, generated, strict=True)) / count
             print(
-                f"| {length} | {max_new_tokens} | {sum(right)}/{count} | {sum(said)}/{count} "
+                f"| {length} | {max_new_tokens} | {sum(right)}/{count} | {sum(generated)}/{count} "
                 f"| {same:.1%} | "
-                f"{1e3 * forced:.1f} | {1e3 * alone:.1f} | {1e3 * together:.1f} | "
-                f"{alone / forced:.1f} | {together / forced:.1f} |",
+                f"{1e3 * forced:.1f} | {1e3 * single:.1f} | {1e3 * batched:.1f} | "
+                f"{single / forced:.1f} | {batched / forced:.1f} |",
                 flush=True,
             )
 
@@ -115,8 +115,8 @@ def _suite(demo: Path, lengths: str, items: int, suite: str, processes: int) -> 
         seconds = time.perf_counter() - began
         cells = len(list(Path(folder, "out", "items", "graft").iterdir()))
     print(f"\n# The whole suite, {processes} processes\n")
-    shown = " ".join(command[:-1]).replace(f"{demo}/", "demo-out/").replace(f"{folder}/out", "out")
-    print(f"    torchrun --nproc-per-node {processes} -m {shown}\n")
+    line = " ".join(command[:-1]).replace(f"{demo}/", "demo-out/").replace(f"{folder}/out", "out")
+    print(f"    torchrun --nproc-per-node {processes} -m {line}\n")
     print("| cells of a model | items in each | prompts | s | prompts/s |")
     print("|--:" * 5 + "|")
     prompts = 4 * cells * items * 2

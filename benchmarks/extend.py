@@ -73,11 +73,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds = arguments.seeds[:1]
-    found = {
+    results = {
         seed: one(arguments.out.resolve() / f"extend-seed-{seed}", seed, arguments.quick)
         for seed in arguments.seeds
     }
-    ways = list(found[arguments.seeds[0]])
+    ways = list(results[arguments.seeds[0]])
     lines = [
         "# Context extended 16 times by regraft train",
         "",
@@ -86,23 +86,23 @@ def main() -> None:
         f"{scaling_law(70, 64, 1024):.0f}. Share of questions answered, 16 needles in 1024 tokens "
         "and 4 in 64; seconds on a machine shared with other work.",
         "",
-        "| | " + " | ".join(f"seed {seed}: at 1024 | at 64 | s" for seed in found) + " |",
-        "|---|" + "--:|--:|--:|" * len(found),
+        "| | " + " | ".join(f"seed {seed}: at 1024 | at 64 | s" for seed in results) + " |",
+        "|---|" + "--:|--:|--:|" * len(results),
     ]
     for way in ways:
         cells = [
-            f"{found[seed][way]['1024']:.2f} | {found[seed][way]['64']:.2f} | "
-            f"{found[seed][way]['seconds']:.0f}"
-            for seed in found
+            f"{results[seed][way]['1024']:.2f} | {results[seed][way]['64']:.2f} | "
+            f"{results[seed][way]['seconds']:.0f}"
+            for seed in results
         ]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     table = "\n".join(lines) + "\n"
     record("extend", table, keep=not arguments.quick)
     missed = [
         (seed, way)
-        for seed in found
+        for seed in results
         for way in ("full fine-tune", "LoRA 16 and norms")
-        if found[seed][way]["1024"] < 0.9
+        if results[seed][way]["1024"] < 0.9
     ]
     raise SystemExit(1 if missed and not arguments.quick else 0)
 

@@ -111,7 +111,7 @@ def _errors(
     if not arguments.skip_mergekit:
         adapters["mergekit"] = Adapter.open(out / "lora-mergekit")
     proven = adapters["regraft"].record.modules
-    wanted = list(PROJECTIONS) if arguments.optimum == "all" else arguments.optimum.split(",")
+    with_optimum = list(PROJECTIONS) if arguments.optimum == "all" else arguments.optimum.split(",")
     lines = [
         "Error ||D - BA|| / ||D|| of the stored adapters, in float64:",
         "",
@@ -123,22 +123,22 @@ def _errors(
             module = f"model.layers.0.{name}"
             delta = e.tensor(f"{module}.weight").double() - b.tensor(f"{module}.weight").double()
             norm = float(delta.norm())
-            found = {}
-            for who, adapter in adapters.items():
+            errors = {}
+            for program, adapter in adapters.items():
                 up, down = adapter.factors(f"{module}.weight")
-                found[who] = float((delta - up.double() @ down.double()).norm()) / norm
+                errors[program] = float((delta - up.double() @ down.double()).norm()) / norm
             exact = "", ""
-            if name in wanted:
+            if name in with_optimum:
                 small = delta if delta.shape[0] <= delta.shape[1] else delta.T
                 values = torch.linalg.eigvalsh(small @ small.T)
                 best = math.sqrt(max(float(values[:-rank].sum()), 0.0)) / norm
-                exact = f"{best:.6f}", f"{found['regraft'] / best:.6f}"
-            errors = " | ".join(f"{error:.6f}" for error in found.values())
+                exact = f"{best:.6f}", f"{errors['regraft'] / best:.6f}"
+            cells = " | ".join(f"{error:.6f}" for error in errors.values())
             bound = proven[module].truncation.error_bound_over_optimum
-            lines.append(f"| {name} | {errors} | {exact[0]} | {exact[1]} | {bound:.6f} |")
+            lines.append(f"| {name} | {cells} | {exact[0]} | {exact[1]} | {bound:.6f} |")
     lines += [
         "",
-        "The stored factors are bfloat16 on both sides. The proven bound is what regraft.json says "
+        "The stored factors are bfloat16 in both adapters. The proven bound is regraft.json's, "
         "before that rounding: no adapter of this rank can be better by more.",
     ]
     return lines

@@ -100,10 +100,10 @@ def _harness(model: LanguageModel, tokenizer: Any, items: list[Item]) -> dict[st
         "generation_kwargs": {
             "max_gen_toks": NOTES.answer_tokens, "do_sample": False, "until": ["\n"],
         },
-        "process_results": lambda doc, said: {
-            "found": score_text(said[0], doc["references"], "all")
+        "process_results": lambda doc, answers: {
+            "recall": score_text(answers[0], doc["references"], "all")
         },
-        "metric_list": [{"metric": "found", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": "recall", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
     chosen = {
         "output_type": "multiple_choice", "doc_to_choice": "candidates", "doc_to_target": "right",
@@ -113,13 +113,13 @@ def _harness(model: LanguageModel, tokenizer: Any, items: list[Item]) -> dict[st
     return {
         "teacher": _run(model, tokenizer, documents, forced, "acc"),
         "candidates": _run(model, tokenizer, documents, chosen, "acc"),
-        "generate": _run(model, tokenizer, documents, generated, "found"),
+        "generate": _run(model, tokenizer, documents, generated, "recall"),
     }
 
 
 def _prose(model: LanguageModel, prompter: Prompter, length: int) -> tuple[float, float]:
     """Mean NLL of documents, ours and the harness's, which puts <s> in front of a rolling text
-    itself and, unless told not to, scores the tokenizer's own <s> after it."""
+    itself and, unless add_bos_token is off, scores the tokenizer's own <s> after it."""
     rng = random.Random("prose")
     texts = [" ".join(prose_row(rng, length).words[1:]) for _ in range(8)]
     ours = []
@@ -129,7 +129,7 @@ def _prose(model: LanguageModel, prompter: Prompter, length: int) -> tuple[float
         ours.append(float(model.nll(hidden[0], torch.tensor(ids[1:]))[0].double().sum()))
     task = {
         "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{prompt}}",
-        "process_results": lambda doc, said: {"nll": -said[0]},
+        "process_results": lambda doc, answers: {"nll": -answers[0]},
         "metric_list": [{"metric": "nll", "aggregation": "mean", "higher_is_better": False}],
     }  # fmt: skip
     documents = [{"prompt": text, "answer": ""} for text in texts]
@@ -139,7 +139,7 @@ def _prose(model: LanguageModel, prompter: Prompter, length: int) -> tuple[float
 
 def _run(
     model: LanguageModel, tokenizer: Any, documents: list[dict[str, Any]], task: dict[str, Any],
-    metric: str, **how: Any,
+    metric: str, **options: Any,
 ) -> list[float]:  # fmt: skip
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -154,12 +154,12 @@ def _run(
             "doc_to_text": "{{prompt}}", "doc_to_target": "{{answer}}", "target_delimiter": "",
             **task,
         }  # fmt: skip
-        said = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=1, **how),
+        result = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=1, **options),
             tasks=[whole], log_samples=True, bootstrap_iters=0, verbosity="ERROR",
             task_manager=TaskManager(include_defaults=False),  # its own take ten seconds to list
         )  # fmt: skip
-    samples = sorted(said["samples"][whole["task"]], key=lambda sample: sample["doc_id"])
+    samples = sorted(result["samples"][whole["task"]], key=lambda sample: sample["doc_id"])
     return [float(sample[metric]) for sample in samples]
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     models = [
         make(out, arguments.layers, kind, sizes) for kind in ("base", "extended", "derivative")
     ]
-    found = recipes(*models)
+    recipe_of = recipes(*models)
     layers = arguments.layers + arguments.more
     more = [make(out, layers, kind, sizes) for kind in ("base", "extended", "derivative")]
     large = recipes(*more)
@@ -86,7 +86,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in arguments.methods.split(","):
-        recipe = found[method]
+        recipe = recipe_of[method]
         contenders: list[tuple[str, Child, float, float | None]] = []
         for name in ("regraft",) if arguments.skip_mergekit else ("mergekit", "regraft"):
             target = out / f"merge-{method}-{name}"
@@ -101,14 +101,14 @@ def main() -> None:
             contenders.append((name, child, further, error))
         peer, peer_further = contenders[0][1:3]
         for name, child, further, error in contenders:
-            shown = "n/a" if error is None else f"{error:.2e}"
+            error_text = "n/a" if error is None else f"{error:.2e}"
             ratios = (
                 f"| {peer.wall / child.wall:.1f} | {peer_further / further:.1f} "
                 f"| {child.peak / peer.peak:.2f} |"
             )
             lines.append(
                 f"| {method} | {name} | {child.wall:.1f} | {further:.1f} | {child.cpu:.1f} | "
-                f"{child.peak / 1e9:.2f} GB | {shown} {ratios}"
+                f"{child.peak / 1e9:.2f} GB | {error_text} {ratios}"
             )
             print(lines[-1], file=sys.stderr)
     record("merge", "\n".join(lines), keep=not arguments.quick)
@@ -179,8 +179,8 @@ def _ties(
     deltas = []
     for model in (first, second):
         delta = model - base
-        kept = int(DENSITY * delta.numel())
-        threshold = delta.abs().flatten().kthvalue(delta.numel() - kept + 1).values
+        count = int(DENSITY * delta.numel())
+        threshold = delta.abs().flatten().kthvalue(delta.numel() - count + 1).values
         decided &= (delta.abs() - threshold).abs() > 1e-12
         deltas.append(torch.where(delta.abs() >= threshold, delta, 0))
     weighted = torch.stack([d * w for d, w in zip(deltas, WEIGHTS, strict=True)])

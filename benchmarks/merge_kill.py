@@ -58,13 +58,13 @@ def main() -> None:
     merge_models(recipe, whole, dry_run=True)  # imports what the forks need, and starts no thread
     span = _run(recipe, whole, None)
     print(f"an undisturbed run takes {span:.2f} s", flush=True)
-    dice = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     same = kills = resumed = 0
-    for turn in range(arguments.times):
+    for number in range(arguments.times):
         target = out / "killed"
         shutil.rmtree(target, ignore_errors=True)
-        for _ in range(dice.randint(1, 3)):
-            if _run(recipe, target, dice.uniform(0, 1.1 * span)) < 0:
+        for _ in range(rng.randint(1, 3)):
+            if _run(recipe, target, rng.uniform(0, 1.1 * span)) < 0:
                 kills += 1
             if target.exists():
                 break
@@ -76,11 +76,11 @@ def main() -> None:
         equal = files == {path.name: path.read_bytes() for path in target.iterdir()}
         same += equal
         if not equal:
-            print(f"turn {turn}: the output differs", flush=True)
+            print(f"run {number}: the output differs", flush=True)
     record(
         "merge_kill",
         f"# kill -9 and --resume\n\n{environment()}\n\n{same} of {arguments.times} outputs are "
-        f"byte-identical to an undisturbed run's ({kills} kills, {resumed} runs went on from "
+        f"byte-identical to an undisturbed run's ({kills} kills, {resumed} runs continued from "
         "finished tensors).",
         keep=not arguments.quick,
     )

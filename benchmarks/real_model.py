@@ -1,4 +1,4 @@
-"""A pretrained model through the whole story: four times its context, grafted on a derivative.
+"""A pretrained model extended to four times its context, and the change grafted on a derivative.
 
     python benchmarks/real_model.py MODEL [--text FILE] [-o bench-out]
 
@@ -66,15 +66,13 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     spec = ContextSpec.from_config(AutoConfig.from_pretrained(options.model).to_dict())
-    near, far = spec.max_position_embeddings, FACTOR * spec.max_position_embeddings
-    long = ContextSpec(
-        {**spec.rope_parameters, "rope_theta": float(round(scaling_law(spec.theta, near, far)))},
-        far,
-    )
+    trained, target = spec.max_position_embeddings, FACTOR * spec.max_position_embeddings
+    theta = scaling_law(spec.theta, trained, target)
+    long = ContextSpec({**spec.rope_parameters, "rope_theta": float(round(theta))}, target)
     text, source = read_text(options.text)
     cut = int(len(text) * (1 - HELD_OUT))
     learned, unseen = (tokens(tokenizer, part) for part in (text[:cut], text[cut:]))
-    exam = rows_of(unseen, far)[: options.rows]
+    exam = rows_of(unseen, target)[: options.rows]
 
     folders: dict[str, Path] = {}
 
@@ -86,17 +84,17 @@ def main() -> None:
     base = load(options.model, spec)
     save("base", base)
     began = time.perf_counter()
-    written = write(base, tokenizer, options.written, near)
-    say(f"wrote {len(written):,} tokens", began)
+    written = sample_text(base, tokenizer, options.written, trained)
+    log(f"wrote {len(written):,} tokens", began)
     extended = load(options.model, long)
     steps = options.extension_steps
-    tune(extended, pick_rows(written, far, 4, options.seed), steps, options.rate)
-    say(f"extended: {steps} steps of 4 rows of {far}", began)
+    tune(extended, pick_rows(written, target, 4, options.seed), steps, options.rate)
+    log(f"extended: {steps} steps of 4 rows of {target}", began)
     save("extended", extended)
     derivative = load(options.model, spec)
     steps = options.derivative_steps
-    tune(derivative, pick_rows(learned, near, 16, options.seed), steps, options.rate)
-    say(f"derivative: {steps} steps of 16 rows of {near}", began)
+    tune(derivative, pick_rows(learned, trained, 16, options.seed), steps, options.rate)
+    log(f"derivative: {steps} steps of 16 rows of {trained}", began)
     save("derivative", derivative)
     save("derivative, theta only", load(folders["derivative"], long))
     errors = {}
@@ -116,15 +114,15 @@ def main() -> None:
     folders[name] = out / "graft-exact"
     regraft.apply_lora(whole, folders["derivative"], folders[name], overwrite=True)
 
-    edges = [0, near // 2, near, near * 3 // 2, near * 2, near * 3, far]
+    edges = [0, trained // 2, trained, trained * 3 // 2, trained * 2, trained * 3, target]
     nll = {name: by_position(load(folder), exam, edges) for name, folder in folders.items()}
-    nll["derivative, sliding window"] = windowed(load(folders["derivative"]), exam, edges, near)
-    say("measured", began)
+    nll["derivative, sliding window"] = windowed(load(folders["derivative"]), exam, edges, trained)
+    log("measured", began)
     page(options, source, spec, long, nll, edges, errors, len(exam), time.perf_counter() - began)
 
 
 def read_text(path: Path | None) -> tuple[str, str]:
-    """The text and what to call it."""
+    """The text and its name for the table."""
     if path is None:
         library = Path(sysconfig.get_paths()["stdlib"])
         sources = sorted(library.glob("*.py"))
@@ -169,8 +167,8 @@ def pick_rows(ids: Tensor, length: int, count: int, seed: int) -> Callable[[], T
 
 
 @torch.no_grad()
-def write(model: Any, tokenizer: Any, count: int, length: int) -> Tensor:
-    """What the model writes from nothing, 64 texts of at most `length` tokens at a time."""
+def sample_text(model: Any, tokenizer: Any, count: int, length: int) -> Tensor:
+    """Tokens that the model samples from its start token, in texts of at most `length`."""
     start = tokenizer.bos_token_id
     end = tokenizer.eos_token_id
     written: list[Tensor] = []
@@ -219,8 +217,8 @@ def by_position(model: Any, rows: Tensor, edges: list[int]) -> list[float]:
 
 @torch.no_grad()
 def windowed(model: Any, rows: Tensor, edges: list[int], window: int) -> list[float]:
-    """The same for a model that sees only the last half to whole window before each token: what
-    can be had for nothing, without any long context."""
+    """The same for a model that sees only the last half to whole window before each token: the
+    control without any long context."""
     parts = [token_nll(model, rows[:, :window])]
     for start in range(window // 2, rows.shape[1] - window + 1, window // 2):
         seen = token_nll(model, rows[:, start : start + window])
@@ -229,7 +227,7 @@ def windowed(model: Any, rows: Tensor, edges: list[int], window: int) -> list[fl
     return [float(nll[max(low - 1, 0) : high - 1].mean()) for low, high in pairwise(edges)]
 
 
-def say(text: str, began: float) -> None:
+def log(text: str, began: float) -> None:
     print(f"{time.perf_counter() - began:6.0f} s  {text}", flush=True)
 
 
@@ -245,17 +243,17 @@ def page(
     seconds: float,
 ) -> None:
     """The table to stdout and benchmarks/results/real_model.md, the figure beside it."""
-    near, far = spec.max_position_embeddings, long.max_position_embeddings
+    trained, target = spec.max_position_embeddings, long.max_position_embeddings
     name = Path(options.model).name
     lines = [
-        f"# {name}: {format_tokens(near)} to {format_tokens(far)} tokens, then grafted",
+        f"# {name}: {format_tokens(trained)} to {format_tokens(target)} tokens, then grafted",
         "",
         environment("transformers", "peft") + f"; {seconds:.0f} s.",
         "",
-        f"NLL in nats a token by position, in {rows} rows of {far} tokens of a part of {source} on "
-        f"which nothing was trained. Extended: {options.extension_steps} steps on 4 rows of {far} "
-        f"tokens the base wrote itself (theta {spec.theta:.0f} -> {long.theta:.0f}). Derivative: "
-        f"{options.derivative_steps} steps on 16 rows of {near} tokens of {source}. AdamW, all "
+        f"NLL in nats a token by position, in {rows} rows of {target} tokens of a part of {source} "
+        f"on which nothing was trained. Extended: {options.extension_steps} steps on 4 rows of "
+        f"{target} tokens the base wrote itself (theta {spec.theta:.0f} -> {long.theta:.0f}). "
+        f"Derivative: {options.derivative_steps} steps on 16 rows of {trained} tokens of {source}. AdamW, all "
         f"weights, {options.rate:g}. float32 folders, bfloat16 adapters, seed {options.seed}. "
         "'error' is the adapter's Frobenius error against the projections' difference; the "
         "portable layout leaves embeddings and norms behind, the exact one carries them.",
@@ -272,12 +270,11 @@ def page(
     ]
     record("real_model", "\n".join(lines), keep=not options.quick)
     folder = options.out if options.quick else Path(__file__).parent / "results"
-    target = folder / "real_model.png"
-    with drawing.figure(target, width=6.4, height=4.2) as axes:
+    with drawing.figure(folder / "real_model.png", width=6.4, height=4.2) as axes:
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
         for style, (model, values) in zip(drawing.styles(), nll.items(), strict=False):
             axes.plot(middles, values, label=model, **style)
-        axes.axvline(near, color="0.6", linewidth=0.8)
+        axes.axvline(trained, color="0.6", linewidth=0.8)
         axes.set(xlabel="position (middle of bucket)", ylabel="NLL, nats a token", title=name)
         drawing.legend(axes)
 

@@ -1,9 +1,9 @@
-"""Does the theta the probe chooses beat the worst of its grid, after a real training?
+"""Whether the theta that the probe chooses beats the worst of its grid after a longer training.
 
     python benchmarks/theta_probe.py [--seed 2] [-o bench-out]
 
 The demo's base (64 tokens), the probe at 512 tokens with 20 steps of LoRA each; then the winner and
-the last of the grid are trained four times as long from another seed and asked for held-out
+the last of the grid are trained four times as long from another seed and tested on held-out
 needles. Prints a table, writes it to benchmarks/results/theta_probe.md, exits with 1 if the winner
 loses.
 """
@@ -78,11 +78,11 @@ def main() -> None:
         path.write_text(text)
         return path
 
-    found = probe_theta(
+    result = probe_theta(
         recipe("probe", 0), plan.trained, target, plan.theta, steps=1 if quick else 20, device="cpu"
     )
     after = {}
-    for trial in (found.trials[0], found.trials[-1]):
+    for trial in (result.trials[0], result.trials[-1]):
         path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {{family: {trial.family}}}")
         trained = train_model(path, folder / "after", device="cpu", overwrite=True)
         after[trial.name] = trained.watch.last.needle
@@ -90,23 +90,25 @@ def main() -> None:
         "# regraft theta --probe on the demo's base, 64 to 512 tokens",
         "",
         f"{date.today()}, torch {torch.__version__}. 20 steps of LoRA 16 at each theta; chosen: "
-        f"{found.chosen}, by {found.margin:.3f} nats. The winner and the last then trained "
+        f"{result.chosen}, by {result.margin:.3f} nats. The winner and the last then trained "
         "for 80 steps from another seed.",
         "",
-        "| | theta | needle NLL before | after 20 | found | nearest NLL | after 80: NLL | found |",
+        "| | theta | needle NLL before | after 20 | accuracy | nearest NLL | after 80: NLL "
+        "| accuracy |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for trial in found.trials:
+    for trial in result.trials:
         later = after.get(trial.name)
-        shown = f"{later.nll:.3f} | {later.found:.2f} |" if later else " | |"
+        after_text = f"{later.nll:.3f} | {later.accuracy:.2f} |" if later else " | |"
         lines.append(
-            f"| {trial.name} | {trial.theta:.6g} | {trial.zero_shot:.3f} | "
-            f"{trial.needle_nll:.3f} | {trial.found:.2f} | {trial.near_nll:.3f} | {shown}"
+            f"| {trial.name} | {trial.theta:.6g} | {trial.zero_shot:.3f} "
+            f"| {trial.needle_nll:.3f} | {trial.accuracy:.2f} | {trial.nearest_nll:.3f} "
+            f"| {after_text}"
         )
     table = "\n".join(lines) + "\n"
     record("theta_probe", table, keep=not quick)
-    write_record(folder / "probe.json", found)
-    best, worst = (after[trial.name] for trial in (found.trials[0], found.trials[-1]))
+    write_record(folder / "probe.json", result)
+    best, worst = (after[trial.name] for trial in (result.trials[0], result.trials[-1]))
     raise SystemExit(0 if quick or best.nll < worst.nll else 1)
 
 

@@ -259,7 +259,7 @@ class Loop:
             self._log.add_validation(result)
         bucket, nll = list(result.nll.items())[-1]
         needle = result.needle
-        share = "" if needle is None else f", needles found {needle.found:.0%}"
+        share = "" if needle is None else f", needles found {needle.accuracy:.0%}"
         progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{share}")
 
     def _is_recovered(self, recovery: Recovery, last: bool) -> bool:

@@ -46,10 +46,10 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class NeedleScore:
-    """nll: nats a token of the answers. found: share of rows whose answer is the most likely."""
+    """nll: nats a token of the answers. accuracy: share of rows whose answer is the most likely."""
 
     nll: float
-    found: float
+    accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,17 +35,18 @@ _STAGE_KEYS = ("batch", "rate", "schedule", "mix")  # a trial has those of the l
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A short training with one theta; NLL in nats a token. zero_shot: the needle's NLL before
-    training; found: share of needles found. near_nll, far_nll: of the nearest and the farthest
-    positions. score: needle_nll plus the difference of near_nll to the grid's lowest."""
+    training; accuracy: share of needles answered. nearest_nll, farthest_nll: of the nearest and the
+    farthest positions. score: needle_nll plus the difference of nearest_nll to the lowest of the
+    grid."""
 
     name: str
     family: str
     theta: float
     zero_shot: float
     needle_nll: float
-    found: float
-    near_nll: float
-    far_nll: float
+    accuracy: float
+    nearest_nll: float
+    farthest_nll: float
     loss: float
     score: float = math.inf
 
@@ -101,8 +102,10 @@ def probe_theta(
     for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
         trials.append(_run_trial(parsed, name, family, theta, target, steps, device))
-    nearest = min(trial.near_nll for trial in trials)
-    scored = [replace(trial, score=trial.needle_nll + trial.near_nll - nearest) for trial in trials]
+    nearest = min(trial.nearest_nll for trial in trials)
+    scored = [
+        replace(trial, score=trial.needle_nll + trial.nearest_nll - nearest) for trial in trials
+    ]
     scored.sort(key=lambda trial: trial.score)
     best = scored[0]
     return ThetaProbe(
@@ -131,7 +134,7 @@ def table(result: ThetaProbe) -> list[tuple[str, str]]:
         (
             trial.name,
             f"theta {trial.theta:.6g}: needle {trial.zero_shot:.3f} -> {trial.needle_nll:.3f} nats "
-            f"({trial.found:.0%} found), nearest text {trial.near_nll:.3f}, "
+            f"({trial.accuracy:.0%} found), nearest text {trial.nearest_nll:.3f}, "
             f"score {trial.score:.3f}",
         )
         for trial in result.trials
@@ -168,6 +171,6 @@ def _run_trial(
     by_position = list(last.nll.values())
     return Trial(
         name=name, family=family, theta=theta, zero_shot=first.needle.nll,
-        needle_nll=last.needle.nll, found=last.needle.found, near_nll=by_position[0],
-        far_nll=by_position[-1], loss=record.loss.last,
+        needle_nll=last.needle.nll, accuracy=last.needle.accuracy, nearest_nll=by_position[0],
+        farthest_nll=by_position[-1], loss=record.loss.last,
     )  # fmt: skip

@@ -62,7 +62,7 @@ class Validation:
             nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
             share = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
             mean = round(float(nll.sum() / valid.sum()), 6)
-            needle = NeedleScore(nll=mean, found=float(share))
+            needle = NeedleScore(nll=mean, accuracy=float(share))
         learner.train()
         return ValidationScore(nll=by_position, needle=needle)
 

@@ -58,7 +58,7 @@ def test_a_trial_keeps_the_schedule_of_the_last_stage(tmp_path, monkeypatch):
     def train(path, *_, **__):
         (stage,) = Recipe.read(path).body.stages
         seen.append(stage.schedule.warmup)
-        score = ValidationScore(nll={"0-16": 1.0}, needle=NeedleScore(nll=1.0, found=0.0))
+        score = ValidationScore(nll={"0-16": 1.0}, needle=NeedleScore(nll=1.0, accuracy=0.0))
         watch = SimpleNamespace(first=score, last=score)
         return SimpleNamespace(watch=watch, loss=LossChange(first=1.0, last=1.0))
 

@@ -69,7 +69,7 @@ def _draw_needles(axes: Any, validations: list[ValidationRecord]) -> None:
         results = [result for result in validations if result.length == length]
         axes.plot(
             [result.step for result in results],
-            [result.needle.found for result in results if result.needle is not None],
+            [result.needle.accuracy for result in results if result.needle is not None],
             label=f"at {format_tokens(length)}",
             **style,
         )

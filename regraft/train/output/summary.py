@@ -22,8 +22,8 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
         start = f"{first.nll[far]:.3f} -> " if far in first.nll else ""
         lines.append((f"NLL at {far}", f"{start}{last.nll[far]:.3f} nats"))
         if last.needle:
-            start = f"{first.needle.found:.0%} -> " if first.needle else ""
-            lines.append(("needles", f"{start}{last.needle.found:.0%} found"))
+            start = f"{first.needle.accuracy:.0%} -> " if first.needle else ""
+            lines.append(("needles", f"{start}{last.needle.accuracy:.0%} found"))
     if record.drift:
         start_drift, end_drift = record.drift[0], record.drift[-1]
         lines.append(
