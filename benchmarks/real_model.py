@@ -253,10 +253,10 @@ def page(
         f"NLL in nats a token by position, in {rows} rows of {target} tokens of a part of {source} "
         f"on which nothing was trained. Extended: {options.extension_steps} steps on 4 rows of "
         f"{target} tokens the base wrote itself (theta {spec.theta:.0f} -> {long.theta:.0f}). "
-        f"Derivative: {options.derivative_steps} steps on 16 rows of {trained} tokens of {source}. AdamW, all "
-        f"weights, {options.rate:g}. float32 folders, bfloat16 adapters, seed {options.seed}. "
-        "'error' is the adapter's Frobenius error against the projections' difference; the "
-        "portable layout leaves embeddings and norms behind, the exact one carries them.",
+        f"Derivative: {options.derivative_steps} steps on 16 rows of {trained} tokens of {source}. "
+        f"AdamW, all weights, {options.rate:g}. float32 folders, bfloat16 adapters, "
+        f"seed {options.seed}. 'error' is the adapter's Frobenius error against the projections' "
+        "difference; the portable layout leaves embeddings and norms out, the exact one has them.",
         "",
         f"| | {' | '.join(f'{low}-{high}' for low, high in pairwise(edges))} | error |",
         f"|---|{'--:|' * len(edges)}",
