@@ -39,10 +39,10 @@ from warm import WarmProcess
 
 def draw(number: int, seed: int, commands: tuple[str, ...], kinds: tuple[str, ...]) -> Fault:
     """Fault `number`: kinds and commands in turn, each at a random moment."""
-    dice = random.Random(f"{seed} {number}")
+    rng = random.Random(f"{seed} {number}")
     command = commands[number % len(commands)]
     kind = kinds[(number // len(commands)) % len(kinds)]
-    return Fault(number, command, kind, dice.random(), dice.random() < 0.5, commit())
+    return Fault(number, command, kind, rng.random(), rng.random() < 0.5, commit())
 
 
 def table(faults: list[Fault], arguments: argparse.Namespace) -> str:

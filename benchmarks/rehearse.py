@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llama8b import add_quick, environment, record
+from harness import add_quick, environment, record
 from training import make_body
 
 from regraft.parallel import Mesh
