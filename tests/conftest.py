@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from blank_figures import render, save_blank
@@ -16,8 +17,25 @@ from warm import WarmProcess
 
 from regraft import drawing, progress
 
+# Files whose tests share models or runs that take seconds to make: each goes to one process.
+_WHOLE = (
+    "benchmarks/test_benchmarks", "demo/test_demo", "docs/test_commands", "graft/test_report",
+    "graft/test_sweep", "merge/test_conformance", "train/test_parallel", "train/test_recovery",
+)  # fmt: skip
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups by file; pytest-xdist's own groups (3.8) are ignored by pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file.removesuffix(".py").endswith(_WHOLE) else nodeid
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)

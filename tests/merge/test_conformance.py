@@ -15,7 +15,7 @@ import pytest
 import torch
 from merge_zoo import EPS, entries, layers, merge
 
-pytestmark = [pytest.mark.usefixtures("in_zoo"), pytest.mark.xdist_group("mergekit")]
+pytestmark = pytest.mark.usefixtures("in_zoo")
 
 
 TWO = [

@@ -54,7 +54,7 @@ def test_donor_does_not_depend_on_hash_seeds(tmp_path: Path) -> None:
         "import sys; from regraft.merge.recipe.recipe import Recipe\n"
         "print(*(ref for ref, _ in Recipe.read(sys.argv[1]).references()))"
     )
-    for seed in "0123":
+    for seed in "15":  # a set of the three has another order under each
         done = subprocess.run(
             [sys.executable, "-c", code, str(recipe)], capture_output=True, text=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
