@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regraft.document import Document
+from regraft.document import Document, Where
 from regraft.errors import InputError
 from regraft.recipe import Mistakes, RecipeError
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
@@ -29,6 +29,45 @@ def include(mistakes: Mistakes, read: Callable[[], object]) -> None:
 def training_block(document: Document, *where: str | int) -> Document:
     """The training recipe at `where`, which trains `base` where it names no model."""
     return document.part(*where, model="base")
+
+
+def training_blocks(value: dict[str, Any]) -> Iterator[Where]:
+    """Where the recipe has training recipes, except `recover`."""
+    if isinstance(value.get("extend"), dict):
+        yield ("extend",)
+    if isinstance(base := value.get("base"), dict) and isinstance(base.get("train"), dict):
+        yield ("base", "train")
+    targets = value.get("targets")
+    if isinstance(targets, dict) and isinstance(targets.get("train"), dict):
+        yield ("targets", "train")
+    for number, target in enumerate(targets if isinstance(targets, list) else ()):
+        if isinstance(target, dict) and isinstance(target.get("train"), dict):
+            yield ("targets", number, "train")
+
+
+def refuse_many_processes(value: Any) -> InputError:
+    """The error of a job that torchrun started: which blocks of the recipe `regraft train` runs in
+    many processes, and how the job continues from their outputs."""
+    recipe: dict[str, Any] = value if isinstance(value, dict) else {}
+    trained = {where[0] for where in training_blocks(recipe)}
+    names = {
+        "base": "`base: FOLDER`",
+        "extend": "`extended: FOLDER` (a LoRA: `adapter: FOLDER`) instead of extend",
+        "targets": "`model: FOLDER` instead of a target's train",
+    }
+    text = "regraft graft runs in one process; start it without torchrun"
+    if trained:
+        named = " and ".join(name for block, name in names.items() if block in trained)
+        text += (
+            "; to train in many, run the block as a recipe of its own with `torchrun ... regraft "
+            f"train`, then regraft graft with {named}"
+        )
+    if RECOVER in recipe:
+        text += (
+            "; to recover in many, run regraft graft without recover, then the block as a recipe "
+            "with `torchrun ... regraft train`, `model: OUT/models/TARGET` and a teacher by folder"
+        )
+    return InputError(f"{text}.")
 
 
 def recover_block(document: Document) -> Document:

@@ -18,6 +18,7 @@ from regraft.checkpoint.write.target import check_overlap
 from regraft.device import pick_device
 from regraft.document import Document
 from regraft.errors import InputError, RegraftError
+from regraft.graft.blocks import refuse_many_processes
 from regraft.graft.merge_job import RESULT, MergeJob
 from regraft.graft.plan import make_stages, merge_stages, select
 from regraft.graft.recipe import Recipe
@@ -53,10 +54,10 @@ def graft_model(
     A target that fails does not stop the others. Raises InputError, before the first stage, for
     whatever the commands of the stages refuse; RegraftError at the end, naming the failed targets.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("regraft graft runs in one process; start it without torchrun.")
-    kind = pick_device(device).type
     document = Document.read(recipe)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise refuse_many_processes(document.value)
+    kind = pick_device(device).type
     workspace = Workspace(out)
     stages, names = _stages(document, workspace, device, overwrite)
     workspace.check(document.text, kind, overwrite=overwrite, resume=resume)

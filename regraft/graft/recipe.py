@@ -12,7 +12,7 @@ from regraft.adapters.serving import PORTABLE_CAP
 from regraft.document import Document, Where
 from regraft.errors import InputError
 from regraft.evaluate.suites import MEASURES
-from regraft.graft.blocks import check_recover, include, training_block
+from regraft.graft.blocks import check_recover, include, training_block, training_blocks
 from regraft.graft.schema import Body, Target, Trained, check_evaluation
 from regraft.lowrank.rank import parse_rule
 from regraft.markdown import last_name
@@ -58,7 +58,7 @@ class Recipe(BaseRecipe[Body]):
     def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
         """Add the mistakes of the blocks that other commands run."""
         document = self.document
-        for where in _training_blocks(value):
+        for where in training_blocks(value):
             include(mistakes, partial(TrainingRecipe, training_block(document, *where)))
         check_recover(document, mistakes)
         if isinstance(value.get("merge"), dict):
@@ -160,20 +160,6 @@ def schema() -> dict[str, Any]:
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     result["title"] = "regraft graft recipe"
     return result
-
-
-def _training_blocks(value: dict[str, Any]) -> Iterator[Where]:
-    """Where the recipe has training recipes, except `recover`."""
-    if isinstance(value.get("extend"), dict):
-        yield ("extend",)
-    if isinstance(base := value.get("base"), dict) and isinstance(base.get("train"), dict):
-        yield ("base", "train")
-    targets = value.get("targets")
-    if isinstance(targets, dict) and isinstance(targets.get("train"), dict):
-        yield ("targets", "train")
-    for number, target in enumerate(targets if isinstance(targets, list) else ()):
-        if isinstance(target, dict) and isinstance(target.get("train"), dict):
-            yield ("targets", number, "train")
 
 
 def _merge_block(document: Document) -> Document:
