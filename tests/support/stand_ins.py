@@ -44,7 +44,8 @@ ROLES = {"recipient": "demo-out/derivative", "donor": "demo-out/extended",
          "graft": "demo-out/graft-rank-16"}  # fmt: skip
 RECIPES = {"graft": "examples/graft-long-context.yaml",
            "merge": "examples/merge-long-context.yaml", "train": "examples/extend-toy.yaml",
-           "plan": "examples/extend-toy.yaml", "--probe": "examples/extend-toy.yaml"}  # fmt: skip
+           "plan": "examples/extend-toy-lora.yaml",
+           "--probe": "examples/extend-toy.yaml"}  # fmt: skip
 LENGTHS = {"4k": "256", "256k": "128", "64k": "64", "512k": "128", "1M": "256", "1k": "128",
            "512": "128", "8k": "64"}  # fmt: skip
 
@@ -163,6 +164,8 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
         more += ["--base", "70", "--steps", "1"]
     if verb == "push" and "--dry-run" not in words:
         more.append("--dry-run")
+    if "--trace" in words:  # every device takes a second
+        words[words.index("--gpus") + 1] = "1xH100-80"
     if "--budget" in words:
         words[words.index("--budget") + 1] = "30kB"
     if verb == "export":
