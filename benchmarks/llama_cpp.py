@@ -196,14 +196,11 @@ def transformers_logits(model: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def real_model(llama: Llama, source: Path, out: Path) -> str:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     base, extended = out / "real-base", out / "real-extended"
-    gguf: dict[str, Any] = {"gguf_file": source.name}
     if not base.exists():
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **gguf)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
-        save(model, tokenizer, base)
+        model, tokenizer = unpack(source, base)
         generator = torch.Generator().manual_seed(1)
         for name, weight in model.named_parameters():
             if "proj" in name:
@@ -245,6 +242,17 @@ def real_model(llama: Llama, source: Path, out: Path) -> str:
         f"| (transformers, base) | merged | {compared(theirs['base'].numpy(), theirs['merged'])} |"
     )
     return "\n".join(rows)
+
+
+def unpack(source: Path, folder: Path) -> tuple[Any, Any]:
+    """Write the dequantised model of a GGUF file to `folder`; returns it and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf: dict[str, Any] = {"gguf_file": source.name}
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **gguf)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
+    save(model, tokenizer, folder)
+    return model, tokenizer
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,11 +1,12 @@
 """llama.cpp in a process of its own, whose Python has llama-cpp-python and needs no regraft.
 
-    python benchmarks/llama_cpp_child.py JOB.json    # {"op": "run" | "quantize" | "tokenize", ...}
+    python benchmarks/llama_cpp_child.py JOB.json    # {"op": "run" | "quantize" | ..., ...}
 
 run: {"model", "lora", "n_ctx", "rope_freq_base", "f32_cache", "rows": [[id]], "save"} evaluates
 each row and writes to the file `save` (.npz) the NLL of every id but the first and the likeliest
 next id at each position, with "logits": true also all logits of the first row. quantize: {"source",
-"target", "type"}. tokenize: {"model", "texts"} prints the ids as JSON.
+"target", "type"}. tokenize: {"model", "texts"} prints the ids as JSON. serve: {"model",
+"alias", "n_ctx", "port"} is llama-cpp-python's server with a cache in float32.
 """
 
 from __future__ import annotations
@@ -77,7 +78,22 @@ def tokenize(job: dict[str, Any]) -> None:
     print(json.dumps([llm.tokenize(text.encode(), False, True) for text in job["texts"]]))
 
 
+def serve(job: dict[str, Any]) -> None:
+    import uvicorn
+    from llama_cpp.server.app import create_app
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    bindings.llama_model_default_params = without_repacking
+    model = ModelSettings(
+        model=job["model"], model_alias=job["alias"], n_ctx=job["n_ctx"], logits_all=True,
+        type_k=F32, type_v=F32, n_threads=os.cpu_count() or 1, verbose=False,
+    )  # fmt: skip
+    app = create_app(server_settings=ServerSettings(), model_settings=[model])
+    uvicorn.run(app, host="127.0.0.1", port=job["port"], log_level="warning")
+
+
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
-    {"run": run, "quantize": quantize, "tokenize": tokenize}[job["op"]](job)
+    ops = {"run": run, "quantize": quantize, "tokenize": tokenize, "serve": serve}
+    ops[job["op"]](job)

@@ -5,6 +5,7 @@ Each step skips what an interrupted run has already written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,10 @@ def answer_items(
     measurer = Measurer(work, output)
     with progress.bar("models", total=len(work.sources) * (len(files) + 1)) as bar:
         for source in work.sources:
-            model = _LazyModel(work, source, output)
+            model = _LazyModel(work, source, output, lambda text: bar.advance(0, text))
             for (task, length), path in files.items():
-                bar.advance(1, f"{source.name}: {task} {format_tokens(length)}")
+                model.label = f"{source.name}: {task} {format_tokens(length)}"
+                bar.advance(1, model.label)
                 if task in source.not_asked:
                     continue
                 target = output.folder / "items" / source.folder / path.name
@@ -82,7 +84,8 @@ def answer_items(
                     lines = _answer_cell(work, tasks[task], items, model.get())
                     output.write(key, target, [to_json(line) for line in lines])
                 answers[source.name, task, length] = parse_answers(output.read(target))
-            bar.advance(1, source.name)
+            model.label = source.name
+            bar.advance(1, model.label)
             measures[source.name] = measurer.measure_once(source, model.get)
     return answers, measures
 
@@ -103,11 +106,15 @@ def judge_answers(work: Work, files: ItemFiles, answers: Answers, folder: Path) 
 
 
 class _LazyModel:
-    """A model that is loaded, with its adapter merged, when it is first used."""
+    """A model that is loaded, with its adapter merged, when it is first used. show: displays how
+    many answers of a served one are there, behind `label`."""
 
-    def __init__(self, work: Work, source: Evaluated, output: SharedOutput) -> None:
-        self._work, self._source, self._output = work, source, output
+    def __init__(
+        self, work: Work, source: Evaluated, output: SharedOutput, show: Callable[[str], None]
+    ) -> None:
+        self._work, self._source, self._output, self._show = work, source, output, show
         self._model: Answerer | None = None
+        self.label = source.name
 
     def get(self) -> Answerer:
         """The model, in all processes. Collective."""
@@ -118,9 +125,12 @@ class _LazyModel:
     def _load(self) -> Answerer:
         source, output = self._source, self._output
         if isinstance(source, ServedSource):
-            return source.connect(self._work.kit.prompter, output.spool)
+            return source.connect(self._work.kit.prompter, output.spool, self._count)
         with merged(source, output.spool, output.mesh) as whole:
             return whole.load(output.mesh.device, output.mesh)
+
+    def _count(self, done: int, total: int) -> None:
+        self._show(f"{self.label}, {done} of {total} answers")
 
 
 def _answer_cell(work: Work, task: Task, items: list[Item], model: Answerer) -> list[Answer]:

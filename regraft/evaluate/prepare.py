@@ -159,7 +159,7 @@ def _lengths(contexts: dict[str, ContextSpec], limit: int | None) -> list[int]:
 def _example(kit: Kit, settings: Settings) -> str:
     """A short prompt with the beginning of its answer."""
     corpus = kit.haystack if settings.haystack == "world" else open_corpus("grammar")
-    *text, last = corpus.pieces("endpoint", 9)
+    *text, last = corpus.pieces("endpoint", 4)
     return kit.prompter.wrap("".join(text).rstrip(), f" {last.split()[0]}")
 
 

@@ -57,7 +57,8 @@ class _Question:
 
 class ServedModel:
     """A model behind an endpoint. model: its name there; requests: how many are under way at once;
-    path: of the file with its answers.
+    path: of the file with its answers; count: is called with (answers, questions) of those that are
+    asked together.
 
     Its methods raise RegraftError if the endpoint stops answering.
     """
@@ -71,11 +72,12 @@ class ServedModel:
         prompter: Prompter,
         requests: int,
         path: Path,
+        count: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.name, self.mesh = name, Mesh()
         self.start: int | None = prompter.tokenizer.bos_token_id
         self._endpoint, self._model, self._protocol = endpoint, model, protocol
-        self._prompter, self._requests = prompter, requests
+        self._prompter, self._requests, self._count = prompter, requests, count
         self._file = LineFile(path)
         self._answers: dict[str, Entry] = {entry["key"]: entry for entry in self._file.entries}
 
@@ -105,7 +107,8 @@ class ServedModel:
         # requests are written in this thread: a tokenizer is not safe in several
         requests = ((key, self._request(question)) for key, question in missing.items())
         try:
-            for key, entry in run_at_once(requests, self._requests):
+            for done, (key, entry) in enumerate(run_at_once(requests, self._requests), 1):
+                self._count(len(keys) - len(missing) + done, len(keys))
                 self._answers[key] = {"key": key, **entry}
                 self._file.append(self._answers[key])
         except EndpointError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,14 @@ class ServedSource:
         """What changes the answers, as JSON."""
         return [self.location, asdict(self.protocol)]
 
-    def connect(self, prompter: Prompter, folder: Path) -> ServedModel:
-        """The model. folder: where the file with its answers is, which a resumed run finds."""
+    def connect(
+        self, prompter: Prompter, folder: Path, count: Callable[[int, int], None]
+    ) -> ServedModel:
+        """The model. folder: where the file with its answers is, which a resumed run finds; count:
+        is called with (answers, questions) of those that are asked together."""
         return ServedModel(
             self.name, self.endpoint, self.model, self.protocol, prompter, self.requests,
-            folder / f"served-{self.folder}.jsonl",
+            folder / f"served-{self.folder}.jsonl", count,
         )  # fmt: skip
 
     def record(self) -> EndpointRecord:
