@@ -10,17 +10,7 @@ from stand_ins import PLAN, make_workplace, servers
 
 
 @pytest.fixture(scope="package")
-def undrawn_figures() -> Iterator[None]:
-    """Figures are files of five bytes: drawing takes longer than all the rest of a command."""
-    from matplotlib.figure import Figure
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b"drawn"))
-        yield
-
-
-@pytest.fixture(scope="package")
-def toys(tmp_path_factory: pytest.TempPathFactory, undrawn_figures: None) -> Path:
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `make_workplace`."""
     return make_workplace(tmp_path_factory.mktemp("docs"))
 

@@ -161,7 +161,7 @@ def test_a_state_that_does_not_fit_on_the_disk_is_one_sentence(world, ranks, run
     codes, errors = ranks.run(world, *line, largest=150_000)
     assert codes == [1] * world
     for error in errors:
-        assert "The training state cannot be write_recipe" in error
+        assert "The training state cannot be written" in error
         assert error.count("\n") == 1
 
 

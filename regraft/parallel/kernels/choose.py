@@ -6,7 +6,8 @@ there: a wrong kernel would train without an error message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -17,7 +18,6 @@ from regraft.errors import InputError
 from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Lengths, Reference
 
 
-@cache
 def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Kernel:
     """The kernel for a device type, value type and head size.
 
@@ -25,6 +25,31 @@ def choose(device: str, dtype: torch.dtype, head_dim: int, name: str = "auto") -
     `Reference`. Raises InputError for a name that is unknown, not installed, or wrong here, with
     the reason.
     """
+    return _by_shape or _choose(device, dtype, head_dim, name)
+
+
+def forget() -> None:
+    """Have `choose` try the kernels again."""
+    _choose.cache_clear()
+
+
+_by_shape: Kernel | None = None
+
+
+@contextmanager
+def by_shape(kernel: Kernel) -> Iterator[None]:
+    """Have `choose` return this kernel without a check, for tensors that have no data: what it
+    computes on this machine is of no importance."""
+    global _by_shape
+    _by_shape, before = kernel, _by_shape
+    try:
+        yield
+    finally:
+        _by_shape = before
+
+
+@cache
+def _choose(device: str, dtype: torch.dtype, head_dim: int, name: str) -> Kernel:
     candidates = _candidates(device)
     if name != "auto" and name not in candidates:
         raise InputError(

@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from regraft.data.batch import IGNORED
 from regraft.errors import InputError
 from regraft.parallel.exchange.choose import GPU_CLUSTER, GPU_NODE
-from regraft.parallel.kernels.choose import choose
+from regraft.parallel.kernels.choose import by_shape
+from regraft.parallel.kernels.kernel import CpuFlash
 from regraft.parallel.layout import multiple
 from regraft.parallel.shards import KEY, Shard
 from regraft.rope import ContextSpec
@@ -34,7 +35,7 @@ from regraft.train.recipe_mesh import make_mesh
 from regraft.train.step import optimizers
 from regraft.train.step.fsdp import wrap_layers
 from regraft.train.step.learner import Learner, untrained_learner
-from regraft.train.step.rotary import fix_rotary, head_size
+from regraft.train.step.rotary import fix_rotary
 
 _LAYERS = (3, 4, 5)
 _TOLERANCE = 1e-3  # relative distance of the last trace from the line through the others
@@ -140,13 +141,11 @@ def _trace(body: Body, config: dict[str, Any], length: int, rows: int) -> Trace:
     ranks = mesh.context * mesh.ulysses
     mesh = replace(mesh, machine=GPU_NODE if ranks <= _NODE else GPU_CLUSTER)
     learner = untrained_learner(body, config, "the model", mesh)
-    # Choosing a kernel runs it on data, so this is done before tensors are fake.
-    choose("cpu", getattr(torch, body.dtype), head_size(learner.model.config), mesh.kernel)
     step = multiple(mesh.context, mesh.ulysses)
     padded = -(-length // step) * step
     shard = Shard(mesh, padded, length, ((0, *((length,) if padded > length else ())),))
     counter = LiveBytes()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with by_shape(CpuFlash()), FakeTensorMode(allow_non_fake_inputs=True):
         _allocate(learner)
         wrap_layers(learner, body, mesh)
         fix_rotary(learner.model, ContextSpec.from_config(config), length)

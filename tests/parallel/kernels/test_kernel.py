@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from regraft.errors import InputError
-from regraft.parallel.kernels.choose import choose, names, refusal
+from regraft.parallel.kernels.choose import choose, forget, names, refusal
 from regraft.parallel.kernels.cuda import Cudnn, Flash, FlashPackage, candidates
 from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Reference, merge
 from regraft.parallel.kernels.spans import attend, attend_backward, empty_result
@@ -195,7 +195,7 @@ class _PackageSignatures:
 def test_auto_warns_where_only_plain_products_are_left(monkeypatch: Any) -> None:
     """torch has no kernel for some head sizes; plain products are many times slower."""
     monkeypatch.setattr(CpuFlash, "dtypes", ())
-    choose.cache_clear()
+    forget()
     try:
         with pytest.warns(UserWarning, match=r"plain products.*torch-cpu does not take"):
             assert choose("cpu", torch.float32, 20).name == "reference"
@@ -203,4 +203,4 @@ def test_auto_warns_where_only_plain_products_are_left(monkeypatch: Any) -> None
             warnings.simplefilter("error")
             assert choose("cpu", torch.float32, 20, "reference").name == "reference"
     finally:
-        choose.cache_clear()
+        forget()

@@ -140,7 +140,7 @@ def test_a_server_that_hangs_is_waited_for_within_bounds(
     monkeypatch.setattr("regraft.evaluate.answers.served.model.TRIES", 2)
     over = threading.Event()
     server.fault = lambda number: Reply(wait=over)
-    with pytest.raises(RegraftError, match=r"timed out after 0\.1 s"):
+    with pytest.raises(RegraftError, match="timed out"):
         served(server, tmp_path, timeout=0.1).generate(TEXTS[:1], 3)
     over.set()
 
