@@ -36,8 +36,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 import torch
-from llama8b import environment, record
-from llama_cpp import CHILD, Llama, export, unpack
+from harness import environment, record
+from llamacpp.logits import unpack
+from llamacpp.runner import CHILD, Llama, export
 
 import regraft
 from regraft.units import format_tokens

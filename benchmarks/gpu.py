@@ -25,10 +25,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qualification.parts import FIRST, MACHINE, PARTS, Part
 from qualification.processes import Outcome, in_new_interpreter, run_part
 from qualification.report import OK, Line, Report, read, tables
 
@@ -39,37 +39,6 @@ _IMPORTED = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "peft", "
              "matplotlib.font_manager")  # fmt: skip
 _NO_GPU = 3  # exit code of the first part
 _LEAST = 6.0  # seconds below which no part is started
-_MACHINE = 60.0  # seconds for CUDA to start in a first process
-
-
-@dataclass(frozen=True)
-class Part:
-    """name: for --part. function: module and name in `qualification`. seconds, quick: time limits
-    in full and with --quick, which leaves out parts where it is 0."""
-
-    name: str
-    function: str
-    seconds: float
-    quick: float = 0.0
-
-
-PARTS = (
-    Part("kernels", "kernels:check_kernels", 60, 25),
-    Part("nccl", "distributed:check_distributed", 40, 25),
-    Part("step", "step:check_step", 60, 30),
-    Part("offload", "offload:check_offload", 40, 20),
-    Part("extract", "extraction:check_extraction", 90, 35),
-    Part("merge", "commands:check_merge", 60, 30),
-    Part("constants", "machine:measure_constants", 25, 15),
-    Part("64k", "lengths:measure_64k", 80),
-    Part("levers", "lengths:measure_levers", 100, 30),
-    Part("long", "lengths:measure_long_rows", 100),
-    Part("longest", "lengths:measure_longest", 60),
-    Part("evaluate", "evaluation:check_evaluation", 70),
-    Part("wide", "kernels:check_long_rows", 50),
-    Part("128k", "lengths:measure_128k", 100),
-)
-_FIRST = Part("machine", "machine:describe_machine", _MACHINE, _MACHINE)
 
 
 def main() -> int:
@@ -160,10 +129,10 @@ class Run:
         """Run the first part, which needs a GPU that starts after a fork or in a new interpreter.
         Returns 0, or the exit code of the whole run."""
         print(f"imports: {self._elapsed():.1f} s", flush=True)
-        outcome = self._start(_FIRST, _MACHINE)
+        outcome = self._start(FIRST, MACHINE)
         if outcome.code == _NO_GPU and self.scale != "rehearse" and _has_device_file():
             self.forks = False
-            outcome = self._start(_FIRST, _MACHINE)
+            outcome = self._start(FIRST, MACHINE)
         if outcome.code == 0:
             return 0
         if outcome.code == _NO_GPU:
@@ -173,7 +142,7 @@ class Run:
                 f"torch {torch.__version__} sees no GPU here; run this where it does, or rehearse "
                 "it on a CPU with --rehearse"
             )
-        Report(self.file, _FIRST.name).end(_reason(outcome), outcome.seconds, outcome.tail)
+        Report(self.file, FIRST.name).end(_reason(outcome), outcome.seconds, outcome.tail)
         return _conclude(self.out)
 
     def _part(self, part: Part) -> None:
@@ -246,7 +215,7 @@ def _preload() -> None:
     set_environment()
     import torch
 
-    modules = dict.fromkeys(part.function.partition(":")[0] for part in (_FIRST, *PARTS))
+    modules = dict.fromkeys(part.function.partition(":")[0] for part in (FIRST, *PARTS))
     for name in (*_IMPORTED, *(f"qualification.{module}" for module in modules)):
         try:
             importlib.import_module(name)
@@ -278,7 +247,7 @@ def _conclude(out: Path, *others: Path) -> int:
     for other in others:
         known = {line.part for line in lines}
         lines += [line for line in read(other / "gpu.jsonl") if line.part not in known]
-    order = [_FIRST.name, *(part.name for part in PARTS)]
+    order = [FIRST.name, *(part.name for part in PARTS)]
     lines.sort(key=lambda line: order.index(line.part) if line.part in order else len(order))
     text = tables(lines)
     (out / "gpu.md").write_text(text, encoding="utf-8")

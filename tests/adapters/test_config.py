@@ -172,3 +172,55 @@ def test_targets_are_pefts() -> None:
         for name in names:
             expected = bool(check_target_module_exists(theirs, name))
             assert is_target(own, name) == expected, (own, name)
+
+
+@pytest.mark.parametrize(
+    ("config", "scaling"),
+    [
+        ({}, 2.0),
+        ({"use_rslora": True}, 4.0),
+        ({"alpha_pattern": {"q_proj": 2}}, 0.5),
+        ({"alpha_pattern": {"layers.0.self_attn.q_proj": 2, "q_proj": 16}}, 0.5),
+        ({"alpha_pattern": {r"layers\.1\..*q_proj": 2, "_proj": 16}}, 2.0),
+        ({"alpha_pattern": {r".*\.q_proj": 16}}, 4.0),
+        ({"r": 99, "rank_pattern": {"q_proj": 4}}, 2.0),
+        ({"r": 99, "rank_pattern": {"^model.layers.0.self_attn.q_proj": 4}}, 2.0),
+        ({"rank_pattern": None, "alpha_pattern": None}, 2.0),
+        ({"lora_alpha": 0}, 0.0),
+    ],
+)
+def test_scaling_follows_pefts_patterns(config, scaling, tmp_path):
+    lora = Adapter.open(adapter(tmp_path / "a", config))
+    assert lora.modules[f"{Q}.weight"].scaling == pytest.approx(scaling)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "LOHA"}, "is a LOHA adapter"),
+        ({"peft_type": None}, "is a nameless adapter"),
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"target_parameters": ["experts.w"]}, "target_parameters"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights='OLoRA'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+    ],
+)
+def test_what_is_more_than_a_plain_change_is_refused(config, message, tmp_path):
+    with pytest.raises(InputError, match=message) as refused:
+        Adapter.open(adapter(tmp_path / "a", config))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
+def test_ways_to_begin_that_leave_the_base_alone_are_read(start, tmp_path):
+    assert Adapter.open(adapter(tmp_path / "a", {"init_lora_weights": start})).modules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from functools import partial
 from pathlib import Path
@@ -11,21 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from evaluated import evaluate, text_tokenizer, toy, world_tokenizer
-from models import GEMMA2, LLAMA, LONG, contents, save, weights
-from torch.nn import functional as F
+from evaluated import evaluate, text_tokenizer
+from models import LLAMA, LONG, contents, save, weights
 from typer.testing import CliRunner
 
 from regraft.cli import app
-from regraft.data.toy_language import IDS, WORDS
 from regraft.errors import CheckpointError, InputError
-from regraft.evaluate.answers import drift, perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
-from regraft.evaluate.answers.scoring import answer, batches
-from regraft.evaluate.prompts.haystack import World
-from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import read_result
-from regraft.evaluate.tasks import Draft, Kit, Task
 from regraft.records import dump_json
 
 CPU = torch.device("cpu")
@@ -33,163 +25,8 @@ QUICK: dict[str, Any] = {"haystack": "world", "items": 6, "texts": 2}
 MATRIX = "toy,perplexity,drift"
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "recipient": toy(root / "recipient"),
-        "donor": toy(root / "donor", seed=1, **LONG),
-        "graft": toy(root / "graft", seed=2, **LONG),
-    }
-
-
-@pytest.fixture(scope="module")
-def model(folders: dict[str, Path]) -> LanguageModel:
-    return Source("m", str(folders["recipient"])).load(CPU)
-
-
 def named(folders: dict[str, Path]) -> list[str]:
     return [f"{name}={folder}" for name, folder in folders.items()]
-
-
-def copying(kit: Kit, budget: int, number: int) -> Draft:
-    word = ("maple", "otter", "violet")[number % 3]
-    return Draft(f"note paris {word} ;", "note paris copper ;", (word,), candidates=("otter", word))
-
-
-COPY = Task("copy", copying, lambda prompt: prompt.split()[2:3], answer_tokens=4)
-
-
-def test_teacher_forcing_says_what_greedy_decoding_says(model: LanguageModel) -> None:
-    # the answer is what the model itself would go on with, or that with its last word changed
-    prompter = Prompter(world_tokenizer())
-    prompts = ["anna carries the lantern .", "note paris otter maple ; ask paris", "the old"]
-    drafts = []
-    for prompt in prompts:
-        ids = model.generate([prompter.ids(prompt)], 3)[0]
-        drafts.append((prompt, " ".join(WORDS[i] for i in ids)))
-        drafts.append((prompt, " ".join(WORDS[i] for i in [*ids[:2], (ids[2] + 1) % 200 + 3])))
-
-    def make(kit: Kit, budget: int, number: int) -> Draft:
-        prompt, answer = drafts[number]
-        return Draft(prompt, prompt, (answer,))
-
-    task = Task("own", make, lambda prompt: [], answer_tokens=3)
-    kit = Kit(prompter, World())
-    items = [task.item(kit, 64, number) for number in range(len(drafts))]
-    for budget in (1, 20, 1000):
-        forced = answer(model, prompter, items, "teacher", budget=budget, max_new_tokens=3)
-        said = answer(model, prompter, items, "generate", budget=budget, max_new_tokens=3)
-        assert [a.score for a in forced] == [1, 0] * 3
-        assert [a.score for a in said] == [1, 0] * 3
-        assert [a.twin for a in forced] == [1, 0] * 3
-
-
-def test_nll_of_an_answer_is_that_of_its_tokens(model: LanguageModel) -> None:
-    prompter = Prompter(world_tokenizer())
-    items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    result = answer(model, prompter, items, "teacher", budget=1000, max_new_tokens=4)
-    for item, got in zip(items, result, strict=True):
-        for prompt, key in ((item.prompt, "nll"), (item.twin, "twin_nll")):
-            ids = torch.tensor([prompter.ids(prompt)])
-            logits = model.model(input_ids=ids).logits[0, -1]
-            expected = -logits.detach().log_softmax(-1)[IDS[item.references[0]]]
-            assert getattr(got, key) == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_the_likelier_candidate_is_chosen(model: LanguageModel) -> None:
-    prompter = Prompter(world_tokenizer())
-    items = [COPY.item(Kit(prompter, World()), 64, number) for number in range(3)]
-    result = answer(model, prompter, items, "candidates", budget=1000, max_new_tokens=4)
-    for item, got in zip(items, result, strict=True):
-        ids = torch.tensor([prompter.ids(item.prompt)])
-        logits = model.model(input_ids=ids).logits[0, -1].detach()
-        best = max(item.candidates, key=lambda word: float(logits[IDS[word]]))
-        assert got.said == best
-        assert got.score == (best == item.references[0])
-
-
-def test_batches_hold_no_more_than_the_budget_and_every_row_once() -> None:
-    lengths = [5, 90, 7, 300, 7, 2, 90]
-    result = list(batches(lengths, 200))
-    assert sorted(i for batch in result for i in batch) == list(range(len(lengths)))
-    for batch in result:
-        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 200
-
-
-def test_logits_are_the_models_own_where_it_caps_them(tmp_path: Path) -> None:
-    config = {**GEMMA2, "final_logit_softcapping": 0.5, "torch_dtype": "float32"}
-    save(tmp_path / "gemma", config, weights(config))
-    model = Source("g", str(tmp_path / "gemma")).load(CPU)  # compares them when it loads
-    logits = model.head(model.rows([[1, 2, 3]])[0])
-    assert logits.abs().max() <= 0.5
-
-
-def test_perplexity_by_position_and_gain_are_those_of_the_plain_formula(
-    model: LanguageModel,
-) -> None:
-    prompter = Prompter(world_tokenizer())
-    rows = perplexity.texts(prompter, World(), 160, 2, seed=0)
-    assert [len(row) for row in rows] == [160, 160]
-    result = perplexity.measure(model, rows, budget=400)
-    ids = torch.tensor(rows)
-    with torch.no_grad():
-        logits = model.model(input_ids=ids).logits
-    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    nll = nll.view(2, -1)
-    assert list(result.nll) == ["0-64", "64-128", "128-160"]
-    assert result.nll["64-128"] == pytest.approx(float(nll[:, 63:127].mean()), rel=1e-4)
-    assert result.perplexity == pytest.approx(math.exp(float(nll.mean())), rel=1e-3)
-    near = []
-    for row in rows:  # windows of 32 tokens that advance by 8, behind <s>
-        for at in range(80, 160, 8):
-            part = torch.tensor([[row[0], *row[at - 32 : at + 8]]])
-            with torch.no_grad():
-                logits = model.model(input_ids=part).logits[0, :-1]
-            near.append(F.cross_entropy(logits, part[0, 1:], reduction="none")[-8:])
-    gain = float(torch.cat(near).mean() - nll[:, 79:].mean())
-    assert result.gain == {"32": pytest.approx(gain, abs=1e-4)}
-
-
-def test_key_tokens_of_one_model_are_counted_in_another(
-    model: LanguageModel, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # no token gains two nats in a random model
-    monkeypatch.setattr(perplexity, "_key_mask", lambda near, full: near > full)
-    other = Source("d", str(folders["donor"])).load(CPU)
-    rows = perplexity.texts(Prompter(world_tokenizer()), World(), 160, 2, seed=0)
-    keys = perplexity.key_tokens(other, rows, budget=400)
-    assert keys is not None
-    assert sum(map(len, keys)) > 3
-    own = perplexity.measure(model, rows, 400)
-    result = perplexity.measure(model, rows, 400, keys)
-    assert result.key_share == pytest.approx(sum(map(len, keys)) / 160)
-    assert result.key_share != own.key_share
-    nll = model.score(rows, [[80 + at for at in row] for row in keys])
-    mean = float(torch.cat([values for values, _ in nll]).mean())
-    assert result.long_perplexity == pytest.approx(math.exp(mean), rel=1e-4)
-    assert perplexity.measure(other, rows, 400) == perplexity.measure(other, rows, 400, keys)
-    assert perplexity.key_tokens(other, [row[:100] for row in rows], 400) is None
-
-
-def test_drift_from_oneself_is_nothing_and_from_another_is_the_formula(
-    model: LanguageModel, folders: dict[str, Path]
-) -> None:
-    rows = perplexity.texts(Prompter(world_tokenizer()), World(), 50, 2, seed=0)
-    reference = drift.Reference(model, rows)
-    own = drift.measure(model, reference)
-    assert own.kl == pytest.approx(0, abs=1e-6)
-    assert own.cosine == pytest.approx(1, abs=1e-5)
-    assert own.top1 == 1
-    other = Source("d", str(folders["donor"])).load(CPU)
-    result = drift.measure(other, reference)
-    ids = torch.tensor(rows)
-    with torch.no_grad():
-        p = model.model(input_ids=ids).logits.double().log_softmax(-1)
-        q = other.model(input_ids=ids).logits.double().log_softmax(-1)
-    kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
-    assert result.kl == pytest.approx(float(kl), rel=1e-3)
-    assert result.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
 
 
 def test_matrix_shows_every_model_the_same_prompts(

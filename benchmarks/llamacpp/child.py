@@ -1,6 +1,6 @@
 """llama.cpp in a process of its own, whose Python has llama-cpp-python and needs no regraft.
 
-    python benchmarks/llama_cpp_child.py JOB.json    # {"op": "run" | "quantize" | ..., ...}
+    python benchmarks/llamacpp/child.py JOB.json    # {"op": "run" | "quantize" | ..., ...}
 
 run: {"model", "lora", "n_ctx", "rope_freq_base", "f32_cache", "rows": [[id]], "save"} evaluates
 each row and writes to the file `save` (.npz) the NLL of every id but the first and the likeliest

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/llama_cpp.py`."""
