@@ -109,7 +109,9 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     evaluated: list[Evaluated] = [*sources]
     if address is not None:
         scorings = {task.name: _scoring(settings, task) for task in tasks}
-        served = address.serve(kit.prompter, _example(kit, settings), scorings, measures, limit)
+        served = address.serve(
+            kit.prompter, _example(kit, settings), scorings, measures, limit, max(lengths)
+        )
         evaluated.append(served)
         if not sources:
             tasks = [task for task in tasks if task.name not in served.not_asked]

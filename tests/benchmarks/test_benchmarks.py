@@ -215,6 +215,18 @@ def test_llama_cpp_says_what_to_install_where_it_is_missing(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_endpoint_says_what_to_install_where_it_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+    words = ["endpoint.py", "--python", "/nowhere/python", "--real", "smollm.gguf"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert importlib.import_module("endpoint").main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "pip install 'llama-cpp-python[server]" in printed.err
+    assert printed.err.count("\n") == 1
+
+
 def test_steps_are_rehearsed_by_shape(benchmark):
     printed, _, _ = benchmark("rehearse", "--quick")
     assert "| toy | full | 256 | ulysses 2 x shard 2 | offload |" in printed

@@ -30,12 +30,14 @@ _PUBLIC_SEGMENT = re.compile(
 _SHORTEST_SECRET = 4  # characters; masking shorter ones would make messages unreadable
 _MASK = "***"
 _ENDINGS = ("/chat/completions", "/completions")
+_MOST_TIMEOUTS = 2
 _LONGEST_REASON = 10_000  # bytes of the reply to a refused request
 
 
 class EndpointError(Exception):
     """No reply, or none of use. The message has no secrets and no line breaks. final: retrying
-    cannot help; status: of the HTTP reply that refused; unreadable: there was another reply."""
+    cannot help; status: of the HTTP reply that refused; unreadable: there was another reply;
+    timed_out: there was none in time."""
 
     def __init__(
         self,
@@ -44,9 +46,11 @@ class EndpointError(Exception):
         final: bool = False,
         status: int | None = None,
         unreadable: bool = False,
+        timed_out: bool = False,
     ) -> None:
         super().__init__(" ".join(message.split())[:200])
-        self.final, self.status, self.unreadable = final, status, unreadable
+        self.final, self.status = final, status
+        self.unreadable, self.timed_out = unreadable, timed_out
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -106,8 +110,10 @@ class Endpoint:
         """`read` of the reply's JSON, which is to be `what`. body: None for a GET request.
 
         A busy or unreachable endpoint is asked up to `tries` times, with pauses of 1, 2, 4 ...
-        times `pause` seconds. Raises EndpointError if there is no reply, or none that can be read.
+        times `pause` seconds; one that lets two requests time out is not. Raises EndpointError if
+        there is no reply, or none that can be read.
         """
+        timeouts = 0
         for attempt in range(tries):
             if attempt:
                 time.sleep(pause * 2 ** (attempt - 1))
@@ -115,7 +121,8 @@ class Endpoint:
                 return read(json.loads(self.request(route, body, largest)))
             except EndpointError as error:
                 failure = error
-                if error.final:
+                timeouts += error.timed_out
+                if error.final or timeouts == _MOST_TIMEOUTS:
                     break
             except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
                 failure = EndpointError(f"the reply is not {what}", unreadable=True)
@@ -136,7 +143,8 @@ class Endpoint:
         try:
             result = outcome.get(timeout=self.timeout)
         except queue.Empty:
-            raise EndpointError(f"timed out after {self.timeout:g} s") from None
+            message = f"timed out after {self.timeout:g} s"
+            raise EndpointError(message, timed_out=True) from None
         if isinstance(result, EndpointError):
             raise result
         return result

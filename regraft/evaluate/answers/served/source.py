@@ -98,18 +98,21 @@ class Address:
         scorings: Mapping[str, Scoring],
         measures: Sequence[str],
         limit: int | None,
+        longest: int,
     ) -> ServedSource:
         """Find out what the server can do, and warn about what it cannot be asked.
 
-        prompt: an example. scorings: of the tasks by name. limit: as `find` gives it. Raises
-        InputError if the server does not answer, or can be asked nothing.
+        prompt: an example. scorings: of the tasks by name. limit: as `find` gives it; longest: the
+        greatest length. Raises InputError if the server does not answer, or can be asked nothing.
         """
         protocol = find_protocol(self.endpoint, self.model, prompter, prompt, chat=self.chat)
         unscored = [
             task for task, scoring in scorings.items()
             if scoring != "generate" and protocol.scores is None
         ]  # fmt: skip
-        unmeasured = [name for name in measures if name != "perplexity" or not protocol.is_whole]
+        # a whole text is sent, and one token generated
+        whole = protocol.is_whole and (limit is None or longest < limit)
+        unmeasured = [name for name in measures if name != "perplexity" or not whole]
         reasons = []
         if unscored:
             reasons.append(
@@ -118,8 +121,8 @@ class Address:
             )
         if unmeasured:
             reasons.append(
-                f"{', '.join(unmeasured)} (perplexity takes log-probabilities of any token ids, "
-                "the others the model itself)"
+                f"{', '.join(unmeasured)} (perplexity takes log-probabilities of any token ids and "
+                "a token more than the greatest length, the others the model itself)"
             )
         if reasons:
             sentence = f"{self.name} is not asked {'; and not '.join(reasons)}."

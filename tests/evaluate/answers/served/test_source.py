@@ -191,6 +191,7 @@ def test_an_endpoint_that_cannot_be_asked_is_refused_in_one_sentence(
         (VLLM, {"tokenizer": None}, "give the served model's as --tokenizer FOLDER"),
         (VLLM, {"tokenizer": "nowhere"}, "nowhere does not exist"),
         (VLLM, {"suite": "drift"}, "Nothing is left to ask: toy is not asked drift"),
+        (Abilities(limit=300), {"suite": "perplexity"}, "a token more than the greatest length"),
         (LLAMA_SERVER, {}, "Nothing is left to ask.*--scoring generate"),
         (Abilities(limit=None), {"lengths": None}, "does not state its context length"),
         (VLLM, {"endpoint_model": "donor=org/toy", "matrix": True}, "must be a local model"),
