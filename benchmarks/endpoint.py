@@ -121,7 +121,7 @@ def main() -> int:
     plain = Server(llama, export(model, out / "model.gguf", dtype="float32"), 1024)
     with plain.running():
         texts: dict[str, Any] = {
-            "suite": "needle,icl,entities", "scoring": "generate", "lengths": "256",
+            "suite": "needle,entities", "scoring": "generate", "lengths": "256",
             "items": options.items, "depths": 5,
         }  # fmt: skip
         table.add("text", compare(model, out / "text", plain.url, **texts), must=True)
