@@ -87,7 +87,7 @@ def serve(job: dict[str, Any]) -> None:
     # one thread: several spin while they wait for each other, which is slow on a busy machine
     model = ModelSettings(
         model=job["model"], model_alias=job["alias"], n_ctx=job["n_ctx"], logits_all=True,
-        type_k=F32, type_v=F32, n_threads=1, verbose=False,
+        type_k=F32, type_v=F32, n_threads=1, n_threads_batch=1, verbose=False,
     )  # fmt: skip
     app = create_app(server_settings=ServerSettings(), model_settings=[model])
     uvicorn.run(app, host="127.0.0.1", port=job["port"], log_level="warning")
