@@ -29,6 +29,13 @@ def plan(work: Work, device: torch.device) -> dict[str, str | int]:
     )
     read, written = tokens(work)
     minutes = seconds(work, device) / 60
+    duration = (
+        f"about {minutes:.0f} min on one {device.type}"
+        if minutes >= 1
+        else "minutes, mostly to start and to load"
+    )
+    if isinstance(work.sources[-1], ServedSource):
+        duration += "; the endpoint's is unknown"
     return {
         "models": ", ".join(source.name for source in work.sources),
         "tasks": ", ".join(task.name for task in work.tasks) or "none",
@@ -38,9 +45,7 @@ def plan(work: Work, device: torch.device) -> dict[str, str | int]:
         "items": items * len(work.lengths) * models,
         "tokens to read": sum(read.values()) * models,
         "tokens to generate, at most": written * models,
-        "time": f"about {minutes:.0f} min on one {device.type}"
-        if minutes >= 1
-        else "minutes, mostly to start and to load",
+        "time": duration,
     }
 
 

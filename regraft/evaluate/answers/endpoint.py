@@ -195,7 +195,10 @@ def _explanation(error: HTTPError) -> str:
     """': ' and the message in the body of a refusal, in OpenAI's form; '' where there is none."""
     try:
         with error:
-            message = json.loads(error.read(_LONGEST_REASON))["error"]["message"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
+            reply = json.loads(error.read(_LONGEST_REASON))
+            message = reply.get("error", reply)["message"]
+    except (
+        OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+    ):  # fmt: skip
         return ""
     return f": {message}" if isinstance(message, str) else ""

@@ -122,6 +122,8 @@ def test_a_server_that_dies_leaves_what_it_answered(server: ToyServer, tmp_path:
         (Reply(307, location="http://127.0.0.1:1/"), "HTTP 307: it redirects"),
         (Reply(200, b" " * 65536, repeat=1000), "larger than 1 MB"),
         (Reply(400, b'{"error": {"message": "too long"}}'), "HTTP 400 Bad Request: too long"),
+        (Reply(400, b'{"object": "error", "message": "too long"}'), "Bad Request: too long"),
+        (Reply(400, b'["too long"]'), r"HTTP 400 Bad Request\)"),
         (Reply(401), "HTTP 401"),
     ],
 )

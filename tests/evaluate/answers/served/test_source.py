@@ -117,6 +117,16 @@ def test_a_run_whose_server_died_goes_on_and_asks_only_for_the_rest(
     assert whole["models"]["toy"]["context_length"] == 512
 
 
+def test_a_dry_run_names_the_served_model_and_asks_no_item(toy: Path, tmp_path: Path) -> None:
+    with ToyServer(toy, VLLM).running() as server:
+        plan = both(toy, server, tmp_path / "out", dry_run=True)["plan"]
+        asked = {request["max_tokens"] for request in server.requests}
+    assert plan["models"] == "local, served"
+    assert plan["time"].endswith("the endpoint's is unknown")
+    assert asked <= {1, 4}  # the probe's
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_graft_of_a_matrix_may_be_served(toy: Path, tmp_path: Path) -> None:
     roles = [f"recipient={toy}", f"donor={toy}"]
     run = {**RUN, "suite": "entities", "matrix": True}
