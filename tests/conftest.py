@@ -19,8 +19,9 @@ from regraft import drawing, progress
 
 # Files whose tests share models or runs that take seconds to make: each goes to one process.
 _WHOLE = (
-    "benchmarks/test_benchmarks", "demo/test_demo", "docs/test_commands", "graft/test_report",
-    "graft/test_sweep", "merge/test_conformance", "train/test_parallel", "train/test_recovery",
+    "benchmarks/test_benchmarks", "demo/test_demo", "docs/test_commands", "docs/test_site",
+    "graft/test_report", "graft/test_sweep", "merge/test_conformance", "train/test_parallel",
+    "train/test_recovery",
 )  # fmt: skip
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name

@@ -16,8 +16,6 @@ from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 from regraft.rope import ContextSpec
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 PYTHON = [(block.page.name, block.body) for block in blocks("python")]
 PYTHON.append(("regraft/__init__.py", re.sub("^ {4}", "", "\n".join(
     re.findall(r"^ {4}.*$", regraft.__doc__ or "", re.M)), flags=re.M)))  # fmt: skip

@@ -20,8 +20,6 @@ from typer.testing import CliRunner
 
 from regraft import cli
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 COMMANDS = commands()
 OF_REGRAFT = [one for one in COMMANDS if re.match(r"regraft |torchrun ", one.text)]
 TOY_COMMANDS = {tuple(toy_words(one.text)): one for one in OF_REGRAFT if one.reason is None}

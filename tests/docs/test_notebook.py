@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from printed import ROOT
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 NOTEBOOK = json.loads((ROOT / "examples" / "graft.ipynb").read_text())
 CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 

@@ -14,8 +14,6 @@ import regraft
 from regraft import cli
 from regraft.merge.methods.registry import names
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:

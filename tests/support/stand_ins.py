@@ -114,11 +114,13 @@ def toy_recipe(text: str) -> str:
         lambda match: match[1] + MODELS[match[2]], text,
     )  # fmt: skip
     text = re.sub(r"(length|window): (\w+)", lambda m: f"{m[1]}: {LENGTHS.get(m[2], m[2])}", text)
-    text = re.sub(r"evaluate: .*", "evaluate: {suite: toy, haystack: world, items: 2, lengths: "
-                  "[64, 128]}", text)  # fmt: skip
+    text = re.sub(
+        r"evaluate: .*", "evaluate: {suite: toy, haystack: world, items: 2, lengths: [64]}", text
+    )
     text = re.sub(r"(?<!max_)\b(steps|tokens): \w+", "steps: 1", text)
     text = re.sub(r"\b(batch|every|rows): \d+", r"\1: 1", text)
     text = re.sub(r"(documents): \d+", r"\1: 40", text)
+    text = re.sub(r"(words): \d{3,}", r"\1: 260", text)
     text = re.sub(r"(warmup): \d+", r"\1: 0", text)
     text = re.sub(r"positions: .*", "positions: {kind: multi_chunk, window: 64, least: 16}", text)
     text = re.sub(r"parallel: .*", "", text)
