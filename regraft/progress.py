@@ -2,19 +2,19 @@
 
 Nothing is printed unless `configure(quiet=False)` was called, as the commands do. Where stderr is
 not a terminal, a line every fifteen seconds replaces the bar, also while a single item takes
-minutes.
+minutes. A command that runs others states the progress of the whole below their bars (`whole`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
 
 _LINE_EVERY = 15.0  # seconds
@@ -22,6 +22,7 @@ _quiet = True
 _console: Console | None = None
 _active = False  # whether a bar is displayed; another one inside its block is not
 _notes_hidden = False
+_whole: Whole | None = None  # of a command that runs others
 
 
 def configure(*, quiet: bool) -> None:
@@ -64,6 +65,44 @@ def warn(text: str) -> None:
 
         warnings.warn(text, stacklevel=3)
     _print(f"warning: {text}", "yellow")
+
+
+class Whole:
+    """The progress of a command that runs others, one line of text. bar: of the other command."""
+
+    def __init__(self, describe: Callable[[], str]) -> None:
+        self.describe = describe
+        self.bar: Progress | None = None
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        line = Text(self.describe(), style="dim")
+        return line if self.bar is None else Group(self.bar.get_renderable(), line)
+
+
+@contextmanager
+def whole(describe: Callable[[], str]) -> Iterator[None]:
+    """Display the line that `describe` gives, below the bars of the block and in their lines where
+    stderr is not a terminal."""
+    global _whole
+    before, _whole = _whole, Whole(describe)
+    try:
+        if _quiet or not console().is_terminal:
+            yield
+            return
+        from rich.live import Live
+
+        live = Live(_whole, console=console(), transient=True)
+        live.start()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the terminal was closed
+                live.stop()
+    finally:
+        _whole = before
 
 
 class Bar:
@@ -152,9 +191,17 @@ def _terminal_bar(description: str, total: float | None, unit: str) -> Iterator[
     if total is not None:
         columns += [rich_progress.TextColumn("eta"), rich_progress.TimeRemainingColumn()]
     progress = rich_progress.Progress(*columns, console=console(), transient=True)
+    active_bar = Bar(description, total, progress)
+    if _whole is not None:
+        _whole.bar = progress
+        try:
+            yield active_bar
+        finally:
+            _whole.bar = None
+        return
     progress.start()
     try:
-        yield Bar(description, total, progress)
+        yield active_bar
     finally:
         with suppress(OSError):  # the terminal was closed
             progress.stop()
@@ -168,7 +215,8 @@ def _printed_bar(description: str, total: float | None) -> Iterator[Bar]:
 
     def print_lines() -> None:
         while not ended.wait(_LINE_EVERY):
-            _print(active_bar.line(), "dim")
+            after = "" if _whole is None else f"; {_whole.describe()}"
+            _print(active_bar.line() + after, "dim")
 
     thread = threading.Thread(target=print_lines, name="regraft-progress", daemon=True)
     thread.start()

@@ -70,17 +70,33 @@ def format_tokens(n: int) -> str:
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The plan of a dry run as (label, text): ('read', '32.1 GB') for {'read_bytes': 32121044992}.
 
-    Labels of text are as they are: they may hold a name from the user.
+    Labels of text are as they are: they may hold a name from the user. 'seconds' is an estimate of
+    the time that the command takes.
     """
     rows = []
     for name, value in plan.items():
         if isinstance(value, str):
             rows.append((name, value))
+        elif name == "seconds":
+            rows.append(("time", format_estimate(value)))
         elif name.endswith("_bytes"):
             rows.append((name.removesuffix("_bytes").replace("_", " "), format_bytes(value)))
         else:
             rows.append((name.replace("_", " "), str(value)))
     return rows
+
+
+def format_duration(seconds: float) -> str:
+    """A time in one unit, no more exact than an estimate is: 5400 -> '1.5 h'."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def format_estimate(seconds: float) -> str:
+    """An estimated time as text: 400 -> 'about 6.7 min'."""
+    return f"about {format_duration(seconds)}" if seconds >= 0.1 else "less than 0.1 s"
 
 
 def format_share(share: float | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 
 import pytest
+from rich.console import Console
 
 from regraft import progress
 
@@ -46,6 +48,31 @@ def test_a_long_wait_is_told_also_where_notes_are_not(
         printed.clear()
         assert printed.wait(60)
     assert re.fullmatch(r"Publishing: \d+ s so far", lines[-1])
+
+
+def test_the_progress_of_the_whole_is_in_the_lines_of_its_parts(
+    said: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed, lines = threading.Event(), []
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.001)
+    monkeypatch.setattr(progress, "_print", lambda text, _: lines.append(text) or printed.set())
+    with progress.whole(lambda: "stage 1 of 2"), progress.stage("Publishing"):
+        assert printed.wait(60)
+    assert re.fullmatch(r"Publishing: \d+ s so far; stage 1 of 2", lines[-1])
+
+
+def test_a_terminal_shows_the_bar_with_the_whole_below_it(
+    said: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=90, highlight=False)
+    monkeypatch.setattr(progress, "console", lambda: terminal)
+    with progress.whole(lambda: "stage 1 of 2"), progress.bar("Merging", total=10) as bar:
+        bar.advance(5)
+        progress.note("a fact")  # above both, which are drawn again
+    assert isinstance(terminal.file, io.StringIO)
+    plain = re.sub(r"\x1b\[[\d?;]*[a-zA-Z]", "", terminal.file.getvalue())
+    assert re.search(r"Merging .* 50%.*\n.*stage 1 of 2", plain)
+    assert "a fact\n" in plain
 
 
 def test_time_left_follows_from_the_work_of_this_run(monkeypatch):

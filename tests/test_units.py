@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.errors import InputError
-from regraft.units import format_bytes, format_tokens, parse_bytes, parse_tokens, plan_rows
+from regraft.units import (
+    format_bytes,
+    format_estimate,
+    format_tokens,
+    parse_bytes,
+    parse_tokens,
+    plan_rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,16 @@ def test_a_shown_size_is_within_its_last_digit(size: int) -> None:
 
 
 def test_a_plan_has_sizes_for_people_and_the_users_names_unchanged() -> None:
-    plan = {"read_bytes": 32_121_044_992, "seconds_on_two_cores": 2.5, "graft/my_bytes": "a -> b"}
+    plan = {"read_bytes": 32_121_044_992, "seconds": 2.5, "graft/my_bytes": "a -> b"}
     assert plan_rows(plan) == [
-        ("read", "32.1 GB"), ("seconds on two cores", "2.5"), ("graft/my_bytes", "a -> b")
+        ("read", "32.1 GB"), ("time", "about 2.5 s"), ("graft/my_bytes", "a -> b")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00172, "less than 0.1 s"), (2.34, "about 2.3 s"), (110, "about 110 s"), (400, "about 6.7 min"),
+     (4e4, "about 11 h"), (1e6, "about 12 days")],
+)  # fmt: skip
+def test_times_are_no_more_exact_than_they_are_known(seconds, text):
+    assert format_estimate(seconds) == text

@@ -21,21 +21,14 @@ from regraft.units import format_tokens
 _REPEATS = 3  # measurements, of which the fastest counts
 
 
-def plan(work: Work, device: torch.device) -> dict[str, str | int]:
+def plan(work: Work, device: torch.device) -> dict[str, str | float]:
     """The plan of a dry run: label -> value."""
     cells, models = len(work.tasks) * len(work.lengths), len(work.sources)
     items = sum(
         min(work.settings.items, task.max_items or work.settings.items) for task in work.tasks
     )
     read, written = tokens(work)
-    minutes = seconds(work, device) / 60
-    duration = (
-        f"about {minutes:.0f} min on one {device.type}"
-        if minutes >= 1
-        else "minutes, mostly to start and to load"
-    )
-    if isinstance(work.sources[-1], ServedSource):
-        duration += "; the endpoint's is unknown"
+    endpoint = isinstance(work.sources[-1], ServedSource)
     return {
         "models": ", ".join(source.name for source in work.sources),
         "tasks": ", ".join(task.name for task in work.tasks) or "none",
@@ -45,7 +38,8 @@ def plan(work: Work, device: torch.device) -> dict[str, str | int]:
         "items": items * len(work.lengths) * models,
         "tokens to read": sum(read.values()) * models,
         "tokens to generate, at most": written * models,
-        "time": duration,
+        "seconds": round(seconds(work, device), 1),
+        **({"time of the endpoint": "unknown"} if endpoint else {}),
     }
 
 

@@ -268,7 +268,7 @@ class EvaluationRecord:
 class EvaluationPlan:
     """The plan that a dry run prints: label -> value."""
 
-    plan: dict[str, str | int]
+    plan: dict[str, str | float]
 
 
 def parse_answers(lines: list[dict[str, Any]]) -> list[Answer]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from regraft.adapters import lineage
+from regraft.adapters.apply.apply import BYTES_PER_SECOND
 from regraft.adapters.apply.check import merged_context
 from regraft.checkpoint.hf.roles import checkpoint_roles
 from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import LineageError
+from regraft.records import Plain
 
 
 def check_future_graft(
     base: str, extended: str, target: str, policy: str | None, *, force: bool
-) -> dict[str, int]:
+) -> dict[str, Plain]:
     """The plan of `regraft apply`, as far as it is known before the adapter exists. policy: of the
     output's context.
 
@@ -33,4 +35,8 @@ def check_future_graft(
                 f"{after.describe()}; say which to use: context: adapter, context: checkpoint or "
                 "context: theta=..,length=.."
             )
-        return {"read_bytes": t.total_bytes, "write_bytes": t.total_bytes}
+        return {
+            "read_bytes": t.total_bytes,
+            "write_bytes": t.total_bytes,
+            "seconds": round(t.total_bytes / BYTES_PER_SECOND, 1),
+        }

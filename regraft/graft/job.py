@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,22 @@ from regraft.graft.recipe import Recipe
 from regraft.graft.record import FILE, JobRecord, StageRecord
 from regraft.graft.report.page import write_pages
 from regraft.graft.results import target_records
+from regraft.graft.stages.evaluation import Compare
+from regraft.graft.stages.package import Package
 from regraft.graft.stages.stage import Context, Stage
+from regraft.graft.timing import Timing
 from regraft.graft.workspace import Workspace
 from regraft.records import versions, write_record
-from regraft.units import plan_rows
+from regraft.units import format_duration, plan_rows
 from regraft.write import write_text
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will do, on one line. seconds: its estimated time, None where unknown."""
+
+    text: str
+    seconds: float | None
 
 
 def graft_model(
@@ -66,14 +78,15 @@ def graft_model(
     first = min(select(stages, from_stage, "--from")) if from_stage is not None else None
     selected = stages[: last + 1]
     again = _again(selected, first, overwrite)
-    plan = _plan(selected, again)
+    plans = _plan(selected, again)
     if dry_run:
-        return _record(document.text, names, stages, {}, plan=plan)
+        texts = {name: plan.text for name, plan in plans.items()}
+        return _record(document.text, names, stages, {}, plan=texts)
     with workspace.locked():
         for stage in again:
             stage.forget()
         workspace.begin(document.text, kind)
-        failed = _run(selected)
+        failed = _run(selected, plans)
         workspace.remove_others([stage.name for stage in stages], [stage.out for stage in stages])
         record = _record(document.text, names, stages, failed)
         write_text(workspace.folder / "recipe.yaml", document.text)
@@ -124,19 +137,19 @@ def _again(stages: list[Stage], first: int | None, overwrite: bool) -> list[Stag
     return stages[first:]
 
 
-def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, str]:
-    """Check every stage that will run. Returns the plan: stage name -> text."""
-    lines = {}
+def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, StagePlan]:
+    """Check every stage that will run. Returns the plan of each, by stage name."""
+    plans = {}
     for stage in stages:
         if stage not in again and stage.is_finished():
-            lines[stage.name] = f"finished in {stage.path}"
+            plans[stage.name] = StagePlan(f"finished in {stage.path}", 0.0)
             continue
         try:
             plan = stage.check()
         except InputError as error:
             raise type(error)(f"{stage.name}: {error}") from None
-        lines[stage.name] = _describe(stage, plan)
-    return lines
+        plans[stage.name] = StagePlan(_describe(stage, plan), _seconds(stage, plan))
+    return plans
 
 
 def _describe(stage: Stage, plan: Mapping[str, Any]) -> str:
@@ -147,25 +160,39 @@ def _describe(stage: Stage, plan: Mapping[str, Any]) -> str:
     return "; ".join([f"{', '.join(stage.reads())} -> {stage.path}", *steps])
 
 
-def _run(stages: list[Stage]) -> dict[str, str]:
+def _seconds(stage: Stage, plan: Mapping[str, Any]) -> float | None:
+    """The estimated time of a stage; None where it is unknown."""
+    if isinstance(stage, Compare | Package):  # a forward pass, and links to files
+        return 0.0
+    seconds = plan.get("seconds")
+    return None if seconds is None else float(seconds)
+
+
+def _run(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dict[str, str]:
     """Run the stages that are not finished. Returns failed target -> error; an error in a stage
     that all targets share is raised."""
     failed: dict[str, str] = {}
-    for number, stage in enumerate(stages, 1):
-        if stage.target in failed:
-            continue
-        if stage.is_finished():
-            progress.note(f"[{number}/{len(stages)}] {stage.name}: unchanged")
-            continue
-        progress.note(f"[{number}/{len(stages)}] {stage.name}")
-        try:
-            with progress.hide_notes():
-                stage.complete()
-        except (RegraftError, MemoryError, OSError) as error:
-            if stage.target is None:
-                raise
-            failed[stage.target] = f"{stage.name}: {error}"
-            progress.warn(f"{stage.target} fails in {stage.name}: {error}")
+    timing = Timing({stage.name: plans[stage.name].seconds for stage in stages})
+    with progress.whole(timing.describe):
+        for number, stage in enumerate(stages, 1):
+            label = f"[{number}/{len(stages)}] {stage.name}"
+            if stage.target in failed or stage.is_finished():
+                timing.leave_out(stage.name)
+                if stage.target not in failed:
+                    progress.note(f"{label}: unchanged")
+                continue
+            timing.start(stage.name)
+            try:
+                with progress.hide_notes():
+                    stage.complete()
+            except (RegraftError, MemoryError, OSError) as error:
+                if stage.target is None:
+                    raise
+                timing.leave_out(stage.name)
+                failed[stage.target] = f"{stage.name}: {error}"
+                progress.warn(f"{stage.target} fails in {stage.name}: {error}")
+            else:
+                progress.note(f"{label}: {format_duration(timing.finish())}")
     return failed
 
 

@@ -132,6 +132,6 @@ class MergeRecord:
     totals: MergeTotals | None = None
     roles: dict[str, MergeTotals] = field(default_factory=dict)
     tensors: dict[str, TensorMerge] = field(default_factory=dict)
-    plan: dict[str, str] | None = None
+    plan: dict[str, Plain] | None = None
     kind: Literal["merge"] = "merge"
     schema_version: int = SCHEMA_VERSION

@@ -18,7 +18,7 @@ from regraft.checkpoint.write.target import staging_folder
 from regraft.device import deterministic_algorithms, use_expandable_segments
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.records import ModelRecord, read_record, versions, write_record
+from regraft.records import ModelRecord, Plain, read_record, versions, write_record
 from regraft.train.loop import Loop
 from regraft.train.output import curves, log
 from regraft.train.output.card import write_card
@@ -162,7 +162,7 @@ def _record(
     loop: Loop | None = None,
     steps: Sequence[StepRecord] = (),
     validations: Sequence[ValidationRecord] = (),
-    plan: dict[str, str] | None = None,
+    plan: dict[str, Plain] | None = None,
 ) -> TrainingRecord:
     """The record of a run at `state`. loop: None before it started."""
     body, base = run.recipe.body, run.base

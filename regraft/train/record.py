@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from regraft.records import SCHEMA_VERSION, ContextRecord, ModelRecord
+from regraft.records import SCHEMA_VERSION, ContextRecord, ModelRecord, Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,6 @@ class TrainingRecord:
     watch: ValidationChange | None
     processes: str
     versions: dict[str, str]
-    plan: dict[str, str] | None = None
+    plan: dict[str, Plain] | None = None
     kind: Literal["training"] = "training"
     schema_version: int = SCHEMA_VERSION

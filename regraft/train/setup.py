@@ -19,6 +19,7 @@ from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
 from regraft.parallel import Mesh
+from regraft.records import Plain
 from regraft.rope import ContextSpec
 from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
@@ -87,10 +88,10 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
     return Run(recipe, mesh, source, name, base, before, contexts, tokenizer, corpus, shapes)
 
 
-def describe_run(run: Run) -> dict[str, str]:
-    """The plan of a training, for `--dry-run`: label -> text."""
+def describe_run(run: Run) -> dict[str, Plain]:
+    """The plan of a training, for `--dry-run`: label -> text or number."""
     recipe, corpus, body = run.recipe, run.corpus, run.recipe.body
-    plan = {
+    plan: dict[str, Plain] = {
         "method": body.method,
         "processes": run.mesh.describe(),
         "context": run.before.describe(),
@@ -121,6 +122,7 @@ def describe_run(run: Run) -> dict[str, str]:
             plan[f"cost of stage {i + 1}"] = describe(estimates[i])
     plan |= _disk(run)
     if estimates:
+        plan["seconds"] = round(sum(estimate.seconds for estimate in estimates), 1)
         plan["estimates"] = "memory and time; the time may be wrong by a factor of two"
         _warn_of_memory(estimates)
     return plan

@@ -61,7 +61,9 @@ class Sweep(Evaluate, Chooser):
         if models is None:
             return {}
         plan = self._evaluate(models, dry_run=True).plan
-        return {**plan, "grafts": len(self.points)}
+        runs = len(_BASELINES) + len(self.points)
+        seconds = plan["seconds"] * runs / len(models)
+        return {**plan, "seconds": seconds, "grafts": len(self.points)}
 
     def run(self) -> None:
         grafts = tuple(

@@ -14,7 +14,7 @@ from regraft.merge.methods.blockwise.blocks import BLOCK
 from regraft.merge.native.plan import Output, Plan
 from regraft.merge.native.stream import threads
 from regraft.merge.report.conflicts import role
-from regraft.records import AdapterRecord, MergeFigures, MergeRecord
+from regraft.records import AdapterRecord, MergeFigures, MergeRecord, Plain
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes
 
@@ -23,10 +23,10 @@ _BYTES_PER_SECOND = 0.5e9  # read on two cores, measured with benchmarks/merge.p
 
 def plan_lines(
     record: MergeRecord, inputs: Inputs, plan: Plan | None, device: torch.device
-) -> dict[str, str]:
-    """The plan of a merge: label -> text. plan: None for a merge in mergekit."""
+) -> dict[str, Plain]:
+    """The plan of a merge: label -> text or number. plan: None for a merge in mergekit."""
     donor = record.donor
-    lines = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
+    lines: dict[str, Plain] = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
     lines |= {
         "method": record.method,
         "engine": _engine(record),
@@ -51,7 +51,7 @@ def plan_lines(
         "reads": format_bytes(plan.read_bytes),
         "writes": format_bytes(plan.write_bytes),
         "peak memory": f"about {format_bytes(peak_memory(plan, device))}",
-        "time": f"about {max(1, round(plan.read_bytes / _BYTES_PER_SECOND))} s on two cores",
+        "seconds": round(plan.read_bytes / _BYTES_PER_SECOND, 1),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.train.estimate.plan import StageEstimate, StageTrace, TrainingPlan
-from regraft.units import format_bytes, format_tokens
+from regraft.units import format_bytes, format_estimate, format_tokens
 
 
 def lines(plan: TrainingPlan) -> list[tuple[str, str]]:
@@ -58,7 +58,7 @@ def describe(stage: StageEstimate) -> str:
     return (
         f"{fits}, {format_bytes(stage.device_bytes)} each{host}"
         f"{' with attention kept' if stage.keep_attention else ''}; "
-        f"{duration(stage.step_seconds)} a step, {duration(stage.seconds)} in all{link}"
+        f"{format_estimate(stage.step_seconds)} a step, {format_estimate(stage.seconds)} in all{link}"
     )
 
 
@@ -68,11 +68,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def duration(seconds: float) -> str:
-    """A time as text, no more exact than it is known."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"about {seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"about {seconds:.2g} s" if seconds >= 0.1 else "less than 0.1 s"

@@ -34,7 +34,9 @@ def test_dry_run_writes_nothing_and_returns_the_plan(tmp_path: Path) -> None:
     record = merge_models(write_recipe(tmp_path, LONG_TIES), tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
     plan = record.plan
-    assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "time"} <= set(plan)
+    assert {"method", "context", "config", "tokenizer", "reads", "peak memory", "seconds"} <= set(
+        plan
+    )
     assert "base_model" in plan["config"]
     assert "density (0.6, 0.6, 1)" in plan["parameters"]
     assert plan["q_proj"].endswith("]")

@@ -63,15 +63,6 @@ def test_the_help_says_what_is_planned_for_without_a_gpu():
     assert "this machine's GPUs, else its CPU" in text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.00172, "less than 0.1 s"), (2.34, "about 2.3 s"), (400, "about 6.7 min"),
-     (4e4, "about 11 h"), (1e6, "about 12 days")],
-)  # fmt: skip
-def test_times_are_no_more_exact_than_they_are_known(seconds, text):
-    assert plan_text.duration(seconds) == text
-
-
 def test_the_plan_of_a_recovery_counts_every_parameter(tmp_path):
     folder = models.save(tmp_path / "model", models.LLAMA, models.weights(models.LLAMA))
     recipe = tmp_path / "r.yaml"
