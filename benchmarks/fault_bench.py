@@ -54,12 +54,17 @@ class Bench:
         self.folder, self.children = folder / "run", children
         self.inputs = Inputs(folder / "inputs", children)
         self.whole: dict[str, dict[str, bytes]] = {}
-        self.calls: dict[str, int] = {}
+        self.calls: dict[tuple[str, bool], int] = {}
         for command in commands:
-            done = children.run(*self.inputs.line(command, self._fresh()))
-            assert done["code"] == 0, (command, done["err"])
-            self.whole[command] = comparable_files(command, self.target)
-            self.calls[command] = done["calls"]
+            for overwrite in (False, True):
+                line = self.inputs.line(command, self._fresh())
+                if overwrite:
+                    line.append(self.inputs.write_earlier_output(command, self.target))
+                done = children.run(*line)
+                assert done["code"] == 0, (command, done["err"])
+                self.calls[command, overwrite] = done["calls"]
+                whole = comparable_files(command, self.target)
+                assert self.whole.setdefault(command, whole) == whole, command
         self.before = models.contents(self.inputs.folder)
 
     @property
@@ -103,7 +108,7 @@ class Bench:
 
     def _moment(self, fault: Fault) -> int:
         """The number of the call before which the fault is injected."""
-        return 1 + int(fault.share * self.calls[fault.command])
+        return 1 + int(fault.share * self.calls[fault.command, fault.overwrite])
 
     def _two_writers(self, line: list[str], at: int) -> dict[str, Any]:
         """Stop the first before call `at`, let a second try, then let the first go on."""

@@ -139,8 +139,8 @@ def test_a_plan_has_sizes_for_people_and_the_users_names_unchanged() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.00172, "less than 0.1 s"), (2.34, "about 2.3 s"), (110, "about 110 s"), (400, "about 6.7 min"),
-     (4e4, "about 11 h"), (1e6, "about 12 days")],
+    [(0.00172, "less than 0.1 s"), (2.34, "about 2.3 s"), (110, "about 110 s"),
+     (400, "about 6.7 min"), (4e4, "about 11 h"), (1e6, "about 12 days")],
 )  # fmt: skip
 def test_times_are_no_more_exact_than_they_are_known(seconds, text):
     assert format_estimate(seconds) == text

@@ -58,7 +58,8 @@ def describe(stage: StageEstimate) -> str:
     return (
         f"{fits}, {format_bytes(stage.device_bytes)} each{host}"
         f"{' with attention kept' if stage.keep_attention else ''}; "
-        f"{format_estimate(stage.step_seconds)} a step, {format_estimate(stage.seconds)} in all{link}"
+        f"{format_estimate(stage.step_seconds)} a step, "
+        f"{format_estimate(stage.seconds)} in all{link}"
     )
 
 
