@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from regraft.adapters.inspect.comparisons import (
     ComparedCheckpoint,
     ComparedContexts,
     MatrixChange,
+    Norms,
     TensorChange,
     TotalChange,
 )
@@ -125,53 +125,52 @@ def _measure(
     with progress.bar("Comparing", max(1, work)) as bar:
         for module, delta in deltas(first, second, matrices, device):
             sums = [delta.squared_norm, delta.squared_base, delta.dot]
-            changes[module.tensor] = MatrixChange(
-                **_change(role_of[module.tensor], module.shape, *sums), **_spectral(delta)
-            )
+            change = _change(role_of[module.tensor], module.shape, *sums)
+            changes[module.tensor] = _matrix_change(change, delta)
             bar.advance(math.prod(module.shape), text=module.name)
         for name in others:
             shape = shared_shape(first, second, name)
             sums = compare(first, second, name)
-            changes[name] = TensorChange(**_change(role_of[name], shape, *sums))
+            changes[name] = _change(role_of[name], shape, *sums)
             bar.advance(math.prod(shape), text=name)
     return {name: changes[name] for name in names}
 
 
-def _change(role: Role, shape: tuple[int, ...], dd: float, bb: float, bd: float) -> dict[str, Any]:
-    """The fields of `TensorChange`, from ||d||^2, ||first||^2 and <first, d>."""
+def _change(role: Role, shape: tuple[int, ...], dd: float, bb: float, bd: float) -> TensorChange:
+    """The change of a tensor from ||d||^2, ||first||^2 and <first, d>."""
     ee = max(bb + 2 * bd + dd, 0.0)
-    return {
-        "role": role.kind, "layer": role.layer, "leaf": role.leaf, "shape": list(shape),
-        **_norms(dd, bb, ee, bb + bd),
-    }  # fmt: skip
+    return TensorChange(
+        role=role.kind, layer=role.layer, leaf=role.leaf, shape=list(shape),
+        **vars(_norms(dd, bb, ee, bb + bd)),
+    )  # fmt: skip
 
 
-def _norms(dd: float, bb: float, ee: float, be: float) -> dict[str, Any]:
-    """The norms and quotients of `TensorChange` and `TotalChange`, from ||d||^2, ||first||^2,
-    ||second||^2 and <first, second>; None where a quotient is undefined."""
-    return {
-        "delta_norm": math.sqrt(dd),
-        "norm": math.sqrt(bb),
-        "other_norm": math.sqrt(ee),
-        "relative_delta": math.sqrt(dd / bb) if bb else (None if dd else 0.0),
-        "cosine": max(-1.0, min(1.0, be / math.sqrt(bb * ee))) if bb * ee else None,
-        "product": be,
-    }
+def _norms(dd: float, bb: float, ee: float, be: float) -> Norms:
+    """From ||d||^2, ||first||^2, ||second||^2 and <first, second>."""
+    return Norms(
+        delta_norm=math.sqrt(dd),
+        norm=math.sqrt(bb),
+        other_norm=math.sqrt(ee),
+        relative_delta=math.sqrt(dd / bb) if bb else (None if dd else 0.0),
+        cosine=max(-1.0, min(1.0, be / math.sqrt(bb * ee))) if bb * ee else None,
+        product=be,
+    )
 
 
-def _spectral(delta: Delta) -> dict[str, Any]:
-    """The fields that `MatrixChange` adds."""
+def _matrix_change(change: TensorChange, delta: Delta) -> MatrixChange:
+    """The change of a matrix, with the figures of its singular values."""
     squared = delta.squared_norm
     if squared == 0:
-        return {"effective_rank": 0.0, "spectral_norm": 0.0, "above_noise": None}
+        return MatrixChange(**vars(change), effective_rank=0.0, spectral_norm=0.0, above_noise=None)
     svd = truncated_svd(delta.matrix, LEADING, half=delta.half, squared_norm=squared, certify=False)
     m, n = delta.matrix.shape
     floor = noise_floor(svd.S, squared, (m, n), delta.noise)
-    return {
-        "effective_rank": effective_rank(delta.matrix, svd.Vt, squared),
-        "spectral_norm": float(svd.S[0]),
-        "above_noise": max(0.0, 1 - m * n * floor.variance / squared),
-    }
+    return MatrixChange(
+        **vars(change),
+        effective_rank=effective_rank(delta.matrix, svd.Vt, squared),
+        spectral_norm=float(svd.S[0]),
+        above_noise=max(0.0, 1 - m * n * floor.variance / squared),
+    )
 
 
 def _grouped(
@@ -200,7 +199,7 @@ def _total(members: Iterable[TensorChange]) -> TotalChange:
         tensors=len(changes),
         changed=sum(change.delta_norm > 0 for change in changes),
         parameters=sum(math.prod(change.shape) for change in changes),
-        **_norms(dd, bb, ee, sum(change.product for change in changes)),
+        **vars(_norms(dd, bb, ee, sum(change.product for change in changes))),
         effective_rank=mean(ranks) if ranks else None,
         effective_rank_min=min(ranks, default=None),
         effective_rank_max=max(ranks, default=None),

@@ -33,23 +33,26 @@ class ComparedContexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorChange:
-    """The change of one tensor.
+class Norms:
+    """The size of a change. norm: of the first; other_norm: of the second; product: <first,
+    second>. relative_delta and cosine are None where the quotient is undefined."""
 
-    norm: of the first; other_norm: of the second; product: <first, second>. relative_delta and
-    cosine are None where the quotient is undefined.
-    """
-
-    role: str
-    layer: int | None
-    leaf: str
-    shape: list[int]
     delta_norm: float
     norm: float
     other_norm: float
     relative_delta: float | None
     cosine: float | None
     product: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorChange(Norms):
+    """The change of one tensor."""
+
+    role: str
+    layer: int | None
+    leaf: str
+    shape: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,8 @@ class MatrixChange(TensorChange):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TotalChange:
-    """The change of several tensors taken together; fields as in `TensorChange`.
+class TotalChange(Norms):
+    """The change of several tensors taken together.
 
     effective_rank: mean over the matrices that changed, None where none did.
     """
@@ -72,12 +75,6 @@ class TotalChange:
     tensors: int
     changed: int
     parameters: int
-    delta_norm: float
-    norm: float
-    other_norm: float
-    relative_delta: float | None
-    cosine: float | None
-    product: float
     effective_rank: float | None = None
     effective_rank_min: float | None = None
     effective_rank_max: float | None = None
