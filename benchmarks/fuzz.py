@@ -1,4 +1,4 @@
-"""Fuzz the commands: damage their input files, run them, count what does not end in a sentence.
+"""Fuzz the commands: damage their input files, run them, count unexpected ends.
 
     python benchmarks/fuzz.py [--count 20000] [--seed 0] [--workers 1] [-o fuzz-out] [--table FILE]
 

@@ -20,7 +20,7 @@ from fuzzing.tensor_file import damage_tensor_file
 
 
 def mutate(path: Path, rng: random.Random) -> str:
-    """Damage the file and say how. A hard link to another file is broken first."""
+    """Damage the file; returns a description. A hard link to another file is broken first."""
     data = path.read_bytes()
     kinds: list[tuple[Callable[[bytes, random.Random], tuple[bytes, str]], int]] = [(_bytes, 2)]
     if path.suffix == ".json":
@@ -42,7 +42,7 @@ def mutate(path: Path, rng: random.Random) -> str:
 
 
 def _replace_file(path: Path, rng: random.Random) -> str:
-    """Something that is not this file stands under its name."""
+    """Replace the file by something else of the same name; returns a description."""
     kind = rng.choice(
         ("nothing", "folder", "FIFO", "dangling link", "link to itself", "link outside", "socket")
     )

@@ -1,4 +1,4 @@
-"""A part in a process of its own, which ends at its time limit whatever it does.
+"""A part in a process of its own, which is killed at its time limit.
 
 The process is forked from one that has imported torch and not touched CUDA, so that a part starts
 in milliseconds; `in_new_interpreter` is for machines where CUDA does not start after a fork.
@@ -48,7 +48,7 @@ def run_part(work: Callable[[], object], log: Path, limit: float) -> Outcome:
     if child == 0:
         _child(work, log, limit)
     with suppress(ProcessLookupError, PermissionError):
-        os.setpgid(child, child)  # the child does so too; one of the two calls comes first
+        os.setpgid(child, child)  # in the child as well: either may run first
     code: int | None = None
     ended = False
     try:
@@ -82,10 +82,10 @@ def in_new_interpreter(arguments: list[str]) -> Callable[[], object]:
 
 
 def _child(work: Callable[[], object], log: Path, limit: float) -> None:
-    """Never returns."""
+    """Run `work` and exit; does not return."""
     code = 1
     try:
-        # A group, not a session: who kills the group of this program's shell reaches no session.
+        # A group, not a session: what kills the shell's session must reach this process as well.
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -42,7 +42,7 @@ class Report:
         self._write("figure", name, True, values)
 
     def check(self, name: str, ok: bool, **values: Any) -> None:
-        """Something that must hold, with its measurements."""
+        """A condition that must hold, with its measurements."""
         self._write("check", name, bool(ok), values)
 
     def end(self, reason: str, seconds: float, tail: str = "") -> None:
