@@ -159,7 +159,8 @@ class Endpoint:
         url = urlunsplit((self._scheme, self._address, path, self._query, ""))
         opener: OpenerDirector = build_opener(_NoRedirects)
         try:
-            with opener.open(Request(url, body, headers), timeout=self.timeout) as reply:
+            # the wait for this thread ends first, and says so
+            with opener.open(Request(url, body, headers), timeout=2 * self.timeout) as reply:
                 content = bytes(reply.read(largest + 1))
         except HTTPError as error:
             if 300 <= error.code < 400:
