@@ -46,7 +46,7 @@ def _function(name: str, function: Any) -> Iterator[str]:
     yield f"## {name}"
     signature = inspect.signature(function)
     call = f"regraft.{name}({_arguments(signature)})"
-    yield fenced(f"{textwrap.fill(call, 88, subsequent_indent='    ')} "
+    yield fenced(f"{textwrap.fill(call, 80, subsequent_indent='    ')} "
                  f"-> {signature.return_annotation}", "python")  # fmt: skip
     text, meanings = _split(docstring(function, name), set(signature.parameters))
     yield paragraphs(text)
