@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -49,13 +48,10 @@ START = 120  # seconds that a server may take to load
 class Server:
     """llama-cpp-python's server with one model, in a process of its own."""
 
-    def __init__(self, llama: Llama, model: Path, n_ctx: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(self, llama: Llama, model: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
         self.python, self.path = llama.python, llama.folder / f"serve-{port}.json"
-        job = {"op": "serve", "model": str(model), "alias": "smollm", "n_ctx": n_ctx, "port": port}
+        job = {"op": "serve", "model": str(model), "alias": "smollm", "n_ctx": 512, "port": port}
         self.path.write_text(json.dumps(job))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -96,7 +92,8 @@ def main() -> int:
     )
     parser.add_argument("--real", type=Path, required=True, help="SmolLM2-135M-Instruct in GGUF")
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
-    parser.add_argument("--items", type=int, default=5)
+    parser.add_argument("--items", type=int, default=4)
+    parser.add_argument("--port", type=int, default=8811, help="of the server")
     options = parser.parse_args()
     out: Path = options.out.resolve() / "endpoint"
     out.mkdir(parents=True, exist_ok=True)
@@ -118,29 +115,34 @@ def main() -> int:
         shutil.copytree(model, started)
         put_start_in_front(started / "tokenizer.json")
     table = Table()
-    plain = Server(llama, export(model, out / "model.gguf", dtype="float32"), 1024)
+    plain = Server(llama, exported(model, out / "model.gguf"), options.port)
     with plain.running():
         texts: dict[str, Any] = {
             "suite": "needle,entities", "scoring": "generate", "lengths": "256",
-            "items": options.items, "depths": 5,
+            "items": options.items, "depths": options.items,
         }  # fmt: skip
         table.add("text", compare(model, out / "text", plain.url, **texts), must=True)
-        texts |= {"chat": True, "suite": "needle"}
+        texts |= {"chat": True, "suite": "needle", "twins": False}
         table.add("text, --chat", compare(model, out / "chat", plain.url, **texts), must=True)
         url = f"{plain.url}/chat/completions"
         table.add("messages, --chat", compare(model, out / "messages", url, **texts), must=False)
-    scored = Server(llama, export(started, out / "start.gguf", dtype="float32"), 512)
+    scored = Server(llama, exported(started, out / "start.gguf"), options.port)
     with scored.running():
         table.add(
             "log-probabilities",
             compare(
-                started, out / "scores", scored.url, suite="needle,icl", lengths="192",
-                items=options.items, twins=False,
+                started, out / "scores", scored.url, suite="needle", lengths="192",
+                items=options.items, depths=options.items, twins=False,
             ),
             must=True,
         )  # fmt: skip
     record("endpoint", f"{head(version)}\n\n{table.text()}\n\n{killed(plain, model, out)}")
     return 0 if table.same else 1
+
+
+def exported(model: Path, file: Path) -> Path:
+    """The model in GGUF, from an earlier run if there was one."""
+    return file if file.exists() else export(model, file, dtype="float32")
 
 
 def head(version: str) -> str:
@@ -172,7 +174,7 @@ def compare(model: Path, out: Path, url: str, **settings: Any) -> Path:
     """The report of the model here and behind the endpoint."""
     regraft.evaluate_models(
         [f"local={model}"], out, endpoint=url, endpoint_model="served=smollm", overwrite=True,
-        **settings,
+        resume=True, **settings,
     )  # fmt: skip
     return out
 
@@ -230,7 +232,8 @@ def killed(server: Server, model: Path, out: Path) -> str:
     target = out / "killed"
     settings: dict[str, Any] = {
         "endpoint": server.url, "endpoint_model": "served=smollm", "tokenizer": str(model),
-        "suite": "needle,icl", "scoring": "generate", "lengths": "192", "items": 5,
+        "suite": "needle", "scoring": "generate", "lengths": "192", "items": 4, "depths": 4,
+        "endpoint_requests": 2,
     }  # fmt: skip
     answers = target.parent / f".{target.name}.regraft-staging/.regraft-spool/served-served.jsonl"
 
@@ -241,7 +244,7 @@ def killed(server: Server, model: Path, out: Path) -> str:
 
     shutil.rmtree(answers.parents[1], ignore_errors=True)
     server.start()
-    threading.Thread(target=kill_after, args=(12,), daemon=True).start()
+    threading.Thread(target=kill_after, args=(3,), daemon=True).start()
     try:
         regraft.evaluate_models([], target, overwrite=True, **settings)
         raise SystemExit("the server was not killed in time")
@@ -258,7 +261,7 @@ def killed(server: Server, model: Path, out: Path) -> str:
     return "\n".join(
         [
             "## Killed half-way\n",
-            f"20 prompts, 8 at once; `kill -9` of the server after {count} answers:\n",
+            f"8 prompts, 2 at once; `kill -9` of the server after {count} answers:\n",
             f"> {sentence}\n",
             "Started again and resumed, the answers are "
             f"{'the same bytes as' if same else 'OTHER than'} those of an uninterrupted run.",
