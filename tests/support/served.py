@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,12 @@ class ToyServer:
     """Serves the model of a folder as 'org/toy'."""
 
     def __init__(self, folder: Path, abilities: Abilities) -> None:
-        from regraft.evaluate.answers.model import Source
-
         self.abilities = abilities
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
         self.fault: Fault = lambda number: None
         self.models: Reply | None = None  # instead of the list
-        self._model = Source("toy", str(folder)).load(torch.device("cpu"))
+        self._model = _load(folder)
         self._tokenizer = text_tokenizer()
         self._tokenizer.chat_template = TEMPLATE
         self._lock = threading.Lock()
@@ -198,6 +197,13 @@ class ToyServer:
             self._http.shutdown()
             self._http.server_close()
             thread.join()
+
+
+@cache
+def _load(folder: Path) -> Any:
+    from regraft.evaluate.answers.model import Source
+
+    return Source("toy", str(folder)).load(torch.device("cpu"))
 
 
 def refusal(status: int, message: str) -> Reply:
