@@ -49,12 +49,7 @@ def main() -> int:
     llama = Llama(options.python, out)
     version = llama.version()
     if version is None:
-        print(
-            f"llama-cpp-python is not installed for {options.python}; install it into a virtual "
-            "environment with: pip install llama-cpp-python==0.3.36, and name its interpreter "
-            "with --python.",
-            file=sys.stderr,
-        )
+        print(llama.missing("llama-cpp-python==0.3.36"), file=sys.stderr)
         return 2
     if options.quick:
         options.questions, options.real = 8, None

@@ -206,15 +206,15 @@ def _blocks_of(blocks: list[type[BaseModel]], part: int | str) -> list[type[Base
     for block in blocks:
         for name, field in block.model_fields.items():
             if part in (name, field.alias):
-                return list(_models_in(field.annotation))
+                return list(models_in(field.annotation))
     return [block for block in blocks if block.__name__ == part] or blocks
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models in an annotation such as `list[Stage]` or `str | ToyModel`."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         if issubclass(annotation, BaseModel):
             yield annotation
         return
     for part in typing.get_args(annotation):
-        yield from _models_in(part)
+        yield from models_in(part)

@@ -30,6 +30,13 @@ class Llama:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    def missing(self, requirement: str) -> str:
+        """The message where llama-cpp-python is not installed. requirement: for pip."""
+        return (
+            f"llama-cpp-python is not installed for {self.python}; install it into a virtual "
+            f"environment with: pip install {requirement}, and name its interpreter with --python."
+        )
+
     def call(self, **job: Any) -> str:
         path = self.folder / "job.json"
         path.write_text(json.dumps(job, default=str))

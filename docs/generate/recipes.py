@@ -20,6 +20,7 @@ from regraft.markdown import Markdown
 from regraft.merge.recipe import schema as merge_schema
 from regraft.merge.recipe.references import ModelRef
 from regraft.merge.recipe.settings import Condition
+from regraft.recipe import models_in
 from regraft.train.recipe import schema as train_schema
 from regraft.train.recipe import values
 
@@ -91,17 +92,8 @@ def _blocks(model: type[BaseModel], keys: tuple[str, ...]) -> Iterator[tuple[str
     """The models of a recipe with the keys that lead to them, in the order of the keys."""
     yield ".".join(keys), model
     for name, field in model.model_fields.items():
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             yield from _blocks(inner, (*keys, field.alias or name))
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
-    for part in typing.get_args(annotation):
-        yield from _models_in(part)
 
 
 def _block(model: type[BaseModel], links: dict[type, str]) -> Iterator[str]:
@@ -123,7 +115,7 @@ def _of_command(model: type[BaseModel], name: str) -> str | None:
 
 def _of_block(field: FieldInfo) -> str | None:
     """The first sentence of the docstring of the one block that the field may hold."""
-    inner = list(_models_in(field.annotation))
+    inner = list(models_in(field.annotation))
     return docstring(inner[0], inner[0].__name__).split("\n\n")[0] if len(inner) == 1 else None
 
 
