@@ -170,7 +170,7 @@ def test_a_dry_run_names_every_stage_and_writes_nothing(models: Path, tmp_path: 
     assert list(record.plan) == [
         "extract/rank-4", "graft/derivative", "compare/derivative", "card/derivative"
     ]  # fmt: skip
-    for words in ("read ", "write ", "peak memory", "time about "):
+    for words in ("read ", "write ", "peak memory", "time "):
         assert words in record.plan["extract/rank-4"]
     assert not out.exists()
     graft_model(recipe(tmp_path, models), out)
