@@ -58,6 +58,7 @@ class Row:
 ROWS = [
     Row("8B", "lora", 2**16, 1),
     Row("8B", "lora", 2**18, 1, memory=SAVERS | {"keep_attention": True}),
+    Row("8B", "lora", 2**19, 1, memory=SAVERS | {"keep_attention": True, "fused_norms": True}),
     Row("8B", "lora", 2**20, 8, {"context": 8, "algorithm": "ring"}, SAVERS),
     Row("8B", "lora", 2**20, 8, {"context": 2, "ulysses": 4}, SAVERS | {"keep_attention": True}),
     Row("8B", "full", 2**19, 8, {"context": 8, "algorithm": "gather"}, SAVERS),
@@ -113,7 +114,8 @@ def rehearse(row: Row) -> str:
     shape = shape_of(untrained_learner(body, config, row.model, Mesh.create(device="cpu")))
     switches = replace(switches_of(body, parse_machine("H100", None)), overhead=0)
     context = row.parallel.get("context", 1) * row.parallel.get("ulysses", 1)
-    formula, _ = budget.memory(shape, switches, row.tokens, context, row.devices)
+    copies = row.parallel.get("replicate", 1)
+    formula, _ = budget.memory(shape, switches, row.tokens, context, row.devices, copies)
     mesh = " x ".join(f"{name} {size}" for name, size in row.parallel.items()) or "one device"
     savers = ", ".join(name for name in row.memory)
     sent = ", ".join(

@@ -58,6 +58,7 @@ def check_step(scope: Scope, report: Report) -> None:
         "recomputed": {}, "kept": {"checkpoint": False}, "offload": {"offload": True},
         "keep_attention": {"keep_attention": True}, "tiled_mlp": {"tiled_mlp": length // 4},
         "all": {"offload": True, "keep_attention": True, "tiled_mlp": length // 4},
+        "fused_norms": {"fused_norms": True},
     }  # fmt: skip
     for name, memory in ways.items():
         ours_loss, ours = _our_gradients(scope, sizes, length, memory, base, row)

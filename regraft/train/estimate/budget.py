@@ -18,14 +18,17 @@ a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 
           layer 17.1 d and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
           width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
-          recomputation 17.4 d, of the last norm, during the loss too
+          recomputation 17.4 d, of the last norm, during the loss too. With fused_norms 6 d less,
+          13 to 16 d if the MLP is tiled by an eighth of the tokens or less; without recomputation
+          also 4 d less of a
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
 FSDP2, AdamW) traced by shape alone (`trace`) for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M
-tokens, 1 and 8 devices. The formula is within 5% of them, and within 3% of the peaks measured on an
-H100 (`benchmarks/results/gpu.md`). Other architectures may differ. In float32 the bytes of
-activations double.
+tokens, 1 and 8 devices. The formula is within 5% of them (with fused_norms and everything trained
+on one device up to 13% above), and within 3% of the peaks measured on an H100
+(`benchmarks/results/gpu.md`). Other architectures may differ. In float32 the bytes of activations
+double.
 
 Time is floating-point operations over the rates that whole steps reach, those of attention and the
 others apart, but at least the time to start all operators: tracing a LoRA step of Llama-3-8B
@@ -42,6 +45,7 @@ from regraft.train.estimate.machine import GIB, Machine
 
 _ATTENTION_BYTES, _MLP_BYTES, _EXCHANGE_BYTES = 37.5, 7.0, 8.0  # of bfloat16 arithmetic
 _KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without recomputation
+_NORM_BYTES, _TILED_NORM_BYTES, _KEPT_NORM_BYTES = 6.0, 16.0, 4.0  # less with fused_norms
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
 _REDUCED_BYTES = 14  # of a trained parameter of a layer while its gradient is summed over processes
@@ -93,6 +97,7 @@ class Switches:
     offload: bool = False
     keep_attention: bool = False
     tiled: bool = False
+    fused_norms: bool = False
     frozen_bytes: float = 2
     trained_bytes: float = 12
     element: int = 2
@@ -107,12 +112,18 @@ def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, 
     backward, on the host."""
     scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.kv if context > 1 else 0.0
     extra = switches.element * shape.hidden if switches.distill else 0
+    fused = switches.fused_norms and switches.element < _GRADIENT
     if not switches.checkpoint:
         mlp = 0.0 if switches.tiled else _KEPT_MLP_BYTES * shape.intermediate
-        kept = scale * (_KEPT_BYTES * shape.hidden + mlp + exchange)
-        return kept * shape.layers, scale * _LAST_NORM_BYTES * shape.hidden + extra, 0.0
+        norm = _KEPT_NORM_BYTES if fused else 0.0
+        kept = scale * ((_KEPT_BYTES - norm) * shape.hidden + mlp + exchange)
+        last = _LAST_NORM_BYTES - (_NORM_BYTES if fused else 0.0)
+        return kept * shape.layers, scale * last * shape.hidden + extra, 0.0
     mlp = 0.0 if switches.tiled else _MLP_BYTES * shape.intermediate
-    working = scale * (_ATTENTION_BYTES * shape.hidden + mlp + exchange) + extra
+    norm = _NORM_BYTES if fused else 0.0
+    if fused and switches.tiled:  # attention sets the peak, of which less is saved
+        norm = _TILED_NORM_BYTES - 2 * switches.keep_attention - (context > 1)
+    working = scale * ((_ATTENTION_BYTES - norm) * shape.hidden + mlp + exchange) + extra
     inputs = float(switches.element * shape.hidden)
     attention = 0.0
     if switches.keep_attention:
@@ -123,9 +134,10 @@ def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, 
 
 
 def memory(
-    shape: Shape, switches: Switches, tokens: int, context: int, devices: int
+    shape: Shape, switches: Switches, tokens: int, context: int, devices: int, replicate: int = 1
 ) -> tuple[float, float]:
-    """(bytes on each device, bytes on all hosts) for rows of `tokens` over `context` devices."""
+    """(bytes on each device, bytes on all hosts) for rows of `tokens` over `context` devices;
+    parameters are held `replicate` times by all devices."""
     inputs, working, host = token_bytes(shape, switches, context)
     local = tokens / context
     narrow = switches.element < _GRADIENT
@@ -137,9 +149,10 @@ def memory(
         state += shape.parameters * switches.element
     if devices == 1 and narrow:
         state += (shape.trained - embedding) * switches.element
-    state /= devices
-    gradients = _GRADIENT * shape.trained / devices
-    by_layers = gradients - _GRADIENT * embedding / devices  # the embedding's comes after them
+    parts = devices / replicate
+    state /= parts
+    gradients = _GRADIENT * shape.trained / parts
+    by_layers = gradients - _GRADIENT * embedding / parts  # the embedding's comes after them
     chunk = _LOGIT_BYTES * shape.vocabulary * min(local, switches.loss_chunk)
     last = inputs if switches.offload else inputs / shape.layers
     backward = max(local * inputs, by_layers + local * last) + local * working

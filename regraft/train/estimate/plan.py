@@ -215,6 +215,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         offload=body.memory.offload and not on_cpu,
         keep_attention=body.memory.checkpoint and body.memory.keep_attention is True,
         tiled=body.memory.tiled_mlp > 0,
+        fused_norms=body.memory.fused_norms,
         frozen_bytes=element,
         trained_bytes=max(4, element) + moments,
         element=element,
@@ -230,12 +231,14 @@ def estimate_stage(
 ) -> StageEstimate:
     """Memory and time of a stage whose rows are shared by `context` devices."""
     window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
+    copies = recipe.body.parallel.replicate
+    mesh = (context, machine.devices, 1 if copies == "auto" else copies)
     if recipe.body.memory.keep_attention == "auto" and switches.checkpoint and not machine.is_cpu:
         keeping = replace(switches, keep_attention=True)
-        needed = budget.memory(shape, keeping, window * rows, context, machine.devices)
+        needed = budget.memory(shape, keeping, window * rows, *mesh)
         if needed[0] <= _FILLED * machine.memory and needed[1] <= _FILLED * machine.host:
             switches = keeping
-    device, host = budget.memory(shape, switches, window * rows, context, machine.devices)
+    device, host = budget.memory(shape, switches, window * rows, *mesh)
     flops = budget.step_flops(
         shape,
         window,

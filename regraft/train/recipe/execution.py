@@ -40,6 +40,11 @@ class Memory(Block):
     tiled_mlp: Annotated[int, Field(ge=0)] = Field(
         default=0, description="tokens per tile of the MLP; 0: one tile"
     )
+    fused_norms: bool = Field(
+        default=False,
+        description="RMSNorm of bfloat16 layers without float32 copies; on a GPU by torch's fused "
+        "kernels, which round once where transformers rounds twice",
+    )
     loss_chunk: Count = Field(default=2048, description="tokens whose logits exist at a time")
     rows: Count = Field(default=1, description="rows of a process in one forward pass")
 

@@ -21,6 +21,7 @@ from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import HostStore, save_memory
 from regraft.train.step.optimizers import check_optimizer
+from regraft.train.step.rms_norm import fuse_norms
 
 _GROUPS = {"attention": "self_attn", "mlp": "mlp"}
 
@@ -136,6 +137,8 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
         _freeze(model, body.freeze)
     else:
         _add_lora(model, body.lora)
+    if body.memory.fused_norms:
+        fuse_norms(model)
     wide = accumulator(dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
