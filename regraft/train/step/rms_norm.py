@@ -98,7 +98,7 @@ def plain(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 def plain_backward(
     grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Any, Any]:
     """The gradients of x and, in float32, of the weight; None where not needed."""
     wide, normal = grad.float(), x.float().mul_(scale)
     dw = (wide * normal).sum(0) if needs[1] else None
@@ -117,7 +117,7 @@ def fused(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 def fused_backward(
     grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Any, Any]:
     """`plain_backward` by torch's kernel; the weight's gradient has its type."""
     dx, dw = aten._fused_rms_norm_backward(
         grad.contiguous(), x, [x.shape[-1]], scale, weight, list(needs)

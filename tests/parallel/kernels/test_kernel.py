@@ -1,4 +1,4 @@
-"""Kernels against the definition and each other; CUDA's by shape only, where there is no CUDA."""
+"""Kernels against the definition and each other."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from regraft.errors import InputError
 from regraft.parallel.kernels.choose import choose, forget, names, refusal
-from regraft.parallel.kernels.cuda import Cudnn, Flash, FlashPackage, candidates
 from regraft.parallel.kernels.kernel import CpuFlash, Kernel, Reference, merge
 from regraft.parallel.kernels.spans import attend, attend_backward, empty_result
 from regraft.parallel.layout import Span
@@ -120,76 +118,6 @@ def test_unknown_kernel_is_one_sentence() -> None:
         choose("cpu", torch.float32, 64, "magic")
     with pytest.raises(InputError, match=r"torch-cpu does not take torch\.float16"):
         choose("cpu", torch.float16, 64, "torch-cpu")
-
-
-@pytest.mark.parametrize("name", ["cudnn", "flash", "flash-attn"])
-@pytest.mark.parametrize("how", ["causal", "packed"])
-def test_cuda_calls_fit_the_operators(name: str, how: str, monkeypatch: Any) -> None:
-    """Shapes and schemas on fake tensors: no numbers, but no CUDA either."""
-    kernel: Kernel
-    if name == "flash-attn":
-        kernel = FlashPackage.__new__(FlashPackage)
-        kernel._package = _PackageSignatures
-    else:
-        kernel = {"cudnn": Cudnn, "flash": Flash}[name]()
-    assert type(kernel) in candidates()
-    with FakeTensorMode():
-        q, k, v, dout = (
-            torch.empty(2, h, s, 64, device="cuda", dtype=torch.bfloat16)
-            for h, s in ((4, 24), (2, 50), (2, 50), (4, 24))
-        )
-        if how == "packed":
-            out, lse = kernel.packed(q, k, v, PACKED, 0.3)
-            grads = kernel.packed_backward(dout, q, k, v, out, lse, PACKED, 0.3)
-        else:
-            out, lse = kernel.forward(q, k, v, True, 0.3)
-            grads = kernel.backward(dout, q, k, v, dout, lse, True, 0.3)
-    assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:-1], torch.float32)
-    assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
-
-
-class _PackageSignatures:
-    """flash-attn 2.8's functions as far as arguments and shapes go."""
-
-    @staticmethod
-    def _flash_attn_forward(
-        q: Tensor, k: Tensor, v: Tensor, dropout_p: float, softmax_scale: float, causal: bool,
-        window_size_left: int, window_size_right: int, softcap: float, alibi_slopes: None,
-        return_softmax: bool,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        return torch.empty_like(q), q.new_empty(*q.shape[:3:2], q.shape[1], dtype=torch.float32), q
-
-    @staticmethod
-    def _flash_attn_varlen_forward(
-        q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        max_seqlen_q: int, max_seqlen_k: int, dropout_p: float, softmax_scale: float, causal: bool,
-        window_size_left: int = -1, window_size_right: int = -1, softcap: float = 0.0,
-        alibi_slopes: None = None, return_softmax: bool = False,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        assert cu_seqlens_q.shape == cu_seqlens_k.shape == (2 * len(PACKED) + 1,)
-        assert (max_seqlen_q, max_seqlen_k) == (20, 41)
-        return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32), q
-
-    @staticmethod
-    def _flash_attn_backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor,
-        dq: Tensor, dk: Tensor, dv: Tensor, dropout_p: float, softmax_scale: float, causal: bool,
-        window_size_left: int, window_size_right: int, softcap: float, alibi_slopes: None,
-        deterministic: bool, rng_state: None = None,
-    ) -> None:  # fmt: skip
-        assert dq.shape == q.shape == out.shape
-        assert dk.shape == k.shape
-
-    @staticmethod
-    def _flash_attn_varlen_backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor,
-        dq: Tensor, dk: Tensor, dv: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        max_seqlen_q: int, max_seqlen_k: int, dropout_p: float, softmax_scale: float, causal: bool,
-        window_size_left: int, window_size_right: int, softcap: float, alibi_slopes: None,
-        deterministic: bool, rng_state: None = None, zero_tensors: bool = False,
-    ) -> None:  # fmt: skip
-        assert softmax_lse.shape == (q.shape[1], q.shape[0])
-        assert dq.shape == q.shape == out.shape
 
 
 def test_auto_warns_where_only_plain_products_are_left(monkeypatch: Any) -> None:

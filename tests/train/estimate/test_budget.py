@@ -110,6 +110,11 @@ def test_the_formula_follows_the_step_as_it_is(method, memory):
     assert 0.99 * live <= device <= live * 1.3
 
 
+def test_replicated_processes_hold_parameters_again():
+    rest = (Switches(), 65536, 4)
+    assert budget.memory(LLAMA_8B, *rest, 8, 2)[0] == budget.memory(LLAMA_8B, *rest, 4)[0]
+
+
 def test_layer_inputs_on_the_host_are_256_kib_a_token():
     _, host = budget.memory(LLAMA_8B, Switches(offload=True), 1_200_000, 1, 1)
     assert host / GIB == pytest.approx(293, abs=1)
