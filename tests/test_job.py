@@ -124,7 +124,7 @@ def test_haystacks_questions_and_suites_are_inputs_of_an_evaluation(
     out = written_output(tmp_path / "texts" / "out")
     filled = {key: text.format(out=out, above=out.parent) for key, text in options.items()}
     for name in {"qa", "adapters"} & filled.keys():
-        filled[name] = (filled[name],)  # type: ignore[assignment]
+        filled[name] = (filled[name],)
     refused(out, evaluate_models, [str(model)], out, lengths="128", items=1, dry_run=True, **filled)
 
 
@@ -223,7 +223,7 @@ def test_a_temporary_folder_that_cannot_be_removed_stops_nothing(
         if "regraft-" in str(path) and "staging" not in str(path):
             removed.append(str(path))
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        rmdir(path, *arguments, **named)  # type: ignore[arg-type]
+        rmdir(path, *arguments, **named)
 
     rmdir = os.rmdir
     recipe = tmp_path / "recipe.yaml"

@@ -124,7 +124,7 @@ def test_cut_pads_on_the_right() -> None:
 
 def _part_of(rank: int, batch: dict[str, Any]) -> dict[str, Any]:
     class Other(Mesh):
-        rank = property(lambda _: rank)  # type: ignore[assignment]
+        rank = property(lambda _: rank)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("regraft.parallel.shards._agree", lambda *_: None)

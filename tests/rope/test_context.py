@@ -153,7 +153,7 @@ def test_incomplete_parameters_are_refused(rope: dict, words: str) -> None:
 @pytest.mark.parametrize("length", [0, -1, 8192.5, True, "8k", float("inf")])
 def test_a_length_is_a_whole_number(length: object) -> None:
     with pytest.raises(CheckpointError, match="max_position_embeddings"):
-        ContextSpec({"rope_theta": 1e4}, length)  # type: ignore[arg-type]
+        ContextSpec({"rope_theta": 1e4}, length)
 
 
 def test_what_is_said_or_left_to_the_default_is_one_context() -> None:

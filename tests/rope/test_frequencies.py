@@ -15,7 +15,7 @@ from regraft.errors import InputError
 from regraft.rope import ContextSpec, inverse_frequencies, longest_wavelength, tables
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
-YARN["original_max_position_embeddings"] = 32768  # type: ignore[assignment]
+YARN["original_max_position_embeddings"] = 32768
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -66,7 +66,7 @@ def test_frequencies_agree_with_transformers(
     if partial is not None:
         rope["partial_rotary_factor"] = partial
         for key in {"short_factor", "long_factor"} & rope.keys():
-            rope[key] = rope[key][: HEAD_DIM // 4]  # type: ignore[index]
+            rope[key] = rope[key][: HEAD_DIM // 4]
     config = LlamaConfig(
         hidden_size=4 * HEAD_DIM,
         num_attention_heads=4,

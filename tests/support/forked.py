@@ -107,7 +107,7 @@ def _child(job: dict[str, Any], count: Path) -> None:
         writes = not isinstance(file, int) and set(mode) & set("wax+")
         return (opened_to_write if writes else opened)(file, mode, *arguments, **named)
 
-    io.open = builtins.open = open_file  # type: ignore[assignment]
+    io.open = builtins.open = open_file
     if job["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
     try:
@@ -166,4 +166,4 @@ def _shorten_demo() -> None:
         base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
         target=256, lengths=(64, 256), ranks=(2,), questions=8, prose_rows=2,
     )  # fmt: skip
-    recipes.Plan = lambda: short  # type: ignore[assignment,misc]
+    recipes.Plan = lambda: short

@@ -41,7 +41,7 @@ class HubServer:
         self.log: list[tuple[str, str, str | None]] = []
         hub = self
 
-        class Handler(handler or HubHandler):  # type: ignore[misc]
+        class Handler(handler or HubHandler):
             server_state = hub
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

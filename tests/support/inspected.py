@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from regraft.records import to_json
 def printed(result: Inspection, width: int = 80) -> str:
     """The printed tables, which fit `width`; checks that the result can be JSON, too."""
     json.dumps(to_json(result), allow_nan=False)
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     for table in tables(result):
         console.print(table)
     text = console.export_text()

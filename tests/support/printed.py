@@ -83,7 +83,7 @@ def _examples() -> Iterator[Command]:
 
 def _helps() -> Iterator[Command]:
     group = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name, command in group.commands.items():
         page = ROOT / "regraft" / "commands" / f"{name.replace('-', '_')}.py"
         for line in re.findall(
             r"^[^:\n]*: ((?:regraft|torchrun) .*)", _joined(command.help or ""), re.M

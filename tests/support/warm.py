@@ -63,20 +63,19 @@ def set_rank(rank: int, world: int, port: int) -> None:
     )  # fmt: skip
 
 
+_IMPORTED = (
+    "matplotlib.figure", "peft", "torch.distributed.checkpoint", "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama", "regraft.adapters.apply.apply",
+    "regraft.adapters.extract.extract", "regraft.evaluate.job", "regraft.graft.job",
+    "regraft.merge.job", "regraft.train.job",
+)  # fmt: skip
+
+
 def _import() -> None:
-    import matplotlib.figure  # noqa: F401
-    import peft  # noqa: F401
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    for name in _IMPORTED:
+        importlib.import_module(name)
     from blank_figures import save_blank
 
-    import regraft.adapters.apply.apply
-    import regraft.adapters.extract.extract
-    import regraft.evaluate.job
-    import regraft.graft.job
-    import regraft.merge.job
-    import regraft.train.job  # noqa: F401
     from regraft import drawing
 
     drawing.save = save_blank
@@ -89,7 +88,7 @@ def _serve() -> None:
         module, job = json.loads(line)
         try:
             answer = {"returned": importlib.import_module(module).serve(job)}
-        except Exception:
+        except Exception:  # it is raised in the test's process
             answer = {"failed": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
 

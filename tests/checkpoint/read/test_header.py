@@ -48,7 +48,7 @@ def test_lfs_pointer_is_recognised(tmp_path: Path) -> None:
         ({"t": {"dtype": "F32"}}, b"", "lacks dtype, shape"),
         ({"t": 3}, b"", "lacks dtype, shape"),
         ({"t": entry("F32", [-1], 0, 4)}, b"abcd", "whole numbers"),
-        ({"t": entry("F32", [1.0], 0, 4)}, b"abcd", "whole numbers"),  # type: ignore[list-item]
+        ({"t": entry("F32", [1.0], 0, 4)}, b"abcd", "whole numbers"),
         ({"t": entry("F32", [1], True, 4)}, b"abcd", "whole numbers"),
         ({"t": entry("F4", [8], 0, 4)}, b"abcd", "dtype F4"),
         ({"t": entry("F32", [2], 0, 4)}, b"abcd", "cannot fill 4 bytes"),

@@ -37,7 +37,7 @@ def test_any_mixture_of_tensors_is_aligned_and_reads_back(
 ) -> None:
     values = {f"t{i}": torch.ones(shape).to(dtype) for i, (dtype, shape) in enumerate(shapes)}
     items = list(values.items())
-    order.shuffle(items)  # type: ignore[attr-defined]
+    order.shuffle(items)
     write_safetensors(tmp_path / "model.safetensors", iter(items), planned(values), {"k": "v"})
     (tmp_path / "config.json").write_text("{}")
     loaded = load_file(tmp_path / "model.safetensors")

@@ -37,7 +37,7 @@ def test_trackers_log_every_step_and_its_loss(data_folder, tmp_path, monkeypatch
     wandb, board = types.ModuleType("wandb"), types.ModuleType("torch.utils.tensorboard")
     run, writer = Service(), Service()
     wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    wandb.init, board.SummaryWriter = run.init, writer.SummaryWriter  # type: ignore[attr-defined]
+    wandb.init, board.SummaryWriter = run.init, writer.SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     text = RECIPE.replace("steps: 5", "steps: 2") + "track: wandb\n"
