@@ -61,6 +61,8 @@ class ErrorBounds:
         which the distance to the nearest matrix of rank r can change at most.
     storage: unit roundoff of the dtype in which U and Vt are stored.
     shortened: whether trailing triplets were discarded after `squared_residual` was computed.
+    perturbation: distance of D from the matrix that the bounds are wanted for, as a share of
+        ||D||_F (see `weighted`).
     """
 
     squared_norm: float
@@ -71,6 +73,7 @@ class ErrorBounds:
     squared_tail: float | None = None
     storage: float = 2.0**-24
     shortened: bool = False
+    perturbation: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -92,7 +95,7 @@ class ErrorBounds:
         squared = self.squared_error(rank)
         if self.squared_tail is None:
             squared += self.resolution * self.squared_norm
-        allowance = _SUBTRACTION
+        allowance = _SUBTRACTION + self.perturbation
         if self.shortened or rank < self.rank:
             allowance += 4 * self.storage
         error = math.sqrt(squared) * (1 + FLOAT64_RESOLUTION)
@@ -101,12 +104,15 @@ class ErrorBounds:
     def least_error(self, rank: int | None = None) -> float:
         """Lower bound on ||D - X||_F over all X of rank r."""
         rank = self.rank if rank is None else rank
+        perturbed = self.perturbation * math.sqrt(self.squared_norm)
         if self.squared_tail is not None:
             discarded = self.squared_tail + float(self.values[rank:].square().sum())
             backward = math.sqrt(self.resolution * self.squared_norm)
-            return max(math.sqrt(discarded) * (1 - FLOAT64_RESOLUTION) - backward, 0.0)
-        captured = float(self.upper[:rank].sum())
-        return math.sqrt(max((1 - self.resolution) * self.squared_norm - captured, 0.0))
+            least = math.sqrt(discarded) * (1 - FLOAT64_RESOLUTION) - backward
+        else:
+            captured = float(self.upper[:rank].sum())
+            least = math.sqrt(max((1 - self.resolution) * self.squared_norm - captured, 0.0))
+        return max(least - perturbed, 0.0)
 
     def certificate(self, rank: int | None = None) -> float:
         """Upper bound on the error at rank r over that of the exact rank-r SVD, at least 1.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regraft.errors import InputError
 from regraft.lowrank.low_rank import LowRank
-from regraft.lowrank.noise import Floor, Noise, denoised_squares, noise_floor
+from regraft.lowrank.noise import Floor, InputSpectrum, Noise, denoised_squares, noise_floor
 from regraft.lowrank.svd import truncated_svd
 
 
@@ -93,12 +93,14 @@ def decompose(
     exact: bool = False,
     half: Tensor | None = None,
     squared_norm: float,
+    inputs: InputSpectrum | None = None,
 ) -> tuple[LowRank, Floor]:
     """The certified truncated SVD of `delta` (m, n) at the rank of the rule, and its noise floor.
 
     at_most: another bound on the rank, such as the share of a global budget. at_least: directions
     to compute for a module to which the rule gives fewer, but not none. half, squared_norm: see
-    `truncated_svd`.
+    `truncated_svd`. inputs: where `delta` is a product D L (see `weighted`); the rule then counts
+    energy and noise in the weighted norm.
     """
     m, n = delta.shape
     limit = min(m, n, rule.cap or m, at_most or m)
@@ -107,7 +109,7 @@ def decompose(
             delta, min(rule.rank, limit),
             seed=seed, exact=exact, half=half, squared_norm=squared_norm,
         )  # fmt: skip
-        return svd, noise_floor(svd.S, squared_norm, (m, n), noise)
+        return svd, noise_floor(svd.S, squared_norm, (m, n), noise, inputs)
     limit = min(limit, break_even(m, n))
     guess, start = min(32, limit), None
     while True:
@@ -115,7 +117,7 @@ def decompose(
             delta, guess, seed=seed, exact=exact, half=half,
             squared_norm=squared_norm, start=start, certify=False,
         )  # fmt: skip
-        floor = noise_floor(svd.S, squared_norm, (m, n), noise)
+        floor = noise_floor(svd.S, squared_norm, (m, n), noise, inputs)
         rank = rank_by_rule(svd, floor, rule, (m, n))
         if rank < guess or guess == limit:
             break
