@@ -74,6 +74,21 @@ def extract_lora(
     exact: Annotated[
         bool, typer.Option("--exact", help="Compute LAPACK's full SVD (slow) instead.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Minimise the error on the inputs that projections get in EXTENDED on this text, "
+            "a file (.txt, .jsonl with the field text, .parquet) or a folder of text files.",
+        ),
+    ] = None,
+    calibrate_length: Annotated[
+        str | None,
+        typer.Option(help="Tokens of a calibration row. \\[default: 8k, at most the context]"),
+    ] = None,
+    calibrate_tokens: Annotated[
+        str | None, typer.Option(help="Tokens of all calibration rows. \\[default: 64k]")
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="Load the adapter with PEFT and compare every module.")
     ] = True,
@@ -90,6 +105,9 @@ def extract_lora(
     """Extract the difference between EXTENDED and BASE as a LoRA adapter.
 
     Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
+
+    With text: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k
+    -o ctx-lora --rank 32 --calibrate book.txt
     """
 
     def show(record: AdapterRecord) -> Iterable[RenderableType]:
@@ -100,7 +118,8 @@ def extract_lora(
     return Command(
         lambda: regraft.extract_lora(
             base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout.value,
-            modules=modules, dtype=dtype, exact=exact, verify=verify,
+            modules=modules, dtype=dtype, exact=exact, calibrate=calibrate,
+            calibrate_length=calibrate_length, calibrate_tokens=calibrate_tokens, verify=verify,
             full_fingerprint=full_fingerprint, device=device, seed=seed, force=force,
             overwrite=overwrite, resume=resume, dry_run=dry_run,
         ),

@@ -9,6 +9,7 @@ records/files.py writes and reads all of them.
 from regraft.records.adapter import (
     AdapterRecord,
     AdapterTotals,
+    CalibrationRecord,
     ContextChange,
     ExtractionRecord,
     Layout,
@@ -52,6 +53,7 @@ __all__ = [
     "AdapterRecord",
     "AdapterTotals",
     "BaseRecord",
+    "CalibrationRecord",
     "ChangeFigures",
     "ContextChange",
     "ContextRecord",

@@ -20,7 +20,8 @@ class ContextChange:
 
 @dataclass(frozen=True, kw_only=True)
 class TruncationRecord:
-    """The truncated SVD of one module's difference D.
+    """The truncated SVD of one module's difference D; of D L in the norm of the inputs where it is
+    weighted (see `ModuleRecord.weighted_norm`).
 
     energy: share of ||D||_F^2 in the factors. signal: share of ||D||_F^2 that is not noise of
     rounding the two checkpoints; signal_captured: share of the signal in the factors, without the
@@ -46,7 +47,10 @@ class TruncationRecord:
 class ModuleRecord:
     """One module of an adapter. rank: without zero padding. delta_norm: Frobenius norm of the
     change that the factors approximate; error: relative error of the stored factors;
-    rounding_error: the part of `error` that comes from the stored dtype."""
+    rounding_error: the part of `error` that comes from the stored dtype.
+
+    Of a calibrated extraction: weighted_norm: ||D L||_F with C = L L' the second moment of the
+    inputs, scaled to a mean eigenvalue of 1; weighted_error: relative error in that norm."""
 
     shape: list[int]
     rank: int
@@ -54,6 +58,8 @@ class ModuleRecord:
     error: float
     rounding_error: float
     relative_delta: float | None = None
+    weighted_norm: float | None = None
+    weighted_error: float | None = None
     truncation: TruncationRecord | None = None
     parameters: dict[str, Any] | None = None  # of the merge method
 
@@ -67,6 +73,7 @@ class RankGain:
     bytes: int
     error: float
     signal_captured: float | None
+    weighted_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,9 @@ class AdapterTotals:
     Of an extraction: energy, signal, signal_captured: see `TruncationRecord`; by_rank: size
     and error for smaller ranks, ascending to the adapter's own; suggested_rank: None where there
     is too little signal, or every module has its own rank.
+
+    Of a calibrated extraction: weighted_error: relative, over all modules, in the norms of their
+    inputs; signal and signal_captured are in these norms.
     """
 
     modules: int
@@ -88,6 +98,7 @@ class AdapterTotals:
     bytes: int
     delta_norm: float
     error: float
+    weighted_error: float | None = None
     energy: float | None = None
     signal: float | None = None
     signal_captured: float | None = None
@@ -111,6 +122,18 @@ class NotCaptured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """The text on which the inputs of projections were measured. digest: of text and tokenizer;
+    tokens: of all rows of `length`; damping: share of the mean eigenvalue added to C."""
+
+    text: str
+    digest: str
+    length: int
+    tokens: int
+    damping: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionRecord:
     """How an adapter was extracted, and which changes it does not hold.
 
@@ -123,6 +146,7 @@ class ExtractionRecord:
     unchanged: list[str] = field(default_factory=list)
     below_noise: list[str] = field(default_factory=list)
     not_captured: dict[str, NotCaptured] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from regraft.adapters.extract.factorize import Decomposition, RestChange
+from regraft.adapters.extract.decomposition import Decomposition
+from regraft.adapters.extract.factorize import RestChange
 from regraft.adapters.extract.rank_gain import LITTLE_SIGNAL, describe, gains, suggested_rank
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.writer import totals_of
-from regraft.lowrank.certificate import ErrorBounds
 from regraft.records import (
     AdapterRecord,
     AdapterTotals,
+    CalibrationRecord,
     ModuleRecord,
     NotCaptured,
     Plain,
@@ -24,33 +25,37 @@ from regraft.rope import ContextSpec
 from regraft.units import format_bytes, format_share, format_tokens
 
 
-def module_record(decomposition: Decomposition, rank: int, squared_rounding: float) -> ModuleRecord:
+def module_record(
+    decomposition: Decomposition,
+    rank: int,
+    squared_rounding: float,
+    weighted_rounding: float | None = None,
+) -> ModuleRecord:
     """The record of a module whose decomposition was cut to `rank` and stored.
 
-    squared_rounding: ||B A - stored B A||_F^2.
+    squared_rounding: ||B A - stored B A||_F^2; weighted_rounding: the same in the norm of the
+    inputs, in a calibrated extraction.
     """
     spectrum = torch.tensor(decomposition.spectrum, dtype=torch.float64)
-    squared = decomposition.delta_norm**2
+    plain, squared = decomposition.delta_norm**2, decomposition.squared_norm
     dropped = decomposition.squared_residual + float(spectrum[rank:].square().sum())
     captured = float(spectrum[:rank].square().sum())
     signal, in_factors = decomposition.squared_signal, decomposition.captured_signal()[rank]
-    bounds = ErrorBounds(
-        squared_norm=squared,
-        values=spectrum,
-        upper=torch.tensor(decomposition.upper, dtype=torch.float64),
-        squared_residual=decomposition.squared_residual,
-        resolution=decomposition.resolution,
-        squared_tail=decomposition.squared_tail,
-        shortened=decomposition.shortened,
-    )
+    bounds = decomposition.bounds()
     certificate = bounds.certificate(rank)
+    missed, weighted_error = dropped, None
+    if weighted_rounding is not None:
+        missed = decomposition.plain_tails()[rank]
+        weighted_error = math.sqrt((dropped + weighted_rounding) / squared)
     return ModuleRecord(
         shape=decomposition.shape,
         rank=rank,
         delta_norm=decomposition.delta_norm,
         relative_delta=decomposition.relative_delta,
-        error=math.sqrt((dropped + squared_rounding) / squared),
-        rounding_error=math.sqrt(squared_rounding / squared),
+        error=math.sqrt((missed + squared_rounding) / plain),
+        rounding_error=math.sqrt(squared_rounding / plain),
+        weighted_norm=decomposition.weighted_norm,
+        weighted_error=weighted_error,
         truncation=TruncationRecord(
             energy=captured / squared,
             signal=signal / squared,
@@ -65,6 +70,22 @@ def module_record(decomposition: Decomposition, rank: int, squared_rounding: flo
             spectrum=[float(f"{s:.5g}") for s in decomposition.spectrum[:rank]],
         ),
     )
+
+
+def _weighted_error(
+    modules: Mapping[str, ModuleRecord], decompositions: Mapping[str, Decomposition]
+) -> float | None:
+    """The relative error over all modules in the norms of their inputs; None in the plain norm."""
+    if all(decomposition.weighted_norm is None for decomposition in decompositions.values()):
+        return None
+    missed = squared = 0.0
+    for name, decomposition in decompositions.items():
+        squared += decomposition.squared_norm
+        error = 1.0
+        if (module := modules.get(name)) is not None:
+            error = module.error if module.weighted_error is None else module.weighted_error
+        missed += error**2 * decomposition.squared_norm
+    return math.sqrt(missed / squared)
 
 
 def totals(
@@ -96,9 +117,10 @@ def totals(
         uniform_rank=uniform_rank,
         dtype=dtype,
         error=math.sqrt(missed / squared),
+        weighted_error=_weighted_error(modules, decompositions),
         energy=1 - missed / squared,
         signal=math.fsum(decomposition.squared_signal for decomposition in decompositions.values())
-        / squared,
+        / sum(decomposition.squared_norm for decomposition in decompositions.values()),
         signal_captured=by_rank[-1].signal_captured,
         error_bound_over_optimum=max(
             (
@@ -202,6 +224,19 @@ def _optimality(totals: AdapterTotals) -> str:
     return text
 
 
+def _errors(totals: AdapterTotals, calibration: CalibrationRecord | None) -> list[tuple[str, str]]:
+    if calibration is None or totals.weighted_error is None:
+        return [("error", f"{totals.error:.4f} of the projections' change{_optimality(totals)}")]
+    return [
+        (
+            "error on inputs",
+            f"{totals.weighted_error:.4f} of the change of the projections' outputs on "
+            f"{calibration.text}{_optimality(totals)}",
+        ),
+        ("plain error", f"{totals.error:.4f} of the projections' change"),
+    ]
+
+
 def _directions_above(modules: Mapping[str, ModuleRecord]) -> str:
     """A phrase on the number of computed directions of a module that are above rounding."""
     known = [module for module in modules.values() if module.truncation is not None]
@@ -227,7 +262,7 @@ def summary(record: AdapterRecord) -> list[tuple[str, str]]:
         ("context", f"{before.describe()}  ->  {after.describe()}"),
         ("modules", f"{totals.modules} of rank {ranks} ({extraction.rule})"),
         ("size", f"{format_bytes(totals.bytes)}, layout {record.layout}"),
-        ("error", f"{totals.error:.4f} of the projections' change{_optimality(totals)}"),
+        *_errors(totals, extraction.calibration),
     ]
     lines += describe(totals, _directions_above(record.modules))
     for role, group in extraction.not_captured.items():

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from regraft import progress
-from regraft.adapters.extract import card, evidence
+from regraft.adapters.extract import card, evidence, moments
 from regraft.adapters.extract.deltas import difference, difference_dtype
 from regraft.adapters.extract.factorize import Factorizer, RestChange, measure_rest
 from regraft.adapters.extract.select import Module, Plan, check_lineage, make_plan, shared_shape
-from regraft.adapters.peft_check import peft_deltas
+from regraft.adapters.extract.verify import verify_with_peft
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
 from regraft.checkpoint.config import load_config
@@ -31,7 +31,7 @@ from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.device import full_precision, pick_device
-from regraft.errors import CheckpointError, InputError
+from regraft.errors import InputError
 from regraft.job import Job
 from regraft.lowrank.rank import RankRule, parse_rule
 from regraft.records import (
@@ -60,6 +60,9 @@ def extract_lora(
     modules: str = "all-linear",
     dtype: str = "bfloat16",
     exact: bool = False,
+    calibrate: str | Path | None = None,
+    calibrate_length: str | int | None = None,
+    calibrate_tokens: str | int | None = None,
     verify: bool = True,
     full_fingerprint: bool = False,
     device: str = "auto",
@@ -75,16 +78,22 @@ def extract_lora(
     'portable' (one zero-padded rank, read correctly by PEFT, vLLM, SGLang and llama.cpp), 'compact'
     (a rank per module, PEFT only) or 'exact' (compact, plus the dense differences of all other
     tensors). modules: 'all-linear', 'attention', 'mlp', leaf names or regexes of module names,
-    separated by commas. exact: LAPACK's SVD instead of the randomised one. force: accept
-    checkpoints that appear swapped or unrelated. dry_run: only check; the record has a `plan`.
+    separated by commas. exact: LAPACK's SVD instead of the randomised one. calibrate: a text; the
+    error is minimised on the inputs that projections get in `extended` on this text (see
+    `regraft.lowrank.weighted`), in rows of `calibrate_length` tokens (8k, or the context) and
+    `calibrate_tokens` in all (64k). force: accept checkpoints that appear swapped or unrelated.
+    dry_run: only check; the record has a `plan`.
 
     Returns the record in regraft.json. Raises CheckpointError (broken or mismatched checkpoints,
     NaN), LineageError (unrelated or swapped checkpoints), InputError (arguments), OutputError
     (disk).
     """
     rule = _check_arguments(rank, energy, budget, layout, dtype)
+    if calibrate is None and (calibrate_length, calibrate_tokens) != (None, None):
+        raise InputError("--calibrate-length and --calibrate-tokens need --calibrate TEXT.")
     torch_device, stored_dtype = pick_device(device), OUTPUT_DTYPES[dtype]
-    job = Job(out, inputs=[base, extended], overwrite=overwrite, resume=resume)
+    texts = [] if calibrate is None else [calibrate]
+    job = Job(out, inputs=[base, extended, *texts], overwrite=overwrite, resume=resume)
     with Checkpoint.open(base) as b, Checkpoint.open(extended) as e:
         roles = checkpoint_roles(b)
         contexts = checkpoint_context(b), checkpoint_context(e)
@@ -92,10 +101,22 @@ def extract_lora(
         relation = check_lineage(b, e, roles, contexts, force)
         if verify:
             check_tensors(b, load_config(b.config, b.name))
+        calibration = None
+        if calibrate is not None:
+            calibration = moments.open_calibration(
+                str(calibrate), calibrate_length, calibrate_tokens, b, e, contexts[1],
+                seed=seed, force=force,
+            )  # fmt: skip
+            plan = moments.with_memory(plan, calibration)
         arguments: dict[str, Plain] = {
             "rank": rank, "energy": energy, "budget": budget, "layout": layout,
             "modules": modules, "dtype": dtype, "exact": exact, "seed": seed,
         }  # fmt: skip
+        if calibration is not None:
+            arguments |= {
+                "calibrate": str(calibrate), "calibrate_length": calibration.record.length,
+                "calibrate_tokens": calibration.record.tokens,
+            }  # fmt: skip
         record = AdapterRecord(
             made_by="extract-lora",
             base=_model(b, full_fingerprint),
@@ -108,7 +129,10 @@ def extract_lora(
             arguments=arguments,
             versions=versions(),
             extraction=ExtractionRecord(
-                rule=plan.rule.describe(), lineage=relation, notes=plan.notes
+                rule=plan.rule.describe(),
+                lineage=relation,
+                notes=plan.notes,
+                calibration=None if calibration is None else calibration.record,
             ),
         )
         for note in plan.notes:
@@ -118,7 +142,7 @@ def extract_lora(
         with job.start(to_json(record), torch_device.type) as staging:
             factorizer = Factorizer(
                 b, e, plan, staging, torch_device,
-                itemsize=stored_dtype.itemsize, seed=seed, exact=exact,
+                dtype=stored_dtype, seed=seed, exact=exact, calibration=calibration,
             )  # fmt: skip
             factorizer.run()
             rest = measure_rest(b, e, plan.rest, roles)
@@ -130,7 +154,7 @@ def extract_lora(
             with progress.stage("Writing the card"):
                 card.write_adapter_card(staging.folder, record, evidence.summary(record))
             if verify:
-                worst = _verify_with_peft(
+                worst = verify_with_peft(
                     staging.folder, b, _with_factors(plan, factorizer), factorizer, stored_dtype
                 )
                 progress.note(f"PEFT loads it; largest relative deviation {worst:.1e}")
@@ -216,7 +240,12 @@ def _write(
     )
     decompositions = factorizer.decompositions
     records = {
-        m.name: evidence.module_record(decompositions[m.name], ranks[m.name], roundings[m.name])
+        m.name: evidence.module_record(
+            decompositions[m.name],
+            ranks[m.name],
+            roundings[m.name],
+            factorizer.weighted_rounding(m, ranks[m.name]),
+        )
         for m in modules
     }
     unchanged, below_noise = evidence.skipped(plan.modules, decompositions, ranks)
@@ -246,45 +275,3 @@ def _base_shape(base: Checkpoint, module: Module) -> tuple[int, int]:
     """Shape of the base's tensor; rows that the extended model lacks get a change of zero."""
     rows, columns = base.tensors[module.tensor].shape
     return rows, columns
-
-
-def _verify_with_peft(
-    folder: Path,
-    base: Checkpoint,
-    modules: list[Module],
-    factorizer: Factorizer,
-    dtype: torch.dtype,
-) -> float:
-    """The largest relative deviation of PEFT's deltas from the factors in the spool.
-
-    Raises CheckpointError if a deviation is larger than the rounding of the stored factors, or a
-    module is missing.
-    """
-    expected_modules = {module.name: module for module in modules}
-    worst, seen = 0.0, set()
-    with progress.bar("Checking with PEFT", len(modules)) as bar:
-        for name, loaded in peft_deltas(base.config, folder):
-            b, a = factorizer.factors(expected_modules[name], factorizer.ranks[name])
-            expected = b @ a
-            loaded[: expected.shape[0]] -= expected
-            deviation = _norm(loaded) / _norm(expected)
-            # two factors, each rounded to half a unit in the last place, with slack
-            allowed = 1.5 * 2 * torch.finfo(dtype).eps + 1e-5
-            if not deviation <= allowed:
-                raise CheckpointError(
-                    f"PEFT rebuilds '{name}' {deviation:.2%} away from what was extracted; the "
-                    "installed PEFT reads this adapter differently, please report it."
-                )
-            worst = max(worst, deviation)
-            seen.add(name)
-            bar.advance()
-    if missing := sorted(expected_modules.keys() - seen):
-        raise CheckpointError(
-            f"PEFT leaves out {len(missing)} modules, '{missing[0]}' among them; the installed "
-            "PEFT reads this adapter differently, please report it."
-        )
-    return worst
-
-
-def _norm(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

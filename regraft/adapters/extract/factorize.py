@@ -7,7 +7,7 @@ on all modules (a byte budget) are chosen when all spectra are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,14 +16,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from regraft import progress
+from regraft.adapters.extract.decomposition import Decomposition
 from regraft.adapters.extract.deltas import Delta, compare, deltas
+from regraft.adapters.extract.moments import Calibration, input_norms
 from regraft.adapters.extract.select import Module, Plan
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.checkpoint.write.staging import Staging
-from regraft.lowrank.low_rank import LowRank
-from regraft.lowrank.noise import Floor, denoised_squares
+from regraft.lowrank.blocks import squared_frobenius
+from regraft.lowrank.low_rank import LowRank, rounding_error
 from regraft.lowrank.rank import (
     break_even,
     decompose,
@@ -32,64 +34,11 @@ from regraft.lowrank.rank import (
     share_budget,
     uniform_rank,
 )
+from regraft.lowrank.weighted import WeightedNorm, weighted_factors
 
 _AUTO_SLACK = 0.01  # relative increase of the error that `--rank auto` accepts for a smaller rank
 # Least number of directions computed of a module that may be stored at a higher rank than its own.
 _SPARE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decomposition:
-    """The decomposition of one module's delta D; its factors are in the spool.
-
-    spectrum, upper: computed singular values, and proven upper bounds on D's own. above: how many
-    are above the noise edge. rank: by the rank rule. noise_variance: of the rounding of the two
-    checkpoints, per entry. squared_residual: ||D - U S V'||_F^2. resolution, squared_tail,
-    shortened: see `ErrorBounds`.
-    """
-
-    shape: list[int]
-    delta_norm: float
-    relative_delta: float
-    spectrum: list[float]
-    upper: list[float]
-    above: int
-    rank: int = 0
-    noise_variance: float = 0.0
-    noise_edge: float = 0.0
-    squared_residual: float = 0.0
-    resolution: float = 0.0
-    squared_tail: float | None = None
-    shortened: bool = False
-    method: str = "zero"
-    passes: int = 0
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether D is zero."""
-        return self.delta_norm == 0.0
-
-    @property
-    def squared_signal(self) -> float:
-        """||D||_F^2 less the expected share of the rounding of the two checkpoints."""
-        return max(self.delta_norm**2 - math.prod(self.shape) * self.noise_variance, 0.0)
-
-    def captured_signal(self) -> list[float]:
-        """The part of `squared_signal` in the first r directions, r = 0, 1, ..."""
-        floor = Floor(self.noise_variance, self.noise_edge, self.above)
-        spectrum = torch.tensor(self.spectrum, dtype=torch.float64)
-        squares = denoised_squares(spectrum, floor, (self.shape[0], self.shape[1]))
-        return [0.0, *squares.cumsum(0).clamp_max(self.squared_signal).tolist()]
-
-    def missed_signal(self) -> list[float]:
-        """The rest of `squared_signal`, r = 0, 1, ..."""
-        return [self.squared_signal - captured for captured in self.captured_signal()]
-
-    def squared_tails(self) -> list[float]:
-        """||D - D_r||_F^2 of the first r directions, r = 0, 1, ..."""
-        squares = torch.tensor(self.spectrum, dtype=torch.float64).square()
-        tails = squares.flip(0).cumsum(0).flip(0).tolist()
-        return [self.squared_residual + tail for tail in (*tails, 0.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +55,7 @@ class RestChange:
 class Factorizer:
     """Decomposes the modules of a plan into the spool of the staging folder.
 
+    calibration: the rows by whose inputs modules in layers are weighted, None for the plain norm.
     decompositions, ranks: by module, complete after `run`.
     """
 
@@ -117,13 +67,15 @@ class Factorizer:
         staging: Staging,
         device: torch.device,
         *,
-        itemsize: int,
+        dtype: torch.dtype,
         seed: int,
         exact: bool,
+        calibration: Calibration | None = None,
     ) -> None:
         self._base, self._extended = base, extended
         self._plan, self._staging, self._device = plan, staging, device
-        self._itemsize, self._seed, self._exact = itemsize, seed, exact
+        self._dtype, self._itemsize, self._seed, self._exact = dtype, dtype.itemsize, seed, exact
+        self._calibration = calibration
         self.decompositions: dict[str, Decomposition] = {}
         self.ranks: dict[str, int] = {}
 
@@ -176,6 +128,15 @@ class Factorizer:
         with safe_open(str(self._spooled(module)), framework="pt") as file:
             return file.get_tensor("B")[:, :rank], file.get_tensor("A")[:rank]
 
+    def weighted_rounding(self, module: Module, rank: int) -> float | None:
+        """||(B A - stored B A) L||_F^2 at `rank`, None in the plain norm."""
+        if self.decompositions[module.name].weighted_norm is None:
+            return None
+        with safe_open(str(self._spooled(module)), framework="pt") as file:
+            b, stored_b = (file.get_tensor(key)[:, :rank] for key in ("exact_B", "B"))
+            a, stored_a = (file.get_tensor(key)[:rank] for key in ("weighted_A", "stored_A"))
+        return rounding_error((b, a), (stored_b.to(self._dtype), stored_a))
+
     def _rank_limits(self) -> dict[str, int]:
         """The highest rank to compute of each module; under a budget four times the uniform
         share."""
@@ -198,16 +159,30 @@ class Factorizer:
                     bar.advance(math.prod(module.shape))
                 else:
                     remaining.append(module)
-            for module, delta in deltas(self._base, self._extended, remaining, self._device):
-                result = self._decompose(module, delta, at_most[module.name])
-                self.decompositions[module.name] = result
-                self._staging.record(_unit(module, at_most), **asdict(result))
-                bar.advance(math.prod(module.shape), text=module.name)
+            for norm, members in self._groups(remaining, bar):
+                for module, delta in deltas(self._base, self._extended, members, self._device):
+                    result = self._decompose(module, delta, at_most[module.name], norm)
+                    self.decompositions[module.name] = result
+                    self._staging.record(_unit(module, at_most), **asdict(result))
+                    bar.advance(math.prod(module.shape), text=module.name)
         # in the order of the plan, so that sums over modules are the same in a resumed run
         names = [m.name for m in self._plan.modules if m.name in self.decompositions]
         self.decompositions = {name: self.decompositions[name] for name in names}
 
-    def _decompose(self, module: Module, delta: Delta, at_most: int) -> Decomposition:
+    def _groups(
+        self, modules: list[Module], bar: progress.Bar
+    ) -> Iterator[tuple[WeightedNorm | None, list[Module]]]:
+        """The modules with the norm of their inputs, None for the plain norm."""
+        if self._calibration is None:
+            yield None, modules
+            return
+        inside = [m for m in modules if m.layer is not None]
+        yield None, [m for m in modules if m.layer is None]
+        yield from input_norms(self._extended, self._calibration, inside, self._device, bar)
+
+    def _decompose(
+        self, module: Module, delta: Delta, at_most: int, weighted: WeightedNorm | None
+    ) -> Decomposition:
         shape, squared = list(module.shape), delta.squared_norm
         norm = math.sqrt(squared)
         relative = math.sqrt(squared / delta.squared_base) if delta.squared_base else 0.0
@@ -216,13 +191,22 @@ class Factorizer:
                 shape=shape, delta_norm=norm, relative_delta=relative, spectrum=[], upper=[],
                 above=0,
             )  # fmt: skip
+        matrix, half, inputs = delta.matrix, delta.half, None
+        if weighted is not None:
+            matrix, half, inputs = weighted.product(delta.matrix), None, weighted.spectrum
+            squared = squared_frobenius(matrix)
         svd, floor = decompose(
-            delta.matrix, self._plan.rule, delta.noise,
+            matrix, self._plan.rule, delta.noise,
             at_most=at_most, at_least=_SPARE if self._plan.layout == "portable" else 0,
             seed=self._seed, exact=self._exact,
-            half=delta.half, squared_norm=squared,
+            half=half, squared_norm=squared, inputs=inputs,
         )  # fmt: skip
-        self._save(module, svd)
+        parts: list[float] = []
+        if weighted is None:
+            self._save(module, dict(zip("BA", svd.factors(), strict=True)))
+        else:
+            svd = weighted.certified(svd, norm)
+            parts = self._save_weighted(module, delta.matrix, svd, weighted)
         return Decomposition(
             shape=shape,
             delta_norm=norm,
@@ -232,6 +216,10 @@ class Factorizer:
             resolution=svd.bounds.resolution,
             squared_tail=svd.bounds.squared_tail,
             shortened=svd.bounds.shortened,
+            perturbation=svd.bounds.perturbation,
+            weighted_norm=None if weighted is None else math.sqrt(squared),
+            inputs=[] if inputs is None else list(inputs.leading),
+            squared_parts=parts,
             above=floor.above,
             rank=min(rank_by_rule(svd, floor, self._plan.rule, module.shape), svd.rank),
             noise_variance=floor.variance,
@@ -241,11 +229,23 @@ class Factorizer:
             passes=svd.passes,
         )
 
-    def _save(self, module: Module, svd: LowRank) -> None:
-        b, a = svd.factors()
-        factors = {"A": a.cpu().contiguous(), "B": b.cpu().contiguous()}
-        plan = [PlannedTensor.like(side, part) for side, part in factors.items()]
-        write_safetensors(self._spooled(module), factors.items(), plan)
+    def _save_weighted(
+        self, module: Module, delta: Tensor, svd: LowRank, norm: WeightedNorm
+    ) -> list[float]:
+        """Spool the factors, and what `weighted_rounding` needs when C is no longer in memory.
+        Returns the parts of `WeightedFactors`."""
+        factors = weighted_factors(delta, svd.U)
+        b, a = factors.b.float(), factors.a.float()
+        self._save(module, {
+            "B": b, "A": a, "exact_B": factors.b, "weighted_A": norm.product(factors.a),
+            "stored_A": norm.product(a.to(self._dtype)),
+        })  # fmt: skip
+        return factors.squared_parts.tolist()
+
+    def _save(self, module: Module, tensors: dict[str, Tensor]) -> None:
+        stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        plan = [PlannedTensor.like(name, tensor) for name, tensor in stored.items()]
+        write_safetensors(self._spooled(module), stored.items(), plan)
 
     def _spooled(self, module: Module) -> Path:
         return self._staging.spool / f"{module.name}.safetensors"

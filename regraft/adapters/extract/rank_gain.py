@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from regraft.adapters.extract.factorize import Decomposition
+from regraft.adapters.extract.decomposition import Decomposition
 from regraft.records import AdapterTotals, RankGain
 from regraft.units import format_bytes
 
@@ -35,8 +35,9 @@ def gains(
     highest = max(ranks.values())
     steps = [2**i for i in range(highest.bit_length()) if 2**i < highest]
     squared = math.fsum(decomposition.delta_norm**2 for decomposition in decompositions.values())
+    measured = math.fsum(decomposition.squared_norm for decomposition in decompositions.values())
     signal = math.fsum(decomposition.squared_signal for decomposition in decompositions.values())
-    tails = {name: decomposition.squared_tails() for name, decomposition in decompositions.items()}
+    tails = {name: decomposition.plain_tails() for name, decomposition in decompositions.items()}
     signals = {
         name: decomposition.captured_signal() for name, decomposition in decompositions.items()
     }
@@ -59,10 +60,21 @@ def gains(
                 rank=rank,
                 bytes=parameters * itemsize,
                 error=math.sqrt(missed / squared),
-                signal_captured=captured / signal if signal > LITTLE_SIGNAL * squared else None,
+                signal_captured=captured / signal if signal > LITTLE_SIGNAL * measured else None,
+                weighted_error=_weighted_error(decompositions, ranks, rank),
             )
         )
     return result
+
+
+def _weighted_error(
+    decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int], rank: int
+) -> float | None:
+    """The relative error in the norms of the inputs, before rounding; None if none is weighted."""
+    if all(decomposition.weighted_norm is None for decomposition in decompositions.values()):
+        return None
+    missed = math.fsum(d.squared_tails()[min(rank, ranks[n])] for n, d in decompositions.items())
+    return math.sqrt(missed / math.fsum(d.squared_norm for d in decompositions.values()))
 
 
 def suggested_rank(by_rank: list[RankGain], cap: int | None, *, more_above: bool) -> int | None:
@@ -114,7 +126,10 @@ def describe(totals: AdapterTotals, above: str) -> list[tuple[str, str]]:
 
 def _step(gain: RankGain) -> str:
     share = "" if gain.signal_captured is None else f"{gain.signal_captured:.1%} of that, "
-    return f"{share}error {gain.error:.4f}, {format_bytes(gain.bytes)}"
+    error = f"error {gain.error:.4f}"
+    if gain.weighted_error is not None:
+        error = f"error on inputs {gain.weighted_error:.4f}, plain {gain.error:.4f}"
+    return f"{share}{error}, {format_bytes(gain.bytes)}"
 
 
 def _suggestion(by_rank: list[RankGain], rank: int) -> str:

@@ -27,12 +27,14 @@ _COMMA = r",(?![^{}]*\})"  # not the comma of a regex's {1,2}
 
 @dataclass(frozen=True)
 class Module:
-    """One matrix to extract. name: of the module; shape: of the rows that both models have."""
+    """One matrix to extract. name: of the module; shape: of the rows that both models have; layer:
+    that it is in, None outside the layers."""
 
     name: str
     tensor: str
     kind: Literal["linear", "embedding"]
     shape: tuple[int, int]
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def make_plan(
                 name,
                 "embedding" if role.kind == "embedding" else "linear",
                 (shape[0], shape[1]),
+                role.layer,
             )
         )
     factorised = {module.tensor for module in modules}
