@@ -106,8 +106,7 @@ def extract_lora(
 
     Example: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k -o ctx-lora
 
-    With text: regraft extract-lora meta-llama/Meta-Llama-3-8B gradientai/Llama-3-8B-262k
-    -o ctx-lora --rank 32 --calibrate book.txt
+    Example: regraft extract-lora base extended -o ctx-lora --rank 32 --calibrate book.txt
     """
 
     def show(record: AdapterRecord) -> Iterable[RenderableType]:

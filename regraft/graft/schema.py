@@ -60,6 +60,11 @@ class Extract(Block):
     modules: str = "all-linear"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     exact: bool = False
+    calibrate: str | None = Field(
+        default=None, description="a text: minimise the error on the inputs that occur on it"
+    )
+    calibrate_length: Tokens | None = Field(default=None, description="of a row; default: 8k")
+    calibrate_tokens: Tokens | None = Field(default=None, description="of all rows; default: 64k")
     verify: bool = True
     full_fingerprint: bool = False
     force: bool = False

@@ -170,6 +170,13 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
         words[words.index("--gpus") + 1] = "1xH100-80"
     if "--budget" in words:
         words[words.index("--budget") + 1] = "30kB"
+    if "--calibrate" in words:
+        words[words.index("--calibrate") + 1] = "data/books/text.jsonl"
+        for option, value in (("--calibrate-length", "64"), ("--calibrate-tokens", "256")):
+            if option in words:
+                words[words.index(option) + 1] = value
+            else:
+                more += [option, value]
     if verb == "export":
         more.append("--no-tokenizer")  # toys speak in whole words
         if any("adapter" in word for word in words) and "--base" not in words:

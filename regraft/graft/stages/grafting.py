@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.reader import is_adapter
+from regraft.data.calibration import text_of_path
+from regraft.data.sources import files as source_files
 from regraft.document import Document
 from regraft.graft.check import check_future_graft
 from regraft.graft.choose import point_label
+from regraft.graft.content import paths_content
 from regraft.graft.schema import Apply as ApplyBlock
 from regraft.graft.schema import Extract as ExtractBlock
 from regraft.graft.stages.stage import (
@@ -81,22 +85,35 @@ class Extract(Stage):
         return {"base": self.base, "extended": self.extended}
 
     @property
+    def files(self) -> list[str | Path]:
+        return [] if self.block.calibrate is None else [self.block.calibrate]
+
+    @property
     def arguments(self) -> dict[str, Any]:
-        return {**self.block.model_dump(), "rank": self.rank, "seed": self.context.seed}
+        text = {"text": paths_content(self.files)} if self.files else {}
+        return {**self._arguments(), **text}
+
+    def _arguments(self) -> dict[str, Any]:
+        block = self.block.model_dump(
+            exclude={key for key, value in self.block if "calibrate" in key and value is None}
+        )
+        return {**block, "rank": self.rank, "seed": self.context.seed}
 
     def run(self) -> None:
         extract_lora(
             self.base.location, self.extended.location, self.path,
-            device=self.context.device, **self.arguments, **self.options,
+            device=self.context.device, **self._arguments(), **self.options,
         )  # fmt: skip
 
     def check(self) -> Mapping[str, Any]:
+        if self.block.calibrate is not None:
+            source_files(text_of_path(self.block.calibrate))
         base, extended = available(self.base), available(self.extended)
         if base is None or extended is None:
             return {}
         record = extract_lora(
             base, extended, self.path, device=self.context.device, dry_run=True, overwrite=True,
-            **self.arguments,
+            **self._arguments(),
         )  # fmt: skip
         return record.plan or {}
 
