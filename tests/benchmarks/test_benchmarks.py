@@ -207,6 +207,12 @@ def test_configs_are_compared_between_two_pythons(benchmark):
     assert "agree" in printed
 
 
+def test_logits_are_compared_between_two_pythons(benchmark):
+    printed, _, _ = benchmark("transformers4_logits", "--quick", "--old-python", sys.executable)
+    assert "| theta | regraft apply |" in printed
+    assert "DIFFERENT" not in printed
+
+
 def test_llama_cpp_says_what_to_install_where_it_is_missing(tmp_path):
     line = [sys.executable, BENCHMARKS / "llama_cpp.py", "--python", "/nowhere/python", "--quick"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)

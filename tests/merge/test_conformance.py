@@ -15,6 +15,10 @@ import pytest
 import torch
 from merge_zoo import EPS, entries, layers, merge
 
+from regraft.adapters.apply.apply import apply_lora
+from regraft.merge.job import merge_models
+from regraft.rope import ContextSpec
+
 pytestmark = pytest.mark.usefixtures("in_zoo")
 
 
@@ -108,12 +112,22 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def zoo_recipe(zoo: Path, *names: str) -> Path:
+    """A recipe of the mean of two models of the zoo."""
+    path = zoo / "merged.yaml"
+    named = ", ".join(f"{{model: {zoo / name}}}" for name in names)
+    path.write_text(f"merge_method: linear\nmodels: [{named}]\nparameters: {{weight: 0.5}}\n")
+    return path
+
+
 PEER = """
 import json, sys
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
-options = MergeOptions(quiet=True, write_model_card=False, copy_tokenizer=False)
+options = MergeOptions(
+    quiet=True, write_model_card=False, copy_tokenizer=False, lora_merge_cache="lora-cache"
+)
 for name, recipe in json.load(sys.stdin).items():
     run_merge(MergeConfiguration.model_validate(recipe), "peer/" + name, options)
 """
@@ -124,6 +138,8 @@ def peer(zoo: Path) -> Path:
     """mergekit's outputs of all RECIPES."""
     if find_spec("mergekit") is None:
         pytest.skip("mergekit is not installed")
+    apply_lora(zoo / "lora", zoo / "a", zoo / "applied")
+    merge_models(zoo_recipe(zoo, "long", "applied"), zoo / "merged")
     done = subprocess.run(
         [sys.executable, "-c", PEER], input=json.dumps(RECIPES), text=True, capture_output=True,
         cwd=zoo, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"},
@@ -159,6 +175,37 @@ MOE: dict[str, Any] = {
 
 
 RECIPES["mixture of experts"] = MOE
+
+
+RECIPES["outputs of apply and merge"] = {
+    "merge_method": "linear",
+    "models": entries("applied", weight=0.5) + entries("merged", weight=0.5),
+}
+RECIPES["an extracted adapter"] = {
+    "merge_method": "linear",
+    "models": entries("a+lora", weight=1.0),
+}
+
+
+def test_mergekit_reads_what_apply_and_merge_wrote(peer: Path) -> None:
+    out = peer / "outputs of apply and merge"
+    theirs, config = models.load(out), json.loads((out / "config.json").read_text())
+    applied, merged = models.load(Path("applied")), models.load(Path("merged"))
+    assert theirs.keys() == applied.keys()
+    for name, tensor in theirs.items():
+        expected = (applied[name] + merged[name]) / 2
+        torch.testing.assert_close(
+            tensor, expected, rtol=4 * EPS, atol=EPS * float(expected.abs().max())
+        )
+    context = ContextSpec.from_config(config)
+    assert (context.theta, context.max_position_embeddings) == (160000.0, 2048)
+
+
+def test_mergekit_applies_an_extracted_adapter_as_apply_does(peer: Path) -> None:
+    theirs, ours = models.load(peer / "an extracted adapter"), models.load(Path("applied"))
+    assert theirs.keys() == ours.keys()
+    for name, tensor in theirs.items():  # B A of rank 4 is summed in another order
+        torch.testing.assert_close(tensor, ours[name], rtol=8 * EPS, atol=8 * EPS)
 
 
 def test_elementwise_merges_of_experts_are_mergekits(peer: Path, tmp_path: Path) -> None:
