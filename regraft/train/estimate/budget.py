@@ -48,6 +48,7 @@ _KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without reco
 _NORM_BYTES, _TILED_NORM_BYTES, _KEPT_NORM_BYTES = 6.0, 16.0, 4.0  # less with fused_norms
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
+_FOUR_BIT_BYTES = 0.5625  # of a weight of `load: {bits: 4}`, with its share of a scale
 _REDUCED_BYTES = 14  # of a trained parameter of a layer while its gradient is summed over processes
 _CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
@@ -89,9 +90,10 @@ class Shape:
 @dataclass(frozen=True)
 class Switches:
     """What decides the memory. frozen_bytes, trained_bytes: of each parameter as stored, with the
-    optimizer's moments; element: bytes of a number in the layers' arithmetic; loss_chunk: tokens
-    whose logits exist at a time; teacher: whether a frozen model of the same shape is held;
-    distill: whether it reads every row; overhead: C."""
+    optimizer's moments; four_bit: whether frozen linear layers have 4 bits a weight; element: bytes
+    of a number in the layers' arithmetic; loss_chunk: tokens whose logits exist at a time; teacher:
+    whether a frozen model of the same shape is held; distill: whether it reads every row; overhead:
+    C."""
 
     checkpoint: bool = True
     offload: bool = False
@@ -99,6 +101,7 @@ class Switches:
     tiled: bool = False
     fused_norms: bool = False
     frozen_bytes: float = 2
+    four_bit: bool = False
     trained_bytes: float = 12
     element: int = 2
     loss_chunk: int = 2048
@@ -145,6 +148,10 @@ def memory(
     embedding = shape.vocabulary * shape.hidden * shape.trained / shape.parameters
     frozen = shape.parameters - shape.trained
     state = frozen * switches.frozen_bytes + shape.trained * switches.trained_bytes
+    if switches.four_bit:  # all but the embeddings; one matrix is whole at a time
+        packed = max(frozen - 2 * shape.vocabulary * shape.hidden, 0)
+        state -= packed * (switches.frozen_bytes - _FOUR_BIT_BYTES)
+        state += switches.element * shape.hidden * shape.intermediate
     if switches.teacher:
         state += shape.parameters * switches.element
     if devices == 1 and narrow:

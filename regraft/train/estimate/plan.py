@@ -217,6 +217,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         tiled=body.memory.tiled_mlp > 0,
         fused_norms=body.memory.fused_norms,
         frozen_bytes=element,
+        four_bit=body.load.bits == 4,
         trained_bytes=max(4, element) + moments,
         element=element,
         loss_chunk=body.memory.loss_chunk,

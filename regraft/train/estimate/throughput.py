@@ -16,6 +16,7 @@ from regraft.parallel import Mesh
 from regraft.train.estimate.budget import Shape, step_flops
 from regraft.train.estimate.machine import DEVICES, known_device
 from regraft.train.recipe.schema import Body, trains_everything
+from regraft.train.step.four_bit import quantized_parameters
 from regraft.train.step.learner import Learner
 
 
@@ -46,6 +47,7 @@ class Throughput:
 def shape_of(learner: Learner) -> Shape:
     """Sizes of a learner's model, which may be on the meta device."""
     parameters = sum(parameter.numel() for parameter in learner.parameters())
+    parameters += quantized_parameters(learner)
     trained = sum(parameter.numel() for parameter in learner.trained().values())
     config = learner.model.config.get_text_config()
     return Shape.of(config.to_dict(), parameters, trained)

@@ -32,7 +32,7 @@ def export_model(
 
     Raises RegraftError where a weight is not finite in the exported dtype.
     """
-    state = _folded(learner, mesh)
+    state = _folded(learner, base, mesh)
     if mesh.rank:
         return
     dtypes = {name: info.dtype for name, info in base.tensors.items()}
@@ -147,8 +147,9 @@ def _digest(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
-    """The model's tensors by the names without LoRA; a matrix with one is W + s B A. Collective."""
+def _folded(learner: Learner, base: Checkpoint, mesh: Mesh) -> dict[str, Tensor]:
+    """The model's tensors by the names without LoRA; a matrix with one is W + s B A, where W is the
+    base's if it was trained in 4 bits. Collective."""
     from peft.tuners.lora import LoraLayer
 
     layers = {
@@ -158,9 +159,13 @@ def _folded(learner: Learner, mesh: Mesh) -> dict[str, Tensor]:
     }
     state: dict[str, Tensor] = {}
     for name, value in learner.model.state_dict().items():
-        if ".lora_" in name:
+        if ".lora_" in name or name.endswith(".scales"):
             continue
-        whole = _full(value)
+        if name.endswith(".packed"):
+            name = name.replace(".packed", ".weight")
+            whole = base.tensor(name.replace(".base_layer", ""))
+        else:
+            whole = _full(value)
         module = name.replace(".base_layer.weight", "")
         if module in layers:
             layer = layers[module]

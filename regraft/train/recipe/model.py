@@ -48,6 +48,16 @@ class Lora(Block):
         return self.alpha or 2 * self.rank
 
 
+class Load(Block):
+    """How the frozen weights are held."""
+
+    bits: Literal[4] | None = Field(
+        default=None,
+        description="4: of linear layers under a LoRA, in NF4 by bitsandbytes, in one process; "
+        "the export has the model's own weights",
+    )
+
+
 class Export(Block):
     """What the run writes."""
 

@@ -61,6 +61,10 @@ class Recipe(BaseRecipe[Body]):
                 mistakes.add(
                     (block,), f"method is {body.method}, which has no {block}; say method: {block}"
                 )
+        if body.load.bits == 4 and body.method != "lora":
+            mistakes.add(("load", "bits"), "4-bit weights do not learn; say method: lora")
+        if body.load.bits == 4 and body.dtype == "float64":
+            mistakes.add(("dtype",), "4-bit weights have no float64; say float32 or bfloat16")
         if body.method != "lora" and body.export.kind == "adapter":
             mistakes.add(
                 ("export", "kind"),

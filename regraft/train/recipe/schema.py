@@ -21,7 +21,7 @@ from pydantic import Field
 
 from regraft.train.recipe.data import Data
 from regraft.train.recipe.execution import Memory, Optimizer, Parallel
-from regraft.train.recipe.model import Export, Lora, ToyModel
+from regraft.train.recipe.model import Export, Load, Lora, ToyModel
 from regraft.train.recipe.stages import Positions, Rope, Schedule, Stage
 from regraft.train.recipe.validation import Recover, Watch
 from regraft.train.recipe.values import Block, Count
@@ -36,6 +36,7 @@ class Body(Block):
         description="full: all weights; lora: an adapter; recover: all weights, after a graft",
     )
     lora: Lora = Lora()
+    load: Load = Load()
     recover: Recover = Recover()
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto", description="of the arithmetic; auto: bfloat16 on CUDA, else float32"

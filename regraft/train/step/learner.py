@@ -17,6 +17,7 @@ from regraft.parallel.kernels.kernel import accumulator
 from regraft.parallel.shards import Batch
 from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
+from regraft.train.step.four_bit import check_four_bit, quantize_layers
 from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import HostStore, save_memory
@@ -115,6 +116,8 @@ def untrained_learner(body: Body, config: dict[str, Any], name: str, mesh: Mesh)
 
     Raises what `load` raises for a model, a LoRA, frozen tensors or an optimizer that cannot work.
     """
+    if body.load.bits == 4:
+        check_four_bit(sharded=mesh.fsdp_mesh is not None)
     model = meta_model(config, name)
     _refuse(model, name)
     learner = prepare(model, body, mesh)
@@ -137,6 +140,10 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
         _freeze(model, body.freeze)
     else:
         _add_lora(model, body.lora)
+    if body.load.bits == 4:
+        quantize_layers(model.model.layers)
+    if not trains_everything(body):
+        fuse_lora(model)
     if body.memory.fused_norms:
         fuse_norms(model)
     wide = accumulator(dtype)
@@ -194,7 +201,6 @@ def _add_lora(model: Any, lora: Lora) -> None:
         bias="none",
     )
     inject_adapter_in_model(config, model)
-    fuse_lora(model)
     for module in model.modules():
         if isinstance(module, LoraLayer):  # else each casts a copy of its input to float32
             module.cast_input_dtype_enabled = False
