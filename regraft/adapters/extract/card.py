@@ -42,7 +42,7 @@ The weights are half of it: **the RoPE must change with them.** `regraft apply` 
 Frobenius error of the stored adapter against the true difference, 0 is exact. "best" is a proven
 lower bound for any adapter of these ranks.
 
-| module | modules | rank | change / weights | captured above rounding | error | best |
+| module | modules | rank | change / weights | captured above rounding | {{ error }} | best |
 |---|---|---|---|---|---|---|
 {% for row in rows %}
 {{ row.values() | row }}
@@ -93,6 +93,7 @@ def write_adapter_card(folder: Path, record: AdapterRecord, lines: list[tuple[st
         base=record.base.name,
         extended=record.extended.name,
         versions=record.versions,
+        error="error" if record.totals.weighted_error is None else "error on inputs",
         lines=lines,
         folder="ADAPTER",
         rows=[_row(leaf, members) for leaf, members in _by_leaf(record.modules).items()],
@@ -120,6 +121,11 @@ def _truncation(module: ModuleRecord) -> TruncationRecord:
     return module.truncation
 
 
+def _error(module: ModuleRecord) -> float:
+    """Its relative error in the norm of the extraction."""
+    return module.error if module.weighted_error is None else module.weighted_error
+
+
 def _by_leaf(modules: Mapping[str, ModuleRecord]) -> dict[str, list[ModuleRecord]]:
     groups: dict[str, list[ModuleRecord]] = {}
     for name, module in modules.items():
@@ -132,7 +138,7 @@ def _row(leaf: str, members: list[ModuleRecord]) -> dict[str, str | int]:
     ranks = sorted({module.rank for module in members})
     truncations = [_truncation(module) for module in members]
     captured = [t.signal_captured for t in truncations if t.signal_captured is not None]
-    error = sum(module.error for module in members) / len(members)
+    error = sum(map(_error, members)) / len(members)
     best = sum(t.least_possible_error for t in truncations) / len(members)
     relative = sum(module.relative_delta or 0.0 for module in members) / len(members)
     return {
@@ -178,5 +184,5 @@ def _errors_by_layer(modules: Mapping[str, ModuleRecord], leaf: str) -> list[tup
         parts = name.split(".")
         if parts[-1] == leaf:
             layer = next((int(part) for part in parts if part.isdigit()), 0)
-            points.append((layer, module.error))
+            points.append((layer, _error(module)))
     return sorted(points)

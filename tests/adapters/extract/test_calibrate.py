@@ -109,6 +109,10 @@ def test_record_states_both_errors_and_the_weighted_one_is_below_plain_extractio
     record = extract_lora(base, extended, tmp_path / "a", rank=8, calibrate=text, **HOW)
     extract_lora(base, extended, tmp_path / "plain", rank=8, verify=False)
     assert to_json(record) == record_of(tmp_path / "a")
+    card = (tmp_path / "a/README.md").read_text()
+    down = [m for name, m in record.modules.items() if name.endswith("down_proj")]
+    assert "| error on inputs | best |" in card
+    assert f"| {sum(m.weighted_error for m in down) / 2:.4f} |" in card
     calibration = record.extraction.calibration
     assert (calibration.text, calibration.length, calibration.tokens) == (str(text), 64, 1024)
     assert len(calibration.digest) == 32
@@ -228,6 +232,16 @@ def refused(pair: Any, tmp_path: Path, error: type[Exception], match: str, **how
 )
 def test_impossible_calibrations_are_refused_before_any_work(how, match, pair, tmp_path):
     refused(pair, tmp_path, InputError, match, **how)
+
+
+def test_a_dry_run_counts_the_memory_of_hidden_states_and_moments(pair, tmp_path):
+    base, extended, text = pair
+    how = {"rank": 2, "dry_run": True}
+    plain = extract_lora(base, extended, tmp_path / "a", **how).plan["peak_memory_bytes"]
+    ours = extract_lora(base, extended, tmp_path / "a", calibrate=text, **HOW, **how).plan
+    needed = 4 * 1024 * 64 + 2 * 8 * 96**2  # float32 hidden states, two moments of down_proj
+    assert plain + needed <= ours["peak_memory_bytes"] <= plain + 4 * needed
+    assert not (tmp_path / "a").exists()
 
 
 def copy_of(pair: Any, folder: Path, change: Any = lambda state, config: None) -> Path:
