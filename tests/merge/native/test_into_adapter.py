@@ -7,6 +7,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
+from extracted import merged_by_peft
 from merge_zoo import EPS, entries, merge, refusal, write_recipe
 from safetensors.torch import load_file
 
@@ -57,6 +58,18 @@ def test_as_adapter_is_exact_for_task_arithmetic_and_states_its_error_otherwise(
     record = merge_models(write_recipe(tmp_path, ties), tmp_path / "ties", as_adapter=True)
     assert 0.05 < record.totals.error < 0.6
     assert summary(record)
+
+
+def test_peft_applies_a_merged_adapter_as_apply_does(tmp_path: Path) -> None:
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base",
+              "models": entries("lora", weight=0.7) + entries("base+lora2", weight=0.3),
+              "context": {"from": "lora"}}  # fmt: skip
+    merge_models(write_recipe(tmp_path, recipe), tmp_path / "adapter", as_adapter=True)
+    apply_lora(tmp_path / "adapter", "base", tmp_path / "applied")
+    applied = models.load(tmp_path / "applied")
+    peft = merged_by_peft(Path("base"), tmp_path / "adapter")
+    for name, tensor in applied.items():  # B A of rank 10 is summed in another order
+        torch.testing.assert_close(peft[name], tensor, rtol=8 * EPS, atol=8 * EPS)
 
 
 def test_as_adapter_keeps_the_dtype_of_its_inputs(tmp_path: Path) -> None:
