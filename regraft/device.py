@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from regraft.errors import InputError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 Item = TypeVar("Item")
+_USED = 0.8  # of all memory, where the system does not say how much is free
 
 
 def pick_device(name: str) -> torch.device:
@@ -64,6 +66,36 @@ def fast_bfloat16(device: torch.device) -> bool:
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def total_memory() -> float:
+    """Bytes of memory of this machine, or of the container it is in."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, float(text))
+    return total
+
+
+def available_memory() -> float:
+    """Bytes that a new process can use: Linux' MemAvailable, else 0.8 of all memory."""
+    total = total_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(total, float(line.split()[1]) * 1024)
+    return _USED * total
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process can still allocate on a device."""
+    import torch
+
+    if device.type != "cuda":
+        return available_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from qualification.report import Report
 from qualification.scope import GIB, MIB, Scope
-from regraft.train.estimate.machine import available_memory
+from regraft.device import available_memory
 
 
 def describe_machine(scope: Scope, report: Report) -> None:

@@ -54,6 +54,13 @@ def evaluate(
         ),
     ] = None,
     items: Annotated[int, typer.Option(help="Questions per task and length.")] = 50,
+    questions_per_text: Annotated[
+        int,
+        typer.Option(
+            help="How many of them are asked about the same text, which is then read once: needle, "
+            "latent, icl, notes, shout."
+        ),
+    ] = 1,
     haystack: Annotated[
         str, typer.Option(help="grammar, code, world, or a text file or folder.")
     ] = "grammar",
@@ -149,10 +156,11 @@ def evaluate(
     return Command(
         lambda: regraft.evaluate_models(
             models or [], out, matrix=matrix, suite=suite, lengths=lengths, items=items,
-            haystack=haystack, qa=tuple(qa or ()), needles=needles, decoys=decoys, depths=depths,
-            sigmoid=sigmoid, scoring=scoring, twins=twins, chat=chat, texts=texts, limit=limit,
-            batch=batch, adapters=tuple(adapter or ()), judge=judge, judge_model=judge_model,
-            endpoint=endpoint, endpoint_model=endpoint_model, endpoint_requests=endpoint_requests,
+            questions_per_text=questions_per_text, haystack=haystack, qa=tuple(qa or ()),
+            needles=needles, decoys=decoys, depths=depths, sigmoid=sigmoid, scoring=scoring,
+            twins=twins, chat=chat, texts=texts, limit=limit, batch=batch,
+            adapters=tuple(adapter or ()), judge=judge, judge_model=judge_model, endpoint=endpoint,
+            endpoint_model=endpoint_model, endpoint_requests=endpoint_requests,
             endpoint_timeout=endpoint_timeout, tokenizer=tokenizer,
             device=device, context_parallel=context_parallel, seed=seed, overwrite=overwrite,
             resume=resume, dry_run=dry_run,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from regraft import progress
 from regraft.errors import InputError
-from regraft.evaluate.answers.distributed import map_over_processes
+from regraft.evaluate.answers.distributed import broadcast_from_first, map_over_processes
 from regraft.evaluate.answers.judge import add_verdicts
 from regraft.evaluate.answers.scoring import Answerer, answer
+from regraft.evaluate.answers.served.model import ServedModel
 from regraft.evaluate.answers.served.source import ServedSource
 from regraft.evaluate.fidelity import merged
 from regraft.evaluate.measures import Measurer, batch_tokens
@@ -23,6 +24,7 @@ from regraft.evaluate.prompts.length import TooShort
 from regraft.evaluate.result import Answer, Measures, parse_answers
 from regraft.evaluate.shared_output import SharedOutput, read_lines
 from regraft.evaluate.tasks import Item, Task
+from regraft.parallel import Mesh
 from regraft.records import to_json
 from regraft.units import format_tokens
 
@@ -37,17 +39,14 @@ def make_items(work: Work, output: SharedOutput) -> ItemFiles:
     nothing fits.
     """
     files: ItemFiles = {}
-    count = work.settings.items
     with progress.bar("prompts", total=len(work.tasks) * len(work.lengths)) as bar:
         for task in work.tasks:
             for length in work.lengths:
                 path = output.spool / f"{task.name}-{length}.jsonl"
                 bar.advance(1, f"{task.name} {format_tokens(length)}")
                 if not output.has(f"items {path.name}", path):
-                    numbers = range(min(count, task.max_items or count))
-                    make = partial(task.item, work.kit, length)
                     try:
-                        items = map_over_processes(output.mesh, numbers, make)
+                        items = _items(work, task, length, output.mesh)
                     except TooShort as error:
                         progress.warn(
                             f"{task.name} is left out at {format_tokens(length)}: {error}"
@@ -58,6 +57,20 @@ def make_items(work: Work, output: SharedOutput) -> ItemFiles:
     if work.tasks and not files:
         raise InputError("No task fits in any of the lengths; raise --lengths.")
     return files
+
+
+def _items(work: Work, task: Task, length: int, mesh: Mesh) -> list[Item]:
+    """The items of one task and length. Collective."""
+    count, questions = work.settings.items, work.settings.questions_per_text
+    if questions == 1 or task.make_group is None:
+        numbers = range(min(count, task.max_items or count))
+        return map_over_processes(mesh, numbers, partial(task.item, work.kit, length))
+    first = task.group(work.kit, length, 0, questions)
+    others = range(1, -(-count // len(first)))  # a group has the same size for every text
+    groups = map_over_processes(
+        mesh, others, lambda text: task.group(work.kit, length, text, questions)
+    )
+    return [item for group in (first, *groups) for item in group][:count]
 
 
 def answer_items(
@@ -81,7 +94,7 @@ def answer_items(
                 key = f"cell {source.name} {path.name}"
                 if not output.has(key, target):
                     items = [Item.from_json(line) for line in output.read(path)]
-                    lines = _answer_cell(work, tasks[task], items, model.get())
+                    lines = _answer_cell(work, tasks[task], items, model)
                     output.write(key, target, [to_json(line) for line in lines])
                 answers[source.name, task, length] = parse_answers(output.read(target))
             model.label = source.name
@@ -114,6 +127,7 @@ class _LazyModel:
     ) -> None:
         self._work, self._source, self._output, self._show = work, source, output, show
         self._model: Answerer | None = None
+        self._warned: set[str] = set()
         self.label = source.name
 
     def get(self) -> Answerer:
@@ -121,6 +135,18 @@ class _LazyModel:
         if self._model is None:
             self._model = self._load()
         return self._model
+
+    def can_share(self, length: int) -> bool:
+        """Whether a text of `length` tokens is read once for all questions about it; otherwise a
+        warning says why, except for a served model. Collective."""
+        model = self.get()
+        if isinstance(model, ServedModel):
+            return False
+        reason = broadcast_from_first(self._output.mesh, lambda: model.why_not_shared(length))
+        if reason is not None and reason not in self._warned:
+            progress.warn(f"{model.name} reads the text again for every question, since {reason}.")
+            self._warned.add(reason)
+        return reason is None
 
     def _load(self) -> Answerer:
         source, output = self._source, self._output
@@ -133,10 +159,11 @@ class _LazyModel:
         self._show(f"{self.label}, {done} of {total} answers")
 
 
-def _answer_cell(work: Work, task: Task, items: list[Item], model: Answerer) -> list[Answer]:
-    scoring = work.scoring(task)
+def _answer_cell(work: Work, task: Task, items: list[Item], model: _LazyModel) -> list[Answer]:
+    scoring, loaded = work.scoring(task), model.get()
     return answer(
-        model, work.kit.prompter, items, scoring,
-        budget=batch_tokens(work.settings, model, scoring),
+        loaded, work.kit.prompter, items, scoring,
+        budget=batch_tokens(work.settings, loaded, scoring),
         max_new_tokens=task.answer_tokens, twins=work.settings.twins,
+        shared=items[0].text is not None and model.can_share(items[0].length),
     )  # fmt: skip

@@ -2,23 +2,30 @@
 
 A token that is read costs two operations per weight and, for attention, four per layer and hidden
 element for half the tokens before it. A generated token costs as much, at the speed of a matrix
-times a vector. Nothing else is counted, so models of a few million weights take longer.
+times a vector. Nothing else is counted, so models of a few million weights take longer. A text that
+several questions share is read once if its cache fits, and then a few tokens for each question.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from regraft.checkpoint.read.source import Checkpoint
+from regraft.errors import InputError
+from regraft.evaluate.answers.cache import cache_bytes, too_large
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
 from regraft.evaluate.answers.served.source import ServedSource
 from regraft.evaluate.prepare import Work
-from regraft.units import format_tokens
+from regraft.evaluate.tasks import Task
+from regraft.units import format_bytes, format_tokens
 
 _REPEATS = 3  # measurements, of which the fastest counts
+_QUESTION = 32  # tokens that differ between two questions about a text
 
 
 def plan(work: Work, device: torch.device) -> dict[str, str | float]:
@@ -38,22 +45,31 @@ def plan(work: Work, device: torch.device) -> dict[str, str | float]:
         "items": items * len(work.lengths) * models,
         "tokens to read": sum(read.values()) * models,
         "tokens to generate, at most": written * models,
+        **_cache(work, device),
         "seconds": round(seconds(work, device), 1),
         **({"time of the endpoint": "unknown"} if endpoint else {}),
     }
 
 
-def tokens(work: Work) -> tuple[dict[int, int], int]:
+def tokens(
+    work: Work, fits: Callable[[int], bool] = lambda length: True
+) -> tuple[dict[int, int], int]:
     """(tokens that one model reads, by the length of their texts; the most that it generates).
 
-    An item's candidates count once, as with a cached prompt; lm-eval's suites do not count."""
+    fits: whether the cache of a text of so many tokens does, so that its questions share it. An
+    item's candidates count once, as with a cached prompt; lm-eval's suites do not count."""
     settings = work.settings
     read: dict[int, int] = {}
     written = 0
     for task in work.tasks:
-        prompts = min(settings.items, task.max_items or settings.items) * (1 + settings.twins)
+        items, both = min(settings.items, task.max_items or settings.items), 1 + settings.twins
+        prompts = items * both
         for length in work.lengths:
-            read[length] = read.get(length, 0) + prompts * length
+            here = prompts * length
+            if settings.questions_per_text > 1 and task.make_group and fits(length):
+                here = -(-items // _questions(work, task, length)) * both * length
+                here += prompts * _QUESTION
+            read[length] = read.get(length, 0) + here
             written += prompts * task.answer_tokens if work.scoring(task) == "generate" else 0
     if "perplexity" in work.measures:
         longest = max(work.lengths)
@@ -66,12 +82,12 @@ def tokens(work: Work) -> tuple[dict[int, int], int]:
 
 def seconds(work: Work, device: torch.device) -> float:
     """Seconds for all models in one process on one device; served ones do not count."""
-    read, written = tokens(work)
     fast, slow = _rate(device, 8192 if device.type == "cuda" else 256), _rate(device, 1)
     total = 0.0
     for source in work.sources:
         if isinstance(source, ServedSource):
             continue
+        read, written = tokens(work, partial(_fits, source, device))
         weights, attended = _size(source)
         total += sum(n * (2 * weights + 2 * attended * length) for length, n in read.items()) / fast
         total += written * 2 * weights / slow
@@ -84,6 +100,38 @@ def _size(source: Source) -> tuple[int, int]:
         config = checkpoint.config
         weights = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.tensors.values())
     return weights, int(config.get("num_hidden_layers", 0)) * int(config.get("hidden_size", 0))
+
+
+def _questions(work: Work, task: Task, length: int) -> int:
+    """How many questions about one text a task has."""
+    questions = work.settings.questions_per_text
+    try:
+        return len(task.group(work.kit, length, 0, questions))
+    except InputError:  # no text fits
+        return questions
+
+
+def _cache(work: Work, device: torch.device) -> dict[str, str]:
+    """The line of the plan on the largest cache of a text, if questions share texts."""
+    local = [source for source in work.sources if isinstance(source, Source)]
+    if work.settings.questions_per_text == 1 or not local:
+        return {}
+    size = max(_cache_bytes(source, max(work.lengths), device) for source in local)
+    reason = too_large(size, device)
+    alone = f"; one question at a time, since {reason}" if reason else ""
+    return {"cache of a text, at most": f"{format_bytes(size)}{alone}"}
+
+
+def _fits(source: Source, device: torch.device, length: int) -> bool:
+    return too_large(_cache_bytes(source, length, device), device) is None
+
+
+def _cache_bytes(source: Source, length: int, device: torch.device) -> int:
+    config = source.config()
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    dtype = getattr(torch, name.removeprefix("torch."))
+    on_cpu = device.type == "cpu" and dtype == torch.float16  # is loaded in float32
+    return cache_bytes(config, length, 4 if on_cpu else dtype.itemsize)
 
 
 def _rate(device: torch.device, rows: int) -> float:

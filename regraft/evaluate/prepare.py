@@ -19,7 +19,7 @@ from regraft.evaluate.fidelity import Fidelity, add_adapters, graft_sources
 from regraft.evaluate.prompts.haystack import open_corpus
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.settings import Settings
-from regraft.evaluate.suites import MEASURES, choose
+from regraft.evaluate.suites import MEASURES, all_tasks, choose
 from regraft.evaluate.tasks import Kit, Scoring, Task
 from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
 from regraft.evaluate.tasks.needle import NEEDLE, answer_tokens
@@ -66,6 +66,8 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
             f"{settings.items} needle items cover only the first {settings.items} of "
             f"{settings.depths} depths; give --items {settings.depths} or more."
         )
+    if settings.questions_per_text > 1:
+        _check_groups(tasks)
     corpus = open_corpus(settings.haystack)
     quizzes = [read_quiz(path) for path in settings.qa]
     sources = _sources(models, matrix, bool(settings.adapters), bool(settings.grafts), address)
@@ -126,6 +128,15 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     if judge is not None:
         settings = replace(settings, judge=judge.url)  # without secrets, since it is recorded
     return Work(settings, evaluated, tasks, measures, lengths, kit, own, contexts, fidelity, judge)
+
+
+def _check_groups(tasks: list[Task]) -> None:
+    """Warn of tasks that have one question for each text. Raises InputError if all have."""
+    if alone := [task.name for task in tasks if task.make_group is None]:
+        able = ", ".join(task.name for task in all_tasks().values() if task.make_group)
+        if len(alone) == len(tasks):
+            raise InputError(f"--questions-per-text is for {able}; choose one of them by --suite.")
+        progress.warn(f"{', '.join(alone)}: one question for each text; several have {able}.")
 
 
 def refuse_unsupported_parallelism(work: Work, mesh: Mesh) -> None:

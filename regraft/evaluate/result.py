@@ -33,7 +33,8 @@ class Answer:
     either is None where the scoring does not give it. twin, twin_nll: the same for the item's twin.
     tokens, unique_share: of the prompt. depth: where the evidence is, 0 to 1; on_grid: the item
     belongs to the grid of length and depth. text_share: the part of the text's words that fitted.
-    hash: of everything that the model read. judge: None if no judge read the answer.
+    hash: of everything that the model read. text: the number of the text that it shares with other
+    items, None if it has its own. judge: None if no judge read the answer.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Answer:
     scoring: str
     score: float
     hash: str
+    text: int | None = None
     text_share: float | None = None
     nll: float | None = None
     said: str | None = None

@@ -27,6 +27,7 @@ class Settings:
     suites       names of suites, tasks and measures
     lengths      of the prompts in tokens, answer included; empty: from the models' contexts
     items        items of each task at each length
+    questions_per_text  how many of them are asked about the same text, where a task can
     haystack     'grammar', 'code', 'world', or the path of a text file or of a folder of them
     qa           question files (SQuAD or HotpotQA): the first for qa_1, the second for qa_2
     needles      needles that a question of the needle task asks for
@@ -54,6 +55,7 @@ class Settings:
     suites: tuple[str, ...] = ("needle", "perplexity", "drift")
     lengths: tuple[int, ...] = ()
     items: int = 50
+    questions_per_text: int = 1
     haystack: str = "grammar"
     qa: tuple[str, ...] = ()
     needles: int = 1
@@ -80,8 +82,9 @@ class Settings:
     def validate(self) -> None:
         """Raises InputError for a value that no evaluation can use."""
         for name, least in (
-            ("items", 1), ("needles", 1), ("decoys", 0), ("depths", 1), ("texts", 1), ("batch", 1),
-            ("limit", 1), ("endpoint_requests", 1), ("endpoint_timeout", 1),
+            ("items", 1), ("questions_per_text", 1), ("needles", 1), ("decoys", 0), ("depths", 1),
+            ("texts", 1), ("batch", 1), ("limit", 1), ("endpoint_requests", 1),
+            ("endpoint_timeout", 1),
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and not value >= least:
                 option = name.replace("_", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.errors import CheckpointError, InputError, RegraftError
-from regraft.evaluate.answers import drift
+from regraft.evaluate.answers import cache, drift
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.cost import plan, seconds, tokens
 from regraft.evaluate.measures import plain_texts
@@ -259,6 +260,30 @@ def test_a_plan_counts_items_tokens_and_time(tmp_path: Path) -> None:
     more = prepare([folder, f"b={folder}"], settings, matrix=False)
     assert seconds(more, CPU) > 0
     assert plan(more, CPU)["items"] == 80
+
+
+def test_a_plan_counts_a_shared_text_once_and_says_what_its_cache_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(speaker(tmp_path / "m", **LONG))
+    settings = Settings(("needle",), (1024,), items=10, questions_per_text=4)
+    work = prepare([folder], settings, matrix=False)
+    assert tokens(work)[0] == {1024: 2 * (3 * 1024 + 10 * 32)}
+    assert tokens(work, lambda length: False)[0] == {1024: 2 * 10 * 1024}
+    assert "kB" in str(plan(work, CPU)["cache of a text, at most"])
+    monkeypatch.setattr(cache, "free_memory", lambda device: 100.0)
+    assert "one question at a time" in str(plan(work, CPU)["cache of a text, at most"])
+
+
+def test_tasks_with_one_question_for_each_text_are_named(tmp_path: Path) -> None:
+    folder = str(speaker(tmp_path / "m"))
+    settings = Settings(("cwe",), (512,), questions_per_text=4)
+    with pytest.raises(InputError, match="--questions-per-text is for needle, latent, icl, notes"):
+        prepare([folder], settings, matrix=False)
+    with pytest.warns(UserWarning, match="cwe: one question for each text; several have needle"):
+        prepare([folder], replace(settings, suites=("cwe", "needle")), matrix=False)
+    with pytest.raises(InputError, match="--questions-per-text 0 is too few"):
+        prepare([folder], replace(settings, questions_per_text=0), matrix=False)
 
 
 def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from regraft.evaluate.statistics import Ratio, mean_interval, ratio, score_interval
+from regraft.evaluate.statistics import (
+    Ratio,
+    mean_interval,
+    ratio,
+    score_interval,
+    standard_error,
+)
 
 
 def test_ratios_are_of_means_with_paired_intervals_and_none_of_noise() -> None:
@@ -51,3 +57,43 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = score_interval((rng.random(60) < 0.6).astype(float).tolist())
         hits += low <= 0.6 <= high
     assert 85 <= hits <= 100
+
+
+def test_scores_of_one_text_are_not_independent() -> None:
+    """Texts that are right or wrong as a whole count as one score each."""
+    rng, texts = np.random.default_rng(1), np.repeat(range(40), 8).tolist()
+    naive = clustered = 0
+    for _ in range(20):
+        scores = np.repeat((rng.random(40) < 0.6).astype(float), 8).tolist()
+        low, high = score_interval(scores)
+        naive += low <= 0.6 <= high
+        low, high = score_interval(scores, texts=texts)
+        clustered += low <= 0.6 <= high
+    # covered 95% of the time, and without the texts 51%: 1.96 / sqrt(8) standard errors
+    assert naive < 16 < clustered
+    few = score_interval([1.0, 1, 0, 0], texts=[0, 0, 1, 1])
+    assert few == (0, 1)
+    assert score_interval([1.0] * 8, texts=[0] * 4 + [1] * 4) == score_interval([1.0] * 2)
+    assert score_interval([1.0, 0], texts=[0, 0]) == score_interval([0.5])
+
+
+def test_the_error_of_texts_is_that_of_their_means() -> None:
+    values, texts = [1.0, 2, 4, 4, 3, 9], [0, 0, 1, 1, 2, 2]
+    means = [1.5, 4.0, 6.0]
+    assert standard_error(values, texts) == pytest.approx(standard_error(means))
+    assert mean_interval(values, texts) == pytest.approx(mean_interval(means))
+    assert standard_error(values, [0] * 6) == np.inf
+    alone = list(range(6))  # each has its own
+    assert standard_error(values, alone) == pytest.approx(standard_error(values))
+
+
+def test_a_ratio_over_texts_is_wider_than_over_questions() -> None:
+    texts = np.repeat(range(30), 10).tolist()
+    over = [1.0] * 150 + [0.0] * 150  # half of the texts
+    narrow = ratio(over, None, [1.0] * 300, None)
+    wide = ratio(over, None, [1.0] * 300, None, texts=texts)
+    assert narrow
+    assert wide
+    assert narrow.value == wide.value == 0.5
+    assert wide.high - wide.low > 2.5 * (narrow.high - narrow.low)
+    assert ratio(over, None, over, None, texts=[0] * 300) is None

@@ -15,6 +15,7 @@ from regraft.checkpoint.hf.pretrained import load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
+from regraft.evaluate.answers.cache import cache_bytes, common_tokens, too_large
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec
 
@@ -83,7 +84,7 @@ class LanguageModel:
     """A loaded model that scores and continues texts given as token ids.
 
     mesh: the `context` processes of it share the tokens of each text. can_branch: whether
-    `branches` works, which truncates the cache and needs whole texts.
+    `branches` and `generate_branches` work, which truncate the cache and need whole texts.
 
     Raises InputError if head(hidden) differs from the model's own logits, as for an architecture
     with another step in between, and if the model's attention cannot be split.
@@ -112,8 +113,18 @@ class LanguageModel:
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         windowed = getattr(config, "sliding_window", None) is not None
         self.can_branch = layers == {"full_attention"} and not windowed and not self._split
+        self._text_config = config.to_dict()
         if self._split:
             attach(model, mesh)
+
+    def why_not_shared(self, length: int) -> str | None:
+        """Why a text of `length` tokens is not read once for all questions; None if it is."""
+        if self._split:
+            return "each prompt is cut between processes"
+        if not self.can_branch:
+            return "its attention has windows or chunks, whose cache cannot be truncated"
+        size = cache_bytes(self._text_config, length, self.model.dtype.itemsize)
+        return too_large(size, self.device, self.mesh.size)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Token ids [B, S] -> last hidden states [B, S, d]."""
@@ -174,13 +185,10 @@ class LanguageModel:
         self, texts: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> list[tuple[Tensor, Tensor]]:
         """`score` of texts with a common beginning, which is read once, into a cache."""
-        common = takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
-        shared = min(sum(1 for _ in common), min(map(min, positions)) - 1)
+        shared = min(common_tokens(texts), min(map(min, positions)) - 1)
         if shared < 1:
             return self.score(texts, positions)
-        self._check(texts)
-        start = torch.tensor([list(texts[0][:shared])], device=self.device)
-        cache = self._inner(input_ids=start, use_cache=True).past_key_values
+        cache = self._read(texts, shared)
         scores = []
         for text, of_text in zip(texts, positions, strict=True):
             rest = torch.tensor([list(text[shared:])], device=self.device)
@@ -212,9 +220,33 @@ class LanguageModel:
         return losses, torch.cat(hits).cpu()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate_branches(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> list[list[int]]:
+        """`generate` for prompts of any length with a common beginning, which is read once."""
+        shared = min(common_tokens(prompts), min(map(len, prompts)) - 1)
+        if shared < 1:
+            return [self.generate([prompt], max_new_tokens)[0] for prompt in prompts]
+        cache = self._read(prompts, shared)
+        answers = []
+        for prompt in prompts:
+            answers += self.generate([prompt], max_new_tokens, cache)
+            cache.crop(shared - cache.get_seq_length())
+        return answers
+
+    def _read(self, texts: Sequence[Sequence[int]], shared: int) -> Any:
+        """The cache of the first `shared` tokens, which all texts have in common."""
+        self._check(texts)
+        start = torch.tensor([list(texts[0][:shared])], device=self.device)
+        return self._inner(input_ids=start, use_cache=True).past_key_values
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, cache: Any = None
+    ) -> list[list[int]]:
         """Greedy continuations of prompts of one length, by transformers' generate: at most
-        `max_new_tokens` token ids for each, without the stop token."""
+        `max_new_tokens` token ids for each, without the stop token. cache: of their first tokens,
+        to which the others are added."""
         from transformers import GenerationConfig
         from transformers.utils import logging
 
@@ -229,6 +261,7 @@ class LanguageModel:
                     max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
                 ),
                 attention_mask=torch.ones_like(ids), logits_processor=[self._refuse_nan],
+                past_key_values=cache,
             )  # fmt: skip
         finally:
             logging.set_verbosity(verbosity)

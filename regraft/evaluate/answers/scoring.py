@@ -4,8 +4,8 @@ teacher: prompt and right answer in one forward pass without a cache; a referenc
 its tokens is the likeliest one after all tokens before it. For a single reference this equals
 greedy decoding; for several it expects the order in which the text names them. candidates: the
 candidate with the greatest mean log-probability of its tokens is the answer. generate: greedy text,
-scored as in RULER. If an item's candidates do not fit in a batch together, their common prompt is
-read once, into a cache.
+scored as in RULER. A text that several items share, or if an item's candidates do not fit in a
+batch together their prompt, is read once, into a cache.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from regraft.evaluate.tasks import Item, Scoring, listing, score_text
 
 Answerer = LanguageModel | ServedModel
 # (token ids of each row, positions in each) -> of each row, (NLL, whether the likeliest) there
+Texts = list[list[int]]  # the numbers of the prompts about each text
 Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[tuple[Tensor, Tensor]]]
 
 
@@ -46,21 +47,24 @@ def answer(
     budget: int,
     max_new_tokens: int,
     twins: bool = True,
+    shared: bool = False,
 ) -> list[Answer]:
     """A model's answers to `items` and their twins, in that order.
 
     budget: tokens in a batch; a served model takes batches of any size. max_new_tokens: tokens to
-    generate. twins: answer the twins, too.
+    generate. twins: answer the twins, too. shared: read each text that items share once, which
+    needs `model.can_branch`.
     """
     prompts = [(item, item.prompt) for item in items]
     if twins:
         prompts += [(item, item.twin) for item in items]
+    texts = _by_text(items, len(prompts)) if shared else None
     if scoring == "teacher":
-        scored = _teacher(model, prompter, prompts, budget)
+        scored = _teacher(model, prompter, prompts, budget, texts)
     elif scoring == "candidates":
-        scored = _candidates(model, prompter, prompts, budget)
+        scored = _candidates(model, prompter, prompts, budget, texts)
     else:
-        scored = _generate(model, prompter, prompts, max_new_tokens, budget)
+        scored = _generate(model, prompter, prompts, max_new_tokens, budget, texts)
     twin_scores = scored[len(items) :] if twins else [None] * len(items)
     return [
         Answer(
@@ -75,6 +79,7 @@ def answer(
             nll=own.nll,
             said=own.text,
             hash=item.hash,
+            text=item.text,
             twin=None if twin is None else twin.score,
             twin_nll=None if twin is None else twin.nll,
         )
@@ -94,6 +99,16 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def _by_text(items: Sequence[Item], prompts: int) -> Texts:
+    """The numbers of the prompts about each text. prompts: how many, of items and then of twins,
+    whose texts are others."""
+    groups: dict[tuple[int, int | None], list[int]] = {}
+    for number in range(prompts):
+        twin, item = divmod(number, len(items))
+        groups.setdefault((twin, items[item].text), []).append(number)
+    return list(groups.values())
 
 
 _Forced = tuple[list[float], list[bool]]  # (mean NLL, all tokens likeliest) of every reference
@@ -132,14 +147,26 @@ def _score_batches(
 
 
 def _teacher(
-    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+    model: Answerer,
+    prompter: Prompter,
+    prompts: list[tuple[Item, str]],
+    budget: int,
+    texts: Texts | None,
 ) -> list[_Scored]:
     rows = [prompter.encode(prompt, item.answer, item.spans) for item, prompt in prompts]
-    return [_Scored(score=mean(hits), nll=mean(nll)) for nll, hits in _forced(model, rows, budget)]
+    if isinstance(model, LanguageModel) and texts:
+        forced = _score_batches(model, rows, texts, model.branches)
+    else:
+        forced = _forced(model, rows, budget)
+    return [_Scored(score=mean(hits), nll=mean(nll)) for nll, hits in forced]
 
 
 def _candidates(
-    model: Answerer, prompter: Prompter, prompts: list[tuple[Item, str]], budget: int
+    model: Answerer,
+    prompter: Prompter,
+    prompts: list[tuple[Item, str]],
+    budget: int,
+    texts: Texts | None,
 ) -> list[_Scored]:
     rows: list[Encoded] = []
     owner: list[int] = []  # of each row, the number of its prompt
@@ -151,7 +178,10 @@ def _candidates(
             rows.append(prompter.encode(prompt, text, spans))
             owner.append(number)
     most = max(sum(len(rows[i].ids) for i in group) for group in groups)
-    if isinstance(model, LanguageModel) and model.can_branch and most > budget:
+    if isinstance(model, LanguageModel) and texts:
+        plan = [[row for number in text for row in groups[number]] for text in texts]
+        forced = _score_batches(model, rows, plan, model.branches)
+    elif isinstance(model, LanguageModel) and model.can_branch and most > budget:
         forced = _score_batches(model, rows, groups, model.branches)
     else:
         forced = _forced(model, rows, budget)
@@ -177,35 +207,47 @@ def _generate(
     prompts: list[tuple[Item, str]],
     max_new_tokens: int,
     budget: int,
+    texts: Texts | None,
 ) -> list[_Scored]:
     ids = [prompter.ids(prompt) for _, prompt in prompts]
     if isinstance(model, ServedModel):
-        texts = model.generate(ids, max_new_tokens)
+        answers = model.generate(ids, max_new_tokens)
     else:
-        texts = _generate_batches(model, prompter, ids, max_new_tokens, budget)
+        generate = model.generate_branches if texts else model.generate
+        plan = texts or _one_length(ids, budget)
+        answers = _generate_batches(
+            model, prompter, ids, plan, lambda some: generate(some, max_new_tokens)
+        )
     return [
         _Scored(score=score_text(text, item.references, item.scorer), text=text)
-        for text, (item, _) in zip(texts, prompts, strict=True)
+        for text, (item, _) in zip(answers, prompts, strict=True)
     ]
 
 
-def _generate_batches(
-    model: LanguageModel, prompter: Prompter, ids: list[list[int]], max_new_tokens: int, budget: int
-) -> list[str]:
-    """The generated text of each prompt."""
-    # batches of one length: a padded prompt's attention takes twice as long, and there are few
-    # lengths
+def _one_length(ids: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Batches of prompts of one length: a padded prompt's attention takes twice as long, and there
+    are few lengths."""
     by_length: dict[int, list[int]] = {}
     for number, prompt_ids in enumerate(ids):
         by_length.setdefault(len(prompt_ids), []).append(number)
-    plan = [
+    return [
         group[start : start + max(1, budget // length)]
         for length, group in by_length.items()
         for start in range(0, len(group), max(1, budget // length))
     ]
 
+
+def _generate_batches(
+    model: LanguageModel,
+    prompter: Prompter,
+    ids: list[list[int]],
+    plan: list[list[int]],
+    generate: Callable[[list[list[int]]], list[list[int]]],
+) -> list[str]:
+    """The generated text of each prompt. plan: those that are given to `generate` together."""
+
     def work(batch: list[int]) -> list[str]:
-        generated = model.generate([ids[i] for i in batch], max_new_tokens)
+        generated = generate([ids[i] for i in batch])
         return [prompter.tokenizer.decode(new, skip_special_tokens=True) for new in generated]
 
     texts: dict[int, str] = {}

@@ -30,25 +30,25 @@ class Summary:
 def cell(answers: Sequence[Answer], *, yes_or_no: bool = False) -> Cell:
     """The means over one cell's answers, with intervals. yes_or_no: the answers are, so
     precision and recall are given if they were generated."""
-    scores = _scores(answers)
-    texts = [answer.said for answer in answers if answer.said is not None]
+    scores, texts = _scores(answers), _texts([answers])
+    said = [answer.said for answer in answers if answer.said is not None]
     verdicts = [answer.judge for answer in answers if answer.judge is not None]
     clear = [verdict == "agrees" for verdict in verdicts if verdict != "no verdict"]
-    yes = detection(texts, scores) if yes_or_no and texts else None
+    yes = detection(said, scores) if yes_or_no and said else None
     depths = sorted(
         {answer.depth for answer in answers if answer.on_grid and answer.depth is not None}
     )
     return Cell(
         score=round(mean(scores), 6),
         items=len(answers),
-        interval=_rounded(score_interval(scores)),
+        interval=_rounded(score_interval(scores, texts=texts)),
         tokens=round(mean([answer.tokens for answer in answers]), 1),
         unique_share=round(mean([answer.unique_share for answer in answers]), 4),
         nll=_mean([answer.nll for answer in answers]),
-        nll_interval=_mean_interval([answer.nll for answer in answers]),
+        nll_interval=_mean_interval([answer.nll for answer in answers], texts),
         twin=_mean([answer.twin for answer in answers]),
         twin_nll=_mean([answer.twin_nll for answer in answers]),
-        twin_nll_interval=_mean_interval([answer.twin_nll for answer in answers]),
+        twin_nll_interval=_mean_interval([answer.twin_nll for answer in answers], texts),
         text_share=_mean([answer.text_share for answer in answers]),
         judge=round(mean(clear), 6) if clear else None,
         judged=len(clear) if verdicts else None,
@@ -86,8 +86,11 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
             length: round(mean([cells[model][name][length].score for name in names]), 6)
             for length in lengths
         }
-        shortest = [score for name in names for score in _scores(answers[model, name, lengths[0]])]
-        effective[model] = effective_length(overall[model], error_of_mean(shortest))
+        shortest = [answers[model, name, lengths[0]] for name in names]
+        error = error_of_mean(
+            [score for part in shortest for score in _scores(part)], _texts(shortest)
+        )
+        effective[model] = effective_length(overall[model], error)
     return Summary(cells, overall, names, effective)
 
 
@@ -97,9 +100,9 @@ def transfer_ratios(
     """Transfer and retention. own_length: the recipient's context; roles: the models compared."""
     result: RatiosByTask = {}
     skills = {task.name for task in tasks if task.skill}
-    for task, length, scores in _scores_by_cell(answers, tasks, roles):
+    for task, length, scores, texts in _scores_by_cell(answers, tasks, roles):
         result.setdefault(task, {})[length] = compare(
-            scores, within=length <= own_length, skill=task in skills
+            scores, within=length <= own_length, skill=task in skills, texts=texts
         )
     return result
 
@@ -113,29 +116,32 @@ def fidelity_ratios(
     """
     result: RatiosByTask = {}
     tasks = [task for task in tasks if not task.skill]
-    for task, length, scores in _scores_by_cell(answers, tasks, [base, donor, *adapted]):
+    for task, length, scores, texts in _scores_by_cell(answers, tasks, [base, donor, *adapted]):
         result.setdefault(task, {})[length] = {
-            name: ratio(scores[name], scores[base], scores[donor], scores[base]) for name in adapted
+            name: ratio(scores[name], scores[base], scores[donor], scores[base], texts=texts)
+            for name in adapted
         }
     return result
 
 
 def _scores_by_cell(
     answers: Answers, tasks: Sequence[Task], models: Sequence[str]
-) -> Iterator[tuple[str, int, dict[str, list[float]]]]:
-    """(task, length, every model's scores item by item) of every cell, then of the comparable tasks
-    combined, as 'all'."""
+) -> Iterator[tuple[str, int, dict[str, list[float]], list[int] | None]]:
+    """(task, length, every model's scores item by item, the items' texts) of every cell, then of
+    the comparable tasks combined, as 'all'."""
+    comparable, common = _comparable(answers, tasks, models[0])
     lengths = sorted({length for _, _, length in answers})
-    for task, length in product([task.name for task in tasks], lengths):
-        if (models[0], task, length) in answers:
-            yield task, length, {name: _scores(answers[name, task, length]) for name in models}
-    names, lengths = _comparable(answers, tasks, models[0])
-    for length in lengths if len(names) > 1 else ():
-        yield (
-            "all", length,
-            {model: [score for task in names for score in _scores(answers[model, task, length])]
-             for model in models},
-        )  # fmt: skip
+    cells: list[tuple[tuple[str, ...], int]]
+    cells = [((task.name,), length) for task, length in product(tasks, lengths)]
+    cells += [(tuple(comparable), length) for length in common if len(comparable) > 1]
+    for names, length in cells:
+        if (models[0], names[0], length) in answers:
+            parts = {model: [answers[model, name, length] for name in names] for model in models}
+            yield (
+                names[0] if len(names) == 1 else "all", length,
+                {model: [s for part in of for s in _scores(part)] for model, of in parts.items()},
+                _texts(parts[models[0]]),
+            )  # fmt: skip
 
 
 def _comparable(answers: Answers, tasks: Sequence[Task], model: str) -> tuple[list[str], list[int]]:
@@ -156,14 +162,27 @@ def _scores(answers: Sequence[Answer]) -> list[float]:
     return [answer.score for answer in answers]
 
 
+def _texts(cells: Sequence[Sequence[Answer]]) -> list[int] | None:
+    """The number of the text of each answer, as `statistics` has it."""
+    if all(answer.text is None for answers in cells for answer in answers):
+        return None
+    numbers: dict[tuple[int, int | None, int], int] = {}
+    return [
+        numbers.setdefault((cell, one.text, one.number if one.text is None else 0), len(numbers))
+        for cell, answers in enumerate(cells)
+        for one in answers
+    ]
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     """The mean, rounded; None if there is none."""
     known = [value for value in values if value is not None]
     return round(mean(known), 6) if known else None
 
 
-def _mean_interval(values: Sequence[float | None]) -> Interval | None:
-    bounds = mean_interval([value for value in values if value is not None])
+def _mean_interval(values: Sequence[float | None], texts: list[int] | None) -> Interval | None:
+    known = [value for value in values if value is not None]
+    bounds = mean_interval(known, texts) if known else None
     return _rounded(bounds) if bounds else None
 
 

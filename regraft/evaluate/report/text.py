@@ -75,12 +75,23 @@ def _general(result: EvaluationRecord) -> list[str]:
         f"{result.settings.items} items in each cell, the same for every model. Intervals are 95%: "
         "Wilson's for scores, paired bootstraps over items for ratios, Student's over texts for "
         "NLL.",
+        *_shared_texts(result),
         "A twin is the same prompt without its evidence; a score on it was guessed. Tables show "
         "the highest score of the twins.",
         "Effective length: the greatest length at which, and at all shorter ones, the mean over "
         "the tasks that fit in every length reaches a threshold: 85.6% (RULER's), or 85% of the "
         "model's own mean at the shortest length. It is 'none' if the shortest length does not "
         "reach 85.6%, or if the model's mean there is within two standard errors of 0.",
+    ]
+
+
+def _shared_texts(result: EvaluationRecord) -> list[str]:
+    if result.settings.questions_per_text == 1:
+        return []
+    return [
+        f"Up to {result.settings.questions_per_text} items of a task ask about the same text, "
+        "which holds the evidence of all. Their intervals are bootstraps over texts, then over the "
+        "questions of each, for scores too."
     ]
 
 

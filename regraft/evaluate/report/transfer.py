@@ -44,13 +44,17 @@ def effective_length(scores: Mapping[int, float], error: float = 0.0) -> Effecti
 
 
 def compare(
-    scores: Mapping[str, Sequence[float]], *, within: bool, skill: bool
+    scores: Mapping[str, Sequence[float]],
+    *,
+    within: bool,
+    skill: bool,
+    texts: Sequence[int] | None = None,
 ) -> dict[str, Ratio | None]:
     """The ratios of one cell by name, such as 'transfer graft'.
 
     scores: of each role and graft, item by item. within: the length is within the recipient's own
     context, so there is something to retain. skill: the task does not measure the use of context,
-    so it has no transfer.
+    so it has no transfer. texts: the text of each item, see `statistics`.
     """
     ratios: dict[str, Ratio | None] = {}
     recipient, donor = scores["recipient"], scores["donor"]
@@ -58,9 +62,13 @@ def compare(
         if role in ("recipient", "theta only", "donor"):
             continue
         if not skill:
-            ratios[f"transfer {role}"] = ratio(scores[role], recipient, donor, recipient)
+            ratios[f"transfer {role}"] = ratio(
+                scores[role], recipient, donor, recipient, texts=texts
+            )
             rope_only = scores["theta only"]
-            ratios[f"weight transfer {role}"] = ratio(scores[role], rope_only, donor, rope_only)
+            ratios[f"weight transfer {role}"] = ratio(
+                scores[role], rope_only, donor, rope_only, texts=texts
+            )
         if within:
-            ratios[f"retention {role}"] = ratio(scores[role], None, recipient, None)
+            ratios[f"retention {role}"] = ratio(scores[role], None, recipient, None, texts=texts)
     return ratios

@@ -59,7 +59,8 @@ class Item:
 
     answer: the right answer, which follows `prompt`; spans: (start, end) of each reference in
     `answer`, in characters; tokens: length of the prompt; unique: share of the prompt's text that
-    is not repeated; hash: of prompt, twin, answer, references and candidates.
+    is not repeated; hash: of prompt, twin, answer, references and candidates; text: the number of
+    the text that it shares with other items, None if it has its own.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Item:
     unique: float
     details: ItemDetails
     hash: str
+    text: int | None = None
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Item:
@@ -118,16 +120,33 @@ class Kit:
 
         return fit(build, count, budget, least=least, what=f"prompt of {task}")
 
+    def fit_text(
+        self,
+        task: str,
+        build: Callable[[int], str],
+        budget: int,
+        asked: Sequence[tuple[str, str]],
+        least: int = 0,
+    ) -> int:
+        """`fit` for a text that `build` makes and the longest question about it.
+
+        asked: each question, which follows the text, and the beginning of its answer.
+        """
+        question, prefix = max(asked, key=lambda one: self.prompter.count("".join(one)))
+        return self.fit(task, lambda units: build(units) + question, budget, prefix, least)
+
 
 @dataclass(frozen=True)
 class Task:
     """A kind of question.
 
-    make: (kit, tokens for the prompt, item number) -> Draft. solve: the oracle. answer_tokens:
-    tokens reserved for the answer, and the most that are generated. scoring: the default. skill:
-    the task does not measure the use of context, so it has no transfer. haystack: it hides its
-    evidence in the run's haystack. max_items: None where there is no limit. judged: answers are
-    free text, so a judge may read them.
+    make: (kit, tokens for the prompt, item number) -> Draft. make_group: (kit, tokens for the
+    prompt, text number, n) -> the drafts of n questions about one text, or of fewer where it has no
+    more, equally many for each text; None if a text has one question only. solve: the oracle.
+    answer_tokens: tokens reserved for the answer, and the most that are generated. scoring: the
+    default. skill: the task does not measure the use of context, so it has no transfer. haystack:
+    it hides its evidence in the run's haystack. max_items: None where there is no limit. judged:
+    answers are free text, so a judge may read them.
     """
 
     name: str
@@ -140,16 +159,36 @@ class Task:
     haystack: bool = True
     max_items: int | None = None
     judged: bool = False
+    make_group: Callable[[Kit, int, int, int], list[Draft]] | None = None
 
     def item(self, kit: Kit, length: int, number: int) -> Item:
         """Item `number` for a context of `length` tokens, answer included. Raises TooShort if
         the task does not fit in it."""
+        draft = self.make(kit, self._budget(length), number)
+        return self._item(kit, length, number, draft)
+
+    def group(self, kit: Kit, length: int, text: int, questions: int) -> list[Item]:
+        """Items with up to `questions` questions about text number `text`, as `item` makes one.
+        `make_group` must not be None."""
+        assert self.make_group is not None
+        drafts = self.make_group(kit, self._budget(length), text, questions)
+        first = text * len(drafts)
+        return [
+            self._item(kit, length, number, draft, text)
+            for number, draft in enumerate(drafts, first)
+        ]
+
+    def _budget(self, length: int) -> int:
         if length <= self.answer_tokens:
             raise TooShort(
                 f"{self.name} reserves {self.answer_tokens} tokens for its answer, so it needs "
                 f"more than {length}; raise --lengths or leave it out."
             )
-        draft = self.make(kit, length - self.answer_tokens, number)
+        return length - self.answer_tokens
+
+    def _item(
+        self, kit: Kit, length: int, number: int, draft: Draft, text: int | None = None
+    ) -> Item:
         prompt = kit.prompter.wrap(draft.question, draft.prefix)
         twin = kit.prompter.wrap(draft.twin, draft.prefix)
         references = list(draft.references)
@@ -159,7 +198,7 @@ class Task:
         return Item(
             self.name, length, number, prompt, twin, answer, spans, references,
             list(draft.candidates), self.scorer, len(ids), round(unique_share(ids), 4),
-            draft.details, hashlib.sha256(hashed.encode()).hexdigest()[:16],
+            draft.details, hashlib.sha256(hashed.encode()).hexdigest()[:16], text,
         )  # fmt: skip
 
 

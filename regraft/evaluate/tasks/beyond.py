@@ -19,13 +19,17 @@ _LAST = re.compile(r"Word: (\S+)\nLabel:\s*$")
 
 
 def _shots(kit: Kit, budget: int, number: int) -> Draft:
+    return _shots_group(kit, budget, number, 1)[0]
+
+
+def _shots_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]:
     """Words with labels that depend on the word's ending. Labels are arbitrary numbers, balanced in
     rounds as in HELMET (arXiv 2410.02694). The twin's labels are random, so there is no rule."""
-    rng = kit.rng("icl", budget, number)
+    rng = kit.rng("icl", budget, text)
     endings = rng.sample(["lan", "mor", "tis", "vek", "dun", "pra", "sol", "gim", "hub", "zet"], 8)
     labels = [str(n) for n in rng.sample(range(10, 100), 2 * _LABELS)]
     label_of = dict(zip(endings, labels[:_LABELS], strict=True))
-    queried = rng.choice(endings)
+    queried = [rng.choice(endings) for _ in range(questions)]
     seed = rng.random()
 
     def word(more: random.Random, ending: str) -> str:
@@ -38,15 +42,18 @@ def _shots(kit: Kit, budget: int, number: int) -> Draft:
             for ending in more.sample(endings, _LABELS):
                 label = label_of[ending] if ruled else blind.choice(labels[_LABELS:])
                 lines.append(f"Word: {word(more, ending)}\nLabel: {label}\n\n")
-        last = word(kit.rng("asked", seed), queried)
-        return f"Each word has a label.\n\n{''.join(lines)}Word: {last}\n"
+        return f"Each word has a label.\n\n{''.join(lines)}"
 
-    prefix = "Label:"
-    rounds = kit.fit("icl", build, budget, prefix, least=1)
-    return Draft(
-        build(rounds), build(rounds, ruled=False), (label_of[queried],), prefix,
-        tuple(labels[:_LABELS]),
-    )  # fmt: skip
+    prefix, asker = "Label:", kit.rng("asked", seed)
+    asked = [f"Word: {word(asker, ending)}\n" for ending in queried]
+    rounds = kit.fit_text("icl", build, budget, [(last, prefix) for last in asked], least=1)
+    whole, twin = build(rounds), build(rounds, ruled=False)
+    return [
+        Draft(
+            whole + last, twin + last, (label_of[ending],), prefix, tuple(labels[:_LABELS])
+        )
+        for last, ending in zip(asked, queried, strict=True)
+    ]  # fmt: skip
 
 
 def _solve_shots(prompt: str) -> list[str]:
@@ -139,6 +146,8 @@ def _solve_graph(prompt: str) -> list[str]:
 
 
 # by candidates: chance is one in eight, and a small model's preference shows earlier
-MANY_SHOT = Task("icl", _shots, _solve_shots, 8, scoring="candidates", haystack=False)
+MANY_SHOT = Task(
+    "icl", _shots, _solve_shots, 8, scoring="candidates", haystack=False, make_group=_shots_group
+)
 ENTITIES = Task("entities", _entities, _solve_entities, 8, haystack=False)
 GRAPH = Task("graph", _graph, _solve_graph, 12, haystack=False)

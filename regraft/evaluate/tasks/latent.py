@@ -26,40 +26,57 @@ _NEEDLE = "These days {name} has a flat right beside {sight}."
 _NEEDLE_PATTERN = re.compile(r"These days (\S+) has a flat right beside ([^.]+)\.")
 _QUESTION_PATTERN = re.compile(r"Question: who, of all people named above, lives in (\w+)\?")
 _OTHERS = 3
+_MOST = (len(SIGHTS) - _OTHERS) // 2  # questions about a text, each with a spare sight for its twin
 
 
 def _make(kit: Kit, budget: int, number: int) -> Draft:
-    rng = kit.rng("latent", number)
-    sight, spare, *others = rng.sample(list(SIGHTS), 2 + _OTHERS)
+    return _make_group(kit, budget, number, 1)[0]
+
+
+def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]:
+    rng = kit.rng("latent", text)
+    questions = min(questions, _MOST)
+    sights = rng.sample(list(SIGHTS), 2 * questions + _OTHERS)
     names: list[str] = []
-    while len(names) < 2 + _OTHERS:
+    while len(names) < len(sights):
         name = words.made_up(rng).capitalize()
         if name not in names and len(name) > 4:
             names.append(name)
-    depth = kit.depths[number % len(kit.depths)]
-    depths = [depth, *(rng.random() for _ in others)]
-    ending = kit.haystack.ending
-    needle_text, twin_needle, *decoys = (
-        _NEEDLE.format(name=name, sight=landmark) + ending
-        for name, landmark in zip(names, (sight, spare, *others), strict=True)
-    )
-    question = f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?"
-    prefix = f"\nAnswer: the one who lives in {SIGHTS[sight]} is"
+    first = text * questions
+    grid = [kit.depths[at % len(kit.depths)] for at in range(first, first + questions)]
+    depths = [*grid, *(rng.random() for _ in range(_OTHERS))]
+    needles = [
+        _NEEDLE.format(name=name, sight=sight) + kit.haystack.ending
+        for name, sight in zip(names, sights, strict=True)
+    ]
+    evidence, replaced = needles[:questions], needles[questions : 2 * questions]
+    decoys = needles[2 * questions :]
+    asked = [
+        (
+            f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?",
+            f"\nAnswer: the one who lives in {SIGHTS[sight]} is",
+        )
+        for sight in sights[:questions]
+    ]
 
-    def build(units: int, needle: str = needle_text) -> str:
-        pieces = kit.haystack.pieces(f"latent {number}", units)
-        return hide(pieces, [needle, *decoys], depths).rstrip() + question
+    def build(units: int, hidden: list[str] = evidence) -> str:
+        pieces = kit.haystack.pieces(f"latent {text}", units)
+        return hide(pieces, [*hidden, *decoys], depths).rstrip()
 
-    units = kit.fit("latent", build, budget, prefix)
-    candidates = (names[0], *names[2:])
-    return Draft(
-        build(units),
-        build(units, twin_needle),
-        (names[0],),
-        prefix,
-        candidates,
-        ItemDetails(depth=depth),
-    )
+    units = kit.fit_text("latent", build, budget, asked)
+    whole, twin = build(units), build(units, replaced)
+    present = [*names[:questions], *names[2 * questions :]]
+    return [
+        Draft(
+            whole + question,
+            twin + question,
+            (name,),
+            prefix,
+            (name, *(other for other in present if other != name)),
+            ItemDetails(depth=depth),
+        )
+        for name, depth, (question, prefix) in zip(names, grid, asked, strict=False)
+    ]
 
 
 def _solve(prompt: str) -> list[str]:
@@ -67,4 +84,4 @@ def _solve(prompt: str) -> list[str]:
     return [name for name, sight in _NEEDLE_PATTERN.findall(prompt) if SIGHTS[sight] == country]
 
 
-LATENT = Task("latent", _make, _solve, answer_tokens=16)
+LATENT = Task("latent", _make, _solve, answer_tokens=16, make_group=_make_group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from regraft.evaluate.prompts import words
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
@@ -26,41 +27,53 @@ _NAMES = {
 
 
 def _make(kit: Kit, budget: int, number: int) -> Draft:
-    depth = kit.depths[number % len(kit.depths)]
-    rng = kit.rng("needle", number)
-    count = kit.needles
+    return _make_group(kit, budget, number, 1)[0]
+
+
+def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]:
+    """Each question has needles, decoys, a depth and, in the twin, a spare key of its own."""
+    rng = kit.rng("needle", text)
+    count, ending = kit.needles, kit.haystack.ending
     taken: set[str] = set()
-    key, spare = words.distinct(rng, "words", 2, taken)
-    similar = [_similar_key(rng, key, taken) for _ in range(kit.decoys)]
-    values = words.distinct(rng, "numbers", 2 * count + kit.decoys, taken)
+    names = words.distinct(rng, "words", 2 * questions, taken)
+    keys, spares = names[:questions], names[questions:]
+    similar = [_similar_key(rng, key, taken) for key in keys for _ in range(kit.decoys)]
+    values = words.distinct(rng, "numbers", 2 * count * questions + len(similar), taken)
+    first = text * questions
+    grid = [kit.depths[at % len(kit.depths)] for at in range(first, first + questions)]
     # several needles are spaced evenly from the cell's depth to the end, as Kamradt's are
-    depths = [depth + (1 - depth) * i / count for i in range(count)]
+    depths = [depth + (1 - depth) * i / count for depth in grid for i in range(count)]
     depths += [rng.random() for _ in similar]
-    ending = kit.haystack.ending
-    hidden = [_NEEDLE.format(key=key, value=value) + ending for value in values[:count]]
-    others = [
-        _NEEDLE.format(key=spare, value=value) + ending for value in values[count : 2 * count]
-    ]
-    decoys = [
-        _NEEDLE.format(key=other, value=value) + ending
-        for other, value in zip(similar, values[2 * count :], strict=True)
-    ]
-    names = _NAMES["one" if count == 1 else "several"]
-    question, prefix = _QUESTION.format(key=key, **names), _PREFIX.format(key=key, **names)
-    name = f"needle {number}"
 
-    def build(units: int, needles: list[str] = hidden) -> str:
-        pieces = kit.haystack.pieces(name, units)
-        return hide(pieces, [*needles, *decoys], depths).rstrip() + question
+    def needles(of: Sequence[str], numbers: Sequence[str]) -> list[str]:
+        repeated = [key for key in of for _ in range(len(numbers) // len(of))]
+        return [
+            _NEEDLE.format(key=key, value=value) + ending
+            for key, value in zip(repeated, numbers, strict=True)
+        ]
 
-    units = kit.fit("needle", build, budget, prefix)
-    return Draft(
-        build(units),
-        build(units, others),
-        tuple(values[:count]),
-        prefix,
-        details=ItemDetails(depth=depth),
-    )
+    own, others = values[: count * questions], values[count * questions : 2 * count * questions]
+    hidden, replaced = needles(keys, own), needles(spares, others)
+    decoys = needles(similar, values[2 * count * questions :]) if similar else []
+    named = _NAMES["one" if count == 1 else "several"]
+    asked = [(_QUESTION.format(key=key, **named), _PREFIX.format(key=key, **named)) for key in keys]
+
+    def build(units: int, evidence: list[str] = hidden) -> str:
+        pieces = kit.haystack.pieces(f"needle {text}", units)
+        return hide(pieces, [*evidence, *decoys], depths).rstrip()
+
+    units = kit.fit_text("needle", build, budget, asked)
+    whole, twin = build(units), build(units, replaced)
+    return [
+        Draft(
+            whole + question,
+            twin + question,
+            tuple(own[count * number : count * (number + 1)]),
+            prefix,
+            details=ItemDetails(depth=grid[number]),
+        )
+        for number, (question, prefix) in enumerate(asked)
+    ]
 
 
 def _similar_key(rng: random.Random, key: str, taken: set[str]) -> str:
@@ -86,4 +99,4 @@ def answer_tokens(needles: int) -> int:
     return 24 + 12 * (needles - 1)
 
 
-NEEDLE = Task("needle", _make, solve, answer_tokens=answer_tokens(1))
+NEEDLE = Task("needle", _make, solve, answer_tokens=answer_tokens(1), make_group=_make_group)

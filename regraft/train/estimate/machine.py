@@ -6,14 +6,13 @@ products of the model's shapes. Both are estimates, and printed as such.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from regraft.device import available_memory, total_memory
 from regraft.errors import InputError
 
 GIB = 2**30
@@ -145,23 +144,3 @@ def cpu_rate(rows: int, columns: int) -> float:
         left @ right
         best = min(best, time.perf_counter() - began)
     return 2.0 * tokens * rows * columns / best
-
-
-def total_memory() -> float:
-    """Bytes of memory of this machine, or of the container it is in."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, float(text))
-    return total
-
-
-def available_memory() -> float:
-    """Bytes that a new process can use: Linux' MemAvailable, else 0.8 of all memory."""
-    total = total_memory()
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(total, float(line.split()[1]) * 1024)
-    return _HOST_USED * total
