@@ -190,6 +190,8 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
         if "--adapter" in words and not any(word.startswith("base=") for word in words):
             words.insert(words.index("--adapter"), "base=demo-out/base")  # else found by its id
         more += ["--items", "2", "--texts", "1"]
+        if "--questions-per-text" in words:  # more needles do not fit in the lengths of toys
+            words[words.index("--questions-per-text") + 1] = "2"
         if "--lengths" in words:
             words[words.index("--lengths") + 1] = "64,128"
         else:
