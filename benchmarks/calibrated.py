@@ -68,17 +68,18 @@ def main() -> None:
         if options.quick:
             raise SystemExit(f"{options.demo} does not exist: run `regraft demo` first")
         regraft.run_demo(options.demo)
-    progress.configure(quiet=True)
-    run(options)
+    with progress.hide_notes():
+        compare(options)
 
 
-def run(options: Options) -> None:
+def compare(options: Options) -> None:
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    length = 1024
+    base, extended = options.demo / "base", options.demo / "extended"
+    with Checkpoint.open(extended) as checkpoint:
+        length = min(1024, checkpoint_context(checkpoint).max_position_embeddings)
     text = options.out / "calibration.jsonl"
     write_text(text, rows=options.tokens // length + 8, words=length)
-    base, extended = options.demo / "base", options.demo / "extended"
     adapters: dict[str, Path] = {}
     records = {}
     for rank in options.ranks:

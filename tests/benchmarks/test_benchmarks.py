@@ -192,6 +192,12 @@ def test_lm_eval_gives_the_same_verdicts(benchmark, toys):
     assert printed.count("| 100% |") == 3
 
 
+def test_calibrated_extraction_is_compared_with_plain(benchmark, toys):
+    printed, _, _ = benchmark("calibrated", "--quick", "--demo", toys)
+    assert "| plain, rank 2 |" in printed
+    assert "| calibrated, rank 2 |" in printed
+
+
 def test_a_real_model_goes_through_the_whole_story(benchmark, toys, tmp_path):
     text = tmp_path / "diary.txt"
     text.write_text("the lantern paints that river .\n\n" * 4000)
