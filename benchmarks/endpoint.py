@@ -50,13 +50,14 @@ class Server:
 
     def __init__(self, llama: Llama, model: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
-        self.python, self.path = llama.python, llama.folder / f"serve-{port}.json"
-        job = {"op": "serve", "model": str(model), "alias": "smollm", "n_ctx": 512, "port": port}
-        self.path.write_text(json.dumps(job))
+        self.python, self.path = llama.python, llama.folder / f"serve-{model.stem}.json"
+        self.job = {"op": "serve", "model": str(model), "alias": "smollm", "n_ctx": 512,
+                    "port": port}  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        self.path.write_text(json.dumps(self.job))
         with self.path.with_suffix(".log").open("wb") as log:
             self.process = subprocess.Popen(
                 [self.python, "-P", str(CHILD), str(self.path)], stdout=log, stderr=log,
@@ -166,7 +167,9 @@ def put_start_in_front(path: Path) -> None:
 
 
 def compare(model: Path, out: Path, url: str, **settings: Any) -> Path:
-    """The report of the model here and behind the endpoint."""
+    """The report of the model here and behind the endpoint, from an earlier run if there is one."""
+    if (out / "result.json").exists():
+        return out
     regraft.evaluate_models(
         [f"local={model}"], out, endpoint=url, endpoint_model="served=smollm", overwrite=True,
         resume=True, **settings,
@@ -243,6 +246,8 @@ def killed(server: Server, model: Path, out: Path) -> str:
     try:
         regraft.evaluate_models([], target, overwrite=True, **settings)
         raise SystemExit("the server was not killed in time")
+    except regraft.InputError:
+        raise
     except regraft.RegraftError as error:
         sentence = str(error).replace(server.url, "http://127.0.0.1:PORT/v1")
     count = len(answers.read_text(encoding="utf-8").splitlines())
