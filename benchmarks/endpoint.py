@@ -64,6 +64,8 @@ class Server:
                 env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             )  # fmt: skip
         for _ in range(START):
+            if self.process.poll() is not None:
+                break
             try:
                 urllib.request.urlopen(f"{self.url}/models", timeout=5).close()
                 return
@@ -241,15 +243,15 @@ def killed(server: Server, model: Path, out: Path) -> str:
         server.stop()
 
     shutil.rmtree(answers.parents[1], ignore_errors=True)
-    server.start()
     threading.Thread(target=kill_after, args=(3,), daemon=True).start()
-    try:
-        regraft.evaluate_models([], target, overwrite=True, **settings)
-        raise SystemExit("the server was not killed in time")
-    except regraft.InputError:
-        raise
-    except regraft.RegraftError as error:
-        sentence = str(error).replace(server.url, "http://127.0.0.1:PORT/v1")
+    with server.running():
+        try:
+            regraft.evaluate_models([], target, overwrite=True, **settings)
+            raise SystemExit("the server was not killed in time")
+        except regraft.InputError:
+            raise
+        except regraft.RegraftError as error:
+            sentence = str(error)
     count = len(answers.read_text(encoding="utf-8").splitlines())
     with server.running():
         regraft.evaluate_models([], target, overwrite=True, resume=True, **settings)
