@@ -157,19 +157,26 @@ def input_norms(
         for start in range(0, len(groups), 2):
             pair = groups[start : start + 2]
             widths = [parts[group[0]].shape[1] for group in pair]
-            moments = _moments(stream, number, [group[0] for group in pair], widths, device)
+            keep = start + 2 >= len(groups) and number < last  # hidden states are needed no more
+            moments = _moments(stream, number, [group[0] for group in pair], widths, device, keep)
             for group in pair:
                 norm = WeightedNorm.from_moment(moments.pop(group[0]))
                 yield norm, [parts[name] for name in group]
                 del norm
-        if number < last:
+        if not groups and number < last:
             stream.run(number, keep=True)
 
 
 def _moments(
-    stream: LayerStream, number: int, names: list[str], widths: list[int], device: torch.device
+    stream: LayerStream,
+    number: int,
+    names: list[str],
+    widths: list[int],
+    device: torch.device,
+    keep: bool,
 ) -> dict[str, Tensor]:
-    """Module of the loaded layer -> mean of x x' over all tokens, (n, n) float64."""
+    """Module of the loaded layer -> mean of x x' over all tokens, (n, n) float64. keep: the layer's
+    output becomes the hidden states."""
     moments = {
         name: torch.zeros(n, n, dtype=torch.float64, device=device)
         for name, n in zip(names, widths, strict=True)
@@ -187,7 +194,7 @@ def _moments(
         stream.layer.get_submodule(name).register_forward_pre_hook(add_to(moment))
         for name, moment in moments.items()
     ]
-    stream.run(number, keep=False)
+    stream.run(number, keep=keep)
     for hook in hooks:
         hook.remove()
     for moment in moments.values():
