@@ -183,6 +183,7 @@ def test_evaluation_is_timed(benchmark, toys, monkeypatch, children):
     monkeypatch.setattr(module.subprocess, "run", run)
     printed, _, _ = benchmark("evaluate", toys, "--quick")
     assert "| 128 | 2 |" in printed
+    assert "| needle | teacher | 1 |" in printed
     assert "| cells of a model |" in printed
 
 
