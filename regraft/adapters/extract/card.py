@@ -39,8 +39,13 @@ The weights are half of it: **the RoPE must change with them.** `regraft apply` 
 
 ## Error by kind of module
 
-Frobenius error of the stored adapter against the true difference, 0 is exact. "best" is a proven
-lower bound for any adapter of these ranks.
+{% if error == "error" %}
+Frobenius error of the stored adapter against the true difference, 0 is exact.
+{% else %}
+Error of the stored adapter against the true difference on the inputs of the calibration text,
+relative to the change of the outputs there; 0 is exact.
+{% endif %}
+"best" is a proven lower bound for any adapter of these ranks.
 
 | module | modules | rank | change / weights | captured above rounding | {{ error }} | best |
 |---|---|---|---|---|---|---|

@@ -98,7 +98,7 @@ def _check_same_tokens(tokenizer: Any, base: Checkpoint, extended: Checkpoint, r
     """Raise InputError where the base's tokenizer cuts the beginning of a row otherwise."""
     text = tokenizer.decode(row[:_SAMPLE].tolist(), skip_special_tokens=True)[:_SAMPLE]
     own, other = (
-        read(text, add_special_tokens=False)["input_ids"]
+        read(text, add_special_tokens=False, verbose=False)["input_ids"]
         for read in (tokenizer, load_tokenizer(base))
     )
     if own != other:
