@@ -1,4 +1,4 @@
-"""Training steps of Llama-3-8B's and 70B's shapes on imagined devices: errors, bytes, messages.
+"""Training steps of Llama-3-8B's and 70B's shapes on simulated devices: errors, bytes, messages.
 
     python benchmarks/rehearse.py [--rows 1,2,3]
 
@@ -22,7 +22,7 @@ from regraft.train.estimate import budget
 from regraft.train.estimate.machine import parse_machine
 from regraft.train.estimate.plan import switches_of
 from regraft.train.estimate.throughput import shape_of
-from regraft.train.estimate.trace import trace_stage
+from regraft.train.estimate.trace import Trace, trace_stage
 from regraft.train.step.learner import untrained_learner
 from regraft.units import format_bytes, format_tokens
 
@@ -67,7 +67,11 @@ ROWS = [
     Row("70B", "full", 2**21, 64, {"context": 8, "ulysses": 8}, SAVERS),
     Row("70B", "full", 2**22, 1024, {"context": 32, "ulysses": 8, "shard": 4}, SAVERS),
 ]  # fmt: skip
-CONFIGS = {"8B": LLAMA_8B, "70B": LLAMA_70B, "toy": TOY}
+QWEN3_8B = LLAMA_8B | {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288,
+    "num_hidden_layers": 36, "vocab_size": 151936, "head_dim": 128, "rope_theta": 1e6,
+}  # fmt: skip
+CONFIGS = {"8B": LLAMA_8B, "70B": LLAMA_70B, "Qwen3-8B": QWEN3_8B, "toy": TOY}
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
         lines.append(rehearse(row))
         print(lines[-1], flush=True)
     text = [
-        "# Training steps on imagined devices",
+        "# Training steps on simulated devices",
         "",
         environment("transformers"),
         "",
@@ -104,18 +108,9 @@ def main() -> None:
 
 def rehearse(row: Row) -> str:
     """The line of a row's table."""
-    config = CONFIGS[row.model]
-    memory = {"keep_attention": False, **row.memory}
-    body = make_body(row.method, memory).model_copy(update={"dtype": "bfloat16"})
-    body = body.model_copy(update={"parallel": body.parallel.model_copy(update=row.parallel)})
     began = time.process_time()
-    traced = trace_stage(body, config, row.tokens, 1, row.devices)
+    traced, formula = trace_row(row)
     seconds = time.process_time() - began
-    shape = shape_of(untrained_learner(body, config, row.model, Mesh.create(device="cpu")))
-    switches = replace(switches_of(body, parse_machine("H100", None)), overhead=0)
-    context = row.parallel.get("context", 1) * row.parallel.get("ulysses", 1)
-    copies = row.parallel.get("replicate", 1)
-    formula, _ = budget.memory(shape, switches, row.tokens, context, row.devices, copies)
     mesh = " x ".join(f"{name} {size}" for name, size in row.parallel.items()) or "one device"
     savers = ", ".join(name for name in row.memory)
     sent = ", ".join(
@@ -129,6 +124,21 @@ def rehearse(row: Row) -> str:
         f"| {format_bytes(traced.host_bytes)} | {sent} | {'yes' if traced.exact else 'no'} "
         f"| {seconds:.0f} |"
     )
+
+
+def trace_row(row: Row) -> tuple[Trace, float]:
+    """The step, and the formula's bytes of its live tensors on a device."""
+    config = CONFIGS[row.model]
+    memory = {"keep_attention": False, **row.memory}
+    body = make_body(row.method, memory).model_copy(update={"dtype": "bfloat16"})
+    body = body.model_copy(update={"parallel": body.parallel.model_copy(update=row.parallel)})
+    traced = trace_stage(body, config, row.tokens, 1, row.devices)
+    shape = shape_of(untrained_learner(body, config, row.model, Mesh.create(device="cpu")))
+    switches = replace(switches_of(body, parse_machine("H100", None)), overhead=0)
+    context = row.parallel.get("context", 1) * row.parallel.get("ulysses", 1)
+    copies = row.parallel.get("replicate", 1)
+    formula, _ = budget.memory(shape, switches, row.tokens, context, row.devices, copies)
+    return traced, formula
 
 
 if __name__ == "__main__":

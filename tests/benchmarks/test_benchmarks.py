@@ -244,3 +244,7 @@ def test_steps_are_rehearsed_by_shape(benchmark):
     printed, _, _ = benchmark("rehearse", "--quick")
     assert "| toy | full | 256 | ulysses 2 x shard 2 | offload |" in printed
     assert "all-to-all" in printed
+
+
+def test_traces_stand_beside_published_figures(benchmark):
+    assert "| toy | toy | lora | 64 |" in benchmark("published", "--quick")[0]

@@ -29,7 +29,7 @@ from regraft.parallel.kernels.kernel import CpuFlash
 from regraft.parallel.layout import multiple
 from regraft.parallel.shards import KEY, Shard
 from regraft.rope import ContextSpec
-from regraft.train.estimate.live_bytes import HOST, LiveBytes
+from regraft.train.estimate.live_bytes import GATHERED, HOST, LiveBytes
 from regraft.train.recipe.schema import Body, has_teacher
 from regraft.train.recipe_mesh import make_mesh
 from regraft.train.step import optimizers
@@ -205,6 +205,7 @@ def _count_step(learner: Learner, body: Body, part: dict[str, Any], counter: Liv
 
     learner.layers[-1].register_forward_pre_hook(note_input, with_kwargs=True)
     with counter, counter.resizes():
+        _gather_once(learner, counter)
         counter.kind, counter.phase = WORKING, FORWARD
         nll = learner(part)
         counter.relabel(WORKING, KEPT)
@@ -215,6 +216,19 @@ def _count_step(learner: Learner, body: Body, part: dict[str, Any], counter: Liv
         if body.optimizer.clip is not None:
             torch.nn.utils.clip_grad_norm_(list(parameters.values()), body.optimizer.clip)
         _update(made)
+
+
+def _gather_once(learner: Learner, counter: LiveBytes) -> None:
+    """Have FSDP allocate its whole parameters, which it only resizes from then on."""
+    from torch.distributed.fsdp import FSDPModule
+
+    with counter.allocating(GATHERED):
+        for module in learner.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                module.reshard()
+    counter.sent.clear()
+    counter.operators = 0
 
 
 def _update(made: list[torch.optim.Optimizer]) -> None:

@@ -95,6 +95,7 @@ def test_a_70b_over_contexts_heads_and_shards():
     parameters = 2 * 128256 * 8192 + 8192 + 855_654_400  # embedding and head, last norm, layer
     assert traced.highest[trace.PARAMETERS] == pytest.approx(parameters * 4 / 8, rel=1e-5)
     assert traced.highest[trace.MOMENTS] == pytest.approx(parameters * 8 / 8, rel=1e-5)
+    assert traced.highest[trace.GATHERED] >= 2 * 128256 * 8192 * 2  # embedding and head, narrow
     assert traced.host_bytes == 2**17 / 4 * 8192 * 2
     assert {"all-to-all", "all-gather", "reduce-scatter"} <= set(traced.sent)
 
