@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from blank_figures import render, save_blank
 from forked import Children
+from hypothesis import HealthCheck, settings
 from train_ranks import Ranks
 from warm import WarmProcess
 
@@ -25,6 +26,11 @@ _WHOLE = (
 )  # fmt: skip
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name
+
+
+# A busy machine takes longer than hypothesis allows an example and its data.
+settings.register_profile("regraft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("regraft")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -160,7 +160,7 @@ sizes = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 
 
 @given(lengths=sizes, length=st.integers(8, 64), seed=st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_packed_rows_hold_every_token_once_and_cut_only_the_long(lengths, length, seed):
     rows = Rows("packed", np.array(lengths), np.arange(len(lengths)), length, seed=seed)
     seen: dict[int, list[tuple[int, int]]] = {}
@@ -179,7 +179,7 @@ def test_packed_rows_hold_every_token_once_and_cut_only_the_long(lengths, length
 
 
 @given(lengths=sizes, length=st.integers(8, 64), seed=st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_joined_rows_are_full_and_whole_rows_are_windows(lengths, length, seed):
     array, every = np.array(lengths), np.arange(len(lengths))
     joined = Rows("joined", array, every, length, seed=seed)

@@ -27,7 +27,7 @@ def shares(positions: np.ndarray, edges: np.ndarray) -> np.ndarray:
     offset=st.booleans(),
     seed=st.integers(0, 2**40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_positions_increase_and_stay_below_the_target(
     kind, length, more, extra, content, offset, seed
 ):

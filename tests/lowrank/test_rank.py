@@ -95,7 +95,7 @@ def test_a_delta_that_is_only_rounding_gets_no_rank():
     assert auto(base.half(), base.bfloat16()) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(m=st.integers(1, 60), n=st.integers(1, 60))
 def test_break_even_is_where_factors_stop_being_smaller(m, n):
     rank = break_even(m, n)
@@ -141,7 +141,7 @@ def bytes_of(modules: list[tuple[list[float], tuple[int, int]]], ranks: list[int
     return sum(2 * r * sum(shape) for (_, shape), r in zip(modules, ranks, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(modules=spectra, extra=st.integers(0, 1000))
 def test_a_budget_is_kept_and_buys_at_least_what_a_uniform_rank_does(modules, extra):
     named = {str(i): module for i, module in enumerate(modules)}

@@ -58,7 +58,7 @@ def test_an_exactly_low_rank_matrix_leaves_nothing_but_rounding():
     check_decomposition(delta, 12, result)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     m=st.integers(1, 40),
     n=st.integers(1, 40),
@@ -76,7 +76,7 @@ def test_small_matrices_are_decomposed_exactly(m, n, rank, decay, scale, seed):
     check_decomposition(delta, rank, result, tolerance=0)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     m=st.integers(257, 420),
     n=st.integers(257, 420),
@@ -169,7 +169,7 @@ def test_float64_matrices_are_worked_on_in_float64():
     check_decomposition(delta.float(), 8, result)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     m=st.integers(1, 30), n=st.integers(1, 30), r=st.integers(1, 8),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),

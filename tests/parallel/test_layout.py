@@ -34,7 +34,7 @@ def pairs(spans: list[Span], queries: list[int], keys: list[int]) -> list[tuple[
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences())
 def test_spans_are_the_visible_pairs_each_once(case: tuple[int, int, tuple[int, ...]]) -> None:
     ranks, length, starts = case
@@ -66,7 +66,7 @@ def test_every_rank_has_the_same_work() -> None:
     assert work == {length * (length + 1) // 2 // ranks}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
 def test_pieces_cut_every_token_once(context: int, ulysses: int, times: int) -> None:
     length = multiple(context, ulysses) * times

@@ -69,7 +69,7 @@ def test_what_is_written_is_what_is_read(source: dict, target: dict) -> None:
     assert ContextSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(raw_configs())
 def test_transformers_reads_what_is_written(source: dict) -> None:
     spec = ContextSpec.from_config(source)

@@ -70,9 +70,7 @@ def test_absurd_header_length_is_named(tmp_path: Path) -> None:
     assert "does not begin with the length" in refusal(tmp_path)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 400), put=st.binary(max_size=12))
 def test_any_damage_is_a_checkpoint_error_or_harmless(tmp_path: Path, cut: int, put: bytes) -> None:
     header = {"a": entry("BF16", [3, 2], 0, 12), "b": entry("F32", [2], 12, 20)}

@@ -30,7 +30,7 @@ def test_shape_and_inputs_do_not_change(
         assert all(torch.equal(x, y) for x, y in zip(before, (base, *inputs), strict=True))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     case=st.sampled_from(ALL),
     shape=st.sampled_from([(40, 17), (40, 3, 5), (129, 64), (2, 700), (3, 1)]),
@@ -73,7 +73,7 @@ def test_threads_do_not_change_a_bit() -> None:
     assert all(map(torch.equal, *results))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from([*TASK, "knots_ties", "tsv_merge", "iso_c", "consensus_ta"]),
     shape=st.sampled_from(SHAPES),
@@ -89,7 +89,7 @@ def test_zero_weights_give_the_base(name: str, shape: tuple[int, ...], share: fl
     assert torch.equal(merge_tensors(name, inputs, base, params), base)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(
         [*TASK, "knots_ties", "tsv_merge", "consensus_ta", "sce", "linear", "multislerp", "karcher"]
@@ -106,7 +106,7 @@ def test_one_model_with_weight_one_gives_that_model(
     assert float((result - model).abs().max()) <= 2e-6 * float(model.abs().max())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     case=st.sampled_from([case for case in ALL if get(case[0]).symmetric]),
     shape=st.sampled_from(SHAPES),
@@ -128,7 +128,7 @@ def test_order_of_inputs_does_not_matter_for_symmetric_methods(
         assert float((result - first).abs().max()) < 1e-5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pair=st.sampled_from(
         [

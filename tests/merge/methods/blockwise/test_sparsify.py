@@ -14,7 +14,7 @@ from torch import Tensor
 from regraft.merge.methods import merge_tensors
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(density=st.floats(0, 1), make=st.sampled_from([relatives, lattice]), seed=st.integers(0, 99))
 def test_trimming_selects_exactly_the_largest_and_of_equals_the_first(
     density: float, make: Callable[..., tuple[Tensor, list[Tensor]]], seed: int
@@ -29,7 +29,7 @@ def test_trimming_selects_exactly_the_largest_and_of_equals_the_first(
     assert torch.equal(result, base + expected.view(base.shape))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(name=st.sampled_from([n for n in TASK if n != "task_arithmetic"]), seed=st.integers(0, 9))
 def test_rescaling_restores_the_l1_norm(name: str, seed: int) -> None:
     base, (model,) = relatives((20, 30), 1, seed)
