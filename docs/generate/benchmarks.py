@@ -7,18 +7,19 @@ from pathlib import Path
 
 from generate.text import anchor
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS / "results"
 
 _INTRODUCTION = """\
 # Benchmarks
 
-Each table was printed by the script of its name in `benchmarks/`. Date, versions and machine are
-with the table."""
+Each table was printed by the script of its name in `benchmarks/`, or by the command that stands with
+it. Date, versions and machine are with the table."""
 
 
 def heading(name: str) -> str:
-    """The heading of a table on the page, which is the name of its script."""
-    return f"{name}.py"
+    """The heading of a table on the page: the name of its script, if it has one."""
+    return f"{name}.py" if (BENCHMARKS / f"{name}.py").is_file() else name
 
 
 def link(name: str) -> str:
@@ -27,7 +28,7 @@ def link(name: str) -> str:
 
 
 def page() -> str:
-    """All tables, each under the name of its script."""
+    """All tables, each under its heading."""
     parts = [_INTRODUCTION]
     for path in sorted(RESULTS.glob("*.md")):
         text = re.sub(r"^(#+) ", r"##\1 ", path.read_text(encoding="utf-8").strip(), flags=re.M)
