@@ -13,8 +13,8 @@ RESULTS = BENCHMARKS / "results"
 _INTRODUCTION = """\
 # Benchmarks
 
-Each table was printed by the script of its name in `benchmarks/`, or by the command that stands with
-it. Date, versions and machine are with the table."""
+Each table was printed by the script of its name in `benchmarks/`, or by the command that is given
+with it. Date, versions and machine are with the table."""
 
 
 def heading(name: str) -> str:

@@ -85,6 +85,7 @@ class Evaluate(Block):
     suite: str | list[str] = "needle,perplexity,drift"
     lengths: Tokens | list[Tokens] | None = None
     items: Count = 50
+    questions_per_text: Count = 1
     haystack: str = "grammar"
     qa: list[str] = Field(default=[])
     needles: Count = 1

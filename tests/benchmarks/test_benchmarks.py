@@ -207,8 +207,18 @@ def test_a_real_model_goes_through_the_whole_story(benchmark, toys, tmp_path):
     assert "| derivative, sliding window |" in printed
 
 
-def test_configs_are_compared_between_two_pythons(benchmark):
+def test_configs_are_compared_between_two_pythons(benchmark, monkeypatch):
     """The present transformers in both places: its own files agree with themselves."""
+
+    def in_this_process(command: list[str], *, input: str, **_: Any) -> Any:
+        printed = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setattr(sys, "stdin", io.StringIO(input))
+            exec(command[2], {"__name__": "__main__"})
+        return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
+
+    module = importlib.import_module("config_roundtrip")
+    monkeypatch.setattr(module.subprocess, "run", in_this_process)
     printed, _, _ = benchmark("config_roundtrip", "--old-python", sys.executable)
     assert "DISAGREE" not in printed
     assert "agree" in printed
