@@ -7,6 +7,7 @@ import re
 import generate
 import pytest
 import typer
+from generate import benchmarks
 from generate.text import MissingDescription, described
 from printed import PAGES, ROOT
 
@@ -52,7 +53,7 @@ def test_a_missing_description_is_an_error():
 
 def test_every_result_of_a_benchmark_is_on_the_page(pages):
     for path in (ROOT / "benchmarks" / "results").glob("*.md"):
-        assert f"\n## {path.stem}.py\n" in pages["benchmarks.md"]
+        assert f"\n## {benchmarks.heading(path.stem)}\n" in pages["benchmarks.md"]
 
 
 def test_the_site_builds_without_warnings(tmp_path, monkeypatch, pages):
