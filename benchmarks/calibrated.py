@@ -202,8 +202,8 @@ def spans(result: EvaluationRecord) -> list[str]:
 def nll(result: EvaluationRecord, name: str) -> Iterator[str]:
     measures = result.measures.get(name)
     for span in spans(result):
-        found = measures is not None and measures.perplexity is not None
-        yield f"{measures.perplexity.nll[span]:.3f}" if found else ""
+        perplexity = None if measures is None else measures.perplexity
+        yield "" if perplexity is None else f"{perplexity.nll[span]:.3f}"
 
 
 def score(result: EvaluationRecord, name: str, task: str, length: int) -> str:

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -63,6 +63,15 @@ def warm(*folders: Path) -> None:
 def script(name: str) -> str:
     """A console script of this environment."""
     return str(Path(sys.executable).with_name(name))
+
+
+def print_each(lines: Iterable[str]) -> list[str]:
+    """Print each line as soon as it is there; returns all of them."""
+    printed = []
+    for line in lines:
+        printed.append(line)
+        print(line, flush=True)
+    return printed
 
 
 def environment(*packages: str) -> str:

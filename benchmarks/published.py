@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from harness import add_quick, environment, record
+from harness import add_quick, environment, print_each, record
 from rehearse import Row, trace_row
 
 from regraft.train.estimate.trace import MOMENTS, PARAMETERS
@@ -62,10 +62,7 @@ def main() -> None:
     add_quick(parser)
     quick = parser.parse_args().quick
     rows = [Published("toy", Row("toy", "lora", 64, 1), 1.0, "none", False)] if quick else ROWS
-    lines = []
-    for published in rows:
-        lines.append(compare(published))
-        print(lines[-1], flush=True)
+    lines = print_each(map(compare, rows))
     text = [
         "# Traced memory beside published measurements",
         "",

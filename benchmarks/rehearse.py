@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness import add_quick, environment, record
+from harness import add_quick, environment, print_each, record
 from training import make_body
 
 from regraft.parallel import Mesh
@@ -84,10 +84,7 @@ def main() -> None:
         rows = [Row("toy", "full", 256, 4, {"ulysses": 2, "shard": 2}, {"offload": True})]
     elif arguments.rows:
         rows = [ROWS[int(number) - 1] for number in arguments.rows.split(",")]
-    lines = []
-    for row in rows:
-        lines.append(rehearse(row))
-        print(lines[-1], flush=True)
+    lines = print_each(map(rehearse, rows))
     text = [
         "# Training steps on simulated devices",
         "",

@@ -121,8 +121,8 @@ def _class(name: str, kind: type) -> Iterator[str]:
         if not is_property and not inspect.isfunction(function):
             continue
         text = docstring(value, f"{name}.{member}").split("\n\n")[0]
-        shown = member if is_property else f"{member}({_members(function)})"
-        body.append((code(shown), cell(" ".join(text.split()))))
+        usage = member if is_property else f"{member}({_members(function)})"
+        body.append((code(usage), cell(" ".join(text.split()))))
     if body:
         yield rows(("member", "meaning"), body)
 

@@ -94,11 +94,10 @@ def shell_command(*, threads: bool = True) -> Callable[[Callable[..., Command]],
             )
             for name, annotation in added.items()
         ]
-        # typer reads both.
-        run.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[*own.parameters.values(), *shared], return_annotation=None
-        )
-        run.__annotations__ = {p.name: p.annotation for p in (*own.parameters.values(), *shared)}
+        parameters = [*own.parameters.values(), *shared]
+        # typer reads both
+        vars(run)["__signature__"] = own.replace(parameters=parameters, return_annotation=None)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate

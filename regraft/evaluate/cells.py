@@ -88,7 +88,7 @@ def answer_items(
             for (task, length), path in files.items():
                 model.label = f"{source.name}: {task} {format_tokens(length)}"
                 bar.advance(1, model.label)
-                if task in source.not_asked:
+                if task in source.unsupported:
                     continue
                 target = output.folder / "items" / source.folder / path.name
                 key = f"cell {source.name} {path.name}"

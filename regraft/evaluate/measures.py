@@ -37,7 +37,7 @@ class Measurer:
 
     def measure_once(self, source: Evaluated, load: Callable[[], Answerer]) -> Measures:
         """The measures of one model, from an interrupted run if it has them. Collective."""
-        if all(name in source.not_asked for name in self._work.measures):
+        if all(name in source.unsupported for name in self._work.measures):
             return Measures()
         key = f"measures {source.name}"
         if self._output.facts(key) is None:
@@ -46,7 +46,7 @@ class Measurer:
 
     def _measure(self, model: Answerer, source: Evaluated) -> Measures:
         work, settings = self._work, self._work.settings
-        chosen = [name for name in work.measures if name not in source.not_asked]
+        chosen = [name for name in work.measures if name not in source.unsupported]
         names = [
             name.removeprefix(lm_eval.PREFIX) for name in chosen if name.startswith(lm_eval.PREFIX)
         ]

@@ -116,9 +116,9 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
         )
         evaluated.append(served)
         if not sources:
-            tasks = [task for task in tasks if task.name not in served.not_asked]
-            measures = [name for name in measures if name not in served.not_asked]
-        if matrix and served.name in SERVED_ROLES and {*scorings} & {*served.not_asked}:
+            tasks = [task for task in tasks if task.name not in served.unsupported]
+            measures = [name for name in measures if name not in served.unsupported]
+        if matrix and served.name in SERVED_ROLES and {*scorings} & {*served.unsupported}:
             raise InputError(
                 f"The {served.name} of a matrix answers every task, and {served.location} gives no "
                 "log-probabilities; give --scoring generate."
@@ -238,16 +238,16 @@ def _sources(
         if name in ("", ".", "..") or "/" in name:
             raise InputError(f"'{text}': a model's name cannot be '{name}'; give name=MODEL.")
         named[name] = location
-    served = {address.name} if address else set()
-    if served & named.keys():
+    if address is not None and address.name in named:
         raise InputError(
-            f"A local and a served model are called {address.name}; name the served one: "  # type: ignore[union-attr]
+            f"A local and a served model are called {address.name}; name the served one: "
             "--endpoint-model one=NAME."
         )
-    if not named and not served:
+    if not named and address is None:
         raise InputError("Give at least one model or an --endpoint: regraft evaluate MODEL -o OUT")
     if not matrix:
         return [Source(name, location) for name, location in named.items()]
+    served = {address.name} if address else set()
     needed = {"recipient", "donor"} if grafts else {"recipient", "donor", "graft"}
     known = [role for role in ROLES if " " not in role]
     known += ["base"] if adapters else []

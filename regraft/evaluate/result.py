@@ -173,17 +173,17 @@ class PublishedSuites:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRecord:
-    """How a served model was asked; see `answers.served.protocol`.
+    """How requests to a served model were made; see `answers.served.protocol`.
 
     url: without secrets. model: its name there. prompts: the form of the prompts; scores: of the
-    log-probabilities, None if there are none. not_asked: tasks and measures that were left out.
+    log-probabilities, None if there are none. unsupported: tasks and measures that were left out.
     """
 
     url: str
     model: str
     prompts: str
     scores: str | None
-    not_asked: list[str]
+    unsupported: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)

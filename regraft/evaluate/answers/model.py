@@ -38,7 +38,7 @@ class Source:
     context: ContextSpec | None = None
     adapter: str | None = None
     scale: float = 1.0
-    not_asked: ClassVar[tuple[str, ...]] = ()  # a loaded model is asked everything
+    unsupported: ClassVar[tuple[str, ...]] = ()  # a loaded model takes every task and measure
 
     @property
     def folder(self) -> str:

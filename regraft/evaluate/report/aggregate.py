@@ -81,7 +81,7 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
     names, lengths = _comparable(answers, tasks, models[0])
     for model in models if names else ():
         if not all((model, name, lengths[0]) in answers for name in names):
-            continue  # a served model that was not asked everything
+            continue  # a served model that does not support every task
         overall[model] = {
             length: round(mean([cells[model][name][length].score for name in names]), 6)
             for length in lengths

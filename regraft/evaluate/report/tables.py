@@ -57,7 +57,7 @@ def tables(result: EvaluationRecord, *, brief: bool = False) -> list[tuple[str, 
 
 
 def cells_of(result: EvaluationRecord, task: str) -> dict[int, Cell]:
-    """The first model's cells of a task by length; every model that was asked has the same."""
+    """The first model's cells of a task by length; every model that was examined has the same."""
     first = next(iter(result.models))
     return result.cells.get(first, {}).get(task, {})
 
@@ -103,7 +103,7 @@ def _detection(result: EvaluationRecord, task: str) -> Rows:
 
 
 def _by_model(result: EvaluationRecord, task: str, text: Callable[[Cell], str]) -> Rows:
-    """A row for each model that was asked, a column for each length."""
+    """A row for each model that was examined, a column for each length."""
     lengths = list(cells_of(result, task))
     return [["model", *map(format_tokens, lengths)]] + [
         [model, *(text(cells[task][length]) for length in lengths)]
@@ -120,7 +120,7 @@ def _all_tasks(result: EvaluationRecord) -> Rows:
             cells = [
                 result.cells.get(model, {}).get(task, {}).get(length) for model in result.models
             ]
-            scores = ["not asked" if cell is None else f"{cell.score:.2f}" for cell in cells]
+            scores = ["not supported" if cell is None else f"{cell.score:.2f}" for cell in cells]
             rows.append([task, format_tokens(length), *scores])
     return rows
 

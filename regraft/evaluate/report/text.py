@@ -129,8 +129,8 @@ def _endpoint(result: EvaluationRecord) -> list[str]:
             continue
         scores = f"scored by {served.scores}" if served.scores else "which has no scores of prompts"
         line = f"{name} is {served.model} at {served.url}, sent {served.prompts}, {scores}."
-        if served.not_asked:
-            line += f" It was not asked {', '.join(served.not_asked)}."
+        if served.unsupported:
+            line += f" It was not examined by {', '.join(served.unsupported)}."
         lines.append(line)
     return lines
 

@@ -125,14 +125,15 @@ class Kit:
         task: str,
         build: Callable[[int], str],
         budget: int,
-        asked: Sequence[tuple[str, str]],
+        endings: Sequence[tuple[str, str]],
         least: int = 0,
     ) -> int:
         """`fit` for a text that `build` makes and the longest question about it.
 
-        asked: each question, which follows the text, and the beginning of its answer.
+        endings: for each question, its words, which follow the text, and the beginning of its
+        answer.
         """
-        question, prefix = max(asked, key=lambda one: self.prompter.count("".join(one)))
+        question, prefix = max(endings, key=lambda one: self.prompter.count("".join(one)))
         return self.fit(task, lambda units: build(units) + question, budget, prefix, least)
 
 

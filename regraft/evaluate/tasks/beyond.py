@@ -44,15 +44,15 @@ def _shots_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft
                 lines.append(f"Word: {word(more, ending)}\nLabel: {label}\n\n")
         return f"Each word has a label.\n\n{''.join(lines)}"
 
-    prefix, asker = "Label:", kit.rng("asked", seed)
-    asked = [f"Word: {word(asker, ending)}\n" for ending in queried]
-    rounds = kit.fit_text("icl", build, budget, [(last, prefix) for last in asked], least=1)
+    prefix, last_rng = "Label:", kit.rng("asked", seed)
+    last_words = [f"Word: {word(last_rng, ending)}\n" for ending in queried]
+    rounds = kit.fit_text("icl", build, budget, [(last, prefix) for last in last_words], least=1)
     whole, twin = build(rounds), build(rounds, ruled=False)
     return [
         Draft(
             whole + last, twin + last, (label_of[ending],), prefix, tuple(labels[:_LABELS])
         )
-        for last, ending in zip(asked, queried, strict=True)
+        for last, ending in zip(last_words, queried, strict=True)
     ]  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
     ]
     evidence, replaced = needles[:questions], needles[questions : 2 * questions]
     decoys = needles[2 * questions :]
-    asked = [
+    endings = [
         (
             f"\n\nQuestion: who, of all people named above, lives in {SIGHTS[sight]}?",
             f"\nAnswer: the one who lives in {SIGHTS[sight]} is",
@@ -63,7 +63,7 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
         pieces = kit.haystack.pieces(f"latent {text}", units)
         return hide(pieces, [*hidden, *decoys], depths).rstrip()
 
-    units = kit.fit_text("latent", build, budget, asked)
+    units = kit.fit_text("latent", build, budget, endings)
     whole, twin = build(units), build(units, replaced)
     present = [*names[:questions], *names[2 * questions :]]
     return [
@@ -75,7 +75,7 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
             (name, *(other for other in present if other != name)),
             ItemDetails(depth=depth),
         )
-        for name, depth, (question, prefix) in zip(names, grid, asked, strict=False)
+        for name, depth, (question, prefix) in zip(names, grid, endings, strict=False)
     ]
 
 

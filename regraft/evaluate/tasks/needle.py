@@ -56,13 +56,15 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
     hidden, replaced = needles(keys, own), needles(spares, others)
     decoys = needles(similar, values[2 * count * questions :]) if similar else []
     named = _NAMES["one" if count == 1 else "several"]
-    asked = [(_QUESTION.format(key=key, **named), _PREFIX.format(key=key, **named)) for key in keys]
+    endings = [
+        (_QUESTION.format(key=key, **named), _PREFIX.format(key=key, **named)) for key in keys
+    ]
 
     def build(units: int, evidence: list[str] = hidden) -> str:
         pieces = kit.haystack.pieces(f"needle {text}", units)
         return hide(pieces, [*evidence, *decoys], depths).rstrip()
 
-    units = kit.fit_text("needle", build, budget, asked)
+    units = kit.fit_text("needle", build, budget, endings)
     whole, twin = build(units), build(units, replaced)
     return [
         Draft(
@@ -72,7 +74,7 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
             prefix,
             details=ItemDetails(depth=grid[number]),
         )
-        for number, (question, prefix) in enumerate(asked)
+        for number, (question, prefix) in enumerate(endings)
     ]
 
 

@@ -31,8 +31,8 @@ def _make_group(
     count = min(len(toy_language.KEYS) - questions, count)
     noted = list(toy_language.needles(rng, count + questions).items())
     evidence, spares = noted[:count], noted[count:]
-    asked = rng.sample(evidence, questions)
-    spare_for = dict(zip([key for key, _ in asked], spares, strict=True))
+    chosen = rng.sample(evidence, questions)
+    spare_for = dict(zip([key for key, _ in chosen], spares, strict=True))
     depths = [rng.random() for _ in evidence]
 
     def build(units: int, notes: list[tuple[str, tuple[str, str]]] = evidence) -> str:
@@ -41,7 +41,7 @@ def _make_group(
         needles = [" ".join(toy_language.note(*note)) + " " for note in notes]
         return hide(pieces, needles, depths)
 
-    units = kit.fit_text(skill, build, budget, [(f"{skill} {key}", "") for key, _ in asked])
+    units = kit.fit_text(skill, build, budget, [(f"{skill} {key}", "") for key, _ in chosen])
     whole = build(units)
     twin = build(units, [spare_for.get(note[0], note) for note in evidence])
     return [
@@ -51,7 +51,7 @@ def _make_group(
             (" ".join(toy_language.question(skill, key, value)[2:4]),),
             details=ItemDetails(depth=depths[evidence.index((key, value))]),
         )
-        for key, value in asked
+        for key, value in chosen
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,11 +114,8 @@ class LiveBytes(TorchDispatchMode):
                 self._change(counted, counted.size)
             return real(storage, size)
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore
-        try:
+        with mock.patch.object(torch.UntypedStorage, "resize_", resize):
             yield
-        finally:
-            torch.UntypedStorage.resize_ = real  # type: ignore
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (

@@ -69,8 +69,8 @@ def find_protocol(
     if protocol.is_chat:
         return protocol
     for scores in ("prompt_logprobs", "echo"):
-        if found := probe.scores(protocol, scores):
-            return found
+        if scoring := probe.scores(protocol, scores):
+            return scoring
     return protocol
 
 

@@ -26,7 +26,7 @@ _CHAT = "/chat/completions"
 @dataclass(frozen=True)
 class ServedSource:
     """name: in the report. model: its name at the endpoint. limit: the most tokens that it takes,
-    None if unknown. not_asked: tasks and measures that its server cannot be asked."""
+    None if unknown. unsupported: tasks and measures that its server cannot be used for."""
 
     name: str
     model: str
@@ -34,7 +34,7 @@ class ServedSource:
     protocol: Protocol
     limit: int | None
     requests: int
-    not_asked: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -54,26 +54,26 @@ class ServedSource:
         self, prompter: Prompter, folder: Path, count: Callable[[int, int], None]
     ) -> ServedModel:
         """The model. folder: where the file with its answers is, which a resumed run finds; count:
-        is called with (answers, questions) of those that are asked together."""
+        is called with (answers, questions) of those that are sent together."""
         return ServedModel(
             self.name, self.endpoint, self.model, self.protocol, prompter, self.requests,
             folder / f"served-{self.folder}.jsonl", count,
         )  # fmt: skip
 
     def record(self) -> EndpointRecord:
-        """How it was asked."""
+        """What a result says of the endpoint."""
         return EndpointRecord(
             url=self.endpoint.masked_url,
             model=self.model,
             prompts=self.protocol.prompts,
             scores=self.protocol.scores,
-            not_asked=list(self.not_asked),
+            unsupported=list(self.unsupported),
         )
 
 
 @dataclass(frozen=True)
 class Address:
-    """An endpoint that the user named and nobody has asked yet. chat: at /chat/completions."""
+    """An endpoint that the user named, before the first request. chat: at /chat/completions."""
 
     name: str
     model: str
@@ -100,10 +100,10 @@ class Address:
         limit: int | None,
         longest: int,
     ) -> ServedSource:
-        """Find out what the server can do, and warn about what it cannot be asked.
+        """Find out what the server supports, and warn about what it does not.
 
         prompt: an example. scorings: of the tasks by name. limit: as `find` gives it; longest: the
-        greatest length. Raises InputError if the server does not answer, or can be asked nothing.
+        greatest length. Raises InputError if the server does not answer, or supports nothing.
         """
         protocol = find_protocol(self.endpoint, self.model, prompter, prompt, chat=self.chat)
         unscored = [
@@ -125,9 +125,9 @@ class Address:
                 "a token more than the greatest length, the others the model itself)"
             )
         if reasons:
-            sentence = f"{self.name} is not asked {'; and not '.join(reasons)}."
+            sentence = f"{self.name} is not examined by {'; nor by '.join(reasons)}."
             if len(unscored) == len(scorings) and len(unmeasured) == len(measures):
-                raise InputError(f"Nothing is left to ask: {sentence}")
+                raise InputError(f"Nothing is left to measure: {sentence}")
             progress.warn(sentence)
         return ServedSource(
             self.name, self.model, self.endpoint, protocol, limit, self.requests,

@@ -50,7 +50,7 @@ def test_each_server_that_scores_gives_the_local_models_verdicts(
     figures = result["measures"]
     if abilities is LLAMA_CPP_PYTHON:
         assert figures["served"] == {}
-        assert result["models"]["served"]["endpoint"]["not_asked"] == ["perplexity"]
+        assert result["models"]["served"]["endpoint"]["unsupported"] == ["perplexity"]
     else:
         mean = figures["local"]["perplexity"]["mean"]
         assert figures["served"]["perplexity"]["mean"] == pytest.approx(mean, rel=1e-4)
@@ -59,14 +59,14 @@ def test_each_server_that_scores_gives_the_local_models_verdicts(
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_what_a_server_cannot_be_asked_is_named_and_the_rest_is_a_column(
+def test_what_a_server_does_not_support_is_named_and_the_rest_is_a_column(
     toy: Path, tmp_path: Path, chat: bool
 ) -> None:
     abilities = Abilities(chat=True, prefill=True) if chat else LLAMA_SERVER
     with ToyServer(toy, abilities).running() as server:
         server.url += "/chat/completions" if chat else ""
-        with pytest.warns(UserWarning, match="served is not asked entities, since its server gives "
-                          "no log-probabilities.*and not drift \\("):  # fmt: skip
+        words = "served is not examined by entities, since .*no log-prob.*nor by drift \\("
+        with pytest.warns(UserWarning, match=words):
             result = both(
                 toy, server, tmp_path / "out", suite="fwe,entities,drift", chat=chat, lengths="470"
             )
@@ -74,10 +74,10 @@ def test_what_a_server_cannot_be_asked_is_named_and_the_rest_is_a_column(
     assert result["cells"]["served"].keys() == {"fwe"}
     assert result["cells"]["local"].keys() == {"fwe", "entities"}
     assert result["overall"].keys() == {"local"}  # the mean over both tasks
-    asked = result["models"]["served"]["endpoint"]
-    assert (asked.get("scores"), asked["not_asked"]) == (None, ["entities", "drift"])
+    endpoint = result["models"]["served"]["endpoint"]
+    assert (endpoint.get("scores"), endpoint["unsupported"]) == (None, ["entities", "drift"])
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "It was not asked entities, drift." in page
+    assert "It was not examined by entities, drift." in page
 
 
 def test_a_server_without_scores_answers_every_task_in_text(toy: Path, tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_an_endpoint_that_cannot_be_asked_is_refused_in_one_sentence(
         (VLLM, {"lengths": "600"}, "is served with a context of 512 tokens"),
         (VLLM, {"tokenizer": None}, "give the served model's as --tokenizer FOLDER"),
         (VLLM, {"tokenizer": "nowhere"}, "nowhere does not exist"),
-        (VLLM, {"suite": "drift"}, "Nothing is left to ask: toy is not asked drift"),
+        (VLLM, {"suite": "drift"}, "Nothing is left to measure: toy is not examined by drift"),
         (Abilities(limit=300), {"suite": "perplexity"}, "a token more than the greatest length"),
-        (LLAMA_SERVER, {}, "Nothing is left to ask.*--scoring generate"),
+        (LLAMA_SERVER, {}, "Nothing is left to measure.*--scoring generate"),
         (Abilities(limit=None), {"lengths": None}, "does not state its context length"),
         (VLLM, {"endpoint_model": "donor=org/toy", "matrix": True}, "must be a local model"),
     ],
