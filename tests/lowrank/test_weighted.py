@@ -152,3 +152,16 @@ def test_rules_count_the_weighted_energy_above_rounding():
         assert captured == pytest.approx(32 * float(norm.root[1].square().sum()), rel=0.05)
     plain = decompose(delta, RankRule(), noise, squared_norm=float(delta.square().sum()))[0]
     assert plain.rank == 2
+
+
+def test_bounds_hold_for_a_basis_that_is_not_orthonormal():
+    """As U is after rounding: here off by 1%, so that U U'D is no projection of D."""
+    delta = matrix(SPECTRA["power law 1"](48), 48, 48).double()
+    norm = WeightedNorm.from_moment(moment(48))
+    svd = truncated_svd(norm.product(delta), 6)
+    skewed = replace(svd, U=1.01 * svd.U)
+    u = skewed.U.double()
+    error = weighted(delta - u @ (u.T @ delta), norm)
+    certified = norm.certified(skewed, float(delta.norm()))
+    assert error > svd.bounds.largest_error()
+    assert error <= certified.bounds.largest_error()
