@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from generate.commands import help_of
 from generate.text import anchor, cell, code, described, docstring, rows
+from regraft import recipe_values as values
 from regraft.graft import schema as graft_schema
 from regraft.markdown import Markdown
 from regraft.merge.recipe import schema as merge_schema
@@ -22,7 +23,6 @@ from regraft.merge.recipe.references import ModelRef
 from regraft.merge.recipe.settings import Condition
 from regraft.recipe import models_in
 from regraft.train.recipe import schema as train_schema
-from regraft.train.recipe import values
 
 # Blocks that hold the options of a command, which has their descriptions.
 _OPTIONS: dict[type, str] = {

@@ -60,7 +60,7 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
     Raises InputError where the source has no text, or a token has no row in the embedding.
     """
     key = xxhash.xxh3_128(
-        f"{_VERSION} {digest(source)} {_identity(tokenizer)}".encode()
+        f"{_VERSION} {digest(source)} {tokenizer_digest(tokenizer)}".encode()
     ).hexdigest()
     folder = cache / key
     if not (folder / "meta.json").is_file():
@@ -121,7 +121,7 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _identity(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
     """Hash of what determines a tokenizer's output: its serialisation, or its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())

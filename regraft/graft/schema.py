@@ -20,7 +20,7 @@ from regraft.document import Where
 from regraft.errors import InputError
 from regraft.evaluate.suites import choose
 from regraft.recipe import Mistakes
-from regraft.train.recipe.values import Block, Count, Number, Share, Tokens
+from regraft.recipe_values import Block, Count, Number, Share, Tokens
 
 
 class Trained(Block):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from regraft.data.sources import Kind
-from regraft.train.recipe.values import Block, Count, Share
+from regraft.recipe_values import Block, Count, Share
 
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from regraft.train.recipe.values import Block, Count, Degree, Number, Positive, Share
+from regraft.recipe_values import Block, Count, Degree, Number, Positive, Share
 
 
 class Parallel(Block):

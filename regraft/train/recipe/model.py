@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from regraft.train.recipe.values import Block, Count, Positive, Theta, Tokens
+from regraft.recipe_values import Block, Count, Positive, Theta, Tokens
 
 
 class Toy(Block):

@@ -19,12 +19,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from regraft.recipe_values import Block, Count
 from regraft.train.recipe.data import Data
 from regraft.train.recipe.execution import Memory, Optimizer, Parallel
 from regraft.train.recipe.model import Export, Load, Lora, ToyModel
 from regraft.train.recipe.stages import Positions, Rope, Schedule, Stage
 from regraft.train.recipe.validation import Recover, Watch
-from regraft.train.recipe.values import Block, Count
 
 
 class Body(Block):

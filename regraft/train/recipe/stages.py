@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from regraft.train.recipe.values import Block, Count, Positive, Share, Theta, Tokens
+from regraft.recipe_values import Block, Count, Positive, Share, Theta, Tokens
 
 
 class Rope(Block):

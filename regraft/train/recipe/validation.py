@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from regraft.train.recipe.values import Block, Count, Number, Positive, Share, Tokens
+from regraft.recipe_values import Block, Count, Number, Positive, Share, Tokens
 
 
 class Needle(Block):

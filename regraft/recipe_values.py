@@ -1,4 +1,4 @@
-"""Types of values in a training recipe: lengths such as 64k, numbers with limits."""
+"""Types of values in a recipe: lengths such as 64k, numbers with limits; blocks."""
 
 from __future__ import annotations
 

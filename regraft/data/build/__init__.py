@@ -1,0 +1,1 @@
+"""`regraft data build`: documents from sources, through steps, into a folder for training."""

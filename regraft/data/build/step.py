@@ -1,0 +1,129 @@
+"""A step of a build: documents in, documents out.
+
+    class Shortest(Step):
+        \"\"\"Drop short documents.\"\"\"
+
+        name = "shortest"
+        independent = True
+        characters: Count = Field(default=100, description="fewest of a document")
+
+        def run(self, documents, context):
+            for document in documents:
+                if len(document.text) < self.characters:
+                    context.statistics.drop("too short")
+                else:
+                    yield document
+
+The fields are the step's keys in the recipe. `registry.py` has a line for each step. Documents come
+one at a time and a step holds few of them: a build's memory does not grow with its text. A step
+that has to see all documents before it can decide writes them to `context.spool`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from regraft.data.build.document import Document
+from regraft.data.build.statistics import Statistics
+from regraft.data.build.tokens import Counter
+from regraft.errors import writing
+from regraft.recipe_values import Block
+from regraft.records import derive_seed
+
+
+class Step(Block):
+    """The keys of a step, and what it does.
+
+    name: its key in a recipe. independent: what becomes of a document depends on it (and the
+    context) alone, so that several processes may work on parts of a source.
+    """
+
+    name: ClassVar[str]
+    independent: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raise InputError, before any work, for a missing file, model or package."""
+
+    def inputs(self) -> list[str]:
+        """Files and folders that the step reads: they are not overwritten, and their change makes
+        another build."""
+        return []
+
+    @abstractmethod
+    def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
+        """The documents that go on, in a fixed order. What comes in and goes out is counted by the
+        caller, dropped documents and scores by the step, in `context.statistics`."""
+
+
+@dataclass
+class Context:
+    """What a step is given beside its documents.
+
+    statistics: of the step. counter: counts tokens by the tokenizer of the recipe. folder: for
+    temporary files. seed: of the recipe. device: 'auto', 'cpu' or 'cuda', for steps with a model.
+    """
+
+    statistics: Statistics
+    counter: Counter
+    folder: Path
+    seed: int = 0
+    device: str = "auto"
+    _spools: int = field(default=0, repr=False)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Random numbers that depend on the recipe's seed and `name` (such as a document's id)
+        alone."""
+        return np.random.default_rng(derive_seed(self.seed, f"{self.statistics.step} {name}"))
+
+    @contextmanager
+    def spool(self, documents: Iterable[Document]) -> Iterator[Spool]:
+        """All documents on disk, to be read several times in the block; removed after it."""
+        self._spools += 1
+        path = self.folder / f"{self.statistics.step.replace('/', '-')}-{self._spools}.jsonl"
+        try:
+            yield Spool.write(path, documents)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Spool:
+    """Documents in a file, one after another. len(): their number."""
+
+    path: Path
+    number: int
+
+    @classmethod
+    def write(cls, path: Path, documents: Iterable[Document]) -> Spool:
+        """Write documents to a file. Raises OutputError naming it, as of a full disk."""
+        number = 0
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w", encoding="utf-8")
+        try:
+            for document in documents:
+                line = document.to_line()
+                with writing(path):
+                    file.write(line)
+                number += 1
+            with writing(path):
+                file.flush()
+        finally:
+            with writing(path):
+                file.close()
+        return cls(path, number)
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Document]:
+        with self.path.open("rb") as file:
+            for line in file:
+                yield Document.from_line(line)
