@@ -102,7 +102,7 @@ def test_no_other_file_of_the_package_reads_a_users_json() -> None:
     own = {
         "cache.py", "data/tokens.py", "checkpoint/write/journal.py", "checkpoint/write/manifest.py",
         "checkpoint/hf/roles.py", "demo/job.py", "evaluate/shared_output.py",
-        "evaluate/answers/lines.py", "train/job.py", "train/output/log.py", "train/state.py",
+        "line_file.py", "train/job.py", "train/output/log.py", "train/state.py",
     }  # fmt: skip
     users = {
         path.relative_to(root).as_posix()
@@ -110,5 +110,5 @@ def test_no_other_file_of_the_package_reads_a_users_json() -> None:
         if re.search(r"json\.loads?\(|json\.loads\b|\bsafe_open\(", path.read_text("utf-8"))
     }
     spooled = {"adapters/extract/factorize.py"}  # factors of a run that is resumed
-    replies = {"evaluate/answers/endpoint.py"}  # of a server, whose damage is an EndpointError
+    replies = {"endpoint.py"}  # of a server, whose damage is an EndpointError
     assert users <= own | spooled | replies

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from regraft import progress
+from regraft.data.generate.fit import TooShort
 from regraft.errors import InputError
 from regraft.evaluate.answers.distributed import broadcast_from_first, map_over_processes
 from regraft.evaluate.answers.judge import add_verdicts
@@ -20,7 +21,6 @@ from regraft.evaluate.answers.served.source import ServedSource
 from regraft.evaluate.fidelity import merged
 from regraft.evaluate.measures import Measurer, batch_tokens
 from regraft.evaluate.prepare import Evaluated, Work
-from regraft.evaluate.prompts.length import TooShort
 from regraft.evaluate.result import Answer, Measures, parse_answers
 from regraft.evaluate.shared_output import SharedOutput, read_lines
 from regraft.evaluate.tasks import Item, Task

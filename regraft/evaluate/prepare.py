@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from regraft import progress
 from regraft.checkpoint.hf.tokenizer import open_tokenizer
+from regraft.data.generate.hiding import linear_depths, sigmoid_depths
 from regraft.errors import InputError
 from regraft.evaluate.answers.judge import Judge
 from regraft.evaluate.answers.lm_eval import PREFIX
@@ -21,7 +22,6 @@ from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.settings import Settings
 from regraft.evaluate.suites import MEASURES, all_tasks, choose
 from regraft.evaluate.tasks import Kit, Scoring, Task
-from regraft.evaluate.tasks.hiding import linear_depths, sigmoid_depths
 from regraft.evaluate.tasks.needle import NEEDLE, answer_tokens
 from regraft.evaluate.tasks.quiz import read_quiz
 from regraft.parallel import Mesh

@@ -11,8 +11,8 @@ from typing import Any
 
 from models import LLAMA, save, weights
 
+from regraft.data.generate import grammar
 from regraft.data.toy_language import WORDS, write_tokenizer
-from regraft.evaluate.prompts import grammar
 
 
 def text_tokenizer() -> Any:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
+from regraft.data.generate.hiding import hide
 from regraft.evaluate.tasks import Draft, Kit, Task
-from regraft.evaluate.tasks.hiding import hide
 
 _QUESTION = "\n\nQuestion: what is the code of the door?"
 _PREFIX = "\nAnswer: the code of the door is"

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from regraft.endpoint import Endpoint, EndpointError
 from regraft.errors import InputError, RegraftError
-from regraft.evaluate.answers.endpoint import Endpoint, EndpointError
-from regraft.evaluate.answers.lines import LineFile
 from regraft.evaluate.result import Answer, Verdict
 from regraft.evaluate.tasks import Item
+from regraft.line_file import LineFile
 
 KEYS = ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY")
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)

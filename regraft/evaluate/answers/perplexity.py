@@ -17,10 +17,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from regraft.data.generate.fit import fit
 from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.scoring import Answerer, batches
 from regraft.evaluate.prompts.haystack import Corpus
-from regraft.evaluate.prompts.length import Prompter, fit
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import Interval, Perplexity, PerplexityIntervals
 from regraft.evaluate.statistics import mean_interval
 

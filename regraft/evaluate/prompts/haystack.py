@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
+from regraft.data.generate import grammar
+from regraft.data.generate.fit import UsedUp
 from regraft.errors import InputError
-from regraft.evaluate.prompts import grammar
-from regraft.evaluate.prompts.length import UsedUp
 from regraft.input_files import read_text
 
 _GRAM = 16  # tokens

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from regraft.data.generate.fit import TooShort, fit
 from regraft.evaluate.prompts.haystack import Corpus, unique_share
-from regraft.evaluate.prompts.length import Prompter, TooShort, fit
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.tasks.text_scores import METRICS
 
 _CONTROL = re.compile(r"[\x00-\x1f]")

@@ -10,7 +10,7 @@ import random
 import re
 from itertools import pairwise
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
 from regraft.evaluate.tasks import Draft, Kit, Task
 
 _LABELS = 8

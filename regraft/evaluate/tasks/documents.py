@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
 from regraft.evaluate.tasks import Draft, Kit, Task
 
 KINDS = ("Society", "Guild", "Club", "League", "Company", "Circle")

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
+from regraft.data.generate.hiding import hide
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
-from regraft.evaluate.tasks.hiding import hide
 
 SIGHTS = {
     "the Eiffel Tower": "France", "the Colosseum": "Italy", "the Taj Mahal": "India",

@@ -15,9 +15,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
+from regraft.data.generate.hiding import hide
 from regraft.evaluate.tasks import Draft, Kit, Task
-from regraft.evaluate.tasks.hiding import hide
 
 VIEWS: dict[str, Callable[[list[Any]], Any]] = {
     "sum({})": sum,

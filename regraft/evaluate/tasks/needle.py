@@ -11,9 +11,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
+from regraft.data.generate.hiding import hide
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
-from regraft.evaluate.tasks.hiding import hide
 
 _NEEDLE = "The secret number of the {key} is {value}."
 _QUESTION = "\n\nQuestion: what {are} the secret {numbers} of the {key}, as told in the text above?"

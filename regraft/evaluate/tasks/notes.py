@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 from regraft.data import toy_language
+from regraft.data.generate.hiding import hide
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
-from regraft.evaluate.tasks.hiding import hide
 
 _MOST = len(toy_language.KEYS) // 2  # questions about a text, each with a spare key for its twin
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import random
 from functools import partial
 
+from regraft.data.generate.fit import UsedUp
 from regraft.errors import InputError
-from regraft.evaluate.prompts.length import UsedUp
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.quiz import Question, Quiz
 from regraft.evaluate.tasks.ruler.questions import ANSWER_TOKENS, PREFIX, prompt, solve, too_few

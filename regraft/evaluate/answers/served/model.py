@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regraft.endpoint import LARGEST_REPLY, Endpoint, EndpointError, run_at_once
 from regraft.errors import RegraftError
-from regraft.evaluate.answers.endpoint import LARGEST_REPLY, Endpoint, EndpointError
-from regraft.evaluate.answers.lines import LineFile
 from regraft.evaluate.answers.served.protocol import (
     Protocol,
     encode_body,
@@ -29,14 +26,13 @@ from regraft.evaluate.answers.served.protocol import (
     read_text,
 )
 from regraft.evaluate.prompts.length import Prompter
+from regraft.line_file import LineFile
 from regraft.parallel import Mesh
 
 TRIES, PAUSE = 6, 1.0
 _BYTES_A_TOKEN = 512
 """In a reply with log-probabilities: the token's text twice, its numbers and its neighbour's."""
 
-Key = TypeVar("Key")
-Result = TypeVar("Result")
 Entry = dict[str, Any]  # an answer: its text, or its scores at the positions
 
 
@@ -142,37 +138,3 @@ class ServedModel:
             self._endpoint.ask, protocol.route, encode_body(request), read, what="a completion",
             tries=TRIES, pause=PAUSE, largest=largest,
         )  # fmt: skip
-
-
-def run_at_once(
-    works: Iterable[tuple[Key, Callable[[], Result]]], most: int
-) -> Iterator[tuple[Key, Result]]:
-    """(key, result) of each work as it is done; at most `most` are under way at once.
-
-    After an exception no work is started; results that are there come first, then it is raised.
-    Works run in daemon threads, so an interrupted command does not wait for them.
-    """
-    done: queue.SimpleQueue[tuple[Key, Result | Exception]] = queue.SimpleQueue()
-
-    def run(key: Key, work: Callable[[], Result]) -> None:
-        try:
-            done.put((key, work()))
-        except Exception as error:
-            done.put((key, error))
-
-    waiting, under_way = iter(works), 0
-    failed: Exception | None = None
-    while True:
-        while failed is None and under_way < most and (next_one := next(waiting, None)):
-            threading.Thread(target=run, args=next_one, daemon=True).start()
-            under_way += 1
-        if not under_way or (failed is not None and done.empty()):
-            break
-        key, result = done.get()
-        under_way -= 1
-        if isinstance(result, Exception):
-            failed = failed or result
-        else:
-            yield key, result
-    if failed is not None:
-        raise failed

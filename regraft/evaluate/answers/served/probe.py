@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from regraft.endpoint import Endpoint, EndpointError
 from regraft.errors import InputError
-from regraft.evaluate.answers.endpoint import Endpoint, EndpointError
 from regraft.evaluate.answers.served.protocol import (
     Protocol,
     Scored,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
+from regraft.endpoint import Endpoint
 from regraft.errors import InputError
-from regraft.evaluate.answers.endpoint import Endpoint
 from regraft.evaluate.answers.model import folder_name
 from regraft.evaluate.answers.served.model import ServedModel
 from regraft.evaluate.answers.served.probe import find_model, find_protocol

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.ruler.placement import grid_positions, insert, line_positions
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from regraft.evaluate.prompts.length import UsedUp
+from regraft.data.generate.fit import UsedUp
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks.quiz import Question, Quiz
 

@@ -11,7 +11,7 @@ import random
 import re
 import string
 
-from regraft.evaluate.prompts.length import TooShort, fit
+from regraft.data.generate.fit import TooShort, fit
 from regraft.evaluate.tasks import Draft, Kit, Task, listing
 from regraft.evaluate.tasks.ruler.needles import NOISE
 from regraft.evaluate.tasks.ruler.placement import insert, line_positions

@@ -18,7 +18,7 @@ import random
 import re
 from collections import Counter
 
-from regraft.evaluate.prompts import words
+from regraft.data.generate import words
 from regraft.evaluate.tasks import Draft, Kit, Task, listing
 
 COMMON, ALPHA = 10, 2.0

@@ -12,10 +12,10 @@ import torch
 from evaluated import text_tokenizer
 from served import SGLANG, TEMPLATE, VLLM, Abilities, Reply, ToyServer
 
+from regraft.endpoint import Endpoint, run_at_once
 from regraft.errors import RegraftError
-from regraft.evaluate.answers.endpoint import Endpoint
 from regraft.evaluate.answers.model import LanguageModel, Source
-from regraft.evaluate.answers.served.model import TRIES, ServedModel, run_at_once
+from regraft.evaluate.answers.served.model import TRIES, ServedModel
 from regraft.evaluate.answers.served.protocol import Protocol
 from regraft.evaluate.prompts.length import Prompter
 

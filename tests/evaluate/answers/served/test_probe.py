@@ -19,8 +19,8 @@ from served import (
     refusal,
 )
 
+from regraft.endpoint import Endpoint
 from regraft.errors import InputError
-from regraft.evaluate.answers.endpoint import Endpoint
 from regraft.evaluate.answers.served.probe import find_model, find_protocol
 from regraft.evaluate.answers.served.protocol import Protocol
 from regraft.evaluate.prompts.length import Prompter

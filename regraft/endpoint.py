@@ -9,7 +9,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.message import Message
 from http.client import HTTPException
 from typing import IO, Any, TypeVar
@@ -20,6 +20,8 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 from regraft.errors import InputError
 
 Reading = TypeVar("Reading")
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 LARGEST_REPLY = 1_000_000
 """Bytes."""
 _TEMPORARY = (408, 409, 425, 429)  # worth another try, as are all from 500
@@ -190,6 +192,40 @@ class Endpoint:
 
     def _key(self) -> str | None:
         return next(filter(None, map(os.environ.get, self.keys)), None)
+
+
+def run_at_once(
+    works: Iterable[tuple[Key, Callable[[], Result]]], most: int
+) -> Iterator[tuple[Key, Result]]:
+    """(key, result) of each work as it is done; at most `most` are under way at once.
+
+    After an exception no work is started; results that are there come first, then it is raised.
+    Works run in daemon threads, so an interrupted command does not wait for them.
+    """
+    done: queue.SimpleQueue[tuple[Key, Result | Exception]] = queue.SimpleQueue()
+
+    def run(key: Key, work: Callable[[], Result]) -> None:
+        try:
+            done.put((key, work()))
+        except Exception as error:
+            done.put((key, error))
+
+    waiting, under_way = iter(works), 0
+    failed: Exception | None = None
+    while True:
+        while failed is None and under_way < most and (next_one := next(waiting, None)):
+            threading.Thread(target=run, args=next_one, daemon=True).start()
+            under_way += 1
+        if not under_way or (failed is not None and done.empty()):
+            break
+        key, result = done.get()
+        under_way -= 1
+        if isinstance(result, Exception):
+            failed = failed or result
+        else:
+            yield key, result
+    if failed is not None:
+        raise failed
 
 
 def _explanation(error: HTTPError) -> str:

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from regraft.evaluate.prompts.words import ADJECTIVES, FAMILY, GIVEN, NOUNS, TRADES, made_up, plural
+from regraft.data.generate.words import ADJECTIVES, FAMILY, GIVEN, NOUNS, TRADES, made_up, plural
 
 _PEOPLE = 24
 _ARTICLE = re.compile(r"\ba (?=[aeiou])")
