@@ -3,8 +3,8 @@
     class Shortest(Step):
         \"\"\"Drop short documents.\"\"\"
 
-        name = "shortest"
-        independent = True
+        name: ClassVar[str] = "shortest"
+        independent: ClassVar[bool] = True
         characters: Count = Field(default=100, description="fewest of a document")
 
         def run(self, documents, context):
@@ -41,12 +41,16 @@ from regraft.records import derive_seed
 class Step(Block):
     """The keys of a step, and what it does.
 
-    name: its key in a recipe. independent: what becomes of a document depends on it (and the
-    context) alone, so that several processes may work on parts of a source.
+    name: its key in a recipe.
     """
 
     name: ClassVar[str]
-    independent: ClassVar[bool] = False
+
+    @property
+    def independent(self) -> bool:
+        """Whether what becomes of a document depends on it (and the context) alone, so that
+        several processes may work on parts of a source."""
+        return False
 
     def check(self) -> None:
         """Raise InputError, before any work, for a missing file, model or package."""
