@@ -31,6 +31,13 @@ def apply(
             "theta=283461213,length=256k. \\[default: adapter, if CHECKPOINT has its base's]"
         ),
     ] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that CHECKPOINT was fine-tuned from: weights that moved much from it get "
+            "less of the change."
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="bfloat16, float16 or float32. \\[default: as CHECKPOINT stores it]"),
@@ -57,9 +64,9 @@ def apply(
 
     return Command(
         lambda: regraft.apply_lora(
-            adapter, checkpoint, out, scale=scale, context=context, max_shard_size=max_shard_size,
-            dtype=dtype, verify=verify, device=device, force=force, overwrite=overwrite,
-            resume=resume, dry_run=dry_run,
+            adapter, checkpoint, out, scale=scale, context=context, guard=guard,
+            max_shard_size=max_shard_size, dtype=dtype, verify=verify, device=device, force=force,
+            overwrite=overwrite, resume=resume, dry_run=dry_run,
         ),
         show,
     )  # fmt: skip

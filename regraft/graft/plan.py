@@ -9,7 +9,8 @@ from regraft.graft.merge_job import RESULT, MergeJob
 from regraft.graft.recipe import Recipe, TargetModel, name_of
 from regraft.graft.schema import Trained
 from regraft.graft.stages.evaluation import Compare, Evaluate
-from regraft.graft.stages.grafting import Apply, Extract, Merge, Origin, Point
+from regraft.graft.stages.grafting import Apply, Extract, Origin, Point
+from regraft.graft.stages.merging import Merge
 from regraft.graft.stages.package import Package
 from regraft.graft.stages.stage import Context, Given, Source, Stage
 from regraft.graft.stages.sweep import Sweep
@@ -139,7 +140,8 @@ class _Planner:
         if self.body.method == "apply":
             stage = Apply(
                 self.context, name, out, self.body.apply, model, self.points, self._origin(),
-                policy=self.body.context, sweep=sweep, target=name,
+                policy=self.body.context, guard=self.base if self.body.apply.guard else None,
+                sweep=sweep, target=name,
             )  # fmt: skip
             return self._add(stage)
         adapter = self.points[0].adapter

@@ -140,6 +140,13 @@ class Recipe(BaseRecipe[Body]):
     def _check_method(self, mistakes: Mistakes) -> None:
         body = self.body
         if body.method == "apply":
+            if body.apply.guard and body.base is None:
+                mistakes.add(("apply", "guard"), "a guard is the recipe's base; give base")
+            if body.apply.guard and self.is_sweep:
+                mistakes.add(
+                    ("apply", "guard"),
+                    "a sweep measures the change without a guard; give one rank and one scale",
+                )
             if body.merge is not None:
                 mistakes.add(("merge",), "method is apply, which has no merge; say method: merge")
             return

@@ -77,6 +77,10 @@ class Apply(Block):
     max_shard_size: str | None = None
     verify: bool = False
     force: bool = False
+    guard: bool = Field(
+        default=False,
+        description="weights of a target that moved much from `base` get less of the change",
+    )
 
 
 class Evaluate(Block):

@@ -30,7 +30,14 @@ from regraft.records.common import (
 )
 from regraft.records.export import ExportRecord
 from regraft.records.files import dump_json, read_record, to_json, write_record
-from regraft.records.graft import BaseRecord, GraftContext, GraftRecord, GraftShare, TensorGraft
+from regraft.records.graft import (
+    BaseRecord,
+    GraftContext,
+    GraftRecord,
+    GraftShare,
+    GuardRecord,
+    TensorGraft,
+)
 from regraft.records.merge import (
     ChangeFigures,
     MergeContext,
@@ -63,6 +70,7 @@ __all__ = [
     "GraftContext",
     "GraftRecord",
     "GraftShare",
+    "GuardRecord",
     "Layout",
     "MergeContext",
     "MergeDonor",

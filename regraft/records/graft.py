@@ -40,13 +40,15 @@ class GraftShare:
 
     lost_to_storage: ||E|| / ||D|| for the error E of rounding to the stored dtype; retained:
     <D, D - E> / ||D||^2, what reaches the file along the change's own direction. The rest of E is
-    noise like that of any model in that dtype.
+    noise like that of any model in that dtype. guard_scale: mean of the factors by which a guard
+    scaled the change of each weight, None without a guard.
     """
 
     tensors: int
     change_norm: float
     lost_to_storage: float
     retained: float
+    guard_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,15 @@ class TensorGraft(GraftShare):
 
     kind: str
     rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardRecord:
+    """The model from which the weights' own movement was measured. relation: from it to the
+    checkpoint."""
+
+    model: ModelRecord
+    relation: RelationRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +86,7 @@ class GraftRecord:
     already_present: float | None
     arguments: dict[str, Plain]
     versions: dict[str, str]
+    guard: GuardRecord | None = None
     totals: GraftShare | None = None
     roles: dict[str, GraftShare] = field(default_factory=dict)
     tensors: dict[str, TensorGraft] = field(default_factory=dict)

@@ -135,3 +135,21 @@ def test_the_recipe_of_the_example_is_that_of_the_demo() -> None:
         assert [source["documents"] for source in block["data"]["sources"]] == [
             source["documents"] for source in recipe["data"]["sources"]
         ]
+
+
+def test_a_guard_is_the_base_of_the_recipe(folder: Path) -> None:
+    """It guards targets, not the donor, which is base with the adapter."""
+    config = json.loads((folder / "base/config.json").read_text())
+    longer = {**config, "rope_theta": 160000.0, "max_position_embeddings": 128}
+    extended = changed(load(folder / "base"), rank=2, size=0.03, seed=2)
+    write_tokenizer(save(folder / "extended", longer, extended))
+    recipe = "base: base\nextended: extended\ntargets: derivative\nranks: [2]\n"
+    (folder / "r.yaml").write_text(recipe + "apply: {guard: true}\n")
+    graft_model("r.yaml", "out")
+    apply_lora("out/adapters/rank-2", "derivative", "own", guard="base")
+    own, graft = load(folder / "own"), load(folder / "out/grafts/derivative")
+    assert all(graft[name].equal(tensor) for name, tensor in own.items())
+    (folder / "r.yaml").write_text(recipe)
+    graft_model("r.yaml", "out", resume=True)
+    plain = load(folder / "out/grafts/derivative")
+    assert not all(plain[name].equal(tensor) for name, tensor in own.items())

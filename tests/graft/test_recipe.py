@@ -63,6 +63,15 @@ def test_mistakes_of_every_block_are_named_at_once_with_their_lines() -> None:
             "adapter: c\nranks: [8]\ntargets: a\nevaluate: {}\n",
             "line 2: adapter has its rank already; leave ranks out",
         ),
+        ("adapter: c\ntargets: a\napply: {guard: true}\n", "line 3: a guard is the recipe's base"),
+        (
+            BASE + "targets: a\nranks: [4, 8]\nevaluate: {}\napply: {guard: true}\n",
+            "line 6: a sweep measures the change without a guard",
+        ),
+        (
+            BASE + "targets: a\nmethod: merge\nmerge: {}\napply: {guard: true}\n",
+            "line 6: method is merge, which has no apply",
+        ),
         ("adapter: c\ntargets: a\nevaluate: {}\n", "line 3: grafts are compared with the donor"),
     ],
 )

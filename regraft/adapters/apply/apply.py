@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from regraft import progress
 from regraft.adapters.apply import card
 from regraft.adapters.apply.check import Verdict, check_graft
+from regraft.adapters.apply.guard import match_guard
 from regraft.adapters.apply.match import Change
 from regraft.adapters.apply.stream import OutputTensor, TensorSums, output_tensors, write_tensors
 from regraft.adapters.folder import CONFIG, RECORD, digests
@@ -52,6 +54,7 @@ def apply_lora(
     *,
     scale: float = 1.0,
     context: str | None = None,
+    guard: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: str | int | None = None,
     verify: bool = False,
@@ -65,10 +68,12 @@ def apply_lora(
 
     scale: factor of the adapter's change. context: 'adapter' (RoPE and length of the adapter's
     extended model), 'checkpoint' (the checkpoint's own) or 'theta=..,length=..'; None takes the
-    adapter's if the checkpoint has the context of the adapter's base. dtype: 'bfloat16', 'float16'
-    or 'float32' for all floating-point tensors; None keeps the dtypes. max_shard_size: such as
-    '5GB'; None keeps the shards. verify: read everything back from disk. force: accept an unrelated
-    checkpoint. dry_run: only check; the record has a `plan`, and `out` may be None.
+    adapter's if the checkpoint has the context of the adapter's base. guard: a model that
+    the checkpoint was fine-tuned from; weights that moved much from it get less of the change (see
+    `guard`). dtype: 'bfloat16', 'float16' or 'float32' for all floating-point tensors; None keeps
+    the dtypes. max_shard_size: such as '5GB'; None keeps the shards. verify: read everything back
+    from disk. force: accept an unrelated checkpoint or guard. dry_run: only check; the record has a
+    `plan`, and `out` may be None.
 
     Returns the record in regraft.json. Raises LineageError (an unrelated checkpoint, one that
     already has the change, unequal RoPE without a policy), CheckpointError (broken files, NaN,
@@ -83,16 +88,21 @@ def apply_lora(
     torch_device = pick_device(device)
     job = None
     if out is not None:
-        job = Job(out, inputs=[adapter, checkpoint], overwrite=overwrite, resume=resume)
+        inputs = [adapter, checkpoint, *([guard] if guard is not None else [])]
+        job = Job(out, inputs=inputs, overwrite=overwrite, resume=resume)
     elif not dry_run:
         raise InputError("apply needs an output folder: regraft apply ADAPTER CHECKPOINT -o OUT")
     lora = Adapter.open(adapter)
-    with Checkpoint.open(checkpoint) as target:
+    guard_model = Checkpoint.open(guard) if guard is not None else nullcontext()
+    with Checkpoint.open(checkpoint) as target, guard_model as origin:
         verdict = check_graft(lora, target, scale=scale, context=context)
         verdict.raise_refusals(force=force)
         assert verdict.context is not None
         assert verdict.policy is not None
-        for text in verdict.warnings:
+        guarding = None
+        if origin is not None:
+            guarding = match_guard(lora, target, verdict.match, origin, force=force)
+        for text in [*verdict.warnings, *(guarding.warnings if guarding else [])]:
             progress.warn(text)
         record = GraftRecord(
             adapter=AdapterFiles(name=lora.name, sha256=digests(lora.folder)),
@@ -114,6 +124,7 @@ def apply_lora(
                 "dtype": dtype,
             },
             versions=versions(),
+            guard=guarding.to_record() if guarding else None,
             untied_head=verdict.match.untied_head,
         )
         config = _config(target, verdict, dtype)
@@ -126,7 +137,9 @@ def apply_lora(
         assert job is not None
         with job.start(to_json(record)) as staging:
             writer = CheckpointWriter(staging, shards, metadata=target.metadata, verify=verify)
-            sums = write_tensors(lora, target, outputs, scale, writer, staging, torch_device)
+            sums = write_tensors(
+                lora, target, outputs, scale, writer, staging, torch_device, guarding
+            )
             writer.add_file("config.json", config)
             for name in target.other_files():
                 path = target.file(name)
@@ -163,11 +176,14 @@ def _with_results(
         squared = sum(sums[name].change for name in names)
         lost = sum(sums[name].loss for name in names)
         along = sum(sums[name].along for name in names)
+        scales = sum(sums[name].guard_scales for name in names)
+        guarded = sum(sums[name].guarded for name in names)
         return GraftShare(
             tensors=len(names),
             change_norm=math.sqrt(squared),
             lost_to_storage=math.sqrt(lost / squared) if squared else 0.0,
             retained=along / squared if squared else 1.0,
+            guard_scale=scales / guarded if guarded else None,
         )
 
     by_role: dict[str, list[str]] = {}
@@ -226,6 +242,14 @@ def summary(record: GraftRecord) -> list[tuple[str, str]]:
         lines.append(
             ("changed", f"{record.totals.tensors} tensors, scale {record.arguments['scale']}")
         )
+        if record.guard is not None and record.totals.guard_scale is not None:
+            lines.append(
+                (
+                    "guard",
+                    f"{record.guard.model.name}: a weight gets {record.totals.guard_scale:.1%} of "
+                    "its change on average",
+                )
+            )
         lines += _storage(record.totals)
     if record.untied_head is not None:
         lines.append(("head", f"no longer tied to the embedding: stored as {record.untied_head}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.drawing import figure, from_zero, legend, styles
@@ -41,6 +42,24 @@ relative to the change, spread over all directions as in any model of this dtype
 | {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
 {{- " %.2f%% | %.2f%%" % (100 * row.retained, 100 * row.lost_to_storage) }} |
 {% endfor %}
+{% if guard %}
+
+## Guard
+
+The change of each weight is scaled by 1 - sigmoid(12 m - 6), with m the distance of that weight
+from the guard, mapped to 0 to 1 over its tensor. Mean of these factors:
+
+| module | mean | smallest | largest |
+|---|---|---|---|
+{% for name, scales in guard.items() %}
+| {{ name }} | {{ "%.1f%%" % (100 * scales.mean) }} |
+{{- " %.1f%% | %.1f%%" % (100 * scales.smallest, 100 * scales.largest) }} |
+{% endfor %}
+
+Guard: {{ guard_model.name }}
+{%- if guard_model.revision %} at {{ guard_model.revision }}{% endif %}
+, {{ guard_model.fingerprint }}.
+{% endif %}
 {% if distances %}
 
 ## Lineage
@@ -76,9 +95,32 @@ def write_graft_card(folder: Path, record: GraftRecord, lines: list[tuple[str, s
         lines=lines,
         roles=record.roles,
         distances=record.lineage.roles if record.lineage else {},
+        guard=_guard_scales(record.tensors) if record.guard else {},
+        guard_model=record.guard.model if record.guard else None,
     )
     write_text(folder / "README.md", text)
     _draw(folder / FIGURE, record.tensors)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """The mean factors of a guard, of the tensors of one kind in all layers."""
+
+    mean: float
+    smallest: float
+    largest: float
+
+
+def _guard_scales(tensors: Mapping[str, TensorGraft]) -> dict[str, _Scales]:
+    groups: dict[str, list[float]] = {}
+    for name, change in tensors.items():
+        if change.guard_scale is not None:
+            leaf = name.removesuffix(".weight").rpartition(".")[2]
+            groups.setdefault(leaf, []).append(change.guard_scale)
+    return {
+        leaf: _Scales(sum(scales) / len(scales), min(scales), max(scales))
+        for leaf, scales in groups.items()
+    }
 
 
 def _draw(path: Path, tensors: Mapping[str, TensorGraft]) -> None:

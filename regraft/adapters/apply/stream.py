@@ -2,7 +2,8 @@
 
 Tensors that the adapter does not change are copied as bytes, the others are computed in blocks, so
 that memory depends on neither the model nor its largest tensor. The rounding error is measured at
-the same time.
+the same time. A tensor with a guard is read twice, the guard's beside it: its factors need the
+smallest and largest movement of the whole tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regraft import progress
+from regraft.adapters.apply.guard import Guard, Movement
 from regraft.adapters.apply.match import Change, Match
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.header import TensorInfo
@@ -49,12 +51,15 @@ class TensorSums:
     """Squared norms of one changed tensor.
 
     With D the change in float32, and W + D - E the tensor as rounded to the output's dtype:
-    change: ||D||^2; loss: ||E||^2; stored: ||D - E||^2.
+    change: ||D||^2; loss: ||E||^2; stored: ||D - E||^2. guard_scales: sum of the guard's factors of
+    the `guarded` weights.
     """
 
     change: float = 0.0
     loss: float = 0.0
     stored: float = 0.0
+    guard_scales: float = 0.0
+    guarded: int = 0
 
     @property
     def along(self) -> float:
@@ -92,6 +97,7 @@ def write_tensors(
     writer: CheckpointWriter,
     staging: Staging,
     device: torch.device,
+    guard: Guard | None = None,
 ) -> dict[str, TensorSums]:
     """Write every tensor. Returns the sums of the changed ones by name.
 
@@ -119,7 +125,7 @@ def write_tensors(
                 results[name] = TensorSums(**done)
             else:
                 sums = TensorSums()
-                blocks = _changed(lora, target, output, output.change, scale, device, sums)
+                blocks = _changed(lora, target, output, output.change, scale, device, sums, guard)
                 writer.write(name, blocks)
                 _refuse_overflow(target, output, sums)
                 results[name] = sums
@@ -152,14 +158,15 @@ def _converted(target: Checkpoint, output: OutputTensor) -> Iterator[Tensor]:
         yield stored if output.source.shape else stored.reshape(())
 
 
-def _row_blocks(target: Checkpoint, info: TensorInfo) -> Iterator[Tensor]:
-    """The tensor's rows, some at a time; a scalar is one row."""
+def _row_blocks(target: Checkpoint, info: TensorInfo, count: int | None = None) -> Iterator[Tensor]:
+    """The tensor's rows, some at a time; a scalar is one row. count: of rows from the first on."""
     if not info.shape:
         yield target.tensor(info.name).reshape(1)
         return
+    stop = info.shape[0] if count is None else count
     step = max(1, _BLOCK // max(1, math.prod(info.shape[1:])))
-    for start in range(0, info.shape[0], step):
-        yield target.rows(info.name, start, min(start + step, info.shape[0]))
+    for start in range(0, stop, step):
+        yield target.rows(info.name, start, min(start + step, stop))
 
 
 def _changed(
@@ -170,19 +177,23 @@ def _changed(
     scale: float,
     device: torch.device,
     sums: TensorSums,
+    guard: Guard | None,
 ) -> Iterator[Tensor]:
     """The new tensor in row blocks of the output's dtype; fills `sums` on the way."""
-    source_dtype = output.source.dtype
+    exact = torch.float64 if output.source.dtype == torch.float64 else torch.float32
+    movement = None
+    if guard is not None:
+        movement = _movement(target, output.source, change, guard, device)
     if change.kind == "factors":
         b, a = (part.to(device) for part in change.factors(lora))
         b = b * scale
-        gram = (b.T @ b).double() * (a @ a.T).double()
-        sums.change = max(float(gram.sum()), 0.0)
+        if movement is None:
+            gram = (b.T @ b).double() * (a @ a.T).double()
+            sums.change = max(float(gram.sum()), 0.0)
     elif change.kind == "difference":
         dense = lora.difference(change.key)
     else:
         dense = lora.replacement(change.key)
-    exact = torch.float64 if source_dtype == torch.float64 else torch.float32
     start = 0
     for block in _row_blocks(target, output.source):
         rows = max(0, min(change.rows - start, block.shape[0]))
@@ -190,12 +201,20 @@ def _changed(
             yield block.to(output.dtype)
             start += block.shape[0]
             continue
+        at = slice(start, start + rows)
         old = block[:rows].to(device).to(exact)  # sent as stored, which is narrower
-        if change.kind == "factors":
-            new = torch.addmm(old, b[start : start + rows].to(exact), a.to(exact))
+        if change.kind != "factors":
+            part = (dense.reshape(-1) if dense.dim() == 0 else dense)[at].to(device).to(exact)
+        if guard is not None and movement is not None:
+            step = b[at].to(exact) @ a.to(exact) if change.kind == "factors" else part * scale
+            scales = movement.scales(guard.moved(change.tensor, old, start))
+            new = old + step.mul_(scales)
+            sums.change += _squared_norm(step)
+            sums.guard_scales += float(scales.sum(dtype=torch.float64))
+            sums.guarded += scales.numel()
+        elif change.kind == "factors":
+            new = torch.addmm(old, b[at].to(exact), a.to(exact))
         else:
-            part = dense.reshape(-1) if dense.dim() == 0 else dense
-            part = part[start : start + rows].to(device).to(exact)
             new = part if change.kind == "replacement" else old.add(part, alpha=scale)
             sums.change += _squared_norm(new - old)
         stored = new.to(output.dtype)
@@ -211,6 +230,31 @@ def _changed(
             stored = torch.cat([stored, block[rows:].to(output.dtype)])
         yield stored if output.source.shape else stored.reshape(())
         start += block.shape[0]
+
+
+def _movement(
+    target: Checkpoint, source: TensorInfo, change: Change, guard: Guard, device: torch.device
+) -> Movement:
+    """The guard's smallest and largest movement of the rows that change.
+
+    Raises CheckpointError where the guard holds NaN or infinity.
+    """
+    exact = torch.float64 if source.dtype == torch.float64 else torch.float32
+    ranges: list[Tensor] = []
+    start = 0
+    for block in _row_blocks(target, source, change.rows):
+        moved = guard.moved(change.tensor, block.to(device).to(exact), start)
+        ranges.append(torch.stack(torch.aminmax(moved)))
+        start += block.shape[0]
+    low, high = torch.stack(ranges).T if ranges else torch.zeros(2, 1)
+    movement = Movement(float(low.min()), float(high.max()))
+    other = guard.tensors[change.tensor]
+    if not math.isfinite(movement.high) and not guard.model.is_finite(other):
+        raise CheckpointError(
+            f"Tensor '{other}' of the guard {guard.model.name} holds NaN or infinite numbers; give "
+            "a sound checkpoint."
+        )
+    return movement
 
 
 def _squared_norm(values: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Stages that move weights: extraction of adapters, their application, merges."""
+"""Stages that move weights: extraction of adapters and their application."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
-from regraft.adapters.reader import is_adapter
 from regraft.data.calibration import text_of_path
 from regraft.data.sources import files as source_files
-from regraft.document import Document
 from regraft.graft.check import check_future_graft
 from regraft.graft.choose import point_label
 from regraft.graft.content import paths_content
@@ -26,11 +24,7 @@ from regraft.graft.stages.stage import (
     Source,
     Stage,
     available,
-    locations,
-    write_recipe,
 )
-from regraft.merge.job import merge_models
-from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class Extract(Stage):
 
 class Apply(Stage):
     """`regraft apply` of a point, or of the one that a sweep chooses. origin: of the adapter;
-    policy: the output's context."""
+    policy: the output's context; guard: see `apply_lora`."""
 
     kind = "graft"
     produces: Produces = "model"
@@ -136,12 +130,14 @@ class Apply(Stage):
         origin: Origin,
         *,
         policy: str | None,
+        guard: Source | None = None,
         sweep: Chooser | None = None,
         target: str | None = None,
     ) -> None:
         super().__init__(context, item, out, target)
         self.block, self.model, self.points, self.origin = block, model, points, origin
         self.policy, self.sweep = policy, sweep
+        self.guard = {"guard": guard} if guard is not None else {}
 
     @property
     def point(self) -> Point:
@@ -152,7 +148,7 @@ class Apply(Stage):
 
     @property
     def inputs(self) -> Mapping[str, Source]:
-        return {"adapter": self.point.adapter, "model": self.model}
+        return {"adapter": self.point.adapter, "model": self.model, **self.guard}
 
     def needs(self) -> Iterator[Stage]:
         if self.sweep is not None:
@@ -162,7 +158,7 @@ class Apply(Stage):
         yield from super().needs()
 
     def given(self) -> Iterator[Given]:
-        sources = [self.model, *(point.adapter for point in self.points)]
+        sources = [self.model, *self.guard.values(), *(point.adapter for point in self.points)]
         yield from (source for source in sources if isinstance(source, Given))
 
     def reads(self) -> list[str]:
@@ -172,13 +168,20 @@ class Apply(Stage):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {**self.block.model_dump(), "scale": self.point.scale, "context": self.policy}
+        return {**self._options(), "scale": self.point.scale, "context": self.policy}
+
+    def _options(self) -> dict[str, Any]:
+        return self.block.model_dump(exclude={"guard"})
 
     def run(self) -> None:
         apply_lora(
             self.point.adapter.location, self.model.location, self.path,
             device=self.context.device, **self.arguments, **self.options,
+            **self._guard_location(),
         )  # fmt: skip
+
+    def _guard_location(self) -> dict[str, Any]:
+        return {name: source.location for name, source in self.guard.items()}
 
     def check(self) -> Mapping[str, Any]:
         model = available(self.model)
@@ -190,7 +193,8 @@ class Apply(Stage):
                 continue
             record = apply_lora(
                 adapter, model, self.path, scale=point.scale, context=self.policy,
-                device=self.context.device, dry_run=True, overwrite=True, **self.block.model_dump(),
+                device=self.context.device, dry_run=True, overwrite=True, **self._options(),
+                **self._guard_location(),
             )  # fmt: skip
             return record.plan or {}
         base = available(self.origin.base) if self.origin.base is not None else None
@@ -198,102 +202,3 @@ class Apply(Stage):
         if base is not None and extended is not None:
             return check_future_graft(base, extended, model, self.policy, force=self.block.force)
         return {}
-
-
-class Merge(Stage):
-    """`regraft merge` of a target by the recipe's block. models: name in the block -> the model
-    that it stands for; stand_ins: models to check instead of those that are not made yet."""
-
-    kind = "graft"
-    produces: Produces = "model"
-
-    def __init__(
-        self,
-        context: Context,
-        item: str,
-        out: str,
-        document: Document,
-        models: Mapping[str, Source],
-        stand_ins: Mapping[str, Source],
-    ) -> None:
-        super().__init__(context, item, out, item)
-        self.document = document
-        used = _names_in(document.value, models)
-        self.models = {name: source for name, source in models.items() if name in used}
-        self.others = dict(_others(MergeRecipe(document), models))
-        self.stand_ins = stand_ins
-        self.recipe_path = context.workspace.folder / "recipes" / f"{out}.yaml"
-
-    @property
-    def inputs(self) -> Mapping[str, Source]:
-        return {**self.models, **self.others}
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"recipe": self.document.value, "seed": self.context.seed}
-
-    def run(self) -> None:
-        models = {name: source.location for name, source in self.models.items()}
-        write_recipe(self.recipe_path, self._resolved(models))
-        merge_models(
-            self.recipe_path, self.path, device=self.context.device,
-            seed=self.context.seed, **self.options,
-        )  # fmt: skip
-
-    def check(self) -> Mapping[str, Any]:
-        models = locations(self.models, self.stand_ins)
-        if models is None:
-            return {}
-        record = merge_models(
-            MergeRecipe(self._resolved(models)), self.path, device=self.context.device,
-            seed=self.context.seed, dry_run=True, overwrite=True,
-        )  # fmt: skip
-        return record.plan or {}
-
-    def _resolved(self, models: Mapping[str, str]) -> Document:
-        """The recipe with the locations of its models."""
-        return self.document.replaced(
-            **{
-                key: _resolve(key, value, models)
-                for key, value in self.document.value.items()
-                if key not in ("recover", "evaluate")
-            }
-        )
-
-
-def _others(recipe: MergeRecipe, known: Mapping[str, Source]) -> Iterator[tuple[str, Given]]:
-    """The models and adapters that the recipe itself names, by name."""
-    for reference, _ in recipe.references():
-        if reference.path not in known:
-            kind: Produces = "adapter" if is_adapter(reference.model) else "model"
-            yield reference.model, Given(reference.model, kind)
-        if reference.lora is not None and reference.adapter not in known:
-            yield reference.lora, Given(reference.lora, "adapter")
-
-
-_REFERENCES = ("model", "base_model", "from", "source", "tokenizer_source")
-
-
-def _resolve(key: str, value: Any, models: Mapping[str, str]) -> Any:
-    """The value under `key` with the locations of the models that it names."""
-    if isinstance(value, dict):
-        return {name: _resolve(name, inner, models) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_resolve(key, inner, models) for inner in value]
-    if not isinstance(value, str):
-        return value
-    if key == "context":  # the short form of {from: NAME}
-        return {"from": models[value]} if value in models else value
-    # 'base' as a source of tokenizers is mergekit's word for base_model
-    if key not in _REFERENCES or (key in ("source", "tokenizer_source") and value == "base"):
-        return value
-    return "+".join(models.get(part, part) for part in value.split("+"))
-
-
-def _names_in(value: Any, names: Mapping[str, Source]) -> set[str]:
-    """The names of models that a merge recipe has anywhere."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return set().union(*(_names_in(inner, names) for inner in value))
-    return set(str(value).split("+")) & names.keys() if isinstance(value, str) else set()

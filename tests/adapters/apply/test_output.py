@@ -118,7 +118,7 @@ def test_resume_after_kills_gives_the_same_bytes(family, adapter, tmp_path, chil
     target = models.save(
         tmp_path / "t", models.LLAMA, models.load(family[2]), dtype=torch.bfloat16, shards=2
     )
-    line = ["apply", adapter, target, "-q"]
+    line = ["apply", adapter, target, "-q", "--guard", family[0]]
     whole = children.run(*line, "-o", tmp_path / "whole")
     assert whole["code"] == 0, whole["err"]
     again = [*line, "-o", tmp_path / "again", "--resume"]
@@ -161,6 +161,8 @@ def test_a_resumed_run_must_be_the_same_job(family, adapter, tmp_path, children)
         apply_lora(adapter, family[2], out)
     with pytest.raises(InputError, match=r"The unfinished run .* with --overwrite\.$"):
         apply_lora(adapter, family[2], out, scale=0.5, resume=True)
+    with pytest.raises(InputError, match=r"The unfinished run .* with --overwrite\.$"):
+        apply_lora(adapter, family[2], out, guard=family[0], resume=True)
     assert apply_lora(adapter, family[2], out, scale=0.5, overwrite=True).totals is not None
 
 
