@@ -7,11 +7,14 @@ from typing import Any
 from pydantic import model_validator
 
 from regraft.data.build.step import Step
+from regraft.data.build.steps.long_dependency import LongDependency
 from regraft.recipe_values import Block
 
 
 class StepEntry(Block):
     """One step: its name over its settings, or its name alone."""
+
+    long_dependency: LongDependency | None = None
 
     @model_validator(mode="before")
     @classmethod

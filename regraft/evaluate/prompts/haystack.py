@@ -19,6 +19,7 @@ import numpy as np
 
 from regraft.data.generate import grammar
 from regraft.data.generate.fit import UsedUp
+from regraft.data.ngrams import ngram_hashes
 from regraft.errors import InputError
 from regraft.input_files import read_text
 
@@ -140,17 +141,8 @@ def split(text: str) -> list[str]:
 def unique_share(ids: Sequence[int]) -> float:
     """Share of different runs of 16 tokens among all: 1 if nothing is repeated, 1/n for a text that
     is repeated n times. 1 for texts shorter than that."""
-    tokens = np.asarray(ids, dtype=np.uint64)
-    count = len(tokens) - _GRAM + 1
-    if count < 2:
-        return 1.0
-    multiplier = np.uint64(0x9E3779B97F4A7C15)
-    hashes = np.zeros(count, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for offset in range(_GRAM):
-            hashes = (hashes + tokens[offset : offset + count] + np.uint64(1)) * multiplier
-            hashes ^= hashes >> np.uint64(29)
-    return float(len(np.unique(hashes)) / count)
+    hashes = ngram_hashes(ids, _GRAM)
+    return float(len(np.unique(hashes)) / len(hashes)) if len(hashes) else 1.0
 
 
 def _standard_library() -> Fixed:

@@ -1,0 +1,79 @@
+"""`long_dependency` scores, keeps and drops documents by context gain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from built import documents, run_step
+from evaluated import toy
+
+from regraft.data.build.causal_scorer import CausalScorer
+from regraft.data.build.document import Document, Message
+from regraft.data.build.steps.long_dependency import LongDependency
+from regraft.data.toy_language import WORDS
+from regraft.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(toy(tmp_path_factory.mktemp("scorer"), seed=3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded_once(model):
+    scorer = CausalScorer.open(model, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CausalScorer, "open", lambda location, device: scorer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return documents(*(" ".join(WORDS[i : i + 40 + i]) for i in range(3, 9)))
+
+
+def step(model, **keys):
+    return LongDependency.model_validate({"model": model, "windows": [8, 16], **keys})
+
+
+def test_every_document_has_the_scores_of_each_window(model, texts):
+    result, statistics = run_step(step(model), texts)
+    assert [one.text for one in result] == [one.text for one in texts]
+    names = {f"long_dependency.{name}" for name in ("gain_8", "gain_16", "key", "copied")}
+    assert all(set(one.scores) == names for one in result)
+    assert statistics.scores["long_dependency.gain_8"].number == len(texts)
+
+
+def test_the_best_share_and_a_threshold_keep_the_highest_gains(model, texts):
+    scored, _ = run_step(step(model), texts)
+    gains = {one.id: one.scores["long_dependency.gain_16"] for one in scored}
+    best = sorted(gains, key=gains.__getitem__, reverse=True)[:3]
+    half, statistics = run_step(step(model, share=0.5), texts)
+    assert {one.id for one in half} == set(best)
+    assert [one.id for one in half] == sorted(best)
+    assert statistics.dropped == {"below the best 0.5": 3}
+    above, statistics = run_step(step(model, least=gains[best[2]]), texts)
+    assert {one.id for one in above} == set(best)
+    assert sum(statistics.dropped.values()) == 3
+
+
+def test_samples_that_the_last_tokens_answer_are_dropped(model):
+    text = " ".join(WORDS[3:60]) + " otter"
+    known = Document(text, "0", "a", metadata={"reply": "otter"})
+    chat = Document(text, "1", "a", messages=(Message("assistant", "otter"),))
+    without = Document(text, "2", "a")
+    # a random model gives no word an NLL below 1 or above 20
+    result, statistics = run_step(step(model, answer="reply", answered=0.1), [known, without])
+    assert [one.id for one in result] == ["0"]
+    scores = result[0].scores
+    difference = scores["long_dependency.answer_nll_last"] - scores["long_dependency.answer_nll"]
+    assert scores["long_dependency.answer_8"] == pytest.approx(difference, abs=1e-4)
+    assert statistics.dropped == {"no answer after a text within the model's context": 1}
+    result, statistics = run_step(step(model, answer="messages", answered=20), [chat])
+    assert (result, statistics.dropped) == ([], {"answered by the last 8 tokens": 1})
+
+
+def test_a_window_larger_than_half_the_models_context_is_refused(model):
+    step(model).check()
+    with pytest.raises(InputError, match="reads 256 tokens at once, and a window of 200"):
+        step(model, windows=[200]).check()
