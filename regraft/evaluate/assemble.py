@@ -54,6 +54,7 @@ def assemble_record(
         overall=summary.overall,
         overall_tasks=summary.overall_tasks,
         effective_length=summary.effective_length,
+        long_score=summary.long_score,
         measures={
             name: dataclasses.replace(measured, lm_eval=None) for name, measured in measures.items()
         },

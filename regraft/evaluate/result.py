@@ -6,7 +6,7 @@ their key. All intervals are 95%.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -245,6 +245,7 @@ class EvaluationRecord:
     """result.json.
 
     cells: by model, task and length. overall: means over `overall_tasks`, by model and length.
+    long_score: by model and length; see `report.transfer.long_score`.
     ratios: transfer and retention by task (or 'all'), length and name, of a matrix.
     """
 
@@ -260,6 +261,7 @@ class EvaluationRecord:
     published: PublishedSuites
     samples: list[Sample]
     versions: dict[str, str]
+    long_score: dict[str, dict[int, Ratio | None]] = field(default_factory=dict)
     ratios: dict[str, dict[int, dict[str, Ratio | None]]] | None = None
     fidelity: FidelityRecord | None = None
     kind: Literal["evaluation"] = "evaluation"

@@ -112,6 +112,29 @@ def ratio(
     return Ratio(value, low, high)
 
 
+def quotient(
+    top: float, top_interval: tuple[float, float],
+    bottom: float, bottom_interval: tuple[float, float],
+) -> Ratio | None:  # fmt: skip
+    """top / bottom of two means from different items, with the interval that follows from theirs.
+
+    By recovery of their variances (Donner and Zou, Stat. Methods Med. Res. 21, 2012), which keeps
+    the shape of Wilson's intervals. None if the denominator's interval reaches to 0 or so far that
+    the quotient has no bound.
+    """
+    (low, high), (least, most) = top_interval, bottom_interval
+    if least <= 0 or most >= 2 * bottom:
+        return None
+    product = top * bottom
+    below = product**2 - low * most * (2 * top - low) * (2 * bottom - most)
+    above = product**2 - high * least * (2 * top - high) * (2 * bottom - least)
+    return Ratio(
+        top / bottom,
+        (product - float(np.sqrt(max(0.0, below)))) / (most * (2 * bottom - most)),
+        (product + float(np.sqrt(max(0.0, above)))) / (least * (2 * bottom - least)),
+    )
+
+
 def _wilson(centre: float, count: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion `centre` of `count` items."""
     square = _Z**2

@@ -8,6 +8,7 @@ import pytest
 from regraft.evaluate.statistics import (
     Ratio,
     mean_interval,
+    quotient,
     ratio,
     score_interval,
     standard_error,
@@ -57,6 +58,19 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = score_interval((rng.random(60) < 0.6).astype(float).tolist())
         hits += low <= 0.6 <= high
     assert 85 <= hits <= 100
+
+
+def test_the_quotient_of_independent_means_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        top = (rng.random(50) < 0.6).astype(float).tolist()
+        bottom = (rng.random(100) < 0.8).astype(float).tolist()
+        of = quotient(np.mean(top), score_interval(top), np.mean(bottom), score_interval(bottom))
+        assert of is not None
+        hits += of.low <= 0.75 <= of.high
+    assert 180 <= hits <= 200
+    assert quotient(0.5, (0.4, 0.6), 0.0, (0.0, 0.1)) is None
 
 
 def test_scores_of_one_text_are_not_independent() -> None:

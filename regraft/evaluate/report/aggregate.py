@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from regraft.evaluate.report.transfer import compare, effective_length
+from regraft.evaluate.report.transfer import compare, effective_length, long_score
 from regraft.evaluate.result import Answer, Cell, EffectiveLength, Interval
 from regraft.evaluate.statistics import Ratio, mean, mean_interval, ratio, score_interval
 from regraft.evaluate.statistics import standard_error as error_of_mean
@@ -25,6 +25,7 @@ class Summary:
     overall: dict[str, dict[int, float]]
     overall_tasks: list[str]
     effective_length: dict[str, EffectiveLength]
+    long_score: dict[str, dict[int, Ratio | None]]
 
 
 def cell(answers: Sequence[Answer], *, yes_or_no: bool = False) -> Cell:
@@ -78,6 +79,7 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
         of_task[length] = cell(lines, yes_or_no=task in yes_or_no)
     overall: dict[str, dict[int, float]] = {}
     effective: dict[str, EffectiveLength] = {}
+    relative: dict[str, dict[int, Ratio | None]] = {}
     names, lengths = _comparable(answers, tasks, models[0])
     for model in models if names else ():
         if not all((model, name, lengths[0]) in answers for name in names):
@@ -91,7 +93,12 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
             [score for part in shortest for score in _scores(part)], _texts(shortest)
         )
         effective[model] = effective_length(overall[model], error)
-    return Summary(cells, overall, names, effective)
+        at = {length: [answers[model, name, length] for name in names] for length in lengths}
+        relative[model] = long_score(
+            {length: [s for part in parts for s in _scores(part)] for length, parts in at.items()},
+            {length: _texts(parts) for length, parts in at.items()},
+        )
+    return Summary(cells, overall, names, effective, relative)
 
 
 def transfer_ratios(

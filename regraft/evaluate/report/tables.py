@@ -44,6 +44,8 @@ def tables(result: EvaluationRecord, *, brief: bool = False) -> list[tuple[str, 
         summaries.append((f"Mean over {listed}", _overall(result)))
     if result.effective_length:
         summaries.append(("Effective length", _effective_length(result)))
+    if any(result.long_score.values()):
+        summaries.append(("LongScore", _long_score(result)))
     if published := compare_with_published(result):
         summaries.append(("RULER: published, not comparable item by item", published))
     for task, ratios in _all_first(result.ratios or {}):
@@ -140,6 +142,15 @@ def _effective_length(result: EvaluationRecord) -> Rows:
     return [["model", "at 85.6%", "at 85% of its own"]] + [
         [model, text(length.ruler), text(length.own)]
         for model, length in result.effective_length.items()
+    ]
+
+
+def _long_score(result: EvaluationRecord) -> Rows:
+    """A row for each model, a column for each long length."""
+    lengths = list(next(iter(result.long_score.values())))
+    return [["model", *map(format_tokens, lengths)]] + [
+        [model, *(format_ratio(scores[length]) for length in lengths)]
+        for model, scores in result.long_score.items()
     ]
 
 

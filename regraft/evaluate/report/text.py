@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.evaluate.report.ruler_published import SOURCE, compare_with_published
 from regraft.evaluate.report.summary import summary
 from regraft.evaluate.report.tables import format_ratio
+from regraft.evaluate.report.transfer import SHORT
 from regraft.evaluate.result import ADAPTED_PREFIX, EvaluationRecord, FidelityRecord
 from regraft.units import format_tokens
 
@@ -82,6 +83,19 @@ def _general(result: EvaluationRecord) -> list[str]:
         "the tasks that fit in every length reaches a threshold: 85.6% (RULER's), or 85% of the "
         "model's own mean at the shortest length. It is 'none' if the shortest length does not "
         "reach 85.6%, or if the model's mean there is within two standard errors of 0.",
+        *_long_score(result),
+    ]
+
+
+def _long_score(result: EvaluationRecord) -> list[str]:
+    if not any(result.long_score.values()):
+        return []
+    lengths = sorted(next(iter(result.overall.values())))
+    short = [format_tokens(length) for length in lengths if length <= SHORT * lengths[0]]
+    return [
+        "LongScore (arXiv 2505.19293): (S - base) / base for the mean S at a length, with the mean "
+        f"at the short lengths ({', '.join(short)}) as base: what a model loses by length, "
+        "whatever it can do on short text. n/a: the base is too near 0."
     ]
 
 

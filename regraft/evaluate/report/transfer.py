@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from regraft.evaluate.result import EffectiveLength
-from regraft.evaluate.statistics import Ratio, ratio
+from regraft.evaluate.statistics import Ratio, mean, quotient, ratio, score_interval
 
 RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4096 tokens (arXiv 2404.06654)
 SELF_THRESHOLD = 0.85  # of the model's own shortest length, as NoLiMa does (arXiv 2502.05167)
+SHORT = 3  # times the shortest length: LongScore's short lengths, as its 2k, 4k and 6k
 
 
 def effective_length(scores: Mapping[int, float], error: float = 0.0) -> EffectiveLength:
@@ -41,6 +42,37 @@ def effective_length(scores: Mapping[int, float], error: float = 0.0) -> Effecti
         ruler=reached(RULER_THRESHOLD),
         own=reached(own) if scores[lengths[0]] > 2 * error else None,
     )
+
+
+def long_score(
+    scores: Mapping[int, Sequence[float]], texts: Mapping[int, Sequence[int] | None]
+) -> dict[int, Ratio | None]:
+    """(S - base) / base at each length beyond the short ones (LongScore, arXiv 2505.19293).
+
+    base: the mean over the short lengths, those up to `SHORT` times the shortest. scores, and the
+    `texts` of each (see `statistics`): by length. None if the base is too near 0 to divide by.
+    """
+    short = [length for length in sorted(scores) if length <= SHORT * min(scores)]
+    base = mean([mean(scores[length]) for length in short])
+    pooled = [score for length in short for score in scores[length]]
+    interval = score_interval(pooled, texts=_joined([texts[length] for length in short]))
+    result: dict[int, Ratio | None] = {}
+    for length in sorted(scores.keys() - set(short)):
+        bounds = score_interval(scores[length], texts=texts[length])
+        relative = quotient(mean(scores[length]), bounds, base, interval)
+        result[length] = relative and Ratio(relative.value - 1, relative.low - 1, relative.high - 1)
+    return result
+
+
+def _joined(parts: Sequence[Sequence[int] | None]) -> list[int] | None:
+    """The texts of several lengths, numbered on; lengths share none."""
+    numbers: list[int] = []
+    for part in parts:
+        if part is None:
+            return None
+        first = max(numbers) + 1 if numbers else 0
+        numbers += [first + number for number in part]
+    return numbers
 
 
 def compare(

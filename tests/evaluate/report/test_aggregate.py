@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from evaluated import answers
+from evaluated import answers, record
 
 from regraft.evaluate.report.aggregate import summarise, transfer_ratios
+from regraft.evaluate.report.tables import tables
+from regraft.evaluate.report.text import notes
 from regraft.evaluate.result import EffectiveLength
 from regraft.evaluate.suites import TASKS
 
@@ -47,3 +49,21 @@ def test_means_are_over_tasks_that_fit_in_every_length() -> None:
     assert result.overall_tasks == ["notes", "vt"]
     assert result.overall["m"] == {64: 1, 128: 0.5}
     assert result.effective_length["m"] == EffectiveLength(ruler=64, own=64)
+    assert result.long_score["m"] == {}
+
+
+def test_the_long_score_stands_beside_the_effective_length() -> None:
+    tasks = [TASKS[name] for name in ("notes", "vt")]
+    right = {64: 80, 128: 60, 256: 35}
+    found = {("m", task.name, n): answers(right[n]) for task in tasks for n in right}
+    summary = summarise(found, tasks, ["m"])
+    score = summary.long_score["m"][256]
+    assert score is not None
+    assert score.value == pytest.approx(0.35 / 0.7 - 1)
+    result = record(**vars(summary))
+    titles = [title for title, _ in tables(result)]
+    assert titles.index("LongScore") == titles.index("Effective length") + 1
+    rows = dict(tables(result))["LongScore"]
+    assert rows[0] == ["model", "256"]
+    assert rows[1][1].startswith("-0.50 [")
+    assert any("the short lengths (64, 128) as base" in note for note in notes(result))
