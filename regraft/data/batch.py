@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data.positions import Sampler
@@ -61,24 +62,27 @@ def make_row(
 
     key: (seed, step, sample), which determines the positions of each document. masks: whether
     documents are separate; without masks the row is one document. A label is the token that follows
-    in the document, also where the row skips text; the last token of a document has none.
+    in the document, also where the row skips text; the last token of a document has none, and
+    neither has one that is followed by a token of a conversation that is not learned.
     """
-    ids, positions, labels, documents = [], [], [], []
+    ids, positions, labels, documents, learned = [], [], [], [], []
     at = 0
     for number, piece in enumerate(pieces):
         size = piece.stop - piece.start
         own_positions, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
-        source = tokens.slice(piece.document, piece.start, piece.start + int(text[-1]) + 2)
-        following = source[1:]
-        if len(source) == text[-1] + 1:  # the document ends with its last token
-            following = np.append(following, IGNORED)
-        ids.append(source[text])
+        following = _following(tokens, piece, int(text[-1]))
+        if tokens.chat and (following[text] == IGNORED).all():
+            text = np.arange(size)  # what is skipped has all that there is to learn
+        ids.append(tokens.slice(piece.document, piece.start, piece.start + len(following))[text])
+        learned.append(
+            tokens.learned(piece.document, piece.start, piece.start + len(following))[text]
+        )
         labels.append(following[text])
         positions.append(own_positions)
         documents.append(np.full(size, number if masks else 0))
         at += size
     if not masks and len(pieces) > 1:
-        joined = np.concatenate(ids)
+        joined = np.where(np.concatenate(learned), np.concatenate(ids), IGNORED)
         labels = [np.append(joined[1:], IGNORED)]
         positions = [sampler.sample(at, at, (*key, 0))[0]]
     if at < length:
@@ -91,3 +95,12 @@ def make_row(
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
     return Row(tensor(ids), tensor(positions), tensor(labels), tensor(documents), short)
+
+
+def _following(tokens: Tokens, piece: Piece, last: int) -> NDArray[np.int64]:
+    """The token after each of the tokens 0 to `last` of a piece, IGNORED where it is not learned or
+    there is none."""
+    start, stop = piece.start + 1, piece.start + last + 2
+    following = tokens.slice(piece.document, start, stop)
+    following = np.where(tokens.learned(piece.document, start, stop), following, IGNORED)
+    return np.append(following, [IGNORED] * (last + 1 - len(following)))

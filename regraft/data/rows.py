@@ -5,6 +5,10 @@ packed    documents are packed best-fit ("Fewer Truncations Improve Language Mod
           2404.10830): longest first, each into the fullest row that it fits in, so that only
           documents longer than a row are cut
 joined    documents one after another in random order, cut where a row ends
+
+Conversations that are whole or packed are cut between two exchanges: a piece has as many of them as
+fit, and only an exchange that is longer than a row is cut where the row ends. A piece of a
+conversation without a token to learn is left out; of joined rows, a row without one.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from regraft.data.tokens import Tokens
 
 Kind = Literal["whole", "packed", "joined"]
 
@@ -34,7 +40,7 @@ class Rows:
 
     lengths: tokens of each document. selected: numbers of the documents to use. reach: tokens from
     which a whole row is drawn, counted from its first one; the row's length unless positions skip
-    text.
+    text. chat: the tokens of conversations, None for text.
     """
 
     def __init__(
@@ -46,12 +52,19 @@ class Rows:
         *,
         reach: int | None = None,
         seed: int = 0,
+        chat: Tokens | None = None,
     ) -> None:
         self.length, self._seed = length, seed
-        makers = {"whole": _whole, "packed": _packed, "joined": _joined}
-        self.rows: Sequence[tuple[Piece, ...]] = makers[kind](
-            lengths, selected, length, reach or length, seed
-        )
+        self.rows: Sequence[tuple[Piece, ...]]
+        if kind == "joined":
+            joined = _joined(lengths, selected, length, seed)
+            self.rows = [row for row in joined if chat is None or _teaches(row, chat)]
+        else:
+            pieces = _windows(lengths, selected, length, chat)
+            if kind == "packed":
+                self.rows = _packed(pieces, length)
+            else:
+                self.rows = _whole(pieces, lengths, length, reach or length)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -92,28 +105,44 @@ def hold_out(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], ND
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _whole(
-    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
-) -> list[tuple[Piece, ...]]:
-    rows: list[tuple[Piece, ...]] = []
-    for document in selected.tolist():
-        size = int(lengths[document])
-        for start in range(0, size, length):
-            stop = min(start + length, size)
-            if 2 * (stop - start) >= length:
-                rows.append((Piece(document, start, stop, min(start + reach, size)),))
-    return rows
-
-
-def _packed(
-    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
-) -> list[tuple[Piece, ...]]:
+def _windows(
+    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, chat: Tokens | None
+) -> list[Piece]:
+    """Consecutive pieces of at most `length` tokens, of all selected documents."""
     pieces = []
     for document in selected.tolist():
         size = int(lengths[document])
-        for start in range(0, size, length):
+        cuts = () if chat is None or size <= length else chat.cuts(document)
+        start = 0
+        while start < size:
             stop = min(start + length, size)
-            pieces.append(Piece(document, start, stop, stop))
+            if len(cuts) and stop < size:
+                before = cuts[np.searchsorted(cuts, stop, "right") - 1]
+                stop = int(before) if before > start else stop
+            piece = Piece(document, start, stop, stop)
+            if chat is None or _teaches((piece,), chat):
+                pieces.append(piece)
+            start = stop
+    return pieces
+
+
+def _teaches(pieces: Sequence[Piece], chat: Tokens) -> bool:
+    """Whether a token of the pieces is a label. A row has none for its first token."""
+    return any(chat.learned(p.document, p.start + 1, p.stop).any() for p in pieces)
+
+
+def _whole(
+    pieces: list[Piece], lengths: NDArray[np.int64], length: int, reach: int
+) -> list[tuple[Piece, ...]]:
+    rows: list[tuple[Piece, ...]] = []
+    for piece in pieces:
+        if 2 * (piece.stop - piece.start) >= length:
+            end = min(piece.start + reach, int(lengths[piece.document]))
+            rows.append((piece._replace(reach=max(end, piece.stop)),))
+    return rows
+
+
+def _packed(pieces: list[Piece], length: int) -> list[tuple[Piece, ...]]:
     pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable: ties stay in order
     rows: list[list[Piece]] = []
     free: list[int] = []  # the distinct numbers of free tokens, sorted
@@ -140,7 +169,7 @@ def _packed(
 
 
 def _joined(
-    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, reach: int, seed: int
+    lengths: NDArray[np.int64], selected: NDArray[np.int64], length: int, seed: int
 ) -> list[tuple[Piece, ...]]:
     rows: list[tuple[Piece, ...]] = []
     row: list[Piece] = []

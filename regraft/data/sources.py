@@ -1,12 +1,12 @@
 """Documents of a body of text: text files, JSON lines, Parquet, a Hub dataset, or synthetic
-text."""
+text; and the records of those that have records, for conversations."""
 
 from __future__ import annotations
 
 import glob
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +24,18 @@ _ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": ("
 class Text:
     """A body of text.
 
-    location: a file, folder or glob; a dataset's name; 'notes' for synthetic text. field: key of a
-    JSON line, or column. separator: between the documents of a text file; None: a file is one
-    document. split: of a Hub dataset. The other fields are of synthetic text: number and words of
-    documents, and the shares in `toy_language.Mix`.
+    location: a file, folder or glob; a dataset's name; 'notes' or 'chats' for synthetic text.
+    field: key of a JSON line, or column; None: 'text', or the usual ones of conversations. chat:
+    records are conversations; loss_on: what of them is learned. separator: between the documents
+    of a text file; None: a file is one document. split: of a Hub dataset. The other fields are of
+    synthetic text: number and words of documents, and the shares in `toy_language.Mix`.
     """
 
     kind: Kind
     location: str
-    field: str = "text"
+    field: str | None = None
+    chat: bool = False
+    loss_on: Literal["assistant", "all", "last"] = "assistant"
     separator: str | None = None
     split: str = "train"
     documents: int = 1000
@@ -41,6 +44,11 @@ class Text:
     questions: float = 0.65
     shout: float = 0.0
     seed: int = 0
+
+    @property
+    def column(self) -> str:
+        """The field that has a document's text."""
+        return self.field or "text"
 
 
 def digest(source: Text) -> str:
@@ -75,11 +83,41 @@ def documents(source: Text) -> Iterator[str]:
     for text in read(source):
         if text is not None and not isinstance(text, str):
             raise InputError(
-                f"{source.location} has {type(text).__name__} in its field '{source.field}', not "
-                "text."
+                f"{source.location} has {type(text).__name__} in its field '{source.column}', "
+                "not text."
             )
         if text and text.strip():
             yield text
+
+
+def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) of every record of a source that is not text, in a fixed order.
+
+    place: the file and line, or the number of the record. columns: those of Parquet files and Hub
+    datasets that are read. Raises InputError as `documents`.
+    """
+    if source.kind == "jsonl":
+        for where, row in _lines(source):
+            if not isinstance(row, dict):
+                raise InputError(f"{where} is not a JSON object; correct or remove it.")
+            yield where, row
+    elif source.kind == "parquet":
+        for path in files(source):
+            table = _open_parquet(path)
+            names = [name for name in table.schema_arrow.names if name in columns]
+            number = 0
+            for batch in table.iter_batches(columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, record {number}", row
+    elif source.kind == "synthetic":
+        for number, messages in enumerate(_chats(source), 1):
+            yield f"conversation {number}", {"messages": messages}
+    else:
+        dataset = _hub(source)
+        dataset = dataset.select_columns([n for n in dataset.column_names if n in columns])
+        for number, row in enumerate(dataset, 1):
+            yield f"{source.location}, record {number}", row
 
 
 def files(source: Text) -> list[Path]:
@@ -123,48 +161,64 @@ def _text(source: Text) -> Iterator[str]:
 
 
 def _jsonl(source: Text) -> Iterator[str]:
+    for where, row in _lines(source):
+        text = row.get(source.column) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            known = f"; it has {', '.join(sorted(row))}" if isinstance(row, dict) else ""
+            raise InputError(
+                f"{where} has no text in its field '{source.column}'{known}"
+                f"{_chat_hint(row if isinstance(row, dict) else ())}."
+            )
+        yield text
+
+
+def _lines(source: Text) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every line that is not empty."""
     for path in files(source):
         for number, line in enumerate(read_lines(path), 1):
             if line.strip():
-                yield _field(line, source, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                yield where, parse_json(line, where, remedy="correct or remove it")
 
 
-def _field(line: str, source: Text, where: str) -> str:
-    row = parse_json(line, where, remedy="correct or remove it")
-    text = row.get(source.field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        known = f"; it has {', '.join(sorted(row))}" if isinstance(row, dict) else ""
-        raise InputError(f"{where} has no text in its field '{source.field}'{known}.")
-    return text
+def _chat_hint(names: Collection[str]) -> str:
+    """The end of a message on records without text that are conversations."""
+    chat = next((name for name in ("messages", "conversations") if name in names), None)
+    return f"; to train on its {chat}, say chat: true" if chat else ""
 
 
 def _parquet(source: Text) -> Iterator[str]:
+    for path in files(source):
+        table = _open_parquet(path)
+        names = table.schema_arrow.names
+        if source.column not in names:
+            raise InputError(
+                f"{path} has no column '{source.column}'; it has {', '.join(sorted(names))}"
+                f"{_chat_hint(names)}."
+            )
+        for batch in table.iter_batches(columns=[source.column]):
+            yield from batch.column(0).to_pylist()
+
+
+def _open_parquet(path: Path) -> Any:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install pyarrow.") from None
-    for path in files(source):
-        try:
-            table = parquet.ParquetFile(path)
-        except ArrowInvalid as error:
-            raise InputError(f"{path} is not a Parquet file ({error}).") from None
-        names = table.schema_arrow.names
-        if source.field not in names:
-            raise InputError(
-                f"{path} has no column '{source.field}'; it has {', '.join(sorted(names))}."
-            )
-        for batch in table.iter_batches(columns=[source.field]):
-            yield from batch.column(0).to_pylist()
+    try:
+        return parquet.ParquetFile(path)
+    except ArrowInvalid as error:
+        raise InputError(f"{path} is not a Parquet file ({error}).") from None
 
 
 def _rows(source: Text) -> Iterator[str]:
     dataset = _hub(source)
-    if source.field not in dataset.column_names:
+    if source.column not in dataset.column_names:
         raise InputError(
-            f"The dataset {source.location} has no column '{source.field}'; it has "
-            f"{', '.join(dataset.column_names)}."
+            f"The dataset {source.location} has no column '{source.column}'; it has "
+            f"{', '.join(dataset.column_names)}{_chat_hint(dataset.column_names)}."
         )
-    return (row[source.field] for row in dataset)
+    return (row[source.column] for row in dataset)
 
 
 def _hub(source: Text) -> Any:
@@ -193,3 +247,14 @@ def _notes(source: Text) -> Iterator[str]:
     for number in range(source.documents):
         rng = random.Random(f"{start} {number}")
         yield " ".join(training_row(rng, source.words, mix).words[1:])
+
+
+def _chats(source: Text) -> Iterator[list[dict[str, str]]]:
+    """Conversations in which facts are told and asked for."""
+    from regraft.data.toy_chat import conversation
+    from regraft.data.toy_language import Mix
+
+    mix = Mix(source.prose, source.questions)
+    for number in range(source.documents):
+        rng = random.Random(f"{source.seed} chats {source.words} {source.prose} {number}")
+        yield conversation(rng, source.words, mix)

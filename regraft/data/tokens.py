@@ -1,4 +1,10 @@
-"""Tokenised text in a cache, whose key is the digest of text and tokenizer; read by mmap."""
+"""Tokenised text in a cache, whose key is the digest of text and tokenizer; read by mmap.
+
+ids.bin       uint32, the tokens of all documents
+ends.npy      int64, the token after each document
+learned.bin   of conversations: a byte a token, whether it is learned
+cuts.npy      of conversations: int64, the tokens at which a conversation may be cut
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,15 +23,21 @@ import xxhash
 from numpy.typing import NDArray
 
 from regraft import progress
-from regraft.data.sources import Text, digest, documents
+from regraft.data.chat.records import COLUMNS, Conversation, read_conversation
+from regraft.data.chat.template import ChatTemplate, Encoded
+from regraft.data.sources import Text, digest, documents, records
 from regraft.errors import InputError
 
 _DOCUMENTS_PER_BATCH = 256
-_VERSION = 2
+_CHARACTERS_PER_BATCH = (
+    2**20
+)  # of conversations, whose tokens come with their places: 200 bytes each
+_VERSION = 3
 
 
 class Tokens:
-    """Documents as token ids. digest: of text and tokenizer; len(): number of documents."""
+    """Documents as token ids. digest: of text and tokenizer; len(): number of documents; chat:
+    whether they are conversations, with tokens that are not learned."""
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
@@ -32,6 +46,12 @@ class Tokens:
         self._ids = np.empty(0, np.uint32)
         if len(self.ends):  # an empty file cannot be mapped
             self._ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
+        self.chat = (folder / "cuts.npy").is_file()
+        self._learned, self._cuts = np.empty(0, np.bool_), np.empty(0, np.int64)
+        if self.chat:
+            self._cuts = np.load(folder / "cuts.npy")
+            if len(self.ends):
+                self._learned = np.memmap(folder / "learned.bin", dtype=np.bool_, mode="r")
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,6 +71,31 @@ class Tokens:
         end = min(begin + stop, int(self.ends[document]))
         return np.asarray(self._ids[begin + start : end], dtype=np.int64)
 
+    def learned(self, document: int, start: int, stop: int) -> NDArray[np.bool_]:
+        """Whether each of the tokens of `slice` is to be learned: all tokens of text."""
+        begin = int(self.ends[document - 1]) if document else 0
+        end = min(begin + stop, int(self.ends[document]))
+        if not self.chat:
+            return np.ones(max(0, end - begin - start), np.bool_)
+        return np.asarray(self._learned[begin + start : end])
+
+    def cuts(self, document: int) -> NDArray[np.int64]:
+        """Tokens of a conversation at which another exchange begins; none of text."""
+        begin = int(self.ends[document - 1]) if document else 0
+        first, last = np.searchsorted(self._cuts, (begin, int(self.ends[document])))
+        return self._cuts[first:last] - begin
+
+
+@dataclass
+class ChatCounts:
+    """Of the conversations of a source. learned: tokens to be learned; skipped: conversations
+    without an answer of the assistant; shortened: those that ended with another turn, which is left
+    out."""
+
+    learned: int = 0
+    skipped: int = 0
+    shortened: int = 0
+
 
 def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Tokens:
     """The tokens of a source, read from the cache or written to it first.
@@ -59,20 +104,28 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
     end-of-text token. vocabulary: rows of the model's embedding.
     Raises InputError where the source has no text, or a token has no row in the embedding.
     """
+    template = ChatTemplate(tokenizer, source.loss_on) if source.chat else None
+    identity = "" if template is None else template.identity
     key = xxhash.xxh3_128(
-        f"{_VERSION} {digest(source)} {tokenizer_digest(tokenizer)}".encode()
+        f"{_VERSION} {digest(source)} {tokenizer_digest(tokenizer)} {identity}".encode()
     ).hexdigest()
     folder = cache / key
     if not (folder / "meta.json").is_file():
-        _write(folder, key, source, tokenizer)
-    tokens = Tokens(folder)
-    if not len(tokens):
+        _write(folder, key, source, tokenizer, template)
+    tokens, meta = Tokens(folder), json.loads((folder / "meta.json").read_text())
+    counts = ChatCounts(**meta["chat"])
+    if not len(tokens) and not counts.skipped:
         raise InputError(f"The source {source.location} has no text; give another.")
-    highest = json.loads((folder / "meta.json").read_text())["highest"]
-    if highest >= vocabulary:
+    if source.chat and not counts.learned:
         raise InputError(
-            f"The tokenizer gives token {highest} and the model has {vocabulary} rows; give the "
-            "model its own tokenizer."
+            f"The source {source.location} has nothing to learn: no assistant's turn in "
+            f"{counts.skipped + len(tokens):,} conversations; give others, or say loss_on: all."
+        )
+    _warn(source, counts, len(tokens))
+    if meta["highest"] >= vocabulary:
+        raise InputError(
+            f"The tokenizer gives token {meta['highest']} and the model has {vocabulary} rows; "
+            "give the model its own tokenizer."
         )
     return tokens
 
@@ -83,30 +136,44 @@ def default_cache() -> Path:
     return Path(folder) / "tokens"
 
 
-def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:
+def _write(
+    folder: Path, key: str, source: Text, tokenizer: Any, template: ChatTemplate | None
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    end = tokenizer.eos_token_id
-    ends, total, highest = [], 0, 0
-    texts = documents(source)
+    ends, cuts, total, highest, counts = [], [], 0, 0, ChatCounts()
+    if template is None:
+        encoded = _encode_text(source, tokenizer)
+    else:
+        encoded = _encode_chat(source, template, counts)
     try:
-        with (staging / "ids.bin").open("wb") as file, progress.bar("Tokenising", 1) as bar:
-            for batch in _batches(texts):
-                for ids in tokenizer(batch, verbose=False)["input_ids"]:
-                    if end is not None and (not ids or ids[-1] != end):
-                        ids = [*ids, end]
-                    if not ids:
+        with ExitStack() as stack:
+            bar = stack.enter_context(progress.bar("Tokenising", 1))
+            file = stack.enter_context((staging / "ids.bin").open("wb"))
+            learned = None
+            if template is not None:
+                learned = stack.enter_context((staging / "learned.bin").open("wb"))
+            for batch in encoded:
+                for document in batch:
+                    if not document.ids:
                         continue
-                    array = np.asarray(ids, dtype=np.uint32)
+                    array = np.asarray(document.ids, dtype=np.uint32)
                     array.tofile(file)
+                    if learned is not None:
+                        document.learned.tofile(learned)
+                        counts.learned += int(document.learned.sum())
+                        cuts += [total + cut for cut in document.cuts]
                     total += len(array)
                     highest = max(highest, int(array.max()))
                     ends.append(total)
                 bar.advance(0, text=f"{total:,} tokens")
         np.save(staging / "ends.npy", np.asarray(ends, dtype=np.int64))
-        (staging / "meta.json").write_text(json.dumps({"digest": key, "highest": highest}))
+        if template is not None:
+            np.save(staging / "cuts.npy", np.asarray(cuts, dtype=np.int64))
+        meta = {"digest": key, "highest": highest, "chat": asdict(counts)}
+        (staging / "meta.json").write_text(json.dumps(meta))
         try:
             staging.rename(folder)
         except OSError:
@@ -116,9 +183,59 @@ def _write(folder: Path, key: str, source: Text, tokenizer: Any) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+def _encode_text(source: Text, tokenizer: Any) -> Iterator[list[Encoded]]:
+    """Batches of documents, each of which ends with the end-of-text token."""
+    end, texts = tokenizer.eos_token_id, documents(source)
     while batch := list(islice(texts, _DOCUMENTS_PER_BATCH)):
-        yield batch
+        result = []
+        for ids in tokenizer(batch, verbose=False)["input_ids"]:
+            if end is not None and (not ids or ids[-1] != end):
+                ids = [*ids, end]
+            result.append(Encoded(ids, np.empty(0, np.bool_), []))
+        yield result
+
+
+def _encode_chat(
+    source: Text, template: ChatTemplate, counts: ChatCounts
+) -> Iterator[list[Encoded]]:
+    """Batches of conversations, as the template ends them; fills `counts`."""
+
+    def usable() -> Iterator[Conversation]:
+        columns = [*COLUMNS, *([source.field] if source.field else [])]
+        for where, record in records(source, columns):
+            conversation = read_conversation(record, where, source.field)
+            if source.loss_on != "all":
+                answered = conversation.answered()
+                counts.shortened += 0 < len(answered.messages) < len(conversation.messages)
+                conversation = answered
+            if conversation.messages:
+                yield conversation
+            else:
+                counts.skipped += 1
+
+    batch, size = [], 0
+    for conversation in usable():
+        batch.append(conversation)
+        size += sum(len(message["content"]) for message in conversation.messages)
+        if len(batch) == _DOCUMENTS_PER_BATCH or size > _CHARACTERS_PER_BATCH:
+            yield template.encode(batch)
+            batch, size = [], 0
+    yield template.encode(batch)
+
+
+def _warn(source: Text, counts: ChatCounts, used: int) -> None:
+    """Warn of conversations that are not used whole."""
+    if counts.skipped:
+        missing = "messages" if source.loss_on == "all" else "assistant's turn"
+        progress.warn(
+            f"{source.location}: {counts.skipped:,} of {counts.skipped + used:,} conversations "
+            f"have no {missing} and are left out."
+        )
+    if counts.shortened:
+        progress.warn(
+            f"{source.location}: {counts.shortened:,} of {used:,} conversations do not end with "
+            "the assistant; their last turns are left out."
+        )
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -86,20 +86,23 @@ class Corpus:
             if source.name not in recipe.mix(stage):
                 continue
             seed = (recipe.body.seed * 1009 + number) * 1009 + i
+            tokens = self.tokens[source.name]
             rows[source.name] = Rows(
                 source.rows,
-                self.tokens[source.name].lengths(),
+                tokens.lengths(),
                 self.trained_on[source.name],
                 window,
                 reach=positions.reach(window),
                 seed=seed,
+                chat=tokens if tokens.chat else None,
             )
             if not len(rows[source.name]):
+                learned = " with something to learn" if tokens.chat else ""
                 raise recipe.error(
                     ("data", "sources", i),
-                    f"no document of '{source.name}' fills half a row of {format_tokens(window)} "
-                    f"tokens in stage {number + 1}; give longer ones, a shorter stage, or rows: "
-                    "packed or joined.",
+                    f"no document of '{source.name}'{learned} fills half a row of "
+                    f"{format_tokens(window)} tokens in stage {number + 1}; give longer ones, a "
+                    "shorter stage, or rows: packed or joined.",
                 )
         return StageRows(self, number, stage, window, positions, rows, Mixture(recipe.mix(stage)))
 
@@ -116,7 +119,8 @@ class Corpus:
 def text_of(source: Source, seed: int) -> Text:
     """The text that a recipe's source describes."""
     return Text(
-        source.kind, source.location, field=source.field, separator=source.separator,
+        source.kind, source.location, field=source.field, chat=source.chat,
+        loss_on=source.loss_on, separator=source.separator,
         split=source.split, documents=source.documents, words=source.words, prose=source.prose,
         questions=source.questions, shout=source.shout, seed=seed,
     )  # fmt: skip

@@ -73,7 +73,6 @@ def begin_recovery(
     settings, mesh = recipe.body.recover, corpus.mesh
     if settings.teacher is None:
         return Recovery(None, [], corpus)
-    documents = short_documents(recipe, corpus)
     with Checkpoint.open(settings.teacher) as checkpoint:
         spec = _teacher_context(recipe, checkpoint, learner.model.config.vocab_size)
         teacher = load(recipe.body, checkpoint, mesh)
@@ -81,8 +80,7 @@ def begin_recovery(
     teacher.requires_grad_(False)
     teacher.to(arithmetic(recipe.body, mesh.device)).eval()
     shard(teacher, recipe.body, mesh)
-    longest = max(int(corpus.tokens[name].lengths()[number]) for name, number in documents)
-    rows = document_rows(corpus, documents, min(longest, spec.max_position_embeddings))
+    rows = _short_rows(recipe, corpus, spec)
     fix_rotary(learner.model, context, context.max_position_embeddings)
     return Recovery(teacher, rows, corpus)
 
@@ -97,7 +95,7 @@ def check_recovery(recipe: Recipe, corpus: Corpus, vocabulary: int) -> None:
         return
     short_documents(recipe, corpus)
     with Checkpoint.open(settings.teacher) as checkpoint:
-        _teacher_context(recipe, checkpoint, vocabulary)
+        _short_rows(recipe, corpus, _teacher_context(recipe, checkpoint, vocabulary))
 
 
 def short_documents(recipe: Recipe, corpus: Corpus) -> list[tuple[str, int]]:
@@ -110,6 +108,20 @@ def short_documents(recipe: Recipe, corpus: Corpus) -> list[tuple[str, int]]:
     if not documents:
         raise InputError(f"recover: of the short sources {corpus.why_none_held_out()}.")
     return documents
+
+
+def _short_rows(recipe: Recipe, corpus: Corpus, context: ContextSpec) -> list[Row]:
+    """Rows of the held-out short text, as much of it as the teacher's context has room for."""
+    documents = short_documents(recipe, corpus)
+    longest = max(int(corpus.tokens[name].lengths()[number]) for name, number in documents)
+    length = min(longest, context.max_position_embeddings)
+    rows = document_rows(corpus, documents, length)
+    if not rows:
+        raise InputError(
+            f"recover: no held-out short document has anything to learn in its first {length:,} "
+            "tokens; give others."
+        )
+    return rows
 
 
 def _teacher_context(recipe: Recipe, teacher: Checkpoint, vocabulary: int) -> ContextSpec:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from regraft.data.toy_chat import TEMPLATE
 from regraft.data.toy_language import IDS, WORDS, write_tokenizer
 from regraft.train.recipe.model import Toy
 from regraft.write import library_writing, write_text
@@ -26,7 +27,7 @@ _SHARPNESS = 9.0  # of their attention; at 20 a larger theta alone would extend 
 
 
 def write_toy(folder: Path, toy: Toy, seed: int) -> None:
-    """Write an untrained toy as a checkpoint folder with its tokenizer."""
+    """Write an untrained toy as a checkpoint folder with its tokenizer and a chat template."""
     model = untrained_model(toy.length, toy.theta, seed, **_sizes(toy))
     folder.mkdir(parents=True)
     # not save_pretrained, which under torchrun writes in the first process only
@@ -35,6 +36,7 @@ def write_toy(folder: Path, toy: Toy, seed: int) -> None:
     with library_writing(weights):
         save_file(dict(model.state_dict()), weights, {"format": "pt"})
     write_tokenizer(folder)
+    write_text(folder / "chat_template.jinja", TEMPLATE)
 
 
 def toy_config(toy: Toy) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class Validation:
         self.length = settings.length or length
         self.edges = [0, *(self.length // 2**i for i in (4, 3, 2, 1)), self.length]
         self.text_rows = document_rows(corpus, self._held_out()[: settings.rows], self.length)
+        if not self.text_rows:
+            raise InputError(
+                f"watch: no held-out document has anything to learn in its first "
+                f"{self.length:,} tokens; give watch a greater length, or more documents."
+            )
         self.needles: list[Row] = []
         if settings.needle is not None:
             self.needles = self._needle_rows(settings.needle, tokenizer)
@@ -137,7 +142,8 @@ def scores(learner: Learner, rows: list[Row], mesh: Mesh) -> tuple[Tensor, Tenso
 
 
 def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: int) -> list[Row]:
-    """A row for each (source, document): its first `length` tokens, at positions from 0."""
+    """A row for each (source, document): its first `length` tokens, at positions from 0. Without
+    those that have no label: a conversation may begin with so long a question."""
     rows = []
     for name, document in documents:
         tokens = corpus.tokens[name]
@@ -149,7 +155,7 @@ def document_rows(corpus: Corpus, documents: Sequence[tuple[str, int]], length: 
                 padding=corpus.padding,
             )
         )  # fmt: skip
-    return rows
+    return [row for row in rows if row.valid]
 
 
 def reason_to_stop(results: Sequence[Mapping[str, float]], tolerance: float) -> str | None:

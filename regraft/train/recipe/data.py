@@ -21,10 +21,26 @@ class Source(Block):
     jsonl: str | None = Field(default=None, description="a file, folder or glob; a line a document")
     parquet: str | None = Field(default=None, description="needs pyarrow")
     hub: str | None = Field(default=None, description="a Hub dataset, needs datasets")
-    synthetic: Literal["notes"] | None = Field(
-        default=None, description="generated: prose with facts and questions about them"
+    synthetic: Literal["notes", "chats"] | None = Field(
+        default=None,
+        description="generated: prose with facts and questions about them; or chats of the same, "
+        "for the chat template of a toy",
     )
-    field: str = Field(default="text", description="of a jsonl line, or the column")
+    field: str | None = Field(
+        default=None,
+        description="of a jsonl line, or the column; default: text, and with chat: messages, "
+        "conversations, or prompt and response",
+    )
+    chat: bool = Field(
+        default=False,
+        description="of jsonl, parquet and hub: a record is a conversation, which the model's chat "
+        "template renders",
+    )
+    loss_on: Literal["assistant", "all", "last"] = Field(
+        default="assistant",
+        description="chat: learn the assistant's turns with their end-of-turn tokens, or all "
+        "tokens, or the last of these turns",
+    )
     split: str = Field(default="train", description="of a Hub dataset")
     separator: str | None = Field(
         default=None, description="text: what separates the documents in a file"
@@ -41,7 +57,8 @@ class Source(Block):
     rows: Literal["whole", "packed", "joined"] = Field(
         default="whole",
         description="whole: a row holds one document or a window of it; packed: short documents "
-        "best-fit, separated by masks; joined: documents one after another, cut at the length",
+        "best-fit, separated by masks; joined: documents one after another, cut at the length. "
+        "With whole and packed a long chat is cut between two exchanges",
     )
 
     @model_validator(mode="after")
@@ -49,6 +66,12 @@ class Source(Block):
         keys = [key for key in KINDS if getattr(self, key) is not None]
         if len(keys) != 1:
             raise ValueError(f"give one of {', '.join(KINDS)}")
+        if self.chat and self.kind == "text":
+            raise ValueError("a text file has no conversations; give jsonl, parquet or hub")
+        if self.chat != (self.synthetic == "chats") and self.kind == "synthetic":
+            raise ValueError(f"say chat: {str(not self.chat).lower()} for {self.synthetic}")
+        if self.loss_on != "assistant" and not self.chat:
+            raise ValueError("loss_on is for conversations; say chat: true")
         return self
 
     @property

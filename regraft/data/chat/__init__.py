@@ -1,0 +1,1 @@
+"""Conversations: read from records, rendered by a chat template, and what of them is learned."""
