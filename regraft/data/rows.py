@@ -13,7 +13,7 @@ conversation without a token to learn is left out; of joined rows, a row without
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -112,13 +112,13 @@ def _windows(
     pieces = []
     for document in selected.tolist():
         size = int(lengths[document])
-        cuts = () if chat is None or size <= length else chat.cuts(document)
+        cuts = [] if chat is None or size <= length else chat.cuts(document).tolist()
         start = 0
         while start < size:
             stop = min(start + length, size)
-            if len(cuts) and stop < size:
-                before = cuts[np.searchsorted(cuts, stop, "right") - 1]
-                stop = int(before) if before > start else stop
+            if stop < size:
+                fitting = cuts[bisect_right(cuts, start) : bisect_right(cuts, stop)]
+                stop = fitting[-1] if fitting else stop
             piece = Piece(document, start, stop, stop)
             if chat is None or _teaches((piece,), chat):
                 pieces.append(piece)

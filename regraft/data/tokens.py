@@ -29,9 +29,7 @@ from regraft.data.sources import Text, digest, documents, records
 from regraft.errors import InputError
 
 _DOCUMENTS_PER_BATCH = 256
-_CHARACTERS_PER_BATCH = (
-    2**20
-)  # of conversations, whose tokens come with their places: 200 bytes each
+_CHARACTERS_PER_BATCH = 2**20  # of conversations: a token and its place take 200 bytes
 _VERSION = 3
 
 

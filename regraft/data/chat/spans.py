@@ -3,7 +3,8 @@
 A template with {% generation %} tags says so itself. For others:
 
 by markers    the conversation is rendered again with a marker for every content; the text between
-              the markers and the contents must together be the rendered conversation
+              the markers and the contents must together be the rendered conversation. A space
+              that the template writes before a content is in the span if it is in its first token
 by prefixes   the conversation up to a turn, with and without the turn, must be prefixes of the
               rendered conversation (for turns that are not only their content, such as tool calls)
 
