@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from regraft.data.build.step import Step
 from regraft.data.build.steps.long_dependency import LongDependency
+from regraft.data.build.steps.structure import Structure
 from regraft.recipe_values import Block
 
 
@@ -15,6 +16,7 @@ class StepEntry(Block):
     """One step: its name over its settings, or its name alone."""
 
     long_dependency: LongDependency | None = None
+    structure: Structure | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,6 @@ measured (`unique_share`).
 from __future__ import annotations
 
 import random
-import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from regraft.data.boundaries import split
 from regraft.data.generate import grammar
 from regraft.data.generate.fit import UsedUp
 from regraft.data.ngrams import ngram_hashes
@@ -24,9 +24,6 @@ from regraft.errors import InputError
 from regraft.input_files import read_text
 
 _GRAM = 16  # tokens
-_SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
-_LONGEST = 400  # characters of a piece, about
-_STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
 _SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
@@ -123,19 +120,6 @@ def open_corpus(name: str) -> Corpus:
     if not files:
         raise InputError(f"--haystack {name} has no {', '.join(_SUFFIXES)} file; give text.")
     return Fixed(path.name, [piece for file in files for piece in split(read_text(file))])
-
-
-def split(text: str) -> list[str]:
-    """Sentences, each with the space or line end behind it; their concatenation is the text.
-
-    Very long sentences, as in scripts without a full stop, are split between words or, without
-    spaces, anywhere."""
-    return [
-        part
-        for sentence in _SENTENCE.findall(text)
-        for part in (_STRETCH.findall(sentence) if len(sentence) > _LONGEST else [sentence])
-        if part
-    ]
 
 
 def unique_share(ids: Sequence[int]) -> float:

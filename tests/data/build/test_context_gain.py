@@ -113,9 +113,10 @@ class Reader:
     start, context = IDS["<s>"], 4096
 
     def last(self, texts, count):
-        return torch.tensor(
-            [[self._nll(text, at) for at in range(len(text) - count, len(text))] for text in texts]
-        )
+        rows = [
+            [self._nll(text, at) for at in range(len(text) - count, len(text))] for text in texts
+        ]
+        return torch.tensor(rows, dtype=torch.float32)
 
     def _nll(self, ids, at):
         for place in (2, 3):  # of an answer's word, counted from `ask`

@@ -13,10 +13,11 @@ from evaluated import text_tokenizer, world_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regraft.data.boundaries import split
 from regraft.data.generate.fit import TooShort, fit
 from regraft.data.generate.hiding import hide, linear_depths, sigmoid_depths
 from regraft.errors import InputError
-from regraft.evaluate.prompts.haystack import Fixed, Grammar, open_corpus, split, unique_share
+from regraft.evaluate.prompts.haystack import Fixed, Grammar, open_corpus, unique_share
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.suites import TASKS, choose
 from regraft.evaluate.tasks import Kit, Task, score_text

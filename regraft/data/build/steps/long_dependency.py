@@ -59,6 +59,10 @@ class LongDependency(Step):
         "alone (the first of `windows`), in nats per token",
     )
 
+    @property
+    def independent(self) -> bool:
+        return self.share is None
+
     def check(self) -> None:
         with Checkpoint.open(self.model) as checkpoint:
             spec = ContextSpec.from_config(checkpoint.config)

@@ -1,0 +1,49 @@
+"""Where a text may be cut: between sentences, or near a given place."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+_SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
+_LONGEST = 400  # characters of a piece, about
+_STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
+
+
+def split(text: str) -> list[str]:
+    """Sentences, each with the space or line end behind it; their concatenation is the text.
+
+    Very long sentences, as in scripts without a full stop, are split between words or, without
+    spaces, anywhere."""
+    return [
+        part
+        for sentence in _SENTENCE.findall(text)
+        for part in (_STRETCH.findall(sentence) if len(sentence) > _LONGEST else [sentence])
+        if part
+    ]
+
+
+def pieces_at(text: str, places: Sequence[int]) -> list[str]:
+    """The text cut about at `places` (characters, ascending): each cut is moved to the nearest end
+    of a sentence. Their concatenation is the text; a piece that would be empty is left out."""
+    ends = [0, *accumulate(map(len, split(text)))]
+    cuts = {0, len(text)}
+    for place in places:
+        after = bisect_left(ends, place)
+        near = min(ends[max(0, after - 1) : after + 1], key=lambda end: abs(end - place))
+        cuts.add(_before_character(text, near))
+    return [text[low:high] for low, high in pairwise(sorted(cuts)) if high > low]
+
+
+def _before_character(text: str, at: int) -> int:
+    """`at`, moved to the beginning of what is read as one character: before marks and joiners."""
+    while 0 < at < len(text) and (_joins(text[at]) or text[at - 1] == "\u200d"):
+        at -= 1
+    return at
+
+
+def _joins(character: str) -> bool:
+    return character == "\u200d" or unicodedata.category(character) in ("Mn", "Me", "Mc")
