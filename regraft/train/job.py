@@ -36,8 +36,9 @@ from regraft.train.record import (
     ValidationRecord,
 )
 from regraft.train.recovery import add_noise, begin_recovery
+from regraft.train.run_state import RunState
+from regraft.train.selection import choice_of
 from regraft.train.setup import Run, describe_run, input_files, model_source, prepare_run
-from regraft.train.state import RunState
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
 from regraft.write import write_text
@@ -135,7 +136,7 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
         recipe, learner, run.corpus, contexts, folder, folder / STATES, run.tokenizer, saved
     )
     if body.method == "recover":
-        loop.recovery = begin_recovery(recipe, learner, run.corpus, run.before)
+        loop.recovery = begin_recovery(recipe, learner, run.corpus, run.before, folder / STATES)
     state = loop.run()
     last = loop.contexts[-1]
     with progress.stage(f"Exporting the {'adapter' if run.exports_adapter else 'model'}"):
@@ -167,6 +168,12 @@ def _record(
     """The record of a run at `state`. loop: None before it started."""
     body, base = run.recipe.body, run.base
     contexts = [stage.first for stage in run.contexts] if loop is None else loop.contexts
+    choice = watch = None
+    if state.points and body.recover.veto is not None:
+        choice = choice_of(state.points, body.recover.veto, list(validations[0].nll)[-1])
+    if validations:
+        exported = [line for line in validations if choice is None or line.step == choice.step]
+        watch = ValidationChange(first=validations[0], last=exported[-1])
     return TrainingRecord(
         export="adapter" if run.exports_adapter else "model",
         recipe=body.model_dump(),
@@ -191,7 +198,8 @@ def _record(
         stopped={str(stage + 1): reason for stage, reason in state.stopped.items()},
         loss=LossChange(first=steps[0].loss, last=steps[-1].loss) if steps else None,
         drift=state.drifts,
-        watch=ValidationChange(first=validations[0], last=validations[-1]) if validations else None,
+        watch=watch,
+        choice=choice,
         processes=run.mesh.describe() if loop is None else loop.processes,
         versions=versions(),
         plan=plan,

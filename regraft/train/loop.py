@@ -25,9 +25,9 @@ from regraft.train.gradients import backward
 from regraft.train.output.log import RunLog
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.stages import Stage
-from regraft.train.record import AbandonedAttempt, DriftRecord, StepRecord, ValidationRecord
+from regraft.train.record import AbandonedAttempt, StepRecord, ValidationRecord
 from regraft.train.recovery import Recovery
-from regraft.train.state import RunState
+from regraft.train.run_state import RunState
 from regraft.train.step import optimizers as optim
 from regraft.train.step.learner import Learner, arithmetic
 from regraft.train.step.rotary import set_rotary, wavelengths
@@ -81,6 +81,7 @@ class Loop:
         if newest is not None:
             self.state, digests = state.load(newest, self.learner, self.optimizers, self.mesh)
             self.corpus.check_same(digests)
+            self._mark_saved()
             progress.note(f"Continuing after step {self.state.step}.")
         if self.mesh.rank == 0:
             self._log = RunLog(
@@ -97,10 +98,12 @@ class Loop:
                 while self.state.stage < len(stages):
                     if not self._train_stage(bar):
                         continue
-                    done = self.state.recovered
+                    done = self.state.finished
                     self.state.stage = len(stages) if done else self.state.stage + 1
                     self.state.stage_step, self.state.counts, self.state.validations = 0, {}, []
             self._save(self.states)
+            if self.recovery is not None and self.recovery.selection is not None:
+                self.recovery.selection.restore(self.state, self.learner)
         finally:
             if self._log is not None:
                 self._log.close()
@@ -127,26 +130,28 @@ class Loop:
             rows.mixture.counts = dict(run.counts)
         validation = None
         if body.watch is not None:
-            validation = Validation(self.corpus, body.watch, stage.length, self.tokenizer)
+            length = self.recipe.watch_length(stage)
+            validation = Validation(self.corpus, body.watch, length, self.tokenizer)
             if run.stage_step == 0:
                 self._validate(validation)
         steps = self.recipe.steps(stage)
-        if self.recovery is not None and run.step == 0 and self._is_recovered(self.recovery, True):
+        if run.step == 0 and self._recovery_ends(validation, watched=bool(validation), last=True):
             return True
         while run.stage_step < steps:
             self._step(rows, steps, bar)
             last = run.stage_step == steps
-            if validation and (last or run.stage_step % validation.settings.every == 0):
+            watched = validation and (last or run.stage_step % validation.settings.every == 0)
+            if validation and watched:
                 self._validate(validation)
-                if reason := self._reason_to_stop(validation):
-                    if run.attempt < len(stage.fallback):
-                        self._repeat_stage(reason, bar)
-                        return False
-                    run.stopped[run.stage] = reason
-                    progress.warn(f"Stage {number} ends at step {run.step}: {reason}")
-                    bar.skip((steps - run.stage_step) * self._step_flops(stage))
-                    return True
-            if self.recovery is not None and self._is_recovered(self.recovery, last):
+            if self._recovery_ends(validation, watched=bool(watched), last=last):
+                return True
+            if validation and watched and (reason := self._reason_to_stop(validation)):
+                if run.attempt < len(stage.fallback):
+                    self._repeat_stage(reason, bar)
+                    return False
+                run.stopped[run.stage] = reason
+                progress.warn(f"Stage {number} ends at step {run.step}: {reason}")
+                bar.skip((steps - run.stage_step) * self._step_flops(stage))
                 return True
             if run.step % body.save_every == 0:
                 self._save(self.states)
@@ -242,7 +247,7 @@ class Loop:
             f"(stage {self.state.stage + 1}, {format_tokens(stage.length)}): {advice}"
         )
 
-    def _validate(self, validation: Validation) -> None:
+    def _validate(self, validation: Validation) -> ValidationRecord:
         score = validation.run(self.learner)
         if not all(map(math.isfinite, score.nll.values())):
             raise RegraftError(
@@ -261,17 +266,16 @@ class Loop:
         needle = result.needle
         share = "" if needle is None else f", needles found {needle.accuracy:.0%}"
         progress.note(f"step {self.state.step}: NLL at {bucket} {nll:.3f}{share}")
+        return result
 
-    def _is_recovered(self, recovery: Recovery, last: bool) -> bool:
-        """Measure the drift if this step is one for it. Returns whether it is small enough."""
-        settings = self.recipe.body.recover
-        if recovery.teacher is None or not (last or self.state.step % settings.every == 0):
-            return False
-        drift = recovery.drift(self.learner)
-        progress.note(f"step {self.state.step}: drift on short text {drift:+.4f} nats")
-        self.state.drifts.append(DriftRecord(step=self.state.step, drift=drift))
-        self.state.recovered = settings.drift is not None and drift <= settings.drift
-        return self.state.recovered
+    def _recovery_ends(self, validation: Validation | None, *, watched: bool, last: bool) -> bool:
+        def validate() -> ValidationRecord:
+            assert validation is not None
+            return self._validate(validation)
+
+        return self.recovery is not None and self.recovery.ends(
+            self.state, self.learner, validate, watched=watched, last=last
+        )
 
     def _reason_to_stop(self, validation: Validation) -> str | None:
         settings = validation.settings
@@ -284,4 +288,9 @@ class Loop:
         state.save(
             folder, self.state, self.corpus.digests, self.learner, self.optimizers, self.mesh
         )
+        self._mark_saved()
         self._on_save(self.state.step)
+
+    def _mark_saved(self) -> None:
+        if self.recovery is not None and self.recovery.selection is not None:
+            self.recovery.selection.saved(self.state)

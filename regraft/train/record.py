@@ -87,6 +87,40 @@ class DriftRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecoveryPoint:
+    """What a recovery has reached after `step` steps, with all it must improve and must not lose.
+
+    drift: as in `DriftRecord`, None without a teacher. far_nll: NLL at the farthest positions of
+    `watch`, nats. needles: share found, None without a needle. veto: why these weights are not
+    exported, None where they may be.
+    """
+
+    step: int
+    drift: float | None
+    far_nll: float
+    needles: float | None
+    veto: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryChoice:
+    """Which weights a recovery exports: those after `step` steps, and why. far, needles: the bounds
+    of the veto, in nats and as a share; positions: those of the points' far_nll."""
+
+    step: int
+    reason: str
+    far: float
+    needles: float
+    positions: str
+    points: list[RecoveryPoint]
+
+    @property
+    def point(self) -> RecoveryPoint:
+        """The point that is exported."""
+        return next(point for point in self.points if point.step == self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AbandonedAttempt:
     """An attempt at a stage (from 1) that validation stopped and that was repeated with the next
     theta. steps, tokens: trained in it and discarded."""
@@ -116,7 +150,7 @@ class LossChange:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationChange:
-    """The first and the last validation."""
+    """The first validation, and that of the exported weights."""
 
     first: ValidationRecord
     last: ValidationRecord
@@ -127,7 +161,9 @@ class TrainingRecord:
     """train.json: recipe, base model, contexts, results and versions of a training.
 
     text: digest of each source's tokens. steps, tokens, stage_steps: without abandoned attempts.
-    stopped: why a stage ended early, by its number from 1. plan: of a dry run, whose `steps` is 0.
+    stopped: why a stage ended early, by its number from 1. choice: of a recovery that watches the
+    long range, which may export earlier weights than the last. plan: of a dry run, whose `steps`
+    is 0.
     """
 
     export: Literal["model", "adapter"]
@@ -143,6 +179,7 @@ class TrainingRecord:
     loss: LossChange | None
     drift: list[DriftRecord]
     watch: ValidationChange | None
+    choice: RecoveryChoice | None = None
     processes: str
     versions: dict[str, str]
     plan: dict[str, Plain] | None = None

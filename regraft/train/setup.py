@@ -82,7 +82,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
         corpus.stage(i)
         _warn_of_warmup(recipe, i)
         if body.watch is not None:
-            Validation(corpus, body.watch, stage.length, tokenizer)
+            Validation(corpus, body.watch, recipe.watch_length(stage), tokenizer)
     if body.method == "recover":
         check_recovery(recipe, corpus, vocabulary)
     return Run(recipe, mesh, source, name, base, before, contexts, tokenizer, corpus, shapes)

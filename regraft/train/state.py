@@ -14,8 +14,8 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +24,8 @@ import torch
 
 from regraft.errors import InputError, OutputError
 from regraft.parallel import Mesh
-from regraft.train.record import (
-    AbandonedAttempt,
-    DriftRecord,
-    ValidationRecord,
-    validation_from_json,
-)
+from regraft.train.run_state import RunState
 from regraft.train.step.learner import Learner
-
-
-@dataclass
-class RunState:
-    """The progress of a run, without weights and optimizer.
-
-    step: optimizer steps taken, including abandoned attempts. stage: from 0. stage_step: steps
-    taken in it. tokens: trained, including abandoned attempts. counts: rows taken of each source in
-    the stage. stopped: why a stage ended early, by stage. validations: results in the current
-    stage; validation_lines: lines of watch.jsonl. drifts: of a recovery; recovered: whether it
-    reached its goal.
-    """
-
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    tokens: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    stopped: dict[int, str] = field(default_factory=dict)
-    abandoned: list[AbandonedAttempt] = field(default_factory=list)
-    validation_lines: int = 0
-    validations: list[ValidationRecord] = field(default_factory=list)
-    drifts: list[DriftRecord] = field(default_factory=list)
-    recovered: bool = False
-
-    @property
-    def attempt(self) -> int:
-        """Number of the current attempt at the stage, from 0."""
-        return sum(attempt.stage == self.stage + 1 for attempt in self.abandoned)
-
-    @property
-    def learned_steps(self) -> int:
-        """Optimizer steps that led to the current weights (abandoned attempts excluded)."""
-        return self.step - sum(attempt.steps for attempt in self.abandoned)
-
-    @property
-    def learned_tokens(self) -> int:
-        """Tokens of `learned_steps`."""
-        return self.tokens - sum(attempt.tokens for attempt in self.abandoned)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RunState:
-        """The inverse of `dataclasses.asdict` through JSON, whose keys are strings."""
-        parts = {
-            "stopped": {int(stage): reason for stage, reason in values["stopped"].items()},
-            "abandoned": [AbandonedAttempt(**attempt) for attempt in values["abandoned"]],
-            "validations": [validation_from_json(line) for line in values["validations"]],
-            "drifts": [DriftRecord(**drift) for drift in values["drifts"]],
-        }
-        return cls(**{**values, **parts})
 
 
 def save(
@@ -95,12 +40,66 @@ def save(
 
     Raises OutputError where it cannot be written; the previous state is then unchanged.
     """
-    name = f"state-{run_state.step:08d}"
-    staging, final = folder / f".{name}", folder / name
-    # Read by one process: another node may see a shared disk a minute late.
-    if int(mesh.sum(torch.tensor(int(mesh.rank == 0 and final.exists())))):
+    final = folder / f"state-{run_state.step:08d}"
+    if _exists(final, mesh):
         return final  # written by a killed run, and identical because steps repeat exactly
     loop = {"run": asdict(run_state), "digests": dict(digests), "random": _random_states()}
+    values = _whole if mesh.size == 1 else _sharded
+    _write(final, loop, lambda: values(learner, optimizers), mesh)
+    if mesh.rank == 0:
+        for old in _all(folder)[:-1]:
+            shutil.rmtree(old)
+    mesh.wait()
+    return final
+
+
+def save_parameters(folder: Path, step: int, learner: Learner, mesh: Mesh) -> None:
+    """Write the trained parameters as they are after `step` steps into `folder`. Collective.
+
+    Those of the same step from a killed run are replaced. Raises OutputError as `save`.
+    """
+    final = folder / f"state-{step:08d}"
+    if mesh.rank == 0:
+        shutil.rmtree(final, ignore_errors=True)
+    mesh.wait()
+    _write(final, {"step": step}, lambda: {"model": _parameters(learner)}, mesh)
+    mesh.wait()
+
+
+def load_parameters(folder: Path, step: int, learner: Learner, mesh: Mesh) -> None:
+    """Put what `save_parameters` wrote into the learner. Collective.
+
+    Raises InputError where it is damaged.
+    """
+    path, values = folder / f"state-{step:08d}", {"model": _parameters(learner)}
+    try:
+        if mesh.size > 1:
+            from regraft.train.sharded_state import load_sharded
+
+            load_sharded(values, path)  # in place
+            return
+        stored = _read_whole(path)["model"]
+        for name, parameter in values["model"].items():
+            parameter.copy_(stored[name])
+    except (OSError, *_DAMAGED) as error:
+        raise _damaged(path, error) from error
+
+
+def keep_only(folder: Path, steps: Collection[int], mesh: Mesh) -> None:
+    """Delete the states in `folder` of all other steps. Collective."""
+    if mesh.rank == 0:
+        kept = {f"state-{step:08d}" for step in steps}
+        for path in _all(folder):
+            if path.name not in kept:
+                shutil.rmtree(path)
+    mesh.wait()
+
+
+def _write(
+    final: Path, loop: dict[str, Any], values: Callable[[], dict[str, Any]], mesh: Mesh
+) -> None:
+    """Write a state in a hidden folder beside `final` and rename it. Collective."""
+    folder, staging = final.parent, final.with_name(f".{final.name}")
     text = json.dumps(loop, indent=1) + "\n"
     try:
         if mesh.rank == 0:
@@ -109,17 +108,15 @@ def save(
             (staging / "loop.json").write_text(text, encoding="utf-8")
         mesh.wait()
         if mesh.size == 1:
-            torch.save(_whole(learner, optimizers), staging / "model.pt")
+            torch.save(values(), staging / "model.pt")
         else:
             from regraft.train.sharded_state import save_sharded
 
-            save_sharded(_sharded(learner, optimizers), staging)
+            save_sharded(values(), staging)
         mesh.wait()
         if mesh.rank == 0:
             _sync(staging)
             staging.rename(final)
-            for old in _all(folder)[:-1]:
-                shutil.rmtree(old)
     except OSError as error:
         if mesh.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
@@ -136,8 +133,11 @@ def save(
             f"The training state cannot be written to {folder}, probably because the disk is full; "
             "the previous one is unchanged. Make room and continue with --resume."
         ) from error
-    mesh.wait()
-    return final
+
+
+def _exists(path: Path, mesh: Mesh) -> bool:
+    """Whether the first process sees the path: another node may see a shared disk a minute late."""
+    return bool(int(mesh.sum(torch.tensor(int(mesh.rank == 0 and path.exists())))))
 
 
 def latest(folder: Path) -> Path | None:
@@ -157,15 +157,19 @@ def load(
     try:
         return _load(state, learner, optimizers, mesh)
     except _DAMAGED as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"The training state {state} is damaged or was not written by regraft "
-            f"({type(error).__name__}: {first}); start again with --overwrite."
-        ) from error
+        raise _damaged(state, error) from error
 
 
 _DAMAGED = (ValueError, KeyError, TypeError, EOFError, RecursionError, AttributeError,
             pickle.UnpicklingError)  # fmt: skip
+
+
+def _damaged(state: Path, error: Exception) -> InputError:
+    first = (str(error).splitlines() or [""])[0]
+    return InputError(
+        f"The training state {state} is damaged or was not written by regraft "
+        f"({type(error).__name__}: {first}); start again with --overwrite."
+    )
 
 
 def _load(
@@ -173,11 +177,7 @@ def _load(
 ) -> tuple[RunState, dict[str, str]]:
     loop = json.loads((state / "loop.json").read_text(encoding="utf-8"))
     if mesh.size == 1:
-        # to the CPU: on a GPU Adam's step counter would be read back twice a parameter
-        try:
-            whole = torch.load(state / "model.pt", map_location="cpu", weights_only=True)
-        except RuntimeError as error:  # a truncated file
-            raise ValueError(str(error)) from error
+        whole = _read_whole(state)
         with torch.no_grad():
             for name, parameter in learner.trained().items():
                 parameter.copy_(whole["model"][name])
@@ -203,6 +203,14 @@ def _load(
     return RunState.from_json(loop["run"]), loop["digests"]
 
 
+def _read_whole(state: Path) -> dict[str, Any]:
+    try:
+        # to the CPU: on a GPU Adam's step counter would be read back twice a parameter
+        return torch.load(state / "model.pt", map_location="cpu", weights_only=True)
+    except RuntimeError as error:  # a truncated file
+        raise ValueError(str(error)) from error
+
+
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "file write failed")
 """Words in the message of torch.save where it could not write."""
 
@@ -211,9 +219,13 @@ def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*"))
 
 
+def _parameters(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in learner.trained().items()}
+
+
 def _whole(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     return {
-        "model": {name: value.detach() for name, value in learner.trained().items()},
+        "model": _parameters(learner),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
 

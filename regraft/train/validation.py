@@ -33,13 +33,13 @@ _FILLER_DOCUMENTS = 64  # at most so many held-out documents surround the needle
 class Validation:
     """Fixed rows of one length, which `run` scores: the same rows at every step.
 
-    length: of the stage; the recipe's `watch: {length: ..}` replaces it. Raises InputError where no
-    document is held out, or a needle does not fit.
+    length: of a row in tokens. Raises InputError where no document is held out, or a needle does
+    not fit.
     """
 
     def __init__(self, corpus: Corpus, settings: Watch, length: int, tokenizer: Any) -> None:
         self.corpus, self.settings = corpus, settings
-        self.length = settings.length or length
+        self.length = length
         self.edges = [0, *(self.length // 2**i for i in (4, 3, 2, 1)), self.length]
         self.text_rows = document_rows(corpus, self._held_out()[: settings.rows], self.length)
         if not self.text_rows:
@@ -73,14 +73,16 @@ class Validation:
 
     def _held_out(self, source: str | None = None) -> list[tuple[str, int]]:
         """(source, document) of held-out text, the longest first, since only they reach far
-        positions. source: one source; None: all that the run trains on."""
+        positions. source: one source; None: those of the recipe, else all that are trained on."""
         body = self.corpus.recipe.body
-        trained = {name for stage in body.stages for name in self.corpus.recipe.mix(stage)}
+        names = set(self.settings.sources) or {
+            name for stage in body.stages for name in self.corpus.recipe.mix(stage)
+        }
         documents = [
             (-int(self.corpus.tokens[name].lengths()[document]), name, int(document))
             for name, numbers in self.corpus.held_out.items()
             for document in numbers
-            if name == source or (source is None and name in trained)
+            if name == source or (source is None and name in names)
         ]
         if not documents:
             raise InputError(f"watch: {self.corpus.why_none_held_out()}, or leave watch out.")

@@ -9,7 +9,7 @@ from regraft.train.record import TrainingRecord
 def summary(record: TrainingRecord) -> list[tuple[str, str]]:
     """The lines on the result of a training: (label, text)."""
     stages = [ContextSpec.from_record(item) for item in record.context.stages]
-    before = ContextSpec.from_record(record.context.base)
+    before, choice = ContextSpec.from_record(record.context.base), record.choice
     lines = [
         ("context", f"{before.describe()}  ->  {stages[-1].describe()}"),
         ("trained", f"{record.steps:,} steps, {record.tokens:,} tokens"),
@@ -26,9 +26,17 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
             lines.append(("needles", f"{start}{last.needle.accuracy:.0%} found"))
     if record.drift:
         start_drift, end_drift = record.drift[0], record.drift[-1]
+        if choice is not None:
+            end_drift = [line for line in record.drift if line.step == choice.step][-1]
         lines.append(
             ("drift", f"{start_drift.drift:+.4f} -> {end_drift.drift:+.4f} nats on short text, "
                       f"after {end_drift.step} steps")
+        )  # fmt: skip
+    if choice is not None:
+        lines.append(("exported", f"the weights after step {choice.step}: {choice.reason}"))
+        lines.append(
+            ("veto", f"NLL at {choice.positions} more than {choice.far:g} nats above the graft's, "
+                     f"or {choice.needles:.0%} fewer needles")
         )  # fmt: skip
     lines += [
         (

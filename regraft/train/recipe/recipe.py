@@ -33,6 +33,13 @@ class Recipe(BaseRecipe[Body]):
         assert stage.tokens is not None
         return -(-stage.tokens // (stage.batch * self.window(stage)))
 
+    def watch_length(self, stage: Stage) -> int:
+        """Tokens of a row of validation: in a recovery the same for all stages, which are
+        compared."""
+        assert self.body.watch is not None
+        stages = self.body.stages if self.body.method == "recover" else [stage]
+        return self.body.watch.length or max(each.length for each in stages)
+
     def mix(self, stage: Stage) -> dict[str, float]:
         """Share of rows by source, summing to 1."""
         names = [source.name for source in self.body.data.sources]
@@ -99,6 +106,8 @@ class Recipe(BaseRecipe[Body]):
         ]
         if body.watch and body.watch.needle and body.watch.needle.filler:
             uses.append((("watch", "needle", "filler"), body.watch.needle.filler))
+        if body.watch:
+            uses += [(("watch", "sources", i), name) for i, name in enumerate(body.watch.sources)]
         uses += [(("recover", "short", i), name) for i, name in enumerate(body.recover.short)]
         for where, name in uses:
             if name not in names:

@@ -36,10 +36,30 @@ class Watch(Block):
 
     every: Count = Field(default=50, description="steps")
     rows: Count = Field(default=8, description="held-out rows for NLL by position")
-    length: Tokens | None = Field(default=None, description="default: the stage's length")
+    length: Tokens | None = Field(
+        default=None,
+        description="of the rows in tokens; default: the stage's length, in a recovery that of the "
+        "longest stage",
+    )
+    sources: list[str] = Field(
+        default=[], description="of the held-out text; default: those that are trained on"
+    )
     needle: Needle | None = None
     stop: bool = Field(default=False, description="end a stage whose NLL at far positions rises")
     tolerance: Positive = Field(default=0.1, description="nats of NLL")
+
+
+class Veto(Block):
+    """What a recovery with `watch` must not lose, against the graft before its first step. The
+    weights that are exported have the least drift of those within these bounds; after three
+    validations in succession outside of them the recovery ends."""
+
+    far: Positive = Field(
+        default=0.05, description="nats by which NLL at the farthest positions may be higher"
+    )
+    needles: Share = Field(
+        default=0.1, description="by how much the share of needles found may be lower"
+    )
 
 
 class Recover(Block):
@@ -55,6 +75,7 @@ class Recover(Block):
         default=0.01,
         description="stop where the NLL of short text is at most this much above the teacher's",
     )
+    veto: Veto | None = Veto()
     every: Count = Field(default=10, description="steps between measurements of the drift")
     rows: Count = Field(default=16, description="held-out documents that the drift is measured on")
     distill: Annotated[Number, Field(ge=0)] = Field(
