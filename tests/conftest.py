@@ -22,7 +22,7 @@ from regraft import drawing, progress
 _WHOLE = (
     "benchmarks/test_benchmarks", "demo/test_demo", "docs/test_commands", "docs/test_site",
     "graft/test_report", "graft/test_sweep", "merge/test_conformance", "train/test_parallel",
-    "train/test_recovery",
+    "train/test_recovery", "train/test_selection",
 )  # fmt: skip
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
 os.environ["REGRAFT_CACHE"] = _CACHE.name

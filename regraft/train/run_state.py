@@ -1,9 +1,14 @@
-"""The progress of a run, which a training state holds beside weights and random states."""
+"""The progress of a run, which a training state holds beside the weights."""
 
 from __future__ import annotations
 
+import base64
+import random
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import torch
 
 from regraft.train.record import (
     AbandonedAttempt,
@@ -64,3 +69,35 @@ class RunState:
             "points": [RecoveryPoint(**point) for point in values["points"]],
         }
         return cls(**{**values, **parts})
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, numpy's and torch's generators as values for JSON; torch's are bytes, in
+    base64."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": _encoded(torch.get_rng_state()),
+        "cuda": [_encoded(state) for state in cuda],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """The inverse of `random_states`, for the generators of this process."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_decoded(states["torch"]))
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_decoded(state) for state in states["cuda"]])
+
+
+def _encoded(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _decoded(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -8,23 +8,20 @@ state-000120/            written as .state-000120, synced, renamed; then the old
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pickle
-import random
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from regraft.errors import InputError, OutputError
 from regraft.parallel import Mesh
-from regraft.train.run_state import RunState
+from regraft.train.run_state import RunState, random_states, set_random_states
 from regraft.train.step.learner import Learner
 
 
@@ -43,7 +40,7 @@ def save(
     final = folder / f"state-{run_state.step:08d}"
     if _exists(final, mesh):
         return final  # written by a killed run, and identical because steps repeat exactly
-    loop = {"run": asdict(run_state), "digests": dict(digests), "random": _random_states()}
+    loop = {"run": asdict(run_state), "digests": dict(digests), "random": random_states()}
     values = _whole if mesh.size == 1 else _sharded
     _write(final, loop, lambda: values(learner, optimizers), mesh)
     if mesh.rank == 0:
@@ -62,7 +59,8 @@ def save_parameters(folder: Path, step: int, learner: Learner, mesh: Mesh) -> No
     if mesh.rank == 0:
         shutil.rmtree(final, ignore_errors=True)
     mesh.wait()
-    _write(final, {"step": step}, lambda: {"model": _parameters(learner)}, mesh)
+    values = _parameters if mesh.size == 1 else _sharded_parameters
+    _write(final, {"step": step}, lambda: {"model": values(learner)}, mesh)
     mesh.wait()
 
 
@@ -71,16 +69,23 @@ def load_parameters(folder: Path, step: int, learner: Learner, mesh: Mesh) -> No
 
     Raises InputError where it is damaged.
     """
-    path, values = folder / f"state-{step:08d}", {"model": _parameters(learner)}
+    path = folder / f"state-{step:08d}"
     try:
-        if mesh.size > 1:
-            from regraft.train.sharded_state import load_sharded
-
-            load_sharded(values, path)  # in place
+        if mesh.size == 1:
+            stored = _read_whole(path)["model"]
+            for name, parameter in _parameters(learner).items():
+                parameter.copy_(stored[name])
             return
-        stored = _read_whole(path)["model"]
-        for name, parameter in values["model"].items():
-            parameter.copy_(stored[name])
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        from regraft.train.sharded_state import load_sharded
+
+        values = {"model": _sharded_parameters(learner)}
+        load_sharded(values, path)
+        set_model_state_dict(
+            learner, values["model"],
+            options=StateDictOptions(strict=False, ignore_frozen_params=True),
+        )  # fmt: skip
     except (OSError, *_DAMAGED) as error:
         raise _damaged(path, error) from error
 
@@ -199,7 +204,7 @@ def _load(
         )
         if loop["run"]["step"] == 0:
             _clear_state(optimizers)
-    _set_random_states(loop["random"])
+    set_random_states(loop["random"])
     return RunState.from_json(loop["run"]), loop["digests"]
 
 
@@ -241,41 +246,18 @@ def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[
     return {"model": model, "optimizers": optim}
 
 
+def _sharded_parameters(learner: Learner) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(ignore_frozen_params=True)
+    return dict(get_model_state_dict(learner, options=options))
+
+
 def _clear_state(optimizers: list[torch.optim.Optimizer]) -> None:
     """Undo the step without gradients by which torch fills the state of a fresh optimizer; Adam
     would count it."""
     for optimizer in optimizers:
         optimizer.state.clear()
-
-
-def _random_states() -> dict[str, Any]:
-    """The generators' states as values for JSON; torch's are bytes, in base64."""
-    kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "torch": _encoded(torch.get_rng_state()),
-        "cuda": [_encoded(state) for state in cuda],
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(_decoded(states["torch"]))
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_decoded(state) for state in states["cuda"]])
-
-
-def _encoded(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
-
-
-def _decoded(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
 def _sync(folder: Path) -> None:

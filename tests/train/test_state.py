@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -78,18 +75,6 @@ def test_a_damaged_state_is_one_sentence(
     recipe, saved = interrupted
     (saved / name).write_bytes(content)
     assert "start again with --overwrite" in refused(recipe)
-
-
-def test_random_states_are_restored_from_json() -> None:
-    random.gauss(0, 1)
-    np.random.standard_normal()
-    states = json.loads(json.dumps(state._random_states()))
-    before = random.random(), random.gauss(0, 1), np.random.standard_normal(3), torch.rand(3)
-    state._set_random_states(states)
-    after = random.random(), random.gauss(0, 1), np.random.standard_normal(3), torch.rand(3)
-    assert before[:2] == after[:2]
-    assert np.array_equal(before[2], after[2])
-    assert torch.equal(before[3], after[3])
 
 
 def test_a_sharded_state_is_data(tmp_path: Path) -> None:
