@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
     other: Annotated[str | None, typer.Argument(help="A second one, to compare with.")] = None,
+    intruders: Annotated[
+        bool, typer.Option("--intruders", help="Count the intruder directions of the change.")
+    ] = False,
     device: options.Device = "auto",
 ) -> Command:
     """Describe a model or adapter; with OTHER, how the two are related.
@@ -34,6 +37,6 @@ def inspect(
         return tables(result)
 
     return Command(
-        lambda: regraft.inspect_model(path, other, device=device),
+        lambda: regraft.inspect_model(path, other, intruders=intruders, device=device),
         show,
     )

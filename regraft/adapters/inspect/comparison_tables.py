@@ -8,6 +8,7 @@ from regraft.adapters.inspect.comparisons import (
     AdapterComparison,
     CheckpointComparison,
     GraftInspection,
+    IntruderFigures,
     SampledBase,
 )
 from regraft.adapters.inspect.formatting import (
@@ -92,6 +93,7 @@ def checkpoints_tables(result: CheckpointComparison) -> list[Table | Text]:
                 "both checkpoints to their stored dtypes cannot explain."
             )
         )
+    blocks += _intruders(result.intruders)
     for title, names in (
         ("Only in the first", result.only_in_first),
         ("Only in the second", result.only_in_second),
@@ -144,7 +146,28 @@ def adapter_on_checkpoint_tables(result: GraftInspection) -> list[Table | Text]:
     lines.append(("regraft apply", "would succeed" if not result.refused else "would refuse:"))
     lines += [("", sentence) for sentence in result.refused]
     lines += [("warning", sentence) for sentence in result.warnings]
-    return [pairs_table("An adapter and a checkpoint", lines)]
+    return [pairs_table("An adapter and a checkpoint", lines), *_intruders(result.intruders)]
+
+
+def _intruders(figures: IntruderFigures | None) -> list[Table | Text]:
+    """The table of intruder directions, if they were counted."""
+    if figures is None:
+        return []
+    table = column_table(
+        "Intruder directions", ["matrix", "count", "with some", "intruders", "lowest cosine"]
+    )
+    for leaf, row in figures.leaves.items():
+        table.add_row(
+            leaf, str(row.modules), str(row.with_intruders), str(row.intruders),
+            decimal(row.lowest_cosine),
+        )  # fmt: skip
+    text = (
+        f"{figures.intruders} of the {figures.directions} leading singular vectors of each matrix "
+        f"after the change have a cosine below {figures.threshold:g} with each of the "
+        f"{figures.against} leading ones before it.\nModels with many forget more (arXiv "
+        "2410.21228)."
+    )
+    return [table, note(text)]
 
 
 def adapters_tables(result: AdapterComparison) -> list[Table | Text]:

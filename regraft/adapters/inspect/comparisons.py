@@ -82,6 +82,39 @@ class TotalChange(Norms):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleIntruders:
+    """Intruder directions of one projection; see `lowrank.intruders`. cosines: of each leading
+    singular vector the largest with one of the original's; empty where nothing changed."""
+
+    intruders: int
+    cosines: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafIntruders:
+    """The projections with the same last name. lowest_cosine: None where none changed."""
+
+    modules: int
+    with_intruders: int
+    intruders: int
+    lowest_cosine: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntruderFigures:
+    """Of the `directions` leading singular vectors of each changed projection, those below
+    `threshold` with each of the `against` leading ones of the original. leaves: by last part of the
+    module name."""
+
+    directions: int
+    against: int
+    threshold: float
+    intruders: int
+    leaves: dict[str, LeafIntruders]
+    modules: dict[str, ModuleIntruders]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointComparison:
     """Two models, tensor by tensor.
 
@@ -112,6 +145,7 @@ class CheckpointComparison:
         }
     )
     tensors: dict[str, TensorChange]
+    intruders: IntruderFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,3 +258,4 @@ class GraftInspection:
     context: GraftContexts
     refused: list[str]
     warnings: list[str]
+    intruders: IntruderFigures | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from regraft.adapters.folder import CONFIG
@@ -19,10 +20,11 @@ from regraft.adapters.inspect.comparisons import (
 from regraft.adapters.inspect.describe_adapter import describe_adapter
 from regraft.adapters.inspect.describe_checkpoint import describe_checkpoint
 from regraft.adapters.inspect.descriptions import AdapterDescription, CheckpointDescription
+from regraft.adapters.inspect.intruders import adapter_intruders, checkpoint_intruders
 from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.device import full_precision, pick_device
-from regraft.errors import CheckpointError
+from regraft.errors import CheckpointError, InputError
 
 Inspection = (
     CheckpointDescription
@@ -34,15 +36,21 @@ Inspection = (
 
 
 @full_precision()
-def inspect_model(path: str, other: str | None = None, *, device: str = "auto") -> Inspection:
+def inspect_model(
+    path: str, other: str | None = None, *, intruders: bool = False, device: str = "auto"
+) -> Inspection:
     """Describe the model or adapter at `path`, or compare it with the one at `other`.
 
     The class of the result depends on what the folders hold. Two checkpoints are read whole,
-    tensor by tensor; everything else takes seconds. device: where differences are decomposed.
+    tensor by tensor; everything else takes seconds. intruders: count the intruder directions that
+    the change makes, of two checkpoints or an adapter and a checkpoint; that decomposes every
+    changed projection twice. device: where matrices are decomposed.
 
     Raises CheckpointError (neither model nor adapter, broken files, NaN), InputError (an adapter
-    that is no plain LoRA; device).
+    that is no plain LoRA; device; intruders of anything else).
     """
+    if intruders and other is None:
+        raise InputError("--intruders compares two models, or an adapter with one; give OTHER.")
     compute_device = pick_device(device)
     with ExitStack() as stack:
         opened = []
@@ -58,13 +66,23 @@ def inspect_model(path: str, other: str | None = None, *, device: str = "auto") 
             )
         first, second = opened
         if isinstance(first, Adapter) and isinstance(second, Adapter):
+            if intruders:
+                raise InputError(
+                    "--intruders needs the weights that an adapter changes; give a model beside it."
+                )
             return compare_adapters(first, second)
-        if isinstance(first, Adapter):
-            assert isinstance(second, Checkpoint)
-            return compare_adapter_with_checkpoint(first, second)
-        if isinstance(second, Adapter):
-            return compare_adapter_with_checkpoint(second, first)
-        return compare_checkpoints(first, second, compute_device)
+        if isinstance(first, Checkpoint) and isinstance(second, Checkpoint):
+            models = compare_checkpoints(first, second, compute_device)
+            if not intruders:
+                return models
+            return replace(models, intruders=checkpoint_intruders(first, second, compute_device))
+        lora, target = (first, second) if isinstance(first, Adapter) else (second, first)
+        assert isinstance(lora, Adapter)
+        assert isinstance(target, Checkpoint)
+        graft = compare_adapter_with_checkpoint(lora, target)
+        if not (intruders and graft.fits):
+            return graft
+        return replace(graft, intruders=adapter_intruders(lora, target, compute_device))
 
 
 def _open(source: str) -> Checkpoint | Adapter:
