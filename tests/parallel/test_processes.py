@@ -73,11 +73,13 @@ def _check_mesh(result: dict[str, Any]) -> None:
 def test_parts_of_an_evaluation_come_back_in_order_and_a_lost_process_ends_the_others(
     jobs: Jobs,
 ) -> None:
-    result = jobs.run("map,map_lost,map_hung", 2)
+    result = jobs.run("map,map_nan,map_lost,map_hung", 2)
     for mapped in result["map"]:
         assert mapped["squares"] == [0, 1, 4, 9, 16]
         assert mapped["none"] == []
         assert mapped["error"] == "part 1"  # the first of those that fail, in both processes
+    for error in result["map_nan"]:
+        assert "broken computes NaN or infinity" in error
     for name, longest in (("map_lost", 10), ("map_hung", 10)):
         message, seconds = result[name][0]
         assert "Process 0 of 2 lost another one" in message

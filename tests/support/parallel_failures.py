@@ -131,6 +131,25 @@ def job_map(rank: int) -> dict[str, Any]:
     return result
 
 
+def job_map_nan(rank: int) -> str:
+    """The second process's part of a text has NaN: the error in this one."""
+    from regraft.errors import InputError
+    from regraft.evaluate.answers.distributed import map_over_processes
+    from regraft.evaluate.answers.model import LanguageModel
+    from regraft.parallel import Mesh
+
+    mesh = Mesh.create(context=2, timeout=20)
+    model = LanguageModel("broken", tiny_llama(torch.float32), mesh)
+    head = model.head
+    model.head = lambda hidden: head(hidden) * (float("nan") if rank else 1)
+    text, positions = [list(range(1, 9))], [range(1, 8)]
+    try:
+        map_over_processes(mesh, [text], lambda part: model.score(part, positions))
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
 def job_map_lost(rank: int) -> list[Any]:
     """A process ends while the other one maps."""
     return _map_with_absent_rank(timeout=60, linger=0)

@@ -161,6 +161,8 @@ class LanguageModel:
         else:
             hidden = self.hidden(ids.to(self.device))
             nll, hits = self.nll(hidden[rows.to(self.device), before.to(self.device)], labels)
+        # in all processes: if one of those that share a text failed alone, the others would wait
+        self._refuse(~nll.isfinite(), "NaN or infinity on a prompt")
         return list(zip(nll.split(counts), hits.split(counts), strict=True))
 
     def _score_split(
@@ -197,6 +199,7 @@ class LanguageModel:
             ).last_hidden_state[0]
             at = torch.tensor(of_text, device=self.device) - 1 - shared
             scores.append(self.nll(hidden[at], torch.tensor([text[p] for p in of_text])))
+            self._refuse(~scores[-1][0].isfinite(), "NaN or infinity on a prompt")
             cache.crop(-rest.shape[1])
         return scores
 
@@ -211,13 +214,7 @@ class LanguageModel:
             logits = self.head(part)
             nll.append(torch.nn.functional.cross_entropy(logits, label, reduction="none"))
             hits.append(logits.argmax(-1) == label)
-        losses = torch.cat(nll).cpu()
-        if not losses.isfinite().all():
-            raise InputError(
-                f"{self.name} computes NaN or infinity on a prompt: its numbers overflow at this "
-                "length, or its weights are broken. Load it in float32 or lower --lengths."
-            )
-        return losses, torch.cat(hits).cpu()
+        return torch.cat(nll).cpu(), torch.cat(hits).cpu()
 
     @torch.no_grad()
     def generate_branches(
@@ -287,12 +284,15 @@ class LanguageModel:
 
     def _refuse_nan(self, ids: Tensor, logits: Tensor) -> Tensor:
         """A logits processor; without it argmax of NaN would be a token like any other."""
-        if logits.isnan().any():
-            raise InputError(
-                f"{self.name} computes NaN while it generates: its numbers overflow at this "
-                "length, or its weights are broken. Load it in float32 or lower --lengths."
-            )
+        self._refuse(logits.isnan(), "NaN while it generates")
         return logits
+
+    def _refuse(self, broken: Tensor, what: str) -> None:
+        if broken.any():
+            raise InputError(
+                f"{self.name} computes {what}: its numbers overflow at this length, or its weights "
+                "are broken. Load it in float32 or lower --lengths."
+            )
 
 
 def _until(stops: set[int], ids: list[int]) -> list[int]:
