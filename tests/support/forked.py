@@ -14,14 +14,13 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import WarmProcess
+from warm import LIMIT, WarmProcess, exit_code, fork, redirect
 
 _CALLS = (
     "write", "pwrite", "ftruncate", "posix_fallocate", "rename", "replace", "unlink", "fsync",
@@ -45,19 +44,21 @@ class Children:
         stdout: str | Path | None = None,
         largest: int | None = None,
         gate: tuple[int, str | Path] | None = None,
+        limit: float = LIMIT,
     ) -> dict[str, Any]:
         """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL.
 
         stdout: the file it writes to, such as /dev/full; '' for a closed one. largest: no file may
         grow beyond this many bytes; the system itself refuses (EFBIG), also what libraries in C
         write. gate: (n, path): before call n create `path`.reached, then wait until `path` exists.
+        limit: seconds after which the child is killed.
         """
         job = {
             "argv": [str(a) for a in argv], "die": die, "signal": with_signal, "fail": fail,
             "error": error, "stdout": None if stdout is None else str(stdout), "largest": largest,
             "gate": None if gate is None else [gate[0], str(gate[1])],
         }  # fmt: skip
-        return dict(self.warm.ask("forked", job))
+        return dict(self.warm.ask("forked", job, limit))
 
 
 def _child(job: dict[str, Any], count: Path) -> None:
@@ -132,31 +133,30 @@ def _wait_at(gate: Path) -> None:
         time.sleep(0.01)
 
 
-def serve(job: dict[str, Any]) -> dict[str, Any]:
+def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one job in a child of this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err, count = (Path(folder) / name for name in ("out", "err", "count"))
-        count.write_text("0")
-        child = os.fork()
-        if child == 0:
-            # After a fork torch makes its thread pool anew where it is first used; two threads
-            # that do so at once find none ("Invalid thread pool!", torch 2.13).
-            sys.modules["torch"].set_num_threads(1)
-            for fd, path in ((1, out), (2, err)):
-                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
-            if job["stdout"]:
-                os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
-            elif job["stdout"] == "":
-                os.close(1)
-                sys.stdout = None
-            _shorten_demo()
-            _child(job, count)
-        return {
-            "code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]),
-            "calls": int(count.read_text()),
-            "out": out.read_text(),
-            "err": err.read_text(),
-        }
+    out, err, count = (folder / name for name in ("out", "err", "count"))
+    count.write_text("0")
+    child = fork()
+    if child == 0:
+        # After a fork torch makes its thread pool anew where it is first used; two threads that do
+        # so at once find none ("Invalid thread pool!", torch 2.13).
+        sys.modules["torch"].set_num_threads(1)
+        for fd, path in ((1, out), (2, err)):
+            redirect(fd, path)
+        if job["stdout"]:
+            os.dup2(os.open(job["stdout"], os.O_WRONLY), 1)
+        elif job["stdout"] == "":
+            os.close(1)
+            sys.stdout = None
+        _shorten_demo()
+        _child(job, count)
+    return {
+        "code": exit_code(child),
+        "calls": int(count.read_text()),
+        "out": out.read_text(),
+        "err": err.read_text(),
+    }
 
 
 def _shorten_demo() -> None:

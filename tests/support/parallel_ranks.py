@@ -1,7 +1,7 @@
 """Jobs on several gloo processes: one process does the imports and forks the ranks of each job.
 
 `Jobs.run(jobs, world)` returns what the jobs of these names (`JOBS`) returned in every rank; an
-exception in any rank prints its traceback and ends the process.
+exception in any rank is one of the test's process, with the tracebacks of all ranks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import parallel_attention
 import parallel_failures
 import parallel_models
 import torch
-from warm import WarmProcess, free_port, set_rank
+from warm import WarmProcess, exit_code, fork, redirect, reserved_port, set_rank
 
 JOBS: dict[str, Callable[[int], Any]] = {
     name.removeprefix("job_"): job
@@ -39,39 +40,34 @@ class Jobs:
         return dict(self.warm.ask("parallel_ranks", {"names": jobs.split(","), "world": world}))
 
 
-def serve(job: dict[str, Any]) -> dict[str, Any]:
+def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What each job returned in each rank."""
-    return {name: _on_ranks(name, job["world"]) for name in job["names"]}
+    return {name: _on_ranks(name, job["world"], folder) for name in job["names"]}
 
 
-def _on_ranks(name: str, world: int) -> list[Any]:
-    children, port = [], free_port()
-    for rank in range(world):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            torch.set_num_threads(1)
-            set_rank(rank, world, port)
-            _rank(JOBS[name], rank, writing)
-        os.close(writing)
-        children.append((child, reading))
-    results = []
-    for rank, (child, reading) in enumerate(children):
-        with os.fdopen(reading) as pipe:
-            text = pipe.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status or not text:
-            raise RuntimeError(f"rank {rank} of {name} ended with {status}")
-        results.append(json.loads(text))
-    return results
+def _on_ranks(name: str, world: int, folder: Path) -> list[Any]:
+    children = []
+    with reserved_port() as port:
+        for rank in range(world):
+            child = fork()
+            if child == 0:
+                redirect(2, folder / f"err{rank}")
+                torch.set_num_threads(1)
+                set_rank(rank, world, port)
+                _rank(JOBS[name], rank, folder / f"result{rank}")
+            children.append(child)
+        codes = [exit_code(child) for child in children]
+    if any(codes):
+        errors = "\n".join((folder / f"err{rank}").read_text() for rank in range(world))
+        raise RuntimeError(f"the ranks of {name} ended with {codes}:\n{errors}")
+    return [json.loads((folder / f"result{rank}").read_text()) for rank in range(world)]
 
 
-def _rank(job: Callable[[int], Any], rank: int, writing: int) -> None:
+def _rank(job: Callable[[int], Any], rank: int, result: Path) -> None:
+    """Write what the job returns, and exit."""
     status = 0
     try:
-        text = json.dumps(job(rank))
-        with os.fdopen(writing, "w") as pipe:
-            pipe.write(text)
+        result.write_text(json.dumps(job(rank)))
     except BaseException:
         traceback.print_exc()
         status = 1

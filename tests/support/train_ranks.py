@@ -7,13 +7,12 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import WarmProcess, free_port, set_rank
+from warm import WarmProcess, exit_code, fork, redirect, reserved_port, set_rank
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Ranks:
 
 
 def _by_torchrun(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    agent = os.fork()
+    agent = fork()
     if agent == 0:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -55,7 +54,7 @@ def _by_torchrun(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         codes = elastic_launch(config, _agents_rank)(job["argv"], str(folder))
         (folder / "codes").write_text(json.dumps([codes[rank] for rank in sorted(codes)]))
         os._exit(0)
-    os.waitpid(agent, 0)
+    exit_code(agent)
     return {
         "codes": json.loads((folder / "codes").read_text()),
         "errors": [(folder / f"err{rank}").read_text() for rank in range(job["world"])],
@@ -68,23 +67,25 @@ def _agents_rank(argv: list[str], folder: str) -> int:
 
 
 def _on_ranks(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    children, port = [], free_port()
-    for rank in range(job["world"]):
-        child = os.fork()
-        if child == 0:
-            set_rank(rank, job["world"], port)
-            if job["largest"]:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
-            os._exit(_run(job["argv"], folder, rank))
-        children.append(child)
-    while job["kill_at"] and not os.path.exists(job["kill_at"]):
-        time.sleep(0.002)
-    for child in children if job["kill_at"] else ():
-        os.kill(child, signal.SIGKILL)
-    return {
-        "codes": [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children],
-        "errors": [(folder / f"err{rank}").read_text() for rank in range(len(children))],
-    }
+    children = []
+    with reserved_port() as port:
+        for rank in range(job["world"]):
+            child = fork()
+            if child == 0:
+                set_rank(rank, job["world"], port)
+                if job["largest"]:
+                    limits = (job["largest"], resource.RLIM_INFINITY)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+                os._exit(_run(job["argv"], folder, rank))
+            children.append(child)
+        while job["kill_at"] and not os.path.exists(job["kill_at"]):
+            time.sleep(0.002)
+        for child in children if job["kill_at"] else ():
+            os.kill(child, signal.SIGKILL)
+        return {
+            "codes": [exit_code(child) for child in children],
+            "errors": [(folder / f"err{rank}").read_text() for rank in range(len(children))],
+        }
 
 
 def _run(argv: list[str], folder: Path, rank: int) -> int:
@@ -92,7 +93,7 @@ def _run(argv: list[str], folder: Path, rank: int) -> int:
     from regraft.cli import app
 
     for fd, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{name}{rank}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), fd)
+        redirect(fd, folder / f"{name}{rank}")
     try:
         app(argv, standalone_mode=True)
         code = 0
@@ -108,8 +109,6 @@ def _run(argv: list[str], folder: Path, rank: int) -> int:
     return code
 
 
-def serve(job: dict[str, Any]) -> dict[str, Any]:
+def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one job on forked ranks."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = _by_torchrun if job.get("torchrun") else _on_ranks
-        return run(job, Path(folder))
+    return (_by_torchrun if job.get("torchrun") else _on_ranks)(job, folder)
