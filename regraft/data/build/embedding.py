@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,9 +103,3 @@ def normalise(vectors: Vectors) -> Vectors:
     """Vectors of length 1; those of length 0 stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
-
-
-def batched(texts: Iterator[str], size: int = 8 * _BATCH) -> Iterator[list[str]]:
-    """Lists of `size` texts."""
-    while batch := list(islice(texts, size)):
-        yield batch

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import model_validator
 
 from regraft.data.build.step import Step
+from regraft.data.build.steps.diversity import Diversity
 from regraft.data.build.steps.long_dependency import LongDependency
 from regraft.data.build.steps.structure import Structure
 from regraft.recipe_values import Block
@@ -15,6 +16,7 @@ from regraft.recipe_values import Block
 class StepEntry(Block):
     """One step: its name over its settings, or its name alone."""
 
+    diversity: Diversity | None = None
     long_dependency: LongDependency | None = None
     structure: Structure | None = None
 
