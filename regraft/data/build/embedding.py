@@ -95,8 +95,12 @@ def check_embedder(location: str) -> None:
 
 def is_static(location: str) -> bool:
     """Whether a folder holds a model2vec model."""
-    config = Path(location) / "config.json"
-    return config.is_file() and read_json_object(config).get("model_type") == "model2vec"
+    path = Path(location) / "config.json"
+    if not path.is_file():
+        return False
+    config = read_json_object(path)
+    # model2vec 0.10 writes no model_type; models on the Hub have one
+    return "normalize" in config and config.get("model_type", "model2vec") == "model2vec"
 
 
 def normalise(vectors: Vectors) -> Vectors:

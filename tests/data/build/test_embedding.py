@@ -31,7 +31,7 @@ def test_a_models_embedding_is_the_mean_of_its_hidden_states(tmp_path, monkeypat
 
 
 def test_a_model2vec_folder_is_read_by_its_package(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "model2vec"}))
+    (tmp_path / "config.json").write_text(json.dumps({"max_length": 512, "normalize": False}))
     monkeypatch.setitem(sys.modules, "model2vec", None)
     with pytest.raises(InputError, match="model2vec is not installed"):
         check_embedder(str(tmp_path))
