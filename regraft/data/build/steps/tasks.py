@@ -1,0 +1,95 @@
+"""`tasks`: facts hidden in documents, with questions at their end."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from regraft.data.boundaries import split
+from regraft.data.build.document import Document, Message
+from regraft.data.build.episodes import KINDS, Query
+from regraft.data.build.step import Context, Step
+from regraft.data.build.tokens import count_tokens
+from regraft.data.generate.hiding import hide
+from regraft.recipe_values import Count, Share, Tokens
+
+Kind = Literal["retrieval", "chains", "tracking", "aggregation", "many_shot"]
+_FEWEST, _MOST = 8, 2000  # facts
+_NEAREST = 0.005  # of the text, from its end
+
+
+class Tasks(Step):
+    """Hide facts in documents and ask for them at the end: retrieval, chains of facts, states that
+    change, totals, rules shown by many examples. Distances of facts from the end are log-uniform,
+    so that all scales occur; facts whose order matters are spread evenly.
+
+    The questions of evaluation have other wordings, keys and values. The last question and answer
+    of a document are in its metadata, for `long_dependency`.
+    """
+
+    name: ClassVar[str] = "tasks"
+    share: Share = Field(default=0.1, description="of the documents that get facts and questions")
+    kinds: Annotated[list[Kind], Field(min_length=1)] = Field(
+        default=list(get_args(Kind)), description="one is drawn for each document"
+    )
+    every: Tokens = Field(
+        default=256, description="tokens of a document for each fact; 8 to 2,000 facts in all"
+    )
+    questions: Count = Field(default=4, description="most at the end of a document")
+    form: Literal["text", "messages"] = Field(
+        default="text",
+        description="text: questions and answers follow the text; messages: a conversation, whose "
+        "answers are turns of the assistant",
+    )
+
+    @property
+    def independent(self) -> bool:
+        return True
+
+    def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
+        for document in count_tokens(documents, context.counter):
+            rng = random.Random(int(context.rng(document.id).integers(2**62)))
+            if document.messages is not None or rng.random() >= self.share:
+                yield document
+            else:
+                yield self._with_task(document, rng, context)
+
+    def _with_task(self, document: Document, rng: random.Random, context: Context) -> Document:
+        kind = rng.choice(self.kinds)
+        count = min(_MOST, max(_FEWEST, (document.tokens or 0) // self.every))
+        episode = KINDS[kind](rng, count, self.questions)
+        depths = [_depth(rng) for _ in episode.facts]
+        if episode.ordered:
+            depths = sorted(rng.random() for _ in episode.facts)
+        sentences = split(document.text)
+        text = hide(sentences, [f"{fact} " for fact in episode.facts], depths).rstrip()
+        context.statistics.count(kind)
+        last = episode.queries[-1]
+        made = document.with_text(text + _as_text(episode.queries)).with_metadata(
+            {self.name: kind, "question": last.question, "answer": last.answer}
+        )
+        if self.form == "messages":
+            return replace(made, messages=_as_messages(text, episode.queries))
+        return made
+
+
+def _depth(rng: random.Random) -> float:
+    """A place in a text, 0 to 1, whose distance from the end is log-uniform."""
+    return 1 - math.exp(rng.uniform(math.log(_NEAREST), 0))
+
+
+def _as_text(queries: list[Query]) -> str:
+    return "".join(f"\n\n{query.question}\n{query.answer}" for query in queries)
+
+
+def _as_messages(text: str, queries: list[Query]) -> tuple[Message, ...]:
+    turns = []
+    for number, query in enumerate(queries):
+        before = "" if number else f"{text}\n\n"
+        turns += [Message("user", before + query.question), Message("assistant", query.answer)]
+    return tuple(turns)
