@@ -6,13 +6,16 @@ READY := $(VENV)/.ready
 # Idle OpenMP threads that spin make two busy processes ten times slower than two quiet ones.
 export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-bench lint bench docs clean
 
 demo: $(READY)
 	$(BIN)/regraft demo -o demo-out --overwrite
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not bench"
+
+test-bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m bench
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.bench
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STAND_IN = """
 import json, os, sys, time, types

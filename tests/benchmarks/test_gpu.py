@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.bench
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
