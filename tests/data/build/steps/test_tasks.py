@@ -7,7 +7,7 @@ import re
 
 import pytest
 from built import documents, run_step
-from evaluated import text_tokenizer
+from evaluated import world_tokenizer
 
 from regraft.data.build.document import Document, Message
 from regraft.data.build.episodes import KINDS
@@ -79,13 +79,13 @@ def grams(text, n):
 
 
 def test_no_wording_key_or_value_is_one_of_evaluation():
-    prompter = Prompter(text_tokenizer())
+    prompter = Prompter(world_tokenizer())
     kit = Kit(prompter, Fixed("filler", [f"Xx{n} yy{n} zz{n}. " for n in range(4000)]))
     evaluated, keys = set(), set()
     for task in TASKS.values():
         if task.name.startswith("qa_"):  # of the user's questions
             continue
-        item = task.item(kit, 900, 0)
+        item = task.item(kit, 800, 0)
         text = f"{item.prompt} {item.answer}"
         evaluated |= grams(text, 5)
         keys |= set(re.findall(r"[a-z]+-[a-z]+|\d{7}|\b[a-z]{6}\b", text))
