@@ -106,6 +106,11 @@ def merge_models(
     with Inputs(parsed) as inputs:
         job.add_inputs(inputs.paths())
         checked = _check(parsed, inputs, engine, shard_bytes)
+        if parsed.body.space == "core" and not as_adapter:
+            raise parsed.error(
+                ("space",), "core space holds adapters, not models; add --as-adapter, and make a "
+                "model of the result with regraft apply.",
+            )  # fmt: skip
         if as_adapter:
             if checked.plan is None:
                 raise InputError(f"--as-adapter cannot run in mergekit, but {checked.reason}.")

@@ -151,12 +151,14 @@ class ExtractionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSource:
-    """The merge that made an adapter."""
+    """The merge that made an adapter. exact: merged in factors, not densely and extracted again;
+    space: where the method worked, see `lowrank.core_space`."""
 
     method: str
     recipe: str
     inputs: list[str]
-    exact: bool  # merged in factors, not densely and extracted again
+    exact: bool
+    space: Literal["dense", "core"] = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)

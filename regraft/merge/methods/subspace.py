@@ -11,12 +11,14 @@ the papers: a factor on each delta, by default 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.svd import truncated_svd
 from regraft.merge.methods.blockwise.blocks import Block
 from regraft.merge.methods.blockwise.sparsify import Sparsifier, trim
@@ -88,13 +90,15 @@ def tsv_merge(
     replaced by the nearest orthonormal set, added up.
 
     Directions that several tasks span are shared, so equal inputs give their leading part; the
-    reference code leaves this case to rounding. Other tensors get the mean of the deltas.
+    reference code leaves this case to rounding. Directions of a low-rank delta, such as an
+    adapter's, whose singular value is rounding do not count. Other tensors get the mean of the
+    deltas.
     """
     deltas = [t - base for t in tensors]
     if base.ndim != 2:
         return base + _mean(deltas, weight) * lambda_
     rank = max(1, min(base.shape) // len(deltas))
-    parts = [truncated_svd(delta, rank) for delta in deltas]
+    parts = [_above_rounding(truncated_svd(delta, rank), base) for delta in deltas]
     scales = [part.S.to(base) * w for part, w in zip(parts, weight, strict=True)]
     left = _orthonormalized(torch.cat([part.U for part in parts], 1))
     right = _orthonormalized(torch.cat([part.Vt.T for part in parts], 1))
@@ -126,12 +130,19 @@ def iso_c(
     if base.ndim != 2:
         return base + mean * lambda_
     decomposed = truncated_svd(mean * len(deltas), min(base.shape), exact=True)
-    least = _ROUNDING * decomposed.S[:1]
-    rank = int(decomposed.S.gt(least).sum())
-    if not rank:
+    decomposed = _above_rounding(decomposed, base)
+    if not decomposed.rank:
         return base.clone()
-    level = float(decomposed.S[:rank].mean()) * lambda_
-    return base + (decomposed.U[:, :rank] @ decomposed.Vt[:rank]) * level
+    return base + (decomposed.U @ decomposed.Vt) * (float(decomposed.S.mean()) * lambda_)
+
+
+def _above_rounding(part: LowRank, base: Tensor) -> LowRank:
+    """Without the singular values that are rounding: of the decomposition, or of model - base,
+    whose entries are rounded to the arithmetic's steps at the base's."""
+    m, n = base.shape
+    step = torch.finfo(base.dtype).eps * float(torch.linalg.vector_norm(base)) / math.sqrt(m * n)
+    edge = step * (math.sqrt(m) + math.sqrt(n))  # of a random matrix with entries of one step
+    return part.truncated(int(part.S.gt(torch.clamp(_ROUNDING * part.S[:1], min=edge)).sum()))
 
 
 def _mean(deltas: Sequence[Tensor], weight: Sequence[float]) -> Tensor:

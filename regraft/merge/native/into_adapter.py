@@ -4,6 +4,13 @@ Task arithmetic needs no dense matrix: sum c_i B_i A_i = [c_1 B_1 ...] [A_1; ...
 factorisations and one small SVD bring to its own rank, exactly but for rounding. The result of
 every other method has full rank: it is merged densely, one matrix at a time, and cut by a truncated
 SVD to the summed rank of the inputs, whose error is in the record.
+
+With `space: core` in the recipe, the methods of `CORE_METHODS` merge in the joint core space of the
+adapters (see `lowrank.core_space`), in matrices as large as the summed rank, and nothing is cut.
+Iso-C depends on singular values and vectors alone and gives what it gives densely. So does
+TSV-Merge of adapters of one rank that share no directions; else its 1 / N is of the core's
+directions, as in the paper. TIES trims and elects entries of another basis: it is another method
+than dense TIES.
 """
 
 from __future__ import annotations
@@ -22,8 +29,10 @@ from regraft import progress
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, totals_of, write_adapter, write_adapter_record
 from regraft.checkpoint.write.staging import Staging
+from regraft.lowrank.core_space import core_space
 from regraft.lowrank.svd import truncated_svd
 from regraft.merge.inputs.inputs import Input, Inputs
+from regraft.merge.methods.registry import merge_tensors
 from regraft.merge.native.plan import Output, Plan
 from regraft.merge.native.stream import Tally, merged
 from regraft.merge.recipe.recipe import Recipe
@@ -40,6 +49,8 @@ from regraft.records import (
 from regraft.rope import ContextSpec
 from regraft.write import library_writing
 
+_ROUNDING = 1e-7  # share of the largest singular value that is rounding in float32
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -52,8 +63,16 @@ class Merged:
     error: float
 
 
+CORE_METHODS = ("iso_c", "task_arithmetic", "ties", "tsv_merge")
+
+
 def check(recipe: Recipe, inputs: Inputs, plan: Plan) -> None:
     """Raise InputError, with the recipe's line, where the result is not an adapter of factors."""
+    if recipe.body.space == "core" and plan.method.name not in CORE_METHODS:
+        raise recipe.error(
+            ("space",), f"{plan.method.name} does not merge in core space; "
+            f"{', '.join(CORE_METHODS)} do.",
+        )  # fmt: skip
     base = recipe.body.base_model
     if plan.method.base == "ignored" or base is None or inputs[base].adapter is not None:
         raise recipe.error(
@@ -99,7 +118,9 @@ def write(
     with progress.bar("Merging", len(changed)) as bar:
         for output in changed:
             if not spool.has(output.name):
-                if plan.method.name == "task_arithmetic":
+                if recipe.body.space == "core":
+                    spool.put(output.name, _in_core_space(output, plan, scale))
+                elif plan.method.name == "task_arithmetic":
                     spool.put(output.name, _added(output, scale))
                 else:
                     spool.put(output.name, _extracted(output, plan, scale, seed, device))
@@ -155,7 +176,8 @@ def write(
             method=plan.method.name,
             recipe=recipe.document.text,
             inputs=[one.adapter.name for one in inputs if one.adapter is not None],
-            exact=plan.method.name == "task_arithmetic",
+            exact=recipe.body.space == "core" or plan.method.name == "task_arithmetic",
+            space=recipe.body.space,
         ),
     )
     write_adapter_record(staging.folder, record)
@@ -227,12 +249,31 @@ def _added(output: Output, scale: float) -> Merged:
     q, r = torch.linalg.qr(torch.cat(left, 1))
     p, s = torch.linalg.qr(torch.cat(right, 0).T)
     u, values, vt = torch.linalg.svd(r @ s.T)
-    floor = float(values[0]) * 1e-7 if len(values) else 0.0  # less is rounding in float32
+    floor = float(values[0]) * _ROUNDING if len(values) else 0.0
     rank = int((values > floor).sum())
     root = values[:rank].sqrt()
     norm = float(torch.linalg.vector_norm(values))
     b, a = (q @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ p.T)
     return Merged(b.float(), a.float(), norm, 0.0)
+
+
+def _in_core_space(output: Output, plan: Plan, scale: float) -> Merged:
+    """The method's merge of the inputs' cores, as factors. An input that does not change the module
+    has a core of zeros."""
+    present = [
+        (i, one.changes[name].factors(one.adapter))
+        for i, (one, name) in enumerate(output.inputs)
+        if name in one.changes and one.adapter is not None
+    ]
+    space = core_space([factors for _, factors in present])
+    cores = [torch.zeros_like(space.cores[0]) for _ in output.inputs]
+    for (i, _), core in zip(present, space.cores, strict=True):
+        cores[i] = core
+    merged_core = merge_tensors(
+        plan.method.name, cores, torch.zeros_like(cores[0]), output.params, dtype=torch.float64
+    )
+    b, a, values = space.factors(merged_core * scale, least=_ROUNDING)
+    return Merged(b.float(), a.float(), float(torch.linalg.vector_norm(values)), 0.0)
 
 
 def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torch.device) -> Merged:

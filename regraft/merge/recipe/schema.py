@@ -159,6 +159,10 @@ class Body(_Block):
     )
     context: Annotated[Context, BeforeValidator(_shorthand)] | None = None
     ties: Ties | None = None
+    space: Literal["dense", "core"] = Field(
+        default="dense",
+        description="core: adapters become an adapter in the joint space of their factors",
+    )
     scale: float | None = Field(
         default=None, description="factor on the whole merged delta; needs base_model"
     )

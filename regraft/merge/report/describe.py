@@ -160,6 +160,8 @@ def _adapter_summary(record: AdapterRecord) -> list[tuple[str, str]]:
     before = ContextSpec.from_record(record.context.base)
     after = ContextSpec.from_record(record.context.extended)
     how = "in factors, exactly" if record.merge.exact else "densely, then extracted again"
+    if record.merge.space == "core":
+        how = "in the core space of their factors"
     totals = record.totals
     return [
         ("method", f"{record.merge.method}, {len(record.merge.inputs)} adapters, {how}"),

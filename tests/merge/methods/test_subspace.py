@@ -9,6 +9,8 @@ from torch import Tensor
 
 from regraft.merge.methods import merge_tensors
 
+EPS = torch.finfo(torch.float32).eps
+
 
 def delta_matrices(rows: int, columns: int, count: int = 3) -> tuple[Tensor, list[Tensor]]:
     base, inputs = relatives((rows, columns), count)
@@ -36,6 +38,30 @@ def test_tsv_merge_of_equal_low_rank_models_is_that_model() -> None:
     model = base + torch.randn(12, 3, dtype=torch.float64) @ torch.randn(3, 20, dtype=torch.float64)
     result = merge_tensors("tsv_merge", [model] * 4, base, dtype=torch.float64)
     torch.testing.assert_close(result, model)
+
+
+def test_low_rank_deltas_have_only_their_own_directions() -> None:
+    """The null space of a delta, where rounding in float32 is all, is no direction of the task."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(40, 60, generator=generator)
+    exact = []
+    for _ in range(2):
+        b, a = (torch.randn(size, 3, generator=generator).double() for size in base.shape)
+        exact.append(0.01 * b @ a.T)
+    parts = [torch.linalg.svd(delta, full_matrices=False) for delta in exact]
+    polar = []
+    for vectors in ([u[:, :3] for u, _, _ in parts], [v[:3].T for _, _, v in parts]):
+        p, _, qt = torch.linalg.svd(torch.cat(vectors, 1), full_matrices=False)
+        polar.append(p @ qt)
+    expected = polar[0] @ torch.diag(torch.cat([s[:3] for _, s, _ in parts])) @ polar[1].T
+    inputs = [base + delta.float() for delta in exact]
+    result = merge_tensors("tsv_merge", inputs, base) - base
+    # each input and the result have an error of at most half a step of the base's entries
+    assert float((result - expected).norm()) <= 2 * EPS * float(base.norm())
+    level = float(torch.linalg.svdvals(exact[0] + exact[1])[:6].mean())
+    spectrum = torch.linalg.svdvals(merge_tensors("iso_c", inputs, base) - base)
+    torch.testing.assert_close(spectrum[:6], torch.full((6,), level), rtol=1e-3, atol=0)
+    assert float(spectrum[6]) < 1e-3 * level
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
