@@ -20,17 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from regraft.data.build.questions import Query
 from regraft.data.generate.words import made_up
 
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question, and its answer as the facts have it."""
-
-    question: str
-    answer: str
 
 
 @dataclass(frozen=True)

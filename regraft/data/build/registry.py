@@ -9,6 +9,7 @@ from pydantic import model_validator
 from regraft.data.build.step import Step
 from regraft.data.build.steps.diversity import Diversity
 from regraft.data.build.steps.long_dependency import LongDependency
+from regraft.data.build.steps.rephrase import Rephrase
 from regraft.data.build.steps.structure import Structure
 from regraft.data.build.steps.tasks import Tasks
 from regraft.recipe_values import Block
@@ -19,6 +20,7 @@ class StepEntry(Block):
 
     diversity: Diversity | None = None
     long_dependency: LongDependency | None = None
+    rephrase: Rephrase | None = None
     structure: Structure | None = None
     tasks: Tasks | None = None
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from regraft.data.boundaries import split
-from regraft.data.build.document import Document, Message
-from regraft.data.build.episodes import KINDS, Query
+from regraft.data.build.document import Document
+from regraft.data.build.episodes import KINDS
+from regraft.data.build.questions import Form, ask_at_end
 from regraft.data.build.step import Context, Step
 from regraft.data.build.tokens import count_tokens
 from regraft.data.generate.hiding import hide
@@ -41,7 +41,7 @@ class Tasks(Step):
         default=256, description="tokens of a document for each fact; 8 to 2,000 facts in all"
     )
     questions: Count = Field(default=4, description="most at the end of a document")
-    form: Literal["text", "messages"] = Field(
+    form: Form = Field(
         default="text",
         description="text: questions and answers follow the text; messages: a conversation, whose "
         "answers are turns of the assistant",
@@ -69,27 +69,10 @@ class Tasks(Step):
         sentences = split(document.text)
         text = hide(sentences, [f"{fact} " for fact in episode.facts], depths).rstrip()
         context.statistics.count(kind)
-        last = episode.queries[-1]
-        made = document.with_text(text + _as_text(episode.queries)).with_metadata(
-            {self.name: kind, "question": last.question, "answer": last.answer}
-        )
-        if self.form == "messages":
-            return replace(made, messages=_as_messages(text, episode.queries))
-        return made
+        made = ask_at_end(document, text, episode.queries, self.form)
+        return made.with_metadata({self.name: kind})
 
 
 def _depth(rng: random.Random) -> float:
     """A place in a text, 0 to 1, whose distance from the end is log-uniform."""
     return 1 - math.exp(rng.uniform(math.log(_NEAREST), 0))
-
-
-def _as_text(queries: list[Query]) -> str:
-    return "".join(f"\n\n{query.question}\n{query.answer}" for query in queries)
-
-
-def _as_messages(text: str, queries: list[Query]) -> tuple[Message, ...]:
-    turns = []
-    for number, query in enumerate(queries):
-        before = "" if number else f"{text}\n\n"
-        turns += [Message("user", before + query.question), Message("assistant", query.answer)]
-    return tuple(turns)
