@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import model_validator
 
 from regraft.data.build.step import Step
+from regraft.data.build.steps.chat import Chat
 from regraft.data.build.steps.diversity import Diversity
 from regraft.data.build.steps.long_dependency import LongDependency
 from regraft.data.build.steps.rephrase import Rephrase
@@ -18,6 +19,7 @@ from regraft.recipe_values import Block
 class StepEntry(Block):
     """One step: its name over its settings, or its name alone."""
 
+    chat: Chat | None = None
     diversity: Diversity | None = None
     long_dependency: LongDependency | None = None
     rephrase: Rephrase | None = None

@@ -8,6 +8,7 @@ included. The spaces after it belong to nobody.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -84,28 +85,23 @@ class ChatTemplate:
         parts = zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True)
         return [self._mark(text, spans, ids, offsets) for (text, spans), ids, offsets in parts]
 
+    def count(self, conversation: Conversation) -> int:
+        """Number of tokens that `encode` gives."""
+        text = self._text(conversation, conversation.messages)
+        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     def _render(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The text and the spans of the assistant's turns in it."""
-        messages, template = conversation.messages, self._template(conversation.tools)
-        options = {**_OPTIONS, "tools": conversation.tools}
+        messages, tools = conversation.messages, conversation.tools
+        template = str(self._tokenizer.get_chat_template(None, tools))
         if has_tags(template):
+            options = {**_OPTIONS, "tools": tools}
             return self._run(
                 lambda: render_with_tags(self._tokenizer, template, messages, options),
                 conversation.where,
             )
-
-        def render(part: list[Message], opened: bool) -> str:
-            return self._run(
-                lambda: str(
-                    self._tokenizer.apply_chat_template(
-                        part, tokenize=False, add_generation_prompt=opened, **options
-                    )
-                ),
-                conversation.where,
-            )
-
-        text = render(messages, False)
-        spans = find_spans(text, messages, render)
+        text = self._text(conversation, messages)
+        spans = find_spans(text, messages, partial(self._text, conversation))
         if spans is None and self._loss_on != "all":
             raise InputError(
                 f"{conversation.where}: the chat template does not say which text is the "
@@ -113,6 +109,20 @@ class ChatTemplate:
                 "the assistant's text in the template, or say loss_on: all."
             )
         return text, spans or []
+
+    def _text(
+        self, conversation: Conversation, messages: list[Message], opened: bool = False
+    ) -> str:
+        """Messages in place of the conversation's own. opened: with the beginning of an answer."""
+        return self._run(
+            lambda: str(
+                self._tokenizer.apply_chat_template(
+                    messages, tools=conversation.tools, tokenize=False,
+                    add_generation_prompt=opened, **_OPTIONS,
+                )
+            ),
+            conversation.where,
+        )  # fmt: skip
 
     def _mark(
         self, text: str, spans: list[Span], ids: list[int], offsets: list[tuple[int, int]]
@@ -148,9 +158,6 @@ class ChatTemplate:
         while end < len(ids) and is_blank(end):
             end += 1
         return end + 1 if end < len(ids) and ids[end] in self._special else last
-
-    def _template(self, tools: list[Any] | None) -> str:
-        return str(self._tokenizer.get_chat_template(None, tools))
 
     def _run(self, render: Any, where: str) -> Any:
         try:

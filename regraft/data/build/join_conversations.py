@@ -1,0 +1,194 @@
+"""Conversations joined to long ones of a given length, with questions on earlier parts.
+
+Of the next conversations the first that fits is taken, until none fits. The rest is filled by
+questions for the beginning of an earlier answer, the last of which asks for as many words as there
+is room for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from regraft.data.build.back_reference import BackReferences, Part
+from regraft.data.build.conversation_size import ConversationSize, text_of
+from regraft.data.build.document import Document, Message
+from regraft.data.build.step import Context
+
+_POOL = 64  # conversations from which the next one that fits is taken
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A conversation that waits to be joined. size: tokens that it adds; reserve: tokens of the
+    smallest question on it."""
+
+    id: str
+    source: str
+    messages: tuple[Message, ...]
+    size: int
+    reserve: int
+
+
+@dataclass
+class _Joined:
+    """A conversation in the making. total: its tokens; reserve: tokens for a question at its end;
+    asked: questions that it has."""
+
+    total: int
+    reserve: int = 0
+    asked: int = 0
+    messages: list[Message] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    taken: list[_Candidate] = field(default_factory=list)
+
+
+class Joiner:
+    """Joins conversations to `length` tokens, with `references` questions evenly spread."""
+
+    def __init__(
+        self, length: int, references: int, documents: Iterator[Document], context: Context
+    ) -> None:
+        self._length, self._references, self._context = length, references, context
+        self._sizes = ConversationSize(context.counter)
+        self._candidates = self._measured(documents)
+        self._pool: list[_Candidate] = []
+
+    def run(self) -> Iterator[Document]:
+        """The joined conversations. The last one is left out if it is not full."""
+        statistics = self._context.statistics
+        self._refill()
+        while self._pool:
+            draw = BackReferences(self._context.rng(self._pool[0].id))
+            joined = self._join(draw)
+            last = not self._pool
+            if last and not self._can_be_filled(draw, joined):
+                statistics.count("conversations of an unfinished one", len(joined.taken))
+            else:
+                self._fill(draw, joined)
+                statistics.count("conversations made")
+                yield self._document(joined)
+
+    def _measured(self, documents: Iterator[Document]) -> Iterator[_Candidate]:
+        """Conversations without their system messages; of a longer one as much as fits."""
+        statistics = self._context.statistics
+        for document in documents:
+            assert document.messages is not None
+            messages = tuple(one for one in document.messages if one.role != "system")
+            if len(messages) < len(document.messages):
+                statistics.count("system messages left out")
+            whole = messages
+            if not self._fits(messages, document.id):
+                messages = self._cut(messages)
+            if not messages:
+                statistics.drop("an exchange longer than the length")
+                continue
+            if len(messages) < len(whole):
+                statistics.count("conversations cut")
+            size, reserve = self._added(messages, document.id)
+            yield _Candidate(document.id, document.source, messages, size, reserve)
+
+    def _added(self, messages: tuple[Message, ...], where: str) -> tuple[int, int]:
+        """Tokens of a conversation, and of the smallest question on it."""
+        smallest = BackReferences.smallest(Part(messages, 0))
+        return self._sizes.added(messages, where), self._sizes.added(smallest)
+
+    def _fits(self, messages: tuple[Message, ...], where: str) -> bool:
+        """Whether a joined conversation has room for these and a question on them."""
+        return self._sizes.start + sum(self._added(messages, where)) <= self._length
+
+    def _cut(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """As many exchanges as fit."""
+        starts = [i for i, one in enumerate(messages) if one.role == "user"][1:]
+        fitting = bisect_left(
+            starts, True, key=lambda stop: not self._fits(messages[:stop], "a conversation")
+        )
+        return messages[: starts[fitting - 1]] if fitting else ()
+
+    def _refill(self) -> None:
+        while len(self._pool) < _POOL and (one := next(self._candidates, None)) is not None:
+            self._pool.append(one)
+
+    def _join(self, draw: BackReferences) -> _Joined:
+        """Conversations until none fits, and all questions but the last."""
+        joined = _Joined(self._sizes.start)
+        while True:
+            room = self._length - joined.total - joined.reserve
+            at = next((i for i, one in enumerate(self._pool) if one.size <= room), None)
+            if at is None:
+                return joined
+            one = self._pool.pop(at)
+            self._refill()
+            joined.taken.append(one)
+            joined.parts.append(Part(one.messages, joined.total))
+            joined.messages += one.messages
+            joined.total += one.size
+            joined.reserve = max(joined.reserve, one.reserve)
+            due = (joined.asked + 1) * self._length <= joined.total * self._references
+            if due and joined.asked + 1 < self._references:
+                self._ask(draw, joined)
+
+    def _ask(self, draw: BackReferences, joined: _Joined) -> None:
+        """Add a question on a part in the first half, if there is room."""
+        pair = draw.draw(joined.parts, joined.total)
+        if pair is None:
+            return
+        size = self._sizes.added(pair)
+        if joined.total + size + joined.reserve <= self._length:
+            joined.messages += pair
+            joined.total += size
+            joined.asked += 1
+
+    def _can_be_filled(self, draw: BackReferences, joined: _Joined) -> bool:
+        """Whether one question can fill the rest."""
+        part = draw.longest(joined.parts)
+        if part is None:
+            return False
+        full = draw.beginning(part, len(part.answer.split()))
+        return self._length - joined.total <= self._sizes.added(full)
+
+    def _fill(self, draw: BackReferences, joined: _Joined) -> None:
+        """Fill the rest with questions for the beginning of an answer."""
+        joined.total = self._sizes.whole(joined.messages)  # where tokens span messages
+        used: list[Part] = []
+        while (part := draw.longest(joined.parts, used)) is not None:
+            used.append(part)
+            room = self._length - joined.total
+            words = self._words(draw, part, room)
+            if words == len(part.answer.split()):  # room for another question, if it is large
+                words = self._words(draw, part, room - joined.reserve) or words
+            while words:
+                messages = [*joined.messages, *draw.beginning(part, words)]
+                if (total := self._sizes.whole(messages)) <= self._length:
+                    joined.messages, joined.total = messages, total
+                    joined.asked += 1
+                    break
+                words -= 1
+            if self._length - joined.total < joined.reserve:
+                return
+
+    def _words(self, draw: BackReferences, part: Part, room: int) -> int:
+        """The most words of a part's answer for which a question fits in `room` tokens."""
+        least, most = 0, len(part.answer.split())
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self._sizes.added(draw.beginning(part, middle)) <= room:
+                least = middle
+            else:
+                most = middle - 1
+        return least
+
+    def _document(self, joined: _Joined) -> Document:
+        statistics, first = self._context.statistics, joined.taken[0]
+        scores = {
+            "chat.conversations": float(len(joined.taken)),
+            "chat.references": float(joined.asked),
+        }
+        for name, value in {**scores, "chat.missing": self._length - joined.total}.items():
+            statistics.score(name, value)
+        messages = tuple(joined.messages)
+        return Document(
+            text_of(messages), f"{first.id}#1", first.source, scores=scores,
+            metadata={"chat": "joined"}, messages=messages, tokens=joined.total,
+        )  # fmt: skip
