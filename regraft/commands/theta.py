@@ -45,6 +45,13 @@ def theta(
         typer.Option(help="A training recipe in YAML: train shortly with several thetas instead."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps per theta, with --probe.")] = 20,
+    search: Annotated[
+        int,
+        typer.Option(
+            help="With --probe: also try longrope, with the best of so many lists of factors.",
+            min=0,
+        ),
+    ] = 0,
     device: options.Device = "auto",
 ) -> Command:
     """Print the RoPE theta for a longer context; all laws are listed on stderr.
@@ -69,7 +76,9 @@ def theta(
 
     if probe is not None:
         return Command(
-            lambda: regraft.probe_theta(probe, trained, target, base, steps=steps, device=device),
+            lambda: regraft.probe_theta(
+                probe, trained, target, base, steps=steps, search=search, device=device
+            ),
             show_probe,
         )
     return Command(

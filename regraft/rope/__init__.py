@@ -10,7 +10,7 @@ Pure functions and values; importing them does not import torch.
 * `extend`: a context with another theta, length or family; `context_option` reads it from
   `--context`.
 * `frequencies`: frequencies of every family, and cos/sin tables exact at any position.
-* `laws`: which theta for a longer context.
+* `laws`: which theta for a longer context. `longrope`: which factors.
 
 Families: linear ("Extending Context Window of LLMs via Positional Interpolation", 2306.15595),
 dynamic NTK, YaRN (2309.00071), LongRoPE (2402.13753), Llama 3.1's piecewise rule, and Gemma's

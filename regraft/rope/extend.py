@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from regraft.errors import InputError, did_you_mean
@@ -20,13 +21,17 @@ def extend_context(
     rope_type: str | None = None,
     factor: float | None = None,
     original: int | None = None,
+    short_factor: Sequence[float] | None = None,
+    long_factor: Sequence[float] | None = None,
 ) -> ContextSpec:
     """`spec` with new values; what is not given stays.
 
     theta: the RoPE base. length, original: context length after and before extension, in tokens.
     rope_type: the RoPE family; another one drops the parameters of the old family and takes
     `original` from the spec's original (or present) length. factor: the family's scaling factor,
-    by default length / original where `rope_type` and `length` are given.
+    by default length / original where `rope_type` and `length` are given. short_factor,
+    long_factor: of longrope, one for each pair of dimensions; by default its own, and ones for
+    short_factor.
     Where layer types rotate differently only the full-attention layers change: the sliding ones
     never see the longer context. Raises InputError for values that the family cannot use.
     """
@@ -40,6 +45,8 @@ def extend_context(
             "dynamic RoPE takes max_position_embeddings as the length before scaling; "
             "leave the length out and give the factor."
         )
+    if family == "longrope":
+        _set_factors(main, short_factor, long_factor)
     has_factor = "factor" in REQUIRED.get(family, ())
     if has_factor and factor is None and rope_type is not None and length is not None:
         factor = length / before
@@ -68,13 +75,25 @@ def _with_family(parameters: dict[str, Any], family: str) -> dict[str, Any]:
             f"'{family}' is no RoPE family{did_you_mean(family, REQUIRED)}; "
             f"choose from {', '.join(REQUIRED)}."
         )
-    if family == "longrope":
+    shared = {key: parameters[key] for key in SHARED if key in parameters}
+    return {"rope_type": family, **shared, **(_LLAMA3_FACTORS if family == "llama3" else {})}
+
+
+def _set_factors(
+    parameters: dict[str, Any],
+    short_factor: Sequence[float] | None,
+    long_factor: Sequence[float] | None,
+) -> None:
+    if long_factor is not None:
+        parameters["long_factor"] = list(long_factor)
+    if "long_factor" not in parameters:
         raise InputError(
             "longrope needs a factor per dimension, which cannot be given here; "
             "take the context from a checkpoint that has them."
         )
-    shared = {key: parameters[key] for key in SHARED if key in parameters}
-    return {"rope_type": family, **shared, **(_LLAMA3_FACTORS if family == "llama3" else {})}
+    if short_factor is not None or "short_factor" not in parameters:
+        ones = [1.0] * len(parameters["long_factor"])
+        parameters["short_factor"] = ones if short_factor is None else list(short_factor)
 
 
 def _check_factor(factor: float, family: str, has_factor: bool) -> None:

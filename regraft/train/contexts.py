@@ -14,12 +14,13 @@ from typing import Any
 from regraft.errors import InputError
 from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.rope.laws import men_bound, ntk
+from regraft.rope.longrope import long_factors
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.stages import Rope, Stage
 from regraft.units import format_tokens
 
-_SCALED = ("linear", "dynamic", "yarn", "llama3")
-"""Families that extend the context by a factor, so that theta need not change."""
+_SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope")
+"""Families that extend the context by factors, so that theta need not change."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,40 @@ def stage_context(
         theta = float(round(_LAWS[law](base, stage.length, head_dim)))
     if (family or base.rope_type) == "dynamic":  # its config states the length before scaling
         return extend_context(base, theta=theta, rope_type="dynamic", factor=rope.factor)
+    length = max(stage.length, current.max_position_embeddings)
+    factors = {}
+    if family == "longrope":
+        factors = _longrope_factors(base, rope, theta or base.theta, length, head_dim)
     return extend_context(
         base,
         theta=theta,
-        length=max(stage.length, current.max_position_embeddings),
+        length=length,
         rope_type=family,
         factor=rope.factor,
         original=rope.original,
+        **factors,
     )
+
+
+def _longrope_factors(
+    base: ContextSpec, rope: Rope, theta: float, length: int, head_dim: int
+) -> dict[str, list[float] | None]:
+    """The recipe's factors; without long ones those of the formula."""
+    pairs = rotated_pairs(base, head_dim)
+    for name, values in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor)):
+        if values is not None and len(values) != pairs:
+            raise InputError(
+                f"rope: {name} has {len(values)} factors; a head of this model rotates {pairs} "
+                "pairs of dimensions, one factor each."
+            )
+    before = rope.original or base.original_max_position_embeddings or base.max_position_embeddings
+    by_formula = long_factors(pairs, theta, before, length)
+    return {"short_factor": rope.short_factor, "long_factor": rope.long_factor or by_formula}
+
+
+def rotated_pairs(spec: ContextSpec, head_dim: int) -> int:
+    """Pairs of dimensions of a head that RoPE rotates."""
+    return int(head_dim * spec.of_layer(None).get("partial_rotary_factor", 1.0)) // 2
 
 
 def law_of(rope: Rope) -> str:
@@ -129,7 +156,12 @@ def _theta_note(base: ContextSpec, rope: Rope, stage: Stage, spec: ContextSpec) 
         return None
     law = law_of(rope)
     if law == "keep":
-        origin = "rope: {law: keep}" if rope.law else f"the factor of {spec.rope_type} scales"
+        scaled = (
+            "factors of longrope scale"
+            if spec.rope_type == "longrope"
+            else (f"factor of {spec.rope_type} scales")
+        )
+        origin = "rope: {law: keep}" if rope.law else f"the {scaled}"
         return f"theta stays {spec.theta:g} ({origin})"
     names = {"scaling": "scaling law", "ntk": "NTK-aware law", "bound": "bound of Men et al."}
     default = (

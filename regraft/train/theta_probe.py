@@ -1,4 +1,4 @@
-"""The best theta for a longer context, by the same short training with every theta of a grid.
+"""The best RoPE for a longer context, by the same short training with every theta of a grid.
 
 A law gives a starting point; published extensions differ from it by up to a third. Plain loss
 hardly depends on theta, and the loss before training is lowest for a theta that is too small (for
@@ -13,15 +13,18 @@ import copy
 import json
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from regraft import progress
 from regraft.errors import InputError
 from regraft.records import SCHEMA_VERSION
 from regraft.rope import men_bound, scaling_law
 from regraft.theta import trained_rope
+from regraft.train.factor_search import best_factors
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
 from regraft.units import format_tokens, parse_tokens
@@ -37,7 +40,7 @@ class Trial:
     """A short training with one theta; NLL in nats a token. zero_shot: the needle's NLL before
     training; accuracy: share of needles answered. nearest_nll, farthest_nll: of the nearest and the
     farthest positions. score: needle_nll plus the difference of nearest_nll to the lowest of the
-    grid."""
+    grid. long_factor: of longrope."""
 
     name: str
     family: str
@@ -49,12 +52,13 @@ class Trial:
     farthest_nll: float
     loss: float
     score: float = math.inf
+    long_factor: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThetaProbe:
-    """All trials, the best first. trained, target: lengths in tokens. chosen, theta, family: of the
-    best trial; margin: score of the second minus its score."""
+    """All trials, the best first. trained, target: lengths in tokens. chosen, theta, family,
+    long_factor: of the best trial; margin: score of the second minus its score."""
 
     trained: int
     target: int
@@ -65,6 +69,7 @@ class ThetaProbe:
     theta: float
     family: str
     margin: float
+    long_factor: list[float] | None = None
     kind: Literal["theta probe"] = "theta probe"
     schema_version: int = SCHEMA_VERSION
 
@@ -76,12 +81,14 @@ def probe_theta(
     base: str | float | None = None,
     *,
     steps: int = 20,
+    search: int = 0,
     device: str = "auto",
 ) -> ThetaProbe:
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
     The grid: base unchanged, Men's bound, the scaling law, their geometric mean, four times the
-    law, and YaRN at the base theta.
+    law, and YaRN at the base theta; with `search` longrope at the base theta, with the best of so
+    many lists of factors.
 
     recipe: a training recipe in YAML, whose method, data, needle texts and the last stage's batch,
     rate and schedule are used; its stages and RoPE are not. trained, target, base: as for
@@ -101,7 +108,15 @@ def probe_theta(
     trials = []
     for name, family, theta in grid(length, target, theta_before):
         progress.note(f"Trying {name}: {family}, theta {theta:.6g}")
-        trials.append(_run_trial(parsed, name, family, theta, target, steps, device))
+        trials.append(_run_trial(parsed, name, {"family": family}, theta, target, steps, device))
+    if search:
+        progress.note(f"Searching factors of longrope at theta {theta_before:.6g}")
+        longrope: dict[str, Any] = {"family": "longrope", "original": length}
+        with _written(parsed, longrope, theta_before, target, steps) as path:
+            factors = best_factors(Recipe.read(path), length, budget=search, device=device)
+        longrope["long_factor"] = factors
+        trial = _run_trial(parsed, "longrope", longrope, theta_before, target, steps, device)
+        trials.append(replace(trial, long_factor=factors))
     nearest = min(trial.nearest_nll for trial in trials)
     scored = [
         replace(trial, score=trial.needle_nll + trial.nearest_nll - nearest) for trial in trials
@@ -111,7 +126,7 @@ def probe_theta(
     return ThetaProbe(
         trained=length, target=target, base=theta_before, steps=steps, trials=scored,
         chosen=best.name, theta=best.theta, family=best.family,
-        margin=scored[1].score - best.score,
+        margin=scored[1].score - best.score, long_factor=best.long_factor,
     )  # fmt: skip
 
 
@@ -143,26 +158,47 @@ def table(result: ThetaProbe) -> list[tuple[str, str]]:
     ties = [trial.name for trial in result.trials[1:] if trial.score < best + TIE]
     if ties:
         lines.append(("as good", f"within {TIE} nats: {', '.join(ties)}"))
+    factors = [
+        ("factors of longrope", ", ".join(f"{factor:g}" for factor in trial.long_factor))
+        for trial in result.trials
+        if trial.long_factor is not None
+    ]
     return [
         *lines,
+        *factors,
         ("chosen", f"{result.chosen}, by {result.margin:.3f} nats after {result.steps} steps"),
     ]
 
 
-def _run_trial(
-    recipe: Recipe, name: str, family: str, theta: float, target: int, steps: int, device: str
-) -> Trial:
+@contextmanager
+def _written(
+    recipe: Recipe, rope: dict[str, Any], theta: float, target: int, steps: int
+) -> Iterator[Path]:
+    """The recipe of a trial, in a temporary folder."""
     value = copy.deepcopy(recipe.document.value)
     stage = {key: item for key, item in value["stages"][-1].items() if key in _STAGE_KEYS}
     value["stages"] = [{**stage, "length": target, "theta": theta, "steps": steps}]
-    value["rope"] = {"family": family}
+    value["rope"] = rope
     value["watch"] = {**value["watch"], "every": steps, "length": target, "stop": False}
     value["save_every"] = 10**9
     value.pop("track", None)
     with tempfile.TemporaryDirectory(prefix="regraft-probe-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(value), encoding="utf-8")
-        record = train_model(path, Path(folder) / "out", device=device)
+        yield path
+
+
+def _run_trial(
+    recipe: Recipe,
+    name: str,
+    rope: dict[str, Any],
+    theta: float,
+    target: int,
+    steps: int,
+    device: str,
+) -> Trial:
+    with _written(recipe, rope, theta, target, steps) as path:
+        record = train_model(path, path.parent / "out", device=device)
     assert record.watch is not None
     assert record.loss is not None
     first, last = record.watch.first, record.watch.last
@@ -170,7 +206,7 @@ def _run_trial(
     assert last.needle is not None
     by_position = list(last.nll.values())
     return Trial(
-        name=name, family=family, theta=theta, zero_shot=first.needle.nll,
+        name=name, family=str(rope["family"]), theta=theta, zero_shot=first.needle.nll,
         needle_nll=last.needle.nll, accuracy=last.needle.accuracy, nearest_nll=by_position[0],
         farthest_nll=by_position[-1], loss=record.loss.last,
     )  # fmt: skip

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
-from train_recipes import LORA, write_recipe
+import torch
+from train_recipes import LORA, RECIPE, write_recipe
+from transformers import AutoModelForCausalLM
 
+from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.extract.extract import extract_lora
 from regraft.document import Document
 from regraft.errors import InputError
-from regraft.rope import ContextSpec, scaling_law
+from regraft.rope import ContextSpec, inverse_frequencies, scaling_law
+from regraft.rope.longrope import long_factors
 from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
+from regraft.train.step.rotary import fix_rotary
 
 CONFIG = {
     "model_type": "llama",
@@ -63,6 +70,33 @@ def test_a_family_with_a_factor_keeps_theta(family):
     assert (stage.first.rope_type, stage.first.theta) == (family, 5e5)
     assert stage.first.rope_parameters["factor"] == 8
     assert f"the factor of {family} scales" in stage.theta_note
+
+
+def test_longrope_keeps_theta_and_has_factors_of_the_recipe_or_the_formula():
+    short, long = contexts(
+        "{length: 4k, steps: 1}, {length: 64k, steps: 1}", "rope: {family: longrope}\n"
+    )
+    assert short.first.max_position_embeddings == 8192
+    assert short.first.rope_parameters["long_factor"] == [1.0] * 64
+    rope = long.first.rope_parameters
+    assert (rope["rope_type"], rope["rope_theta"]) == ("longrope", 5e5)
+    assert rope["long_factor"] == long_factors(64, 5e5, 8192, 65536)
+    assert rope["short_factor"] == [1.0] * 64
+    assert rope["original_max_position_embeddings"] == 8192
+    assert "the factors of longrope scale" in long.theta_note
+    given = ", ".join(["2"] * 64)
+    (stage,) = contexts(
+        "{length: 64k, steps: 1}", f"rope: {{family: longrope, long_factor: [{given}]}}\n"
+    )
+    assert stage.first.rope_parameters["long_factor"] == [2.0] * 64
+
+
+def test_factors_that_cannot_be_used_are_refused():
+    line = "{length: 64k, steps: 1}"
+    with pytest.raises(InputError, match="has 2 factors; a head of this model rotates 64 pairs"):
+        contexts(line, "rope: {family: longrope, long_factor: [1, 2]}\n")
+    with pytest.raises(InputError, match="line 4: factors are of longrope"):
+        contexts(line, "rope: {family: yarn, long_factor: [1, 2]}\n")
 
 
 @pytest.mark.parametrize("config", [CONFIG, LONGROPE])
@@ -117,3 +151,40 @@ def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for key in ("max_position_embeddings", "rope_theta"):
         assert config[key] == before[key]
+
+
+def test_longrope_is_trained_carried_and_computed_as_by_transformers(
+    trained_model, data_folder, tmp_path
+):
+    """The model has 256 tokens and gets 512, by factors that differ by pair."""
+    text = RECIPE.replace(
+        RECIPE[RECIPE.index("stages:") : RECIPE.index("data:")],
+        "stages: [{{length: 512, steps: 1, batch: 1, mix: {{long: 1}}}}]\n",
+    ).replace("rope: {{law: scaling}}", "rope: {{family: longrope, long_factor: [1, 1.5, 2, 3]}}")
+    text = text.replace("words: 256", "words: 514")
+    extended, adapter, grafted = (tmp_path / name for name in ("extended", "adapter", "grafted"))
+    train_model(write_recipe(tmp_path, data_folder, text, trained_model), extended, device="cpu")
+    extract_lora(trained_model, extended, adapter, rank=32)
+    apply_lora(adapter, trained_model, grafted)
+    for folder in (extended, grafted):
+        config = json.loads((folder / "config.json").read_text())
+        for key in ("rope_parameters", "rope_scaling"):
+            assert config[key]["rope_type"] == "longrope"
+            assert config[key]["long_factor"] == [1, 1.5, 2, 3]
+            assert config[key]["short_factor"] == [1, 1, 1, 1]
+        assert config["original_max_position_embeddings"] == 256
+        assert config["max_position_embeddings"] == 512
+        spec = ContextSpec.from_config(config)
+        for length, factors in ((512, [1, 1.5, 2, 3]), (256, [1, 1, 1, 1])):
+            frequencies, attention = inverse_frequencies(spec, 8, length)
+            theta = config["rope_theta"]
+            for i, factor in enumerate(factors):
+                assert float(frequencies[i]) == pytest.approx(theta ** (-i / 4) / factor, rel=1e-12)
+            assert attention == pytest.approx((1 + math.log(2) / math.log(256)) ** 0.5, rel=1e-12)
+            ids = torch.randint(0, 190, (1, length), generator=torch.Generator().manual_seed(0))
+            model = AutoModelForCausalLM.from_pretrained(folder).eval()
+            with torch.no_grad():
+                theirs = model(input_ids=ids).logits
+                fix_rotary(model, spec, length)
+                ours = model(input_ids=ids).logits
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -75,3 +75,20 @@ def test_a_recipe_without_a_needle_is_refused(tmp_path):
     recipe.write_text(RECIPE.format(cache=tmp_path / "cache", watch="watch: {rows: 2}"))
     with pytest.raises(InputError, match="needs the recipe's needle"):
         probe.probe_theta(recipe, 64, 256, 70.0)
+
+
+def test_longrope_is_tried_with_the_factors_of_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "grid", lambda *_: [("unchanged", "keep", 70.0)])
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.format(cache=tmp_path / "cache", watch=WATCH))
+    result = probe.probe_theta(recipe, 64, 256, 70.0, steps=1, search=6, device="cpu")
+    (trial,) = (trial for trial in result.trials if trial.name == "longrope")
+    assert trial.family == "longrope"
+    assert trial.theta == 70.0
+    assert len(trial.long_factor) == 4
+    assert trial.long_factor == sorted(trial.long_factor)
+    (other,) = (trial for trial in result.trials if trial.name == "unchanged")
+    assert trial.zero_shot != other.zero_shot
+    assert ("factors of longrope", ", ".join(f"{f:g}" for f in trial.long_factor)) in (
+        probe.table(result)
+    )

@@ -72,6 +72,9 @@ class Recipe(BaseRecipe[Body]):
             mistakes.add(("load", "bits"), "4-bit weights do not learn; say method: lora")
         if body.load.bits == 4 and body.dtype == "float64":
             mistakes.add(("dtype",), "4-bit weights have no float64; say float32 or bfloat16")
+        for key in ("long_factor", "short_factor"):
+            if getattr(body.rope, key) is not None and body.rope.family != "longrope":
+                mistakes.add(("rope", key), "factors are of longrope; say family: longrope")
         if body.method != "lora" and body.export.kind == "adapter":
             mistakes.add(
                 ("export", "kind"),

@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from regraft.recipe_values import Block, Count, Positive, Share, Theta, Tokens
 
+Factors = Annotated[list[Positive], Field(min_length=1)]
+
 
 class Rope(Block):
     """How the RoPE of a stage follows from its length."""
 
-    family: Literal["keep", "default", "linear", "dynamic", "yarn", "llama3"] = Field(
+    family: Literal["keep", "default", "linear", "dynamic", "yarn", "llama3", "longrope"] = Field(
         default="keep", description="RoPE family; keep: the model's own"
     )
     law: Literal["scaling", "ntk", "bound", "keep"] | None = Field(
@@ -26,6 +28,14 @@ class Rope(Block):
     )
     original: Tokens | None = Field(
         default=None, description="length before extension; default: the model's"
+    )
+    long_factor: Factors | None = Field(
+        default=None,
+        description="longrope: what each frequency is divided by in stages longer than `original`; "
+        "default: by formula, see `regraft theta --probe` for better ones",
+    )
+    short_factor: Factors | None = Field(
+        default=None, description="longrope: the same within `original`; default: ones"
     )
 
 
