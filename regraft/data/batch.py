@@ -71,7 +71,7 @@ def make_row(
         size = piece.stop - piece.start
         own_positions, text = sampler.sample(size, piece.reach - piece.start, (*key, number))
         following = _following(tokens, piece, int(text[-1]))
-        if tokens.chat and (following[text] == IGNORED).all():
+        if tokens.chat is not None and (following[text] == IGNORED).all():
             text = np.arange(size)  # what is skipped has all that there is to learn
         ids.append(tokens.slice(piece.document, piece.start, piece.start + len(following))[text])
         learned.append(

@@ -33,20 +33,33 @@ _CHARACTERS_PER_BATCH = 2**20  # of conversations: a token and its place take 20
 _VERSION = 3
 
 
+@dataclass
+class ChatCounts:
+    """Of the conversations of a source. learned: tokens to be learned; skipped: conversations
+    without an answer of the assistant; shortened: those that ended with another turn, which is left
+    out."""
+
+    learned: int = 0
+    skipped: int = 0
+    shortened: int = 0
+
+
 class Tokens:
-    """Documents as token ids. digest: of text and tokenizer; len(): number of documents; chat:
-    whether they are conversations, with tokens that are not learned."""
+    """Documents as token ids. digest: of text and tokenizer; highest: the largest id; len():
+    number of documents; chat: counts of conversations, which have tokens that are not learned, and
+    None for text."""
 
     def __init__(self, folder: Path) -> None:
         meta = json.loads((folder / "meta.json").read_text())
         self.digest: str = meta["digest"]
+        self.highest: int = meta["highest"]
         self.ends: NDArray[np.int64] = np.load(folder / "ends.npy")
         self._ids = np.empty(0, np.uint32)
         if len(self.ends):  # an empty file cannot be mapped
             self._ids = np.memmap(folder / "ids.bin", dtype=np.uint32, mode="r")
-        self.chat = (folder / "cuts.npy").is_file()
+        self.chat = None if meta["chat"] is None else ChatCounts(**meta["chat"])
         self._learned, self._cuts = np.empty(0, np.bool_), np.empty(0, np.int64)
-        if self.chat:
+        if self.chat is not None:
             self._cuts = np.load(folder / "cuts.npy")
             if len(self.ends):
                 self._learned = np.memmap(folder / "learned.bin", dtype=np.bool_, mode="r")
@@ -73,7 +86,7 @@ class Tokens:
         """Whether each of the tokens of `slice` is to be learned: all tokens of text."""
         begin = int(self.ends[document - 1]) if document else 0
         end = min(begin + stop, int(self.ends[document]))
-        if not self.chat:
+        if self.chat is None:
             return np.ones(max(0, end - begin - start), np.bool_)
         return np.asarray(self._learned[begin + start : end])
 
@@ -82,17 +95,6 @@ class Tokens:
         begin = int(self.ends[document - 1]) if document else 0
         first, last = np.searchsorted(self._cuts, (begin, int(self.ends[document])))
         return self._cuts[first:last] - begin
-
-
-@dataclass
-class ChatCounts:
-    """Of the conversations of a source. learned: tokens to be learned; skipped: conversations
-    without an answer of the assistant; shortened: those that ended with another turn, which is left
-    out."""
-
-    learned: int = 0
-    skipped: int = 0
-    shortened: int = 0
 
 
 def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Tokens:
@@ -110,20 +112,20 @@ def tokenise(source: Text, tokenizer: Any, cache: Path, vocabulary: int) -> Toke
     folder = cache / key
     if not (folder / "meta.json").is_file():
         _write(folder, key, source, tokenizer, template)
-    tokens, meta = Tokens(folder), json.loads((folder / "meta.json").read_text())
-    counts = ChatCounts(**meta["chat"])
+    tokens = Tokens(folder)
+    counts = tokens.chat or ChatCounts()
     if not len(tokens) and not counts.skipped:
         raise InputError(f"The source {source.location} has no text; give another.")
-    if source.chat and not counts.learned:
+    if tokens.chat is not None and not counts.learned:
         raise InputError(
             f"The source {source.location} has nothing to learn: no assistant's turn in "
             f"{counts.skipped + len(tokens):,} conversations; give others, or say loss_on: all."
         )
     _warn(source, counts, len(tokens))
-    if meta["highest"] >= vocabulary:
+    if tokens.highest >= vocabulary:
         raise InputError(
-            f"The tokenizer gives token {meta['highest']} and the model has {vocabulary} rows; "
-            "give the model its own tokenizer."
+            f"The tokenizer gives token {tokens.highest} and the model has {vocabulary} rows; give "
+            "the model its own tokenizer."
         )
     return tokens
 
@@ -170,7 +172,8 @@ def _write(
         np.save(staging / "ends.npy", np.asarray(ends, dtype=np.int64))
         if template is not None:
             np.save(staging / "cuts.npy", np.asarray(cuts, dtype=np.int64))
-        meta = {"digest": key, "highest": highest, "chat": asdict(counts)}
+        chat = None if template is None else asdict(counts)
+        meta = {"digest": key, "highest": highest, "chat": chat}
         (staging / "meta.json").write_text(json.dumps(meta))
         try:
             staging.rename(folder)

@@ -94,10 +94,10 @@ class Corpus:
                 window,
                 reach=positions.reach(window),
                 seed=seed,
-                chat=tokens if tokens.chat else None,
+                chat=None if tokens.chat is None else tokens,
             )
             if not len(rows[source.name]):
-                learned = " with something to learn" if tokens.chat else ""
+                learned = "" if tokens.chat is None else " with something to learn"
                 raise recipe.error(
                     ("data", "sources", i),
                     f"no document of '{source.name}'{learned} fills half a row of "

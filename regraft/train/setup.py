@@ -98,8 +98,10 @@ def describe_run(run: Run) -> dict[str, Plain]:
     }
     for name, tokens in corpus.tokens.items():
         held_out = len(corpus.held_out[name])
-        plan[f"text of {name}"] = f"{_documents(len(tokens))}, {tokens.total:,} tokens" + (
-            f", {_documents(held_out)} held out" if held_out else ""
+        plan[f"text of {name}"] = (
+            f"{_documents(len(tokens))}, {tokens.total:,} tokens"
+            + ("" if tokens.chat is None else f", {tokens.chat.learned:,} of them learned")
+            + (f", {_documents(held_out)} held out" if held_out else "")
         )
     estimates = estimate_run(recipe, run.shapes, run.mesh)
     for i, (stage, contexts) in enumerate(zip(body.stages, run.contexts, strict=True)):

@@ -223,7 +223,7 @@ def counting(folder: Path, lengths: list[int]) -> Tokens:
     ids = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)])
     ids.astype(np.uint32).tofile(folder / "ids.bin")
     np.save(folder / "ends.npy", ends.astype(np.int64))
-    (folder / "meta.json").write_text('{"digest": "x", "highest": 1}')
+    (folder / "meta.json").write_text('{"digest": "x", "highest": 1, "chat": null}')
     return Tokens(folder)
 
 
