@@ -54,7 +54,7 @@ def backward(
     for i, part in enumerate(parts):
         nll = learner(part)
         total += nll.detach().double()
-        if recovery is not None and body.recover.distill:
+        if recovery is not None and recovery.teacher is not None and body.recover.distill:
             short = [row.short for row in rows[i * size : (i + 1) * size]]
             nll = nll + body.recover.distill * recovery.distance(learner, part, short)
         # FSDP averages gradients over its processes; their sum is needed.

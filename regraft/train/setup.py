@@ -28,7 +28,7 @@ from regraft.train.estimate.plan_text import describe
 from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import trains_everything
+from regraft.train.recipe.schema import exports_adapter
 from regraft.train.recovery import check_recovery
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
@@ -57,8 +57,7 @@ class Run:
     @property
     def exports_adapter(self) -> bool:
         """Whether the run writes an adapter, and not a model."""
-        kind = self.recipe.body.export.kind
-        return kind == "adapter" or (kind == "auto" and not trains_everything(self.recipe.body))
+        return exports_adapter(self.recipe.body)
 
 
 def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Run:

@@ -124,6 +124,26 @@ def test_two_processes_choose_as_one_also_when_killed(runs, ranks, tmp_path):
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=5e-4)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_recovery_by_lora_exports_a_model_with_the_best_factors(runs, tmp_path):
+    recipe = runs.recipe(tmp_path)
+    lora = "lora: {rank: 4, alpha: 16}\n"
+    recipe.write_text(recipe.read_text().replace("rate: 1e-2", "rate: 5e-2") + lora)
+    record = train_model(recipe, tmp_path / "out", device="cpu")
+    assert record.export == "model"
+    assert 0 < record.choice.step < record.steps
+    shorter = runs.recipe(tmp_path / "shorter", veto="null", steps=record.choice.step)
+    shorter.write_text(shorter.read_text().replace("rate: 1e-2", "rate: 5e-2") + lora)
+    train_model(shorter, tmp_path / "shorter" / "out", device="cpu")
+    expected = (tmp_path / "shorter" / "out" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == expected
+    weights, before = (load_file(folder / "model.safetensors")
+                       for folder in (tmp_path / "out", runs.model))  # fmt: skip
+    changed = {name for name, value in weights.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
 def point(step: int, drift: float | None, veto: str | None = None) -> RecoveryPoint:
     return RecoveryPoint(step=step, drift=drift, far_nll=2.0, needles=0.9, veto=veto)
 

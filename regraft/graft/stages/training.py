@@ -13,7 +13,7 @@ from regraft.graft.stages.stage import Context, Produces, Source, Stage, locatio
 from regraft.train.corpus import text_of
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.recipe.schema import trains_everything
+from regraft.train.recipe.schema import exports_adapter
 from regraft.train.setup import input_files
 
 
@@ -40,8 +40,7 @@ class Train(Stage):
         used = {name for name in (body.model, body.recover.teacher) if isinstance(name, str)}
         self.models = {name: source for name, source in models.items() if name in used}
         self.recipe_path = context.workspace.folder / "recipes" / f"{Path(out).as_posix()}.yaml"
-        kind = body.export.kind
-        if kind == "adapter" or (kind == "auto" and not trains_everything(body)):
+        if exports_adapter(body):
             self.produces = "adapter"
 
     @property

@@ -70,6 +70,7 @@ def export_adapter(
         return None
     dtype = OUTPUT_DTYPES.get(body.export.dtype, next(iter(base.tensors.values())).dtype)
     lora = body.lora
+    assert lora is not None
     alpha = lora.effective_alpha
     scale = alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
     pairs = _factor_pairs(trained, scale)

@@ -8,7 +8,7 @@ from typing import Any
 from regraft.document import Where
 from regraft.errors import did_you_mean
 from regraft.recipe import BaseRecipe, Mistakes
-from regraft.train.recipe.schema import Body
+from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.recipe.stages import Stage
 from regraft.units import format_tokens
 
@@ -61,10 +61,10 @@ class Recipe(BaseRecipe[Body]):
         body = self.body
         self._check_sources(mistakes)
         self._check_positions(mistakes)
-        if body.method == "lora" and body.freeze:
+        if not trains_everything(body) and body.freeze:
             mistakes.add(("freeze",), "lora freezes the model by itself; leave freeze out")
-        for block in ("lora", "recover"):
-            if body.method != block and block in self.document.value:
+        for block, methods in (("lora", ("lora", "recover")), ("recover", ("recover",))):
+            if body.method not in methods and block in self.document.value:
                 mistakes.add(
                     (block,), f"method is {body.method}, which has no {block}; say method: {block}"
                 )
@@ -154,6 +154,8 @@ class Recipe(BaseRecipe[Body]):
                 "the teacher is compared on short text; give a source with rows: packed, or name "
                 "one under 'short'",
             )
+        if recover.noise and not trains_everything(self.body):
+            mistakes.add(("recover", "noise"), "noise is added to all weights; leave lora out")
         for i, stage in enumerate(self.body.stages):
             for key, value in (("theta", stage.theta), ("fallback", stage.fallback)):
                 if value:

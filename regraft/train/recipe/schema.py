@@ -15,9 +15,9 @@ Every switch is independent of the others, because published recipes differ.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from regraft.recipe_values import Block, Count
 from regraft.train.recipe.data import Data
@@ -33,9 +33,10 @@ class Body(Block):
     model: str | ToyModel = Field(description="a folder or org/name[@revision], or {toy: {..}}")
     method: Literal["full", "lora", "recover"] = Field(
         default="full",
-        description="full: all weights; lora: an adapter; recover: all weights, after a graft",
+        description="full: all weights; lora: an adapter; recover: all weights after a graft, or "
+        "with a `lora` block a LoRA that the export folds in",
     )
-    lora: Lora = Lora()
+    lora: Lora | None = None
     load: Load = Load()
     recover: Recover = Recover()
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
@@ -69,10 +70,23 @@ class Body(Block):
         "deterministic algorithms, which are slower; a CPU gives the same bits anyway",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "lora":
+            return {**values, "lora": values.get("lora") or {}}
+        return values
+
 
 def trains_everything(body: Body) -> bool:
     """Whether all parameters are trained, except those that `freeze` names; else only a LoRA is."""
-    return body.method != "lora"
+    return body.lora is None
+
+
+def exports_adapter(body: Body) -> bool:
+    """Whether the run writes an adapter, and not a model."""
+    kind = body.export.kind
+    return kind == "adapter" or (kind == "auto" and body.method == "lora")
 
 
 def has_teacher(body: Body) -> bool:

@@ -79,7 +79,8 @@ class Recover(Block):
     every: Count = Field(default=10, description="steps between measurements of the drift")
     rows: Count = Field(default=16, description="held-out documents that the drift is measured on")
     distill: Annotated[Number, Field(ge=0)] = Field(
-        default=0.0, description="weight of KL(teacher || model) on rows of short text"
+        default=1.0,
+        description="weight of KL(teacher || model), added to the loss of rows of short text",
     )
     noise: Share = Field(
         default=0.0,

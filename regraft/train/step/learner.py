@@ -136,7 +136,7 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
     savers of the recipe."""
     dtype = arithmetic(body, mesh.device)
     attach(model, mesh)
-    if trains_everything(body):
+    if body.lora is None:
         _freeze(model, body.freeze)
     else:
         _add_lora(model, body.lora)

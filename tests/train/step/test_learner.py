@@ -23,7 +23,8 @@ def test_steps_are_those_of_a_plain_loop_with_transformers_and_peft(method):
     body = Body.model_validate(
         {
             "model": "none", "method": method, "dtype": "float64",
-            "lora": {"rank": 4, "norms": False}, "stages": [{"length": 64, "steps": 1}],
+            **({"lora": {"rank": 4, "norms": False}} if method == "lora" else {}),
+            "stages": [{"length": 64, "steps": 1}],
             "data": {"sources": [{"name": "none", "text": "none"}]}, "memory": {"loss_chunk": 7},
         }
     )  # fmt: skip
