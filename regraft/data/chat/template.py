@@ -82,8 +82,13 @@ class ChatTemplate:
         tokens = self._tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        parts = zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        return [self._mark(text, spans, ids, offsets) for (text, spans), ids, offsets in parts]
+        parts = zip(
+            conversations, rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True
+        )
+        return [
+            self._mark(text, spans, ids, offsets, _ends_of_exchanges(conversation.messages))
+            for conversation, (text, spans), ids, offsets in parts
+        ]
 
     def count(self, conversation: Conversation) -> int:
         """Number of tokens that `encode` gives."""
@@ -125,8 +130,14 @@ class ChatTemplate:
         )  # fmt: skip
 
     def _mark(
-        self, text: str, spans: list[Span], ids: list[int], offsets: list[tuple[int, int]]
+        self,
+        text: str,
+        spans: list[Span],
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        ends_exchange: list[bool],
     ) -> Encoded:
+        """ends_exchange: for every turn of the assistant."""
         places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = places[:, 0], places[:, 1]
 
@@ -143,7 +154,9 @@ class ChatTemplate:
                 learned[first:last] = True
             while last < len(ids) and is_blank(last):
                 last += 1
-            if last < len(ids):
+            # a template may have tags around some of the turns only
+            known = len(spans) == len(ends_exchange)
+            if last < len(ids) and (not known or ends_exchange[number - 1]):
                 cuts.append(last)
         return Encoded(ids, learned, cuts)
 
@@ -196,3 +209,13 @@ class ChatTemplate:
                 return
             problem = "does not tell the assistant's turns from the user's"
         raise InputError(f"The model's chat template {problem}; {_REMEDY}.")
+
+
+def _ends_of_exchanges(messages: Sequence[Message]) -> list[bool]:
+    """For every turn of the assistant, whether neither a tool nor the assistant goes on."""
+    following = [*(message["role"] for message in messages[1:]), "user"]
+    return [
+        after in ("user", "system")
+        for message, after in zip(messages, following, strict=True)
+        if message["role"] == "assistant"
+    ]

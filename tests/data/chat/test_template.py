@@ -93,6 +93,10 @@ def test_calls_of_tools_are_learned():
     ]
     expected = ["<call>find</call><|im_end|>", "three<|im_end|>"]
     assert learned_texts(CALLING, messages) == expected
+    tokenizer = tokenizer_with(CALLING)
+    (encoded,) = ChatTemplate(tokenizer).encode([Conversation(2 * messages, "line 1")])
+    (cut,) = encoded.cuts  # not between a call and its result
+    assert tokenizer.decode(encoded.ids[cut:]).startswith("<|im_start|>user\nlook it up")
 
 
 def test_turns_that_a_template_changes_later_are_refused_or_learned_with_all():
