@@ -15,6 +15,8 @@ def ngram_hashes(ids: Sequence[int] | NDArray[np.int64], n: int) -> NDArray[np.u
     tokens = np.asarray(ids, dtype=np.uint64)
     count = max(0, len(tokens) - n + 1)
     hashes = np.zeros(count, dtype=np.uint64)
+    if not count:
+        return hashes
     with np.errstate(over="ignore"):
         for offset in range(n):
             hashes = (hashes + tokens[offset : offset + count] + np.uint64(1)) * _MULTIPLIER

@@ -1,0 +1,335 @@
+"""What the steps of `regraft data build` are worth: the same training with differently chosen text.
+
+    python benchmarks/data_training.py [--seeds 2] [-o bench-out]
+
+The demo's base (64 tokens) is extended to 512 by the same number of tokens of a crawl, from which
+documents are chosen in different ways. The crawl has, in equal numbers of words: notes (facts, and
+questions about them all over the text: what long context is for); plain prose; eight short notes in
+one document; a short piece of notes repeated to the length; and short notes as documents of their
+own. Every model is then asked for needles, and scored on held-out notes by position.
+
+Prints a table and writes it to benchmarks/results/data_training.md. About 12 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from harness import add_quick, environment, record
+
+from regraft.data.build import restructure
+from regraft.data.build.causal_scorer import CausalScorer
+from regraft.data.build.document import Document
+from regraft.data.build.statistics import Statistics
+from regraft.data.build.step import Context, Step
+from regraft.data.build.steps.long_dependency import LongDependency
+from regraft.data.build.steps.structure import Marks, Structure
+from regraft.data.build.tokens import open_counter
+from regraft.data.toy_language import (
+    ADJECTIVES,
+    Mix,
+    Prose,
+    needles,
+    note,
+    prose_row,
+    question,
+    training_row,
+)
+from regraft.demo import recipes
+from regraft.demo.exam import examine
+from regraft.rope.laws import scaling_law
+from regraft.train.job import train_model
+
+SHORT = 64
+MIX = Mix(prose=0.45, questions=0.65)
+
+
+@dataclass(frozen=True)
+class Size:
+    """target: length after the extension. steps, rows: of a training. documents: of each kind in
+    the crawl. held_out: documents that models are scored on."""
+
+    target: int = 512
+    steps: int = 40
+    rows: int = 8
+    documents: int = 320
+    held_out: int = 48
+
+    @property
+    def needed(self) -> int:
+        """Documents of the target length that a training reads."""
+        return self.steps * self.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
+    add_quick(parser)
+    arguments = parser.parse_args()
+    size = Size(128, 1, 4, 6, 2) if arguments.quick else Size()
+    plan = replace(
+        recipes.Plan(base_steps=(1, 1), base_rows=4) if arguments.quick else recipes.Plan(),
+        target=size.target, lengths=(SHORT, size.target // 2, size.target), prose_rows=8,
+        extension=((size.steps, size.target, size.rows),),
+    )  # fmt: skip
+    started = time.time()
+    results = [
+        run_seed(seed, size, plan, arguments.out.resolve() / f"data-training-{seed}")
+        for seed in range(2, 2 + (1 if arguments.quick else arguments.seeds))
+    ]
+    record("data_training", table(results, size, time.time() - started), keep=not arguments.quick)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Shares of words by kind of document, needles by length, NLL of notes by position."""
+
+    kinds: dict[str, float]
+    needle: dict[int, float]
+    nll: dict[str, float]
+
+
+def run_seed(seed: int, size: Size, plan: recipes.Plan, folder: Path) -> dict[str, Trained]:
+    """Every way of choosing, from one base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, seed))
+    train_model(base, folder / "base", device="cpu", overwrite=True)
+    # a model that reads the target length, as a scorer: trained on other notes
+    rng = random.Random(f"{seed} donor")
+    notes = [words_of(training_row(rng, size.target + 2, MIX)) for _ in range(size.needed)]
+    donor = train(folder, "donor", notes, size, plan, seed + 100)
+    held_out = [
+        words_of(training_row(random.Random(f"{seed} held out {n}"), size.target, MIX))
+        for n in range(size.held_out)
+    ]
+    results = {"before": measure(folder / "base", held_out, plan, seed, {})}
+    for name, choose in ways(str(donor), str(folder / "base"), size).items():
+        chosen = choose(crawl(seed, size), folder, seed)
+        words = Counter[str]()
+        for one in chosen:
+            words[one.metadata["kind"]] += len(one.text.split())
+        shares = {kind: count / words.total() for kind, count in words.items()}
+        texts = [one.text for one in chosen]
+        model = train(folder, name.replace(" ", "-"), texts, size, plan, seed)
+        results[name] = measure(model, held_out, plan, seed, shares)
+        print(seed, name, results[name], flush=True)
+    return results
+
+
+def crawl(seed: int, size: Size) -> list[Document]:
+    """The documents that there are to choose from, shuffled; `kind` is in their metadata."""
+    documents = []
+    for number in range(size.documents):
+        rng = random.Random(f"{seed} crawl {number}")
+        shorts = short_notes(rng, size.target // SHORT)
+        copied = words_of(training_row(rng, SHORT, MIX)) + " "
+        texts = {
+            "notes": [words_of(training_row(rng, size.target + 2, MIX))],
+            "prose": [words_of(prose_row(rng, size.target + 2))],
+            "joined shorts": [" ".join(short_notes(rng, size.target // SHORT))],
+            "copies": [(copied * (size.target // SHORT + 2))[: 8 * size.target]],
+            "shorts": shorts,
+        }
+        documents += [
+            Document(text, f"{kind} {number}.{at}", "crawl", metadata={"kind": kind})
+            for kind, own in texts.items()
+            for at, text in enumerate(own)
+        ]
+    random.Random(f"{seed} order").shuffle(documents)
+    return documents
+
+
+def words_of(row: object) -> str:
+    """A row as text; the tokenizer adds the `<s>` in front."""
+    return " ".join(row.words[1:])  # type: ignore[attr-defined]
+
+
+def short_notes(rng: random.Random, count: int) -> list[str]:
+    """`count` short documents with facts and questions about them, no key in two of them."""
+    facts = list(needles(rng, 16).items())
+    texts = []
+    for number in range(count):
+        own = facts[number % 8 * 2 :][:2]
+        prose, words, noted = Prose(rng), [], 0
+        while len(words) < SHORT:
+            if rng.random() < MIX.prose:
+                words += prose.sentence()
+            elif noted and (noted == len(own) or rng.random() < MIX.questions):
+                words += question("ask", *rng.choice(own[:noted]))
+            else:
+                words += note(*own[noted])
+                noted += 1
+        texts.append(" ".join(words))
+    return texts
+
+
+Choose = Callable[[list[Document], Path, int], list[Document]]
+
+
+def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
+    """How documents are chosen, by name."""
+
+    def is_long(document: Document) -> bool:
+        return document.metadata["kind"] != "shorts"
+
+    def at_random(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+        return take(documents, size)
+
+    def long_only(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+        return take([one for one in documents if is_long(one)], size)
+
+    def shorts_only(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+        return take([one for one in documents if not is_long(one)], size)
+
+    def gain(model: str, window: int, copied_run: int) -> Choose:
+        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+            long = [one for one in documents if is_long(one)]
+            step = LongDependency(
+                model=model, windows=[window], share=min(1.0, size.needed / len(long)),
+                copied_run=copied_run,
+            )  # fmt: skip
+            return take(list(run(step, long, base, seed)), size)
+
+        return choose
+
+    def untied(keys: bool) -> Choose:
+        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+            shorts = sorted((one for one in documents if not is_long(one)), key=number_of)
+            marks = Marks(tail="", head="", trace="")
+            if keys:
+                restructure.keys = toy_keys
+                marks = Marks(tail=" then {key} , ", head="that {key} , ", trace="")
+            step = Structure(length=size.target + 80, share=1.0, marks=marks)
+            return take(list(run(step, shorts, base, seed)), size)
+
+        return choose
+
+    window = size.target // 16
+    return {
+        "random": at_random,
+        "long only": long_only,
+        "context gain": gain(donor, window, 12),
+        "context gain, copies count": gain(donor, window, 10**6),
+        "context gain by the base": gain(base, SHORT // 4, 12),
+        "shorts joined": shorts_only,
+        "shorts untied": untied(keys=False),
+        "shorts untied, keys": untied(keys=True),
+    }
+
+
+def number_of(document: Document) -> tuple[int, int]:
+    """The number of a document in the crawl: documents of one group have different keys."""
+    first, second = document.id.split()[-1].split(".")
+    return int(first), int(second)
+
+
+def toy_keys(count: int, rng: np.random.Generator) -> list[str]:
+    """Keys of two words that the toys know."""
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[" ".join(rng.choice(ADJECTIVES, 2))] = None
+    return list(drawn)
+
+
+def run(step: Step, documents: list[Document], tokenizer: str, seed: int) -> Iterator[Document]:
+    """What a step lets through."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = Context(
+            Statistics(step.name), open_counter(tokenizer), Path(folder), seed, "cpu"
+        )  # fmt: skip
+        yield from step.run(iter(documents), context)
+
+
+def take(documents: list[Document], size: Size) -> list[Document]:
+    """The first documents that have as many words as a training reads."""
+    chosen, words = [], 0
+    for document in documents:
+        if words >= size.needed * size.target:
+            break
+        chosen.append(document)
+        words += len(document.text.split())
+    return chosen
+
+
+def train(
+    folder: Path, name: str, texts: list[str], size: Size, plan: recipes.Plan, seed: int
+) -> Path:
+    """The base after `size.needed` rows of the texts, which follow each other in random order."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    theta = scaling_law(plan.theta, plan.trained, size.target)
+    recipe = recipes.extended_recipe(plan, seed, folder / "base", theta)
+    (stage,) = recipe["stages"]
+    stage["mix"] = {"text": 1}
+    stage["schedule"] = {"kind": "linear", "warmup": 5, "floor": 0.0}
+    recipe["data"] = {
+        "sources": [{"name": "text", "jsonl": str(path), "rows": "joined"}],
+        "cache": str(folder / "cache"), "held_out": 0,
+    }  # fmt: skip
+    written = recipes.write_recipe(folder / f"{name}.yaml", recipe)
+    train_model(written, folder / name, device="cpu", overwrite=True)
+    return folder / name
+
+
+def measure(
+    model: Path, held_out: list[str], plan: recipes.Plan, seed: int, kinds: dict[str, float]
+) -> Trained:
+    """Needles by length, and the NLL of held-out notes by position."""
+    scorer = CausalScorer.open(str(model), torch.device("cpu"))
+    rows = [scorer.ids(text) for text in held_out]
+    length = min(map(len, rows))
+    nll = torch.cat([scorer.last([row[:length]], length - 1) for row in rows]).mean(0)
+    edges = sorted({0, SHORT, length // 2, length})
+    by_position = {
+        f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)
+    }
+    return Trained(kinds, examine(model, plan, seed).needle, by_position)
+
+
+def table(results: list[dict[str, Trained]], size: Size, seconds: float) -> str:
+    """The means over seeds."""
+    first = results[0]["before"]
+    lengths, positions = list(first.needle), list(first.nll)
+    tokens = size.needed * size.target
+    lines = [
+        "# Choosing training text by the steps of regraft data build",
+        "",
+        f"{environment('transformers')}. The demo's base, {SHORT} to {size.target} tokens, "
+        f"{tokens:,} tokens of each choice; means of {len(results)} seeds, {seconds / 60:.0f} "
+        "minutes in all.",
+        "",
+        "| text | words of | "
+        + " | ".join(f"needles at {length}" for length in lengths) + " | "
+        + " | ".join(f"NLL of notes {part}" for part in positions) + " |",
+        "|---|---|" + "--:|" * (len(lengths) + len(positions)),
+    ]  # fmt: skip
+    for name in results[0]:
+        every = [result[name] for result in results]
+        kinds = {kind for one in every for kind in one.kinds}
+        shares = {kind: mean(one.kinds.get(kind, 0) for one in every) for kind in kinds}
+        listed = sorted(shares.items(), key=lambda item: -item[1])
+        cells = [
+            name,
+            ", ".join(f"{share:.0%} {kind}" for kind, share in listed),
+            *(f"{mean(one.needle[length] for one in every):.2f}" for length in lengths),
+            *(f"{mean(one.nll[part] for one in every):.3f}" for part in positions),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
