@@ -222,7 +222,7 @@ def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
         "random": at_random,
         "long only": long_only,
         "context gain": gain(donor, window, 12),
-        "context gain, copies count": gain(donor, window, 10**6),
+        "context gain, copies count": gain(donor, window, 2 * size.target),
         "context gain by the base": gain(base, SHORT // 4, 12),
         "shorts joined": shorts_only,
         "shorts untied": untied(keys=False),

@@ -118,7 +118,7 @@ def copies(ids: Sequence[int], window: int, run: int) -> Mask:
     marked = np.zeros(len(ids), np.bool_)
     first = first_occurrences(ids, run)
     far = np.flatnonzero(np.arange(len(first)) - first > window)
-    for offset in range(run):
+    for offset in range(run if len(far) else 0):
         marked[far + offset] = True
     return marked
 
