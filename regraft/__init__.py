@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from regraft.adapters.inspect.inspect import inspect_model
     from regraft.adapters.reader import Adapter
     from regraft.checkpoint.read.source import Checkpoint
+    from regraft.data.build.job import build_data
     from regraft.demo.job import run_demo
     from regraft.errors import CheckpointError, InputError, LineageError, OutputError, RegraftError
     from regraft.evaluate.job import evaluate_models
@@ -48,6 +49,7 @@ _MODULES = {
     "OutputError": "regraft.errors:OutputError",
     "RegraftError": "regraft.errors:RegraftError",
     "apply_lora": "regraft.adapters.apply.apply:apply_lora",
+    "build_data": "regraft.data.build.job:build_data",
     "evaluate_models": "regraft.evaluate.job:evaluate_models",
     "export_gguf": "regraft.export.job:export_gguf",
     "extract_lora": "regraft.adapters.extract.extract:extract_lora",
@@ -73,6 +75,7 @@ __all__ = [
     "RegraftError",
     "__version__",
     "apply_lora",
+    "build_data",
     "evaluate_models",
     "export_gguf",
     "extract_lora",

@@ -11,6 +11,7 @@ import typer
 
 import regraft
 from regraft.commands.apply import apply
+from regraft.commands.data import data
 from regraft.commands.demo import demo
 from regraft.commands.evaluate import evaluate
 from regraft.commands.export import export
@@ -42,6 +43,7 @@ _PANELS = {
 for _panel, _functions in _PANELS.items():
     for _function in _functions:
         app.command(_function.__name__.replace("_", "-"), rich_help_panel=_panel)(_function)
+app.add_typer(data, name="data", rich_help_panel="Commands that write a folder")
 
 
 def _print_version(requested: bool) -> None:

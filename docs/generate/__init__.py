@@ -13,6 +13,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": commands.page,
     "reference/python.md": python_api.page,
     "reference/train.md": recipes.train_page,
+    "reference/data.md": recipes.data_page,
     "reference/merge.md": recipes.merge_page,
     "reference/graft.md": recipes.graft_page,
     "reference/evaluate.md": recipes.evaluate_page,

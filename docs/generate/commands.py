@@ -26,9 +26,20 @@ def group() -> TyperGroup:
     return result
 
 
+def every_command() -> dict[str, TyperCommand]:
+    """Every command by its words, such as 'merge' and 'data build'."""
+    result = {}
+    for name, command in group().commands.items():
+        inner = command.commands if isinstance(command, TyperGroup) else {"": command}
+        for last, one in inner.items():
+            assert isinstance(one, TyperCommand)
+            result[f"{name} {last}".strip()] = one
+    return result
+
+
 def help_of(command: str, parameter: str) -> str | None:
     """The help text of an argument or option, None where the command has none of that name."""
-    for one in group().commands[command].params:
+    for one in every_command()[command].params:
         if one.name == parameter:
             return described(_help(one), f"regraft {command} {parameter}")
     return None
@@ -41,8 +52,7 @@ def page() -> str:
         cell(described(group().help, "regraft")),
         "[What all commands share](shared.md): output folders, `--resume`, exit codes.",
     ]
-    for name, command in group().commands.items():
-        assert isinstance(command, TyperCommand)
+    for name, command in every_command().items():
         parts += _command(name, command)
     return "\n\n".join(parts) + "\n"
 

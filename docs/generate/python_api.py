@@ -15,7 +15,8 @@ from regraft.markdown import Markdown, fenced
 
 # The command that has the arguments of a function, where the docstring leaves one to it.
 COMMANDS = {
-    "apply_lora": "apply", "evaluate_models": "evaluate", "export_gguf": "export",
+    "apply_lora": "apply", "build_data": "data build",
+    "evaluate_models": "evaluate", "export_gguf": "export",
     "extract_lora": "extract-lora", "graft_model": "graft", "inspect_model": "inspect",
     "merge_models": "merge", "plan_training": "plan", "probe_theta": "theta",
     "push_output": "push", "run_demo": "demo", "theta_for": "theta", "train_model": "train",

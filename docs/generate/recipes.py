@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from generate.commands import help_of
 from generate.text import anchor, cell, code, described, docstring, rows
 from regraft import recipe_values as values
+from regraft.data.build import schema as data_schema
 from regraft.graft import schema as graft_schema
 from regraft.markdown import Markdown
 from regraft.merge.recipe import schema as merge_schema
@@ -40,6 +41,13 @@ def train_page() -> str:
     return _page("Training recipe", "train", train_schema.Body, (
         "A recipe of [`regraft train`](cli.md#regraft-train) and `regraft plan`; a block of "
         "[`regraft graft`](graft.md)."))  # fmt: skip
+
+
+def data_page() -> str:
+    """The keys of a data recipe."""
+    return _page("Data recipe", "data build", data_schema.Body, (
+        "A recipe of [`regraft data build`](cli.md#regraft-data-build); "
+        "[how to choose](../how-to/data.md)."))  # fmt: skip
 
 
 def merge_page() -> str:
@@ -126,7 +134,8 @@ def _default(field: FieldInfo) -> Markdown:
     if isinstance(value, BaseModel) or value is None or value is PydanticUndefined:
         return Markdown("")
     if isinstance(value, str | bool | int | float | list):
-        return code(value if isinstance(value, str) else json.dumps(value))
+        plain = isinstance(value, str) and value.isprintable()
+        return code(str(value) if plain else json.dumps(value))
     return code(str(value))
 
 
@@ -147,6 +156,8 @@ def _type(annotation: Any, metadata: tuple[Any, ...], links: dict[type, str]) ->
         return f"list of {_type(arguments[0], (), links)}"
     if origin is tuple and arguments[0] is Condition:
         return "value, gradient or filters"
+    if origin is tuple:
+        return f"list of {len(arguments)}: {_type(arguments[0], (), links)}"
     if origin is dict:
         inner = arguments[1]
         return "mapping" if inner is Any else f"mapping of names to {_type(inner, (), links)}"

@@ -59,7 +59,7 @@ def digest(source: Text) -> str:
     settings = {**asdict(source), "location": ""}
     result = xxhash.xxh3_128(json.dumps(settings, sort_keys=True).encode())
     if source.kind == "hub":
-        result.update(str(_hub(source)._fingerprint).encode())
+        result.update(str(hub_dataset(source.location, source.split)._fingerprint).encode())
     elif source.kind == "synthetic":
         result.update(source.location.encode())
     else:
@@ -103,7 +103,7 @@ def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
             yield where, row
     elif source.kind == "parquet":
         for path in files(source):
-            table = _open_parquet(path)
+            table = open_parquet(path)
             names = [name for name in table.schema_arrow.names if name in columns]
             number = 0
             for batch in table.iter_batches(columns=names):
@@ -114,7 +114,7 @@ def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
         for number, messages in enumerate(_chats(source), 1):
             yield f"conversation {number}", {"messages": messages}
     else:
-        dataset = _hub(source)
+        dataset = hub_dataset(source.location, source.split)
         dataset = dataset.select_columns([n for n in dataset.column_names if n in columns])
         for number, row in enumerate(dataset, 1):
             yield f"{source.location}, record {number}", row
@@ -189,7 +189,7 @@ def _chat_hint(names: Collection[str]) -> str:
 
 def _parquet(source: Text) -> Iterator[str]:
     for path in files(source):
-        table = _open_parquet(path)
+        table = open_parquet(path)
         names = table.schema_arrow.names
         if source.column not in names:
             raise InputError(
@@ -200,7 +200,8 @@ def _parquet(source: Text) -> Iterator[str]:
             yield from batch.column(0).to_pylist()
 
 
-def _open_parquet(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`. Raises InputError for a file that is none."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
@@ -212,7 +213,7 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _rows(source: Text) -> Iterator[str]:
-    dataset = _hub(source)
+    dataset = hub_dataset(source.location, source.split)
     if source.column not in dataset.column_names:
         raise InputError(
             f"The dataset {source.location} has no column '{source.column}'; it has "
@@ -221,17 +222,21 @@ def _rows(source: Text) -> Iterator[str]:
     return (row[source.column] for row in dataset)
 
 
-def _hub(source: Text) -> Any:
+def hub_dataset(location: str, split: str) -> Any:
+    """A split of the dataset org/name[@revision], from the cache or the Hub.
+
+    Raises InputError where it cannot be loaded.
+    """
     try:
         import datasets
     except ImportError:
         raise InputError("A Hub dataset needs datasets: pip install datasets.") from None
-    name, _, revision = source.location.partition("@")
+    name, _, revision = location.partition("@")
     try:
-        return datasets.load_dataset(name, split=source.split, revision=revision or None)
+        return datasets.load_dataset(name, split=split, revision=revision or None)
     except Exception as error:  # of any library that reads the dataset's files
         raise InputError(
-            f"The dataset {source.location} (split {source.split}) cannot be loaded "
+            f"The dataset {location} (split {split}) cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check name, split "
             "and network."
         ) from error

@@ -11,6 +11,7 @@ from stand_ins import MODELS, RECIPES
 
 import regraft
 from regraft.adapters.serving import llamacpp_flags, model_commands, vllm_flags
+from regraft.data.build.recipe import Recipe as DataRecipe
 from regraft.graft.recipe import Recipe as GraftRecipe
 from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 from regraft.rope import ContextSpec
@@ -41,6 +42,8 @@ def test_recipes_are_accepted(block, tmp_path):
     text = block.body
     if "merge_method" in keys:
         kind = MergeRecipe
+    elif "sources" in keys:
+        kind = DataRecipe
     elif "stages" in keys:
         kind = TrainingRecipe
     else:

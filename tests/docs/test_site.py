@@ -6,13 +6,12 @@ import re
 
 import generate
 import pytest
-import typer
 from generate import benchmarks
+from generate.commands import every_command
 from generate.text import MissingDescription, described
 from printed import PAGES, ROOT
 
 import regraft
-from regraft import cli
 from regraft.merge.methods.registry import names
 
 
@@ -23,7 +22,7 @@ def pages() -> dict[str, str]:
 
 
 def test_every_command_option_function_and_method_is_in_the_reference(pages):
-    for name, command in typer.main.get_command(cli.app).commands.items():
+    for name, command in every_command().items():
         section = pages["reference/cli.md"].split(f"\n## regraft {name}\n")[1].split("\n## ")[0]
         assert "```bash" in section
         for option in command.params:
@@ -36,7 +35,7 @@ def test_every_command_option_function_and_method_is_in_the_reference(pages):
 
 
 def test_every_key_of_a_recipe_has_type_and_meaning(pages):
-    for page in ("train", "merge", "graft", "evaluate"):
+    for page in ("train", "data", "merge", "graft", "evaluate"):
         rows = re.findall(r"^\| `.*$", pages[f"reference/{page}.md"], re.M)
         assert rows
         for row in rows:

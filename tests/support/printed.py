@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
-from regraft import cli
+from generate.commands import every_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -82,9 +80,8 @@ def _examples() -> Iterator[Command]:
 
 
 def _helps() -> Iterator[Command]:
-    group = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():
-        page = ROOT / "regraft" / "commands" / f"{name.replace('-', '_')}.py"
+    for name, command in every_command().items():
+        page = ROOT / "regraft" / "commands" / f"{name.split()[0].replace('-', '_')}.py"
         for line in re.findall(
             r"^[^:\n]*: ((?:regraft|torchrun) .*)", _joined(command.help or ""), re.M
         ):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evaluated import toy
 from models import changed, load, save
-from printed import EXAMPLES
+from printed import EXAMPLES, ROOT
 from served import VLLM, Reply, ToyServer, readable_toy
 
 from regraft.data.toy_language import Mix, training_row, write_tokenizer
@@ -43,6 +43,7 @@ MODELS = {
 ROLES = {"recipient": "demo-out/derivative", "donor": "demo-out/extended",
          "graft": "demo-out/graft-rank-16"}  # fmt: skip
 RECIPES = {"graft": "examples/graft-long-context.yaml",
+           "data": "examples/data-prolong.yaml",
            "merge": "examples/merge-long-context.yaml", "train": "examples/extend-toy.yaml",
            "plan": "examples/extend-toy-lora.yaml",
            "--probe": "examples/extend-toy.yaml"}  # fmt: skip
@@ -73,6 +74,8 @@ def make_workplace(folder: Path) -> Path:
     (folder / "examples").mkdir()
     for page in EXAMPLES:
         (folder / "examples" / page.name).write_text(toy_recipe(page.read_text()))
+    for name in ("docs", "regraft"):  # sources of data recipes
+        (folder / name).symlink_to(ROOT / name)
     _write_texts(folder)
     return folder
 

@@ -33,9 +33,9 @@ class Document:
     messages: tuple[Message, ...] | None = None
     tokens: int | None = None
 
-    def with_text(self, text: str, *, id: str | None = None) -> Document:
-        """The document with another text, whose tokens are not known yet."""
-        return replace(self, text=text, id=self.id if id is None else id, tokens=None)
+    def with_text(self, text: str, *, id: str | None = None, tokens: int | None = None) -> Document:
+        """The document with another text, whose tokens are not known unless they are given."""
+        return replace(self, text=text, id=self.id if id is None else id, tokens=tokens)
 
     def with_scores(self, scores: Mapping[str, float]) -> Document:
         """The document with more scores."""

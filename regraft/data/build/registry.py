@@ -8,8 +8,12 @@ from pydantic import model_validator
 
 from regraft.data.build.step import Step
 from regraft.data.build.steps.chat import Chat
+from regraft.data.build.steps.dedup import Dedup
 from regraft.data.build.steps.diversity import Diversity
+from regraft.data.build.steps.length import Length
 from regraft.data.build.steps.long_dependency import LongDependency
+from regraft.data.build.steps.mix import Mix
+from regraft.data.build.steps.quality import Quality
 from regraft.data.build.steps.rephrase import Rephrase
 from regraft.data.build.steps.structure import Structure
 from regraft.data.build.steps.tasks import Tasks
@@ -20,8 +24,12 @@ class StepEntry(Block):
     """One step: its name over its settings, or its name alone."""
 
     chat: Chat | None = None
+    dedup: Dedup | None = None
     diversity: Diversity | None = None
+    length: Length | None = None
     long_dependency: LongDependency | None = None
+    mix: Mix | None = None
+    quality: Quality | None = None
     rephrase: Rephrase | None = None
     structure: Structure | None = None
     tasks: Tasks | None = None

@@ -25,6 +25,7 @@ class Histogram:
         """Count a value. Raises ValueError for NaN and infinity."""
         if not math.isfinite(value):
             raise ValueError(f"{value} cannot be counted in a histogram")
+        value = float(value)
         key = class_of(value)
         self.counts[key] = self.counts.get(key, 0) + number
         self.number += number

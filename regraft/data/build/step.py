@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import xxhash
 
 from regraft.data.build.document import Document
 from regraft.data.build.statistics import Statistics
@@ -99,35 +100,40 @@ class Context:
 
 @dataclass(frozen=True)
 class Spool:
-    """Documents in a file, one after another. len(): their number."""
+    """Documents in a file, one after another. len(): their number; xxh3: hash of the file."""
 
     path: Path
     number: int
+    xxh3: str
 
     @classmethod
     def write(cls, path: Path, documents: Iterable[Document]) -> Spool:
         """Write documents to a file. Raises OutputError naming it, as of a full disk."""
-        number = 0
+        number, digest = 0, xxhash.xxh3_128()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w", encoding="utf-8")
+            file = path.open("wb")
         try:
             for document in documents:
-                line = document.to_line()
+                line = document.to_line().encode()
+                digest.update(line)
                 with writing(path):
                     file.write(line)
                 number += 1
-            with writing(path):
-                file.flush()
         finally:
             with writing(path):
                 file.close()
-        return cls(path, number)
+        return cls(path, number, digest.hexdigest())
 
     def __len__(self) -> int:
         return self.number
 
     def __iter__(self) -> Iterator[Document]:
-        with self.path.open("rb") as file:
-            for line in file:
-                yield Document.from_line(line)
+        return read_spool(self.path)
+
+
+def read_spool(path: Path) -> Iterator[Document]:
+    """The documents of a file of `Spool.write`."""
+    with path.open("rb") as file:
+        for line in file:
+            yield Document.from_line(line)

@@ -1,0 +1,1 @@
+"""Documents of a recipe's sources, in parts that several processes can read."""

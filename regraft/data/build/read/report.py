@@ -1,0 +1,36 @@
+"""What reading a part found: records, broken ones, the hashes of files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_EXAMPLES = 5
+
+
+@dataclass
+class ReadReport:
+    """records: lines, rows, files or folders that were read. broken: those left out because they
+    cannot be read, the first few in `examples`; empty: those without text; books3: those marked as
+    text of Books3. hashes: SHA-256 of files, by path."""
+
+    records: int = 0
+    broken: int = 0
+    empty: int = 0
+    books3: int = 0
+    examples: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def add_broken(self, message: str) -> None:
+        """Count a record that cannot be read."""
+        self.broken += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(message.rstrip("."))
+
+    def include(self, other: ReadReport) -> None:
+        """Add the report of another part of the source."""
+        self.records += other.records
+        self.broken += other.broken
+        self.empty += other.empty
+        self.books3 += other.books3
+        self.examples = (self.examples + other.examples)[:_EXAMPLES]
+        self.hashes.update(other.hashes)

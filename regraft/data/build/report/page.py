@@ -1,0 +1,71 @@
+"""index.html of a built folder: tables, and figures as SVG, in one file without scripts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from regraft.data.build.record import DatasetRecord, total
+from regraft.data.build.report import figures
+from regraft.data.build.report.card import mix_rows, source_rows, step_rows
+from regraft.write import write_text
+
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#999999")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a figure, in pixels. below: the y of its labels."""
+
+    width: int = figures.LEFT + figures.WIDTH + 4
+    height: int = figures.TOP + figures.HEIGHT + 22
+    left: int = figures.LEFT
+    below: int = figures.TOP + figures.HEIGHT + 16
+
+
+def write_page(path: Path, record: DatasetRecord, name: str) -> None:
+    """Write the page of a dataset called `name`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("regraft.data.build.report", ""), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["is_number"] = lambda cell: re.fullmatch(r"[\d,.%]+", cell) is not None
+    out = total(source.out for source in record.sources.values())
+    text = environment.get_template("page.html.j2").render(
+        title=name,
+        summary=f"{out.documents:,} documents with {out.tokens:,} tokens (tokenizer "
+        f"{record.tokenizer.name}) in {len(record.shards):,} files.",
+        size=_Size(), sources=source_rows(record), shares=_shares(record),
+        broken=_broken(record), lengths=figures.length_figures(record), steps=step_rows(record),
+        scores=figures.score_figures(record), mixes=mix_rows(record) if record.mixes else [],
+        recipe=record.recipe, versions=record.versions,
+    )  # fmt: skip
+    write_text(path, text)
+
+
+def _shares(record: DatasetRecord) -> list[tuple[str, list[tuple[str, float, str]]]]:
+    """(title, [(source, percent, colour)]) of the text read, and of the tokens written."""
+    result = []
+    for title, values in (
+        ("Characters read", {n: s.read.characters for n, s in record.sources.items()}),
+        ("Tokens written", {n: s.out.tokens for n, s in record.sources.items()}),
+    ):
+        whole = sum(values.values()) or 1
+        parts = [
+            (name, round(100 * value / whole, 1), _COLOURS[i % len(_COLOURS)])
+            for i, (name, value) in enumerate(values.items())
+        ]
+        result.append((title, parts))
+    return result
+
+
+def _broken(record: DatasetRecord) -> list[str]:
+    return [
+        f"{name}: {source.report.broken:,} of {source.report.records:,} records were broken and "
+        f"are left out, such as {'; '.join(source.report.examples)}."
+        for name, source in record.sources.items()
+        if source.report.broken
+    ]

@@ -1,0 +1,135 @@
+"""The schema of a data recipe: every key, its type, its default and what it means.
+
+sources:
+  - name: books
+    licence: CC0-1.0
+    jsonl: books/*.jsonl
+    steps:
+      - quality
+      - length: {minimum: 16k}
+steps:
+  - dedup
+output: {tokenizer: meta-llama/Meta-Llama-3-8B}
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from regraft.data.build.registry import StepEntry
+from regraft.errors import InputError
+from regraft.recipe_values import Block, Positive, Share
+from regraft.units import parse_bytes
+
+Kind = Literal["text", "jsonl", "parquet", "code", "hub"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+
+
+def _bytes(value: Any) -> int:
+    try:
+        return parse_bytes(value)
+    except InputError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"]})]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Source(Block):
+    """One body of text, and the steps on it alone."""
+
+    name: Name = Field(description="of its folder in the output, and in `mixes`")
+    licence: Text = Field(description="of the text, for the card: an SPDX id or a few words")
+    text: Text | None = Field(
+        default=None, description="a file, folder (.txt, .md) or glob; a file a document"
+    )
+    jsonl: Text | None = Field(
+        default=None, description="a file, folder or glob; a line a document"
+    )
+    parquet: Text | None = Field(default=None, description="a file, folder or glob; needs pyarrow")
+    code: Text | None = Field(
+        default=None, description="a folder or glob of folders; a folder a document"
+    )
+    hub: Text | None = Field(
+        default=None, description="a Hub dataset org/name[@revision]; needs datasets"
+    )
+    chat: bool = Field(
+        default=False, description="jsonl, parquet, hub: a record is a conversation, not a text"
+    )
+    field: Text | None = Field(
+        default=None,
+        description="of a jsonl line, or the column; default: text; with chat: messages, "
+        "conversations, or prompt and response",
+    )
+    id_field: Text | None = Field(
+        default=None, description="the field with a document's id; default: file and place in it"
+    )
+    split: Text = Field(default="train", description="of a Hub dataset")
+    separator: Text | None = Field(
+        default=None, description="text: what separates the documents in a file"
+    )
+    order: Literal["path", "imports"] = Field(
+        default="path",
+        description="code: order of the files of a folder; imports: Python modules after those "
+        "that they import",
+    )
+    encodings: Annotated[list[Text], Field(min_length=1)] = Field(
+        default=["utf-8"], description="of text files, tried in this order"
+    )
+    broken: Share = Field(
+        default=0.001, description="share of lines or files that may be broken; they are left out"
+    )
+    books3: bool = Field(
+        default=False, description="take text of Books3, whose books are under copyright"
+    )
+    rows: Literal["whole", "packed", "joined"] = Field(
+        default="whole", description="how `regraft train` makes rows of it, see its recipe"
+    )
+    steps: list[StepEntry] = Field(default=[], description="on this source, in order")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        if sum(getattr(self, key) is not None for key in KINDS) != 1:
+            raise ValueError(f"give one of {', '.join(KINDS)}")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """The key that says where the text is."""
+        return next(key for key in KINDS if getattr(self, key) is not None)
+
+    @property
+    def location(self) -> str:
+        """The value of that key: a path, a pattern or a dataset."""
+        return str(getattr(self, self.kind))
+
+
+class Output(Block):
+    """What is written."""
+
+    tokenizer: Text = Field(
+        description="of the model that is trained, which counts tokens: a folder or "
+        "org/name[@revision]; bytes: a byte is a token"
+    )
+    shard: Bytes = Field(default=256_000_000, description="text in one Parquet file, such as 256MB")
+
+
+class Body(Block):
+    """The keys of a data recipe."""
+
+    sources: Annotated[list[Source], Field(min_length=1)] = Field(description="bodies of text")
+    steps: list[StepEntry] = Field(
+        default=[], description="on the documents of all sources, one source after another"
+    )
+    output: Output
+    mixes: dict[Name, dict[str, Positive]] = Field(
+        default={},
+        description="shares of rows by source, by a name that a stage of `regraft train` may give "
+        "as its mix",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of all random choices")

@@ -1,0 +1,121 @@
+"""The pieces of work of a build that several processes do: a part of a source, or a source.
+
+Each leaves its documents in a file of the staging folder and returns what it counted. A process
+that loses its parent ends, so that a killed build leaves none behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from regraft.data.build.document import Document
+from regraft.data.build.pipeline import Chain, PlacedStep, run_steps
+from regraft.data.build.read.parts import Part
+from regraft.data.build.read.read import read_part
+from regraft.data.build.read.report import ReadReport
+from regraft.data.build.statistics import Flow, Histogram, Statistics
+from regraft.data.build.step import Spool, read_spool
+from regraft.data.build.tokens import Counter, count_tokens, open_counter
+from regraft.errors import writing
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all pieces of work need. folder: for the files that they leave."""
+
+    folder: Path
+    tokenizer: str
+    seed: int
+    device: str
+
+
+@dataclass
+class Done:
+    """What a piece of work left and counted. xxh3: of its file. before: characters of documents as
+    they were read, of a part."""
+
+    xxh3: str
+    number: int
+    steps: list[Statistics]
+    report: ReadReport = field(default_factory=ReadReport)
+    read: Flow = field(default_factory=Flow)
+    before: Histogram = field(default_factory=Histogram)
+
+
+def path_of(setting: Setting, key: str) -> Path:
+    """The file of a piece of work."""
+    return setting.folder / f"{key}.jsonl"
+
+
+def key_of(source: str) -> str:
+    """Names the work on all of a source in the journal and in file names."""
+    return f"{source}.all"
+
+
+def do_part(setting: Setting, steps: Chain, part: Part) -> Done:
+    """Read a part of a source and run the steps on it that need no other part."""
+    done = Done("", 0, [])
+
+    def read() -> Iterator[Document]:
+        for document in read_part(steps.source, part, done.report):
+            done.read.add(document)
+            done.before.add(len(document.text))
+            yield document
+
+    return _run(setting, part.key, steps.on_parts, read(), done)
+
+
+def do_source(setting: Setting, steps: Chain, parts: list[str]) -> Done:
+    """Run the steps that need all of a source, from the files of its parts."""
+    documents = chain.from_iterable(read_spool(path_of(setting, key)) for key in parts)
+    return _run(setting, key_of(steps.source.name), steps.on_source, documents, Done("", 0, []))
+
+
+def _run(
+    setting: Setting,
+    key: str,
+    steps: Sequence[PlacedStep],
+    documents: Iterator[Document],
+    done: Done,
+) -> Done:
+    path = path_of(setting, key)
+    counter = counter_of(setting.tokenizer)
+    scratch = setting.folder / f"{key}-steps"
+    documents, done.steps = run_steps(
+        steps, documents, counter, scratch, seed=setting.seed, device=setting.device
+    )
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    spool = Spool.write(partial, count_tokens(documents, counter))
+    with writing(path):
+        partial.rename(path)
+    done.xxh3, done.number = spool.xxh3, len(spool)
+    return done
+
+
+@lru_cache(maxsize=1)
+def counter_of(tokenizer: str) -> Counter:
+    """The counter of a tokenizer, opened once in a process."""
+    return open_counter(tokenizer)
+
+
+def start_worker() -> None:
+    """Prepare a process of the pool: Ctrl-C is for the parent, and with the parent it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

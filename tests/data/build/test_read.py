@@ -1,0 +1,131 @@
+"""Every kind of source gives its documents, from any part of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from regraft.data.build.document import Message
+from regraft.data.build.read import lines, parts, read
+from regraft.data.build.read.report import ReadReport
+from regraft.data.build.read.repository import in_order_of_imports, repository_files
+from regraft.data.build.schema import Source
+
+
+def _read(source: Source):
+    report = ReadReport()
+    found = [
+        document
+        for part in parts.list_source(source).parts
+        for document in read.read_part(source, part, report)
+    ]
+    return found, report
+
+
+def _source(**keys) -> Source:
+    return Source(name="s", licence="CC0-1.0", **keys)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 10**6])
+def test_every_line_is_in_one_part(tmp_path, monkeypatch, size):
+    texts = [f"line {i} \u00e9" * (i % 4 + 1) for i in range(30)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts))
+    monkeypatch.setattr(parts, "PART_BYTES", size)
+    found, report = _read(_source(jsonl=str(path)))
+    assert [one.text for one in found] == texts
+    assert len({one.id for one in found}) == 30
+    assert report.records == 30
+    assert list(report.hashes) == ["a.jsonl"]
+
+
+def test_parquet_is_read_by_row_groups(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"body": f"text {i}", "key": i, "meta": None} for i in range(25)]
+    rows[3]["meta"] = '{"redpajama_set_name": "RedPajamaBook"}'
+    rows[4]["body"] = None
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=4)
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    source = _source(parquet=str(tmp_path), field="body", id_field="key")
+    found, report = _read(source)
+    assert [one.id for one in found] == [str(i) for i in range(25) if i not in (3, 4)]
+    assert (report.books3, report.empty, report.records) == (1, 1, 25)
+    place = _read(_source(parquet=str(tmp_path), field="body"))[0][-1].id
+    assert place == "a.parquet:24"
+
+
+def test_conversations_have_their_turns(tmp_path):
+    path = tmp_path / "c.jsonl"
+    talks = [
+        {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]},
+        {"conversations": [{"from": "human", "value": "c?"}, {"from": "gpt", "value": "d"}]},
+        {"prompt": "e?", "response": "f"},
+        {"messages": [{"role": "nobody", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+    ]
+    path.write_text("\n".join(map(json.dumps, talks)))
+    found, report = _read(_source(jsonl=str(path), chat=True))
+    assert [one.text for one in found] == ["a?\n\nb", "c?\n\nd", "e?\n\nf"]
+    assert found[1].messages == (Message("user", "c?"), Message("assistant", "d"))
+    assert report.broken == 2
+    assert "the role 'nobody'" in report.examples[0]
+    assert "more than a role and a content" in report.examples[1]
+
+
+def test_a_hub_dataset_is_read_by_rows(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list([{"text": f"t{i}", "other": i} for i in range(7)])
+    for module in (parts, read):
+        monkeypatch.setattr(module, "hub_dataset", lambda name, split: dataset)
+    monkeypatch.setattr(parts, "_HUB_ROWS", 3)
+    found, _ = _read(_source(hub="org/name@main"))
+    assert [(one.id, one.text) for one in found] == [(str(i), f"t{i}") for i in range(7)]
+
+
+def test_a_long_text_becomes_documents_cut_between_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_LONGEST", 100)
+    monkeypatch.setattr(lines, "_BLOCK", 16)
+    text = "\n".join(f"line {i} \u4e2d" for i in range(60))
+    (tmp_path / "a.txt").write_text("\ufeff" + text)
+    found, _ = _read(_source(text=str(tmp_path)))
+    assert "".join(one.text for one in found) == text
+    assert all(len(one.text) <= 100 for one in found)
+    assert all(one.text.endswith("\n") for one in found[:-1])
+    assert [one.id for one in found[:2]] == ["a.txt", "a.txt:1"]
+
+
+def test_separators_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_BLOCK", 5)
+    texts = ["one", "two and more", "three"]
+    (tmp_path / "a.txt").write_text("<end>".join(texts))
+    found, _ = _read(_source(text=str(tmp_path / "a.txt"), separator="<end>"))
+    assert [one.text for one in found] == texts
+
+
+def test_modules_come_after_those_that_they_import():
+    files = {
+        "README.md": "about",
+        "pkg/__init__.py": "from .main import run",
+        "pkg/a.py": "import pkg.b, os\nfrom pkg import c as d",
+        "pkg/b.py": "from .c import x\nfrom .a import y",  # a cycle
+        "pkg/c.py": "import json",
+        "pkg/main.py": "from . import a",
+    }
+    order = in_order_of_imports(list(files.items()))
+    assert sorted(order) == sorted(files)
+    assert order == [
+        "README.md", "pkg/c.py", "pkg/b.py", "pkg/a.py", "pkg/main.py", "pkg/__init__.py"
+    ]  # fmt: skip
+
+
+def test_files_of_code_leave_out_packages_and_data(tmp_path: Path):
+    for name in ("b.py", "a/c.rs", ".git/x.py", "node_modules/y.js", "z.bin", "Makefile"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    (tmp_path / "large.py").write_text("x" * 1_000_001)
+    assert repository_files(tmp_path) == ["Makefile", "a/c.rs", "b.py"]
