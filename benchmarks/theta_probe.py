@@ -11,6 +11,7 @@ loses.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from datetime import date
 from pathlib import Path
@@ -79,11 +80,15 @@ def main() -> None:
         return path
 
     result = probe_theta(
-        recipe("probe", 0), plan.trained, target, plan.theta, steps=1 if quick else 20, device="cpu"
-    )
+        recipe("probe", 0), plan.trained, target, plan.theta, steps=1 if quick else 20,
+        search=3 if quick else 48, device="cpu",
+    )  # fmt: skip
     after = {}
     for trial in (result.trials[0], result.trials[-1]):
-        path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {{family: {trial.family}}}")
+        rope: dict[str, object] = {"family": trial.family}
+        if trial.long_factor is not None:
+            rope |= {"original": plan.trained, "long_factor": trial.long_factor}
+        path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {json.dumps(rope)}")
         trained = train_model(path, folder / "after", device="cpu", overwrite=True)
         after[trial.name] = trained.watch.last.needle
     lines = [
@@ -91,7 +96,8 @@ def main() -> None:
         "",
         f"{date.today()}, torch {torch.__version__}. 20 steps of LoRA 16 at each theta; chosen: "
         f"{result.chosen}, by {result.margin:.3f} nats. The winner and the last then trained "
-        "for 80 steps from another seed.",
+        "for 80 steps from another seed. longrope: factors by formula, and the best of 48 lists by "
+        "the needle NLL before training.",
         "",
         "| | theta | needle NLL before | after 20 | accuracy | nearest NLL | after 80: NLL "
         "| accuracy |",

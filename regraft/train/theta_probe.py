@@ -23,6 +23,7 @@ from regraft import progress
 from regraft.errors import InputError
 from regraft.records import SCHEMA_VERSION
 from regraft.rope import men_bound, scaling_law
+from regraft.rope.longrope import long_factors
 from regraft.theta import trained_rope
 from regraft.train.factor_search import best_factors
 from regraft.train.job import train_model
@@ -87,8 +88,8 @@ def probe_theta(
     """Train the recipe for `steps` steps at `target` tokens with every theta of the grid.
 
     The grid: base unchanged, Men's bound, the scaling law, their geometric mean, four times the
-    law, and YaRN at the base theta; with `search` longrope at the base theta, with the best of so
-    many lists of factors.
+    law, and YaRN at the base theta; with `search` longrope at the base theta, with factors by
+    formula and with the best of so many lists of factors.
 
     recipe: a training recipe in YAML, whose method, data, needle texts and the last stage's batch,
     rate and schedule are used; its stages and RoPE are not. trained, target, base: as for
@@ -114,9 +115,14 @@ def probe_theta(
         longrope: dict[str, Any] = {"family": "longrope", "original": length}
         with _written(parsed, longrope, theta_before, target, steps) as path:
             factors = best_factors(Recipe.read(path), length, budget=search, device=device)
-        longrope["long_factor"] = factors
-        trial = _run_trial(parsed, "longrope", longrope, theta_before, target, steps, device)
-        trials.append(replace(trial, long_factor=factors))
+        pairs = len(factors)
+        for name, values in (
+            ("longrope, searched", factors),
+            ("longrope, formula", long_factors(pairs, theta_before, length, target)),
+        ):
+            longrope["long_factor"] = values
+            trial = _run_trial(parsed, name, longrope, theta_before, target, steps, device)
+            trials.append(replace(trial, long_factor=values))
     nearest = min(trial.nearest_nll for trial in trials)
     scored = [
         replace(trial, score=trial.needle_nll + trial.nearest_nll - nearest) for trial in trials
@@ -159,7 +165,7 @@ def table(result: ThetaProbe) -> list[tuple[str, str]]:
     if ties:
         lines.append(("as good", f"within {TIE} nats: {', '.join(ties)}"))
     factors = [
-        ("factors of longrope", ", ".join(f"{factor:g}" for factor in trial.long_factor))
+        (f"factors of {trial.name}", ", ".join(f"{factor:g}" for factor in trial.long_factor))
         for trial in result.trials
         if trial.long_factor is not None
     ]

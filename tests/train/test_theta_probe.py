@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from regraft import cli
 from regraft.errors import InputError
 from regraft.rope import men_bound, scaling_law
+from regraft.rope.longrope import long_factors
 from regraft.train import theta_probe as probe
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.record import LossChange, NeedleScore, ValidationScore
@@ -77,18 +78,23 @@ def test_a_recipe_without_a_needle_is_refused(tmp_path):
         probe.probe_theta(recipe, 64, 256, 70.0)
 
 
-def test_longrope_is_tried_with_the_factors_of_the_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "grid", lambda *_: [("unchanged", "keep", 70.0)])
+def test_longrope_is_tried_with_the_factors_of_formula_and_search(tmp_path, monkeypatch):
+    seen = []
+
+    def train(path, *_, **__):
+        seen.append(Recipe.read(path).body.rope)
+        score = ValidationScore(nll={"0-16": 1.0}, needle=NeedleScore(nll=1.0, accuracy=0.0))
+        watch = SimpleNamespace(first=score, last=score)
+        return SimpleNamespace(watch=watch, loss=LossChange(first=1.0, last=1.0))
+
+    monkeypatch.setattr(probe, "train_model", train)
+    monkeypatch.setattr(probe, "best_factors", lambda *_, **__: [1.0, 1.5, 2.0, 4.25])
     recipe = tmp_path / "r.yaml"
     recipe.write_text(RECIPE.format(cache=tmp_path / "cache", watch=WATCH))
-    result = probe.probe_theta(recipe, 64, 256, 70.0, steps=1, search=6, device="cpu")
-    (trial,) = (trial for trial in result.trials if trial.name == "longrope")
-    assert trial.family == "longrope"
-    assert trial.theta == 70.0
-    assert len(trial.long_factor) == 4
-    assert trial.long_factor == sorted(trial.long_factor)
-    (other,) = (trial for trial in result.trials if trial.name == "unchanged")
-    assert trial.zero_shot != other.zero_shot
-    assert ("factors of longrope", ", ".join(f"{f:g}" for f in trial.long_factor)) in (
-        probe.table(result)
-    )
+    result = probe.probe_theta(recipe, 64, 256, 70.0, steps=1, search=6)
+    trials = {trial.name: trial for trial in result.trials if trial.family == "longrope"}
+    assert trials["longrope, searched"].long_factor == [1.0, 1.5, 2.0, 4.25]
+    assert trials["longrope, formula"].long_factor == long_factors(4, 70.0, 64, 256)
+    assert [rope.long_factor for rope in seen[-2:]] == [t.long_factor for t in trials.values()]
+    assert {(rope.family, rope.original) for rope in seen[-2:]} == {("longrope", 64)}
+    assert ("factors of longrope, searched", "1, 1.5, 2, 4.25") in probe.table(result)
