@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from forked import Children
 from gguf_files import speaking
 
 from regraft import plugins
@@ -26,7 +24,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "plugins"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder for PYTHONPATH with the example package as pip installs it."""
+    """A folder with the example package as pip installs it."""
     folder = tmp_path_factory.mktemp("site")
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     (folder / "regraft_example").symlink_to(EXAMPLE / "regraft_example")
@@ -42,15 +40,9 @@ def installed(tmp_path_factory) -> Path:
     return folder
 
 
-def regraft(installed: Path, *argv: str | Path) -> Any:
-    path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
-    line = [sys.executable, "-m", "regraft", *map(str, argv), "--quiet"]
-    return subprocess.run(
-        line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-
-
-def test_a_merge_method_of_another_package_merges(installed: Path, tmp_path: Path) -> None:
+def test_a_merge_method_of_another_package_merges(
+    installed: Path, children: Children, tmp_path: Path
+) -> None:
     base = models.weights(models.LLAMA)
     inputs = [models.changed(base, rank=None, size=0.02, seed=seed) for seed in (1, 2, 3)]
     models.save(tmp_path / "base", models.LLAMA, base)
@@ -61,23 +53,26 @@ def test_a_merge_method_of_another_package_merges(installed: Path, tmp_path: Pat
         f"merge_method: example_median\nbase_model: {tmp_path}/base\n"
         f"parameters: {{scale: 0.5}}\nmodels: [{listed}]\n"
     )
-    done = regraft(installed, "merge", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    line = ("merge", tmp_path / "recipe.yaml", "-o", tmp_path / "out", "--quiet")
+    done = children.run(*line, importable=installed)
+    assert done["code"] == 0, done["err"]
     name = "model.layers.0.mlp.up_proj.weight"
     deltas = torch.stack([state[name] - base[name] for state in inputs])
     expected = base[name] + 0.5 * deltas.median(dim=0).values
     torch.testing.assert_close(models.load(tmp_path / "out")[name], expected, rtol=0, atol=1e-6)
-    schema = json.loads(regraft(installed, "merge", "--schema").stdout)
+    schema = json.loads(children.run("merge", "--schema", importable=installed)["out"])
     assert "example_median" in schema["properties"]["merge_method"]["enum"]
 
 
-def test_a_task_of_another_package_is_evaluated(installed: Path, tmp_path: Path) -> None:
+def test_a_task_of_another_package_is_evaluated(
+    installed: Path, children: Children, tmp_path: Path
+) -> None:
     model = speaking(tmp_path / "m", max_position_embeddings=512)
-    done = regraft(
-        installed, "evaluate", model, "-o", tmp_path / "out", "--suite", "example_door_code",
-        "--lengths", "256", "--items", "3",
+    done = children.run(
+        "evaluate", model, "-o", tmp_path / "out", "--suite", "example_door_code",
+        "--lengths", "256", "--items", "3", "--quiet", importable=installed,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done["code"] == 0, done["err"]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert "example_door_code" in json.dumps(result["cells"])
 

@@ -44,6 +44,7 @@ class Children:
         stdout: str | Path | None = None,
         largest: int | None = None,
         gate: tuple[int, str | Path] | None = None,
+        importable: str | Path | None = None,
         limit: float = LIMIT,
     ) -> dict[str, Any]:
         """{'code', 'calls', 'out', 'err'} of one command; code is -9 after SIGKILL.
@@ -51,12 +52,14 @@ class Children:
         stdout: the file it writes to, such as /dev/full; '' for a closed one. largest: no file may
         grow beyond this many bytes; the system itself refuses (EFBIG), also what libraries in C
         write. gate: (n, path): before call n create `path`.reached, then wait until `path` exists.
-        limit: seconds after which the child is killed.
+        importable: a folder whose packages are installed. limit: seconds after which the child is
+        killed.
         """
         job = {
             "argv": [str(a) for a in argv], "die": die, "signal": with_signal, "fail": fail,
             "error": error, "stdout": None if stdout is None else str(stdout), "largest": largest,
             "gate": None if gate is None else [gate[0], str(gate[1])],
+            "importable": None if importable is None else str(importable),
         }  # fmt: skip
         return dict(self.warm.ask("forked", job, limit))
 
@@ -149,6 +152,8 @@ def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         elif job["stdout"] == "":
             os.close(1)
             sys.stdout = None
+        if job["importable"]:
+            sys.path.insert(0, job["importable"])
         _shorten_demo()
         _child(job, count)
     return {
