@@ -13,6 +13,7 @@ import pytest
 from blank_figures import render, save_blank
 from forked import Children
 from hypothesis import HealthCheck, settings
+from scripts import Scripts
 from train_ranks import Ranks
 from warm import WarmProcess
 
@@ -80,6 +81,12 @@ def children(warm: WarmProcess) -> Children:
 def ranks(warm: WarmProcess) -> Ranks:
     """Runs commands on several processes."""
     return Ranks(warm)
+
+
+@pytest.fixture(scope="session")
+def scripts(warm: WarmProcess) -> Scripts:
+    """Runs scripts with an environment of their own."""
+    return Scripts(warm)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import refused, run
 from models import earlier_output
+from scripts import REGRAFT, Done, Scripts
 from upload_hub import UploadHub
 
 from regraft.errors import InputError
@@ -26,13 +25,22 @@ def output(tmp_path: Path) -> Path:
     return earlier_output(tmp_path / "out", **files, b_safetensors="weights of b")
 
 
-def push(hub: UploadHub, home: Path, *argv: str | Path, **env: str) -> Any:
-    line = [sys.executable, "-m", "regraft", "push", *map(str, argv), "--json"]
-    more = {"HF_TOKEN": TOKEN, **env}
-    return subprocess.run(line, capture_output=True, text=True, env=hub.env(home, **more))
+Push = Callable[..., Done]
 
 
-def test_everything_goes_into_one_private_commit(output: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def push(scripts: Scripts) -> Push:
+    """Run `regraft push` as a user of a Hub whose cache is in a folder."""
+
+    def run_push(hub: UploadHub, home: Path, *argv: str | Path, **env: str) -> Done:
+        return scripts.run(
+            REGRAFT, "push", *argv, "--json", env=hub.env(home, HF_TOKEN=TOKEN, **env)
+        )
+
+    return run_push
+
+
+def test_everything_goes_into_one_private_commit(push: Push, output: Path, tmp_path: Path) -> None:
     with UploadHub() as hub:
         done = push(hub, tmp_path / "home", output, "org/new")
     assert done.returncode == 0, done.stderr
@@ -49,7 +57,7 @@ def test_everything_goes_into_one_private_commit(output: Path, tmp_path: Path) -
         assert not path.is_file() or TOKEN not in path.read_text(errors="ignore")
 
 
-def test_an_interrupted_upload_is_continued(output: Path, tmp_path: Path) -> None:
+def test_an_interrupted_upload_is_continued(push: Push, output: Path, tmp_path: Path) -> None:
     with UploadHub(drop_after=1) as hub:
         failed = push(hub, tmp_path / "home", output, "org/new")
         assert failed.returncode == 1
@@ -72,7 +80,7 @@ def test_an_interrupted_upload_is_continued(output: Path, tmp_path: Path) -> Non
     ],
 )
 def test_what_the_hub_does_not_allow_is_one_sentence(
-    hub: UploadHub, argv: list[str], message: str, output: Path, tmp_path: Path
+    hub: UploadHub, argv: list[str], message: str, push: Push, output: Path, tmp_path: Path
 ) -> None:
     with hub:
         done = push(hub, tmp_path / "home", output, *argv)
@@ -80,7 +88,9 @@ def test_what_the_hub_does_not_allow_is_one_sentence(
     assert message in done.stderr
 
 
-def test_an_open_repository_is_added_to_with_public(output: Path, tmp_path: Path) -> None:
+def test_an_open_repository_is_added_to_with_public(
+    push: Push, output: Path, tmp_path: Path
+) -> None:
     with UploadHub({"org/open": False}) as hub:
         done = push(hub, tmp_path / "home", output, "org/open", "--public")
     assert done.returncode == 0, done.stderr
@@ -88,7 +98,9 @@ def test_an_open_repository_is_added_to_with_public(output: Path, tmp_path: Path
     assert hub.commits["org/open"]
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(output: Path, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_sentence(
+    push: Push, output: Path, tmp_path: Path
+) -> None:
     with UploadHub() as hub:
         pass  # its server is stopped from here on
     offline = push(hub, tmp_path / "home", output, "org/new", HF_HUB_OFFLINE="1")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import models
@@ -178,7 +176,7 @@ def test_what_is_no_adapter_folder_is_said(tmp_path):
         Adapter.open(model / "config.json")
 
 
-def test_adapters_and_models_are_distinguished_also_on_the_hub(tmp_path):
+def test_adapters_and_models_are_distinguished_also_on_the_hub(scripts, tmp_path):
     lora = adapter(tmp_path / "a")
     model = models.save(tmp_path / "m", models.LLAMA, models.weights(models.LLAMA))
     assert [is_adapter(source) for source in (lora, model, tmp_path / "none")] == [1, 0, 0]
@@ -187,10 +185,7 @@ def test_adapters_and_models_are_distinguished_also_on_the_hub(tmp_path):
         "print(*map(is_adapter, ('org/a', 'org/m', 'org/none')))"
     )
     with HubServer({"org/a": lora, "org/m": model}) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=hub.env(tmp_path / "cache"), capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
+        done = scripts.run(code, env=hub.env(tmp_path / "cache"))
     assert done.stdout == "True False False\n"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 from models import contents
+from scripts import Scripts
 
 pytest.importorskip("datasets")
 SCRIPT = """
@@ -29,7 +28,7 @@ NAMES = (
 
 
 def read(
-    folder: Path, *, card: str = "", names: tuple[str, ...] = ()
+    scripts: Scripts, folder: Path, *, card: str = "", names: tuple[str, ...] = ()
 ) -> tuple[list[str] | str, list[str]]:
     """The texts (or the message) that a client reads from a dataset with this card and these files
     beside its own, and the paths that it requested."""
@@ -43,10 +42,8 @@ def read(
     before = contents(folder)
     hostile = dict.fromkeys(names, b'{"text": "evil"}\n')
     with HubServer({"org/data": repo}, hostile=hostile) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], cwd=cache, capture_output=True, text=True, timeout=200,
-            env=hub.env(cache, HF_DATASETS_CACHE=str(cache / "datasets")),
-        )  # fmt: skip
+        env = hub.env(cache, HF_DATASETS_CACHE=str(cache / "datasets"))
+        done = scripts.run(SCRIPT, env=env, cwd=cache)
         requested = [path for _, path, _ in hub.log]
     assert done.returncode == 0, done.stderr
     after = {
@@ -56,9 +53,11 @@ def read(
     return json.loads(done.stdout), requested
 
 
-def test_file_names_that_point_outside_write_nothing_there(tmp_path: Path) -> None:
+def test_file_names_that_point_outside_write_nothing_there(
+    scripts: Scripts, tmp_path: Path
+) -> None:
     names = tuple(name.format(root=str(tmp_path).strip("/")) for name in NAMES)
-    texts, _ = read(tmp_path, names=names)
+    texts, _ = read(scripts, tmp_path, names=names)
     assert "its own" in texts
     assert "secret" not in texts
     assert not {"escaped", "absolute"} & {path.stem for path in tmp_path.rglob("*.jsonl")}
@@ -67,10 +66,12 @@ def test_file_names_that_point_outside_write_nothing_there(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "data_files", ["{root}/secret.jsonl", "../../secret.jsonl", "file://{root}/*.jsonl"]
 )
-def test_a_card_that_names_files_outside_is_refused(tmp_path: Path, data_files: str) -> None:
+def test_a_card_that_names_files_outside_is_refused(
+    scripts: Scripts, tmp_path: Path, data_files: str
+) -> None:
     name = data_files.format(root=tmp_path)
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(name)}\n---\n"
-    message, requested = read(tmp_path, card=card)
+    message, requested = read(scripts, tmp_path, card=card)
     assert isinstance(message, str)
     assert message.startswith("The dataset org/data (split train) cannot be loaded (")
     assert "\n" not in message

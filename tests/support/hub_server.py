@@ -1,7 +1,7 @@
 """A tiny Hub on the loopback: the endpoints huggingface_hub uses to list and download a model.
 
 `HubServer(repos)` serves folders as repositories and keeps a log of what was asked for. Clients are
-subprocesses started with `server.env(cache)`, because HF_ENDPOINT is read at import.
+processes started with `server.env(cache)`, because HF_ENDPOINT is read at import.
 """
 
 from __future__ import annotations

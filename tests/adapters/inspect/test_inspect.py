@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import REGRAFT, Scripts
 from typer.testing import CliRunner
 
 from regraft.adapters.inspect.inspect import inspect_model
@@ -30,12 +29,8 @@ def test_the_command_prints_no_markup(folders: dict[str, Path]) -> None:
     assert "[dim]" not in done.stdout
 
 
-def test_the_command_prints_one_json_object(folders: dict[str, Path]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from regraft.cli import main; main()", "inspect",
-         str(folders["base"]), str(folders["extended"]), "--json"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+def test_the_command_prints_one_json_object(scripts: Scripts, folders: dict[str, Path]) -> None:
+    done = scripts.run(REGRAFT, "inspect", folders["base"], folders["extended"], "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "checkpoints"
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from evaluated import toy
 from hub_server import HubServer
 from models import contents
 from peft_folders import adapter
+from scripts import Scripts
 
 NAMES = (
     "../../../escaped.json", "/{root}/absolute.json", "tokenizer/../../../../escaped.json",
@@ -35,7 +34,9 @@ print(json.dumps([seen, [path and str(path) for path in files], words, len(lora.
 """
 
 
-def test_names_that_lead_elsewhere_are_not_files_of_a_repository(tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere_are_not_files_of_a_repository(
+    scripts: Scripts, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache" / "deep" / "er"
     cache.mkdir(parents=True)
     model = toy(tmp_path / "repos" / "model")
@@ -44,10 +45,7 @@ def test_names_that_lead_elsewhere_are_not_files_of_a_repository(tmp_path: Path)
     before = contents(tmp_path / "repos")
     hostile = dict.fromkeys(names, b'{"evil": 1}')
     with HubServer({"org/model": model, "org/adapter": lora}, hostile=hostile) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *names],
-            env=hub.env(cache), cwd=cache, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        done = scripts.run(SCRIPT, *names, env=hub.env(cache), cwd=cache)
         requested = [path for _, path, _ in hub.log]
     assert done.returncode == 0, done.stderr
     seen, files, words, modules = json.loads(done.stdout)

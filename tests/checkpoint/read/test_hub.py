@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from hub_server import COMMIT, HubServer
 from model_files import model, two_shards
+from scripts import Scripts
 
 from regraft.checkpoint.read.files import INDEX
 from regraft.checkpoint.read.source import Checkpoint
@@ -40,30 +40,21 @@ def answer(name, steps):
         out["error"] = str(error)
     return out
 
-for line in sys.stdin:
-    print(json.dumps(answer(*json.loads(line))), flush=True)
+print(json.dumps(answer(*json.loads(sys.argv[1]))))
 """
 
 
+@dataclass(frozen=True)
 class Client:
-    """A process with its own Hub environment that opens models and answers what it saw."""
+    """Processes with one Hub environment, which open models and answer what they saw."""
 
-    def __init__(self, env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    scripts: Scripts
+    env: dict[str, str]
 
     def ask(self, name: str, *steps: list[str]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([name, steps]) + "\n")
-        self.process.stdin.flush()
-        return dict(json.loads(self.process.stdout.readline()))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        done = self.scripts.run(CLIENT, json.dumps([name, steps]), env=self.env)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +84,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def clients(
-    hub: HubServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Client]]:
-    """Three processes with one cache: online, HF_HUB_OFFLINE, and with no Hub to be reached."""
+    scripts: Scripts, hub: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Client]:
+    """Three clients with one cache: online, HF_HUB_OFFLINE, and with no Hub to be reached."""
     cache = tmp_path_factory.mktemp("cache")
-    started = {
-        "online": Client(hub.env(cache)),
-        "offline": Client(hub.env(cache, HF_HUB_OFFLINE="1")),
-        "unplugged": Client(hub.env(cache, HF_ENDPOINT="http://127.0.0.1:9")),
+    return {
+        "online": Client(scripts, hub.env(cache)),
+        "offline": Client(scripts, hub.env(cache, HF_HUB_OFFLINE="1")),
+        "unplugged": Client(scripts, hub.env(cache, HF_ENDPOINT="http://127.0.0.1:9")),
     }
-    yield started
-    for client in started.values():
-        client.close()
 
 
 def test_hub_model_downloads_only_what_is_read_and_then_opens_offline(
