@@ -122,8 +122,9 @@ def redirect(fd: int, path: Path) -> None:
 _IMPORTED = (
     "matplotlib.figure", "peft", "torch.distributed.checkpoint", "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama", "regraft.adapters.apply.apply",
-    "regraft.adapters.extract.extract", "regraft.evaluate.job", "regraft.graft.job",
-    "regraft.merge.job", "regraft.train.job",
+    "regraft.adapters.extract.extract", "regraft.cli", "regraft.evaluate.assemble",
+    "regraft.evaluate.cells", "regraft.evaluate.cost", "regraft.evaluate.job",
+    "regraft.evaluate.report.files", "regraft.graft.job", "regraft.merge.job", "regraft.train.job",
 )  # fmt: skip
 
 
