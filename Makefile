@@ -3,6 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Resolves and unpacks in a fifth of pip's time, and does not read pip's settings.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+	$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 # Idle OpenMP threads that spin make two busy processes ten times slower than two quiet ones.
 export OMP_WAIT_POLICY = passive
 
@@ -33,7 +37,8 @@ docs: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) uv
+	$(UV) -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@
 
 clean:
