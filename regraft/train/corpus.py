@@ -16,6 +16,7 @@ from regraft.data.sources import Text
 from regraft.data.tokens import Tokens, default_cache, tokenise
 from regraft.errors import InputError
 from regraft.parallel import Mesh
+from regraft.train.recipe.built import check_lengths
 from regraft.train.recipe.data import Source
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.stages import Stage
@@ -34,6 +35,7 @@ class Corpus:
         padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
         self.padding = padding if padding < vocabulary else 0  # an added token without a row
         cache = Path(body.data.cache).expanduser() if body.data.cache else default_cache()
+        check_lengths(recipe, tokenizer)
         self.tokens: dict[str, Tokens] = {}
         self.trained_on: dict[str, NDArray[np.int64]] = {}
         self.held_out: dict[str, NDArray[np.int64]] = {}

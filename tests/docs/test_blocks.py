@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from printed import blocks
@@ -36,14 +37,22 @@ def test_python_blocks_run(page, code, toys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", YAML, ids=[block.page.name for block in YAML])
-def test_recipes_are_accepted(block, tmp_path):
+def test_recipes_are_accepted(block, tmp_path, monkeypatch):
+    source = SimpleNamespace(rows="whole", chat=False)
+    built = SimpleNamespace(sources={"books": source, "short": source},
+                            mixes={"64k": {"books": 0.6, "short": 0.4}})  # fmt: skip
+    monkeypatch.setattr("regraft.train.recipe.built.read_dataset", lambda folder: built)
     path = tmp_path / "recipe.yaml"
     keys = re.findall(r"^(\w+):", block.body, re.M)
     text = block.body
     if "merge_method" in keys:
         kind = MergeRecipe
-    elif "sources" in keys:
+    elif "sources" in keys or "steps" in keys:
         kind = DataRecipe
+        if "sources" not in keys:  # a part of a recipe
+            text += "sources: [{name: a, licence: CC0-1.0, text: a}]\n"
+        if "output" not in keys:
+            text += "output: {tokenizer: bytes}\n"
     elif "stages" in keys:
         kind = TrainingRecipe
     else:

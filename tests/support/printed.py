@@ -68,7 +68,8 @@ def _pages() -> Iterator[Command]:
             for line in _joined(block).splitlines():
                 yield from _found(page, line)
         for code in re.findall(r"`([^`]+)`", text):
-            if len(code.split()) > 2:  # else it is the name of a command in a sentence
+            name = code.removeprefix("regraft ")  # of a command in a sentence
+            if len(code.split()) > 2 and name not in every_command():
                 yield from _found(page, " ".join(code.split()))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from regraft.data.sources import Kind
-from regraft.recipe_values import Block, Count, Share
+from regraft.recipe_values import Block, Count, Positive, Share
 
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
@@ -88,7 +88,16 @@ class Source(Block):
 class Data(Block):
     """All text of the run."""
 
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: list[Source] = Field(
+        default=[], description="bodies of text; required unless `built` is given"
+    )
+    built: str | None = Field(
+        default=None,
+        description="a folder of `regraft data build`, whose sources and mixes are added",
+    )
+    mixes: dict[str, Annotated[dict[str, Positive], Field(min_length=1)]] = Field(
+        default={}, description="shares of rows by source, by a name for the `mix` of stages"
+    )
     masks: bool = Field(default=True, description="attention is only within a document")
     held_out: Share = Field(
         default=0.02,

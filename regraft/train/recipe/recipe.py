@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from regraft.document import Where
+from regraft.document import Document, Where
 from regraft.errors import did_you_mean
 from regraft.recipe import BaseRecipe, Mistakes
+from regraft.train.recipe.built import with_built
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.recipe.stages import Stage
 from regraft.units import format_tokens
@@ -18,6 +19,9 @@ class Recipe(BaseRecipe[Body]):
 
     schema = Body
     example = "model: org/name"
+
+    def __init__(self, document: Document) -> None:
+        super().__init__(with_built(document))
 
     def window(self, stage: Stage) -> int:
         """Tokens of a row of the stage: fewer than its length where positions skip."""
@@ -43,7 +47,8 @@ class Recipe(BaseRecipe[Body]):
     def mix(self, stage: Stage) -> dict[str, float]:
         """Share of rows by source, summing to 1."""
         names = [source.name for source in self.body.data.sources]
-        weights = stage.mix or dict.fromkeys(names, 1.0)
+        named = self.body.data.mixes[stage.mix] if isinstance(stage.mix, str) else stage.mix
+        weights = named or dict.fromkeys(names, 1.0)
         total = sum(weights.values())
         return {name: weights[name] / total for name in names if name in weights}
 
@@ -102,11 +107,28 @@ class Recipe(BaseRecipe[Body]):
         for i, name in enumerate(names):
             if name in names[:i]:
                 mistakes.add(("data", "sources", i, "name"), f"'{name}' is listed twice")
+        if not names:
+            mistakes.add(("data",), "give `sources`, or a folder as `built`")
+            return
         uses: list[tuple[Where, str]] = [
             (("stages", i, "mix", name), name)
             for i, stage in enumerate(body.stages)
-            for name in stage.mix or ()
+            if isinstance(stage.mix, dict)
+            for name in stage.mix
         ]
+        uses += [
+            (("data", "mixes", mix, name), name)
+            for mix, shares in body.data.mixes.items()
+            for name in shares
+        ]
+        for i, stage in enumerate(body.stages):
+            if isinstance(stage.mix, str) and stage.mix not in body.data.mixes:
+                hint = did_you_mean(stage.mix, body.data.mixes)
+                listed = ", ".join(body.data.mixes) or "none"
+                mistakes.add(
+                    ("stages", i, "mix"),
+                    f"'{stage.mix}' is not a mix{hint}; the mixes are {listed}",
+                )
         if body.watch and body.watch.needle and body.watch.needle.filler:
             uses.append((("watch", "needle", "filler"), body.watch.needle.filler))
         if body.watch:

@@ -69,8 +69,10 @@ class Stage(Block):
     )
     rate: Positive = Field(default=2e-5, description="peak learning rate")
     schedule: Schedule | None = Field(default=None, description="default: the recipe's")
-    mix: dict[str, Positive] | None = Field(
-        default=None, description="share of rows by source; default: the same for all sources"
+    mix: dict[str, Positive] | str | None = Field(
+        default=None,
+        description="share of rows by source, or the name of one of `data.mixes`; default: the "
+        "same for all sources",
     )
 
     @model_validator(mode="after")
