@@ -129,6 +129,15 @@ def _longrope_factors(
     return {"short_factor": rope.short_factor, "long_factor": rope.long_factor or by_formula}
 
 
+def rotary_length(recipe: Recipe, stage: Stage, spec: ContextSpec) -> int:
+    """Tokens that the frequencies of a stage are for. A recovery is for the model's whole context;
+    but longrope has other factors for short text, and is trained with those of the stage's length.
+    """
+    if recipe.body.method == "recover" and spec.rope_type != "longrope":
+        return max(stage.length, spec.max_position_embeddings)
+    return stage.length
+
+
 def rotated_pairs(spec: ContextSpec, head_dim: int) -> int:
     """Pairs of dimensions of a head that RoPE rotates."""
     return int(head_dim * spec.of_layer(None).get("partial_rotary_factor", 1.0)) // 2

@@ -18,6 +18,7 @@ from regraft.errors import RegraftError
 from regraft.parallel import Mesh
 from regraft.rope import ContextSpec
 from regraft.train import state
+from regraft.train.contexts import rotary_length
 from regraft.train.corpus import Corpus, StageRows
 from regraft.train.estimate.plan import decide_keep_attention
 from regraft.train.estimate.throughput import Throughput, peak_memory
@@ -160,11 +161,7 @@ class Loop:
     def _set_context(self, stage: Stage) -> None:
         """Set the stage's frequencies in the model, and verify that it uses them."""
         spec = self.contexts[self.state.stage]
-        # A recovery is for the model's whole context; a stage of a fine-tune uses the frequencies
-        # that `longrope` has for the stage's length.
-        length = stage.length
-        if self.recipe.body.method == "recover":
-            length = max(length, spec.max_position_embeddings)
+        length = rotary_length(self.recipe, stage, spec)
         rotary = set_rotary(self.learner, self.mesh, spec, length)
         for line in wavelengths(rotary) if self.state.stage_step == 0 else ():
             progress.note(f"stage {self.state.stage + 1}: {line}")

@@ -21,6 +21,7 @@ from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError, RegraftError
 from regraft.parallel.shards import Batch
 from regraft.rope import ContextSpec
+from regraft.train.contexts import rotary_length
 from regraft.train.corpus import Corpus
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.record import DriftRecord, ValidationRecord
@@ -28,7 +29,7 @@ from regraft.train.run_state import RunState
 from regraft.train.selection import BEST, PATIENCE, Selection, is_hopeless
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import Learner, arithmetic, load
-from regraft.train.step.rotary import fix_rotary
+from regraft.train.step.rotary import fix_rotary, frequencies_for
 from regraft.train.validation import document_rows, scores
 
 
@@ -103,7 +104,8 @@ class Recovery:
         return learner(part, teacher=(self.teacher, states))
 
     def _nll(self, learner: Learner, name: str) -> float:
-        nll, _, valid = scores(learner, self._rows, self._corpus.mesh)
+        with frequencies_for(learner, len(self._rows[0].ids)):
+            nll, _, valid = scores(learner, self._rows, self._corpus.mesh)
         mean = float(nll.sum() / valid.sum())
         if not math.isfinite(mean):
             raise RegraftError(
@@ -126,12 +128,13 @@ def begin_recovery(
     with Checkpoint.open(settings.teacher) as checkpoint:
         spec = _teacher_context(recipe, checkpoint, learner.model.config.vocab_size)
         teacher = load(recipe.body, checkpoint, mesh)
-    fix_rotary(teacher.model, spec, spec.max_position_embeddings)
+    longest = max(recipe.body.stages, key=lambda stage: stage.length)
+    fix_rotary(teacher.model, spec, rotary_length(recipe, longest, spec))
     teacher.requires_grad_(False)
     teacher.to(arithmetic(recipe.body, mesh.device)).eval()
     shard(teacher, recipe.body, mesh)
     rows = _short_rows(recipe, corpus, spec)
-    fix_rotary(learner.model, context, context.max_position_embeddings)
+    fix_rotary(learner.model, context, rotary_length(recipe, longest, context))
     return Recovery(teacher, rows, corpus, states)
 
 

@@ -25,6 +25,7 @@ from regraft.train.corpus import Corpus
 from regraft.train.recipe.validation import Needle, Watch
 from regraft.train.record import NeedleScore, ValidationScore
 from regraft.train.step.learner import Learner
+from regraft.train.step.rotary import frequencies_for
 from regraft.units import format_tokens
 
 _FILLER_DOCUMENTS = 64  # at most so many held-out documents surround the needles
@@ -55,19 +56,20 @@ class Validation:
     def run(self, learner: Learner) -> ValidationScore:
         """Score the fixed rows. Collective."""
         learner.eval()
-        nll, _, valid = scores(learner, self.text_rows, self.corpus.mesh)
-        by_position: dict[str, float] = {}
-        for low, high in pairwise(self.edges):
-            count = valid[:, low:high].sum()
-            if count:
-                mean = float(nll[:, low:high].sum() / count)
-                by_position[f"{low}-{high}"] = round(mean, 6)
-        needle = None
-        if self.needles:
-            nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
-            share = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
-            mean = round(float(nll.sum() / valid.sum()), 6)
-            needle = NeedleScore(nll=mean, accuracy=float(share))
+        with frequencies_for(learner, self.length):
+            nll, _, valid = scores(learner, self.text_rows, self.corpus.mesh)
+            by_position: dict[str, float] = {}
+            for low, high in pairwise(self.edges):
+                count = valid[:, low:high].sum()
+                if count:
+                    mean = float(nll[:, low:high].sum() / count)
+                    by_position[f"{low}-{high}"] = round(mean, 6)
+            needle = None
+            if self.needles:
+                nll, hit, valid = scores(learner, self.needles, self.corpus.mesh)
+                share = ((hit * valid).sum(1) == valid.sum(1)).double().mean()
+                mean = round(float(nll.sum() / valid.sum()), 6)
+                needle = NeedleScore(nll=mean, accuracy=float(share))
         learner.train()
         return ValidationScore(nll=by_position, needle=needle)
 

@@ -88,6 +88,13 @@ def test_distillation_changes_what_is_learned_and_drift_null_never_stops(trained
     assert plain.drift[-1].drift != distilled.drift[-1].drift
 
 
+def test_without_a_teacher_the_stages_run_to_their_end(trained, tmp_path):
+    teacher = f"teacher: {trained / 'derivative'}"
+    record = recover(trained, tmp_path, **{teacher: "every: 1", "steps: 60": "steps: 2"})
+    assert record.drift == []
+    assert record.steps == 2
+
+
 def test_noise_is_a_share_of_each_matrix(trained, tmp_path):
     from regraft.checkpoint.read.source import Checkpoint
     from regraft.parallel import Mesh
@@ -114,6 +121,7 @@ def test_contradictory_recoveries_are_refused(trained, tmp_path):
             ("length: 128", "length: 256", "has a context of 128 tokens"),
             ("rate: 2e-3", "theta: 1e4", "keeps the model's theta"),
             ("rate: 2e-3", "fallback: [1e4]", "keeps the model's theta"),
+            ("teacher: ", "distill: 1, short: [short]} #", "distillation needs a teacher"),
             (", rows: packed", "", "give a source with rows: packed"),
             ("method: recover", "method: full", "method is full, which has no recover"),
         ]

@@ -168,7 +168,8 @@ class Recipe(BaseRecipe[Body]):
 
     def _check_recovery(self, mistakes: Mistakes) -> None:
         recover = self.body.recover
-        if recover.teacher is None and recover.distill:
+        stated = "distill" in recover.model_fields_set and recover.distill
+        if recover.teacher is None and stated:
             mistakes.add(("recover", "distill"), "distillation needs a teacher")
         if recover.teacher is not None and not self.short_sources():
             mistakes.add(

@@ -80,7 +80,8 @@ class Recover(Block):
     rows: Count = Field(default=16, description="held-out documents that the drift is measured on")
     distill: Annotated[Number, Field(ge=0)] = Field(
         default=1.0,
-        description="weight of KL(teacher || model), added to the loss of rows of short text",
+        description="weight of KL(teacher || model), added to the loss of rows of short text where "
+        "there is a teacher",
     )
     noise: Share = Field(
         default=0.0,

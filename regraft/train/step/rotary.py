@@ -9,6 +9,8 @@ reaches the layers is checked.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +72,20 @@ def fix_rotary(model: Any, spec: ContextSpec, length: int) -> Rotary:
     config.rope_parameters = dict(spec.rope_parameters)
     config.max_position_embeddings = spec.max_position_embeddings
     return rotary
+
+
+@contextmanager
+def frequencies_for(learner: Learner, length: int) -> Iterator[None]:
+    """Within the block the model has the frequencies with which it is served at `length` tokens:
+    other ones than the stage's where longrope changes its factors between the two."""
+    inner = learner.model.model
+    before = inner.rotary_emb
+    if before.spec.rope_type == "longrope":
+        inner.rotary_emb = Rotary(before.spec, before.head_dim, length)
+    try:
+        yield
+    finally:
+        inner.rotary_emb = before
 
 
 @torch.no_grad()

@@ -11,14 +11,21 @@ from regraft.parallel import attach
 from regraft.rope import ContextSpec
 from regraft.train.contexts import stage_context
 from regraft.train.recipe.stages import Rope, Stage
-from regraft.train.step.rotary import Rotary, check_rotary, fix_rotary, wavelengths
+from regraft.train.step.learner import Learner
+from regraft.train.step.rotary import (
+    Rotary,
+    check_rotary,
+    fix_rotary,
+    frequencies_for,
+    wavelengths,
+)
 
 
 def forward_of(model):
     return lambda ids, positions: model.model(**cut(ids, None, positions), use_cache=False)
 
 
-@pytest.mark.parametrize("family", ["default", "yarn", "llama3", "linear"])
+@pytest.mark.parametrize("family", ["default", "yarn", "llama3", "linear", "longrope"])
 def test_the_model_rotates_by_the_stages_table(family):
     model = tiny_model(torch.float32)
     attach(model)
@@ -28,6 +35,23 @@ def test_the_model_rotates_by_the_stages_table(family):
     rotary = fix_rotary(model, spec, stage.length)
     check_rotary(forward_of(model), model.model.layers[0], rotary, torch.device("cpu"))
     assert ContextSpec.from_config(model.config.to_dict()) == spec
+
+
+def test_longrope_is_scored_with_the_factors_of_the_length():
+    model = tiny_model(torch.float32)
+    base = ContextSpec.from_config(model.config.to_dict())
+    original = base.max_position_embeddings
+    spec = stage_context(
+        base, base, Rope(family="longrope"), Stage(length=4 * original, steps=1), 8
+    )
+    rotary = fix_rotary(model, spec, original)
+    learner = Learner(model, 8)
+    for length, factors in ((original, "short_factor"), (4 * original, "long_factor")):
+        with frequencies_for(learner, length):
+            seen = model.model.rotary_emb.frequencies
+        expected = rotary.frequencies / torch.tensor(spec.rope_parameters[factors]).double()
+        torch.testing.assert_close(seen, expected, rtol=1e-12, atol=0)
+    assert model.model.rotary_emb is rotary
 
 
 def test_a_theta_too_small_for_its_length_is_noted():
