@@ -35,11 +35,12 @@ class Movement:
     high: float
 
     def scales(self, moved: Tensor) -> Tensor:
-        """Factors of the change, in the dtype of `moved`: |W - W_guard| of any of the weights."""
+        """Factors of the change of any weights, written over `moved`, their |W - W_guard|."""
         if not self.high - self.low >= _ALIKE:
-            return torch.ones_like(moved)
-        share = (moved - self.low) / (self.high - self.low)
-        return torch.sigmoid(_STEEPNESS * (0.5 - share))  # 1 - sigmoid(x) = sigmoid(-x)
+            return moved.fill_(1.0)
+        share = moved.sub_(self.low).div_(self.high - self.low)
+        # 1 - sigmoid(x) = sigmoid(-x)
+        return share.sub_(0.5).mul_(-_STEEPNESS).sigmoid_()
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Guard:
             other = self.model.rows(tensor, start, start + weights.shape[0])
         else:
             other = self.model.tensor(tensor).reshape(1)
-        return (weights - other.to(weights.device).to(weights.dtype)).abs_()
+        moved = torch.empty_like(weights).copy_(other.to(weights.device))
+        return moved.sub_(weights).abs_()
 
 
 def match_guard(

@@ -208,10 +208,10 @@ def _changed(
         if guard is not None and movement is not None:
             step = b[at].to(exact) @ a.to(exact) if change.kind == "factors" else part * scale
             scales = movement.scales(guard.moved(change.tensor, old, start))
-            new = old + step.mul_(scales)
-            sums.change += _squared_norm(step)
+            sums.change += _squared_norm(step.mul_(scales))
             sums.guard_scales += float(scales.sum(dtype=torch.float64))
             sums.guarded += scales.numel()
+            new = step.add_(old)
         elif change.kind == "factors":
             new = torch.addmm(old, b[at].to(exact), a.to(exact))
         else:

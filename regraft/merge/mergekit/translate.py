@@ -20,7 +20,7 @@ from regraft.merge.recipe.recipe import Recipe
 from regraft.merge.recipe.references import ModelRef, parse_reference
 
 # keys that mergekit does not know
-_OURS = ("context", "ties", "scale", "recover", "evaluate", "chat_template")
+_OURS = ("context", "ties", "space", "scale", "recover", "evaluate", "chat_template")
 _REFERENCES = ("model", "base_model", "source", "tokenizer_source")  # keys that name a model
 
 
