@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 # Control characters, marks that turn the direction of text, halves of surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -69,6 +73,12 @@ def render(template: str, **values: Any) -> str:
     Every string that it prints is escaped; filters: code, fenced, yaml, row (the cells of a row),
     rows (the rows of a table, one or more).
     """
+    return _compiled(template).render(**values)
+
+
+@cache
+def _compiled(template: str) -> Template:
+    """Compiled once in a process, which takes longer than filling it."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -80,7 +90,7 @@ def render(template: str, **values: Any) -> str:
         "row": lambda cells: Markdown(_row(cells)),
         "rows": lambda rows: Markdown("\n".join(map(_row, rows))),
     }  # fmt: skip
-    return environment.from_string(template).render(**values)
+    return environment.from_string(template)
 
 
 def hub_id(name: str, revision: str | None) -> str | None:

@@ -120,7 +120,8 @@ def redirect(fd: int, path: Path) -> None:
 
 
 _IMPORTED = (
-    "matplotlib.figure", "peft", "torch.distributed.checkpoint", "torch.distributed.fsdp",
+    "matplotlib.figure", "peft", "rich.console", "rich.table", "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama", "regraft.adapters.apply.apply",
     "regraft.adapters.extract.extract", "regraft.cli", "regraft.evaluate.assemble",
     "regraft.evaluate.cells", "regraft.evaluate.cost", "regraft.evaluate.job",
@@ -132,10 +133,17 @@ def _import() -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     from blank_figures import save_blank
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from regraft import drawing
+    from regraft.evaluate.report.page import _environment
 
     drawing.save = save_blank
+    # What libraries compile at their first use is compiled here, and not in every fork.
+    get_checkpoint_conversion_mapping("llama")
+    _environment("regraft.evaluate.report").get_template("page.html.j2")
+    with drawing.figure(Path(os.devnull)):
+        pass
     gc.freeze()
 
 

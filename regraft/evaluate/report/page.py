@@ -7,14 +7,18 @@ text is also in the mark's title and in a table, so nothing depends on colour or
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regraft.evaluate.report import plots
 from regraft.evaluate.report.tables import tables
 from regraft.evaluate.report.text import introduction, notes, title
 from regraft.evaluate.result import EvaluationRecord
 from regraft.write import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _LONGEST = 20_000  # characters of a sample; result.json has all of them
 # C0 and C1 except tab and line feed, direction marks, lone surrogates
@@ -36,6 +40,14 @@ def write_page(path: Path, result: EvaluationRecord) -> None:
 def render_page(template: str, *, package: str = "regraft.evaluate.report", **values: Any) -> str:
     """Fill an HTML template of `package`, which may import parts.html.j2; every value is escaped,
     an undefined template variable raises."""
+    size = (plots.WIDTH, plots.HEIGHT, plots.LEFT, plots.TOP)
+    return _environment(package).get_template(template).render(size=size, **values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """The templates of `package`, compiled once in a process, which takes longer than filling
+    them."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     own = "regraft.evaluate.report"
@@ -45,8 +57,7 @@ def render_page(template: str, *, package: str = "regraft.evaluate.report", **va
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["visible"] = visible_text
-    size = (plots.WIDTH, plots.HEIGHT, plots.LEFT, plots.TOP)
-    return environment.get_template(template).render(size=size, **values)
+    return environment
 
 
 def visible_text(text: str) -> str:
