@@ -3,6 +3,7 @@ process and on several; recovery; refusals."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ import torch
 from chats import words_tokenizer
 from torch.nn import functional as F
 
+import regraft
 from regraft.data.batch import IGNORED, make_row
 from regraft.data.positions import Sampler
 from regraft.data.rows import Rows
-from regraft.data.sources import Text
+from regraft.data.sources import Text, records
 from regraft.data.tokens import tokenise
 from regraft.data.toy_chat import TEMPLATE
 from regraft.errors import InputError
@@ -25,10 +27,11 @@ from regraft.rope import ContextSpec
 from regraft.train.gradients import backward
 from regraft.train.job import train_model
 from regraft.train.output.log import read_lines
+from regraft.train.recipe.model import Toy
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import prepare
 from regraft.train.step.rotary import fix_rotary
-from regraft.train.toy_model import untrained_model
+from regraft.train.toy_model import untrained_model, write_toy
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 RECIPE = """
@@ -210,3 +213,21 @@ def test_held_out_chats_that_begin_with_too_long_a_question_are_refused(tmp_path
     text = RECIPE.replace("watch: {{every: 2, rows: 2}}", "watch: {{length: 3}}")
     with pytest.raises(InputError, match="has anything to learn in its first 3 tokens"):
         train_model(write_recipe(tmp_path / "a", text), None, device="cpu", dry_run=True)
+
+
+def test_long_chats_of_a_data_recipe_train_at_their_length(tmp_path):
+    write_toy(tmp_path / "toy", Toy(hidden=32, intermediate=48), 0)
+    chats = records(Text("synthetic", "chats", chat=True, documents=30, words=60), [])
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(one) + "\n" for _, one in chats))
+    (tmp_path / "data.yaml").write_text(
+        f"sources: [{{name: chats, licence: CC0-1.0, jsonl: {tmp_path}/c.jsonl, chat: true}}]\n"
+        f"steps: [chat: {{length: 512}}]\noutput: {{tokenizer: {tmp_path}/toy}}\n"
+    )
+    regraft.build_data(tmp_path / "data.yaml", tmp_path / "built")
+    text = RECIPE[: RECIPE.index("data:")].replace("length: 128", "length: 512")
+    recipe = write_recipe(tmp_path / "a", text, tmp_path / "toy", "data: {built: ../built}\n")
+    recipe.write_text(recipe.read_text().replace("../built", str(tmp_path / "built")))
+    train_model(recipe, tmp_path / "a" / "out", device="cpu")
+    lines = read_lines(tmp_path / "a" / "out" / "metrics.jsonl")
+    assert [line["tokens"] for line in lines] == [1024, 2048]
+    assert all(100 < line["valid"] < 512 for line in lines)
