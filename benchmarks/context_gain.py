@@ -1,0 +1,145 @@
+"""Whether the context gain of `long_dependency` prefers whole texts, by a real model.
+
+    python benchmarks/context_gain.py MODEL [TEXT ...] [--tokens 2048]
+
+Of every text the gain of its beginning, of the same with its sentences shuffled, of pieces of eight
+texts joined to the same length, and of one such piece repeated, with copies counted and not. TEXT:
+two or more files; by default the largest modules of Python's standard library. Prints a table and
+writes it to benchmarks/results/context_gain.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+from harness import add_quick, environment, record
+
+from regraft.data.boundaries import split
+from regraft.data.build.causal_scorer import CausalScorer
+from regraft.data.build.context_gain import measure
+
+JOINED = 8
+RUN = 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", help="a causal language model: a folder or Hub id")
+    parser.add_argument("texts", nargs="*", type=Path)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--count", type=int, default=4, help="texts that are measured")
+    add_quick(parser)
+    arguments = parser.parse_args()
+    files = arguments.texts or modules(JOINED)
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    tokens, count = (128, 1) if arguments.quick else (arguments.tokens, arguments.count)
+    with tempfile.TemporaryDirectory() as folder:
+        model = toy(Path(folder) / "toy") if arguments.quick else arguments.model
+        if model is None:
+            parser.error("give a model")
+        scorer = CausalScorer.open(model, torch.device("cpu"))
+        windows = [tokens // 32, tokens // 8] if arguments.quick else [200, tokens // 4]
+        started = time.time()
+        gains = measure_all(scorer, texts, tokens, count, windows)
+    record(
+        "context_gain",
+        table(Path(model).name, gains, windows, tokens, count, time.time() - started, files),
+        keep=not arguments.quick,
+    )
+
+
+Gains = dict[str, list[dict[int, float]]]
+
+
+def measure_all(
+    scorer: CausalScorer, texts: Sequence[str], tokens: int, count: int, windows: list[int]
+) -> Gains:
+    """Gains by kind of text: of each text, by window."""
+    gains: Gains = {}
+    for number in range(count):
+        for name, (text, run) in variants(scorer, texts, number, tokens).items():
+            ids = scorer.ids(text)[:tokens]
+            result = measure(scorer, ids, windows, context=len(ids), run=run)
+            gains.setdefault(name, []).append({w: one.mean for w, one in result.items()})
+            print(number, name, len(ids), result, flush=True)
+    return gains
+
+
+def variants(
+    scorer: CausalScorer, texts: Sequence[str], number: int, tokens: int
+) -> dict[str, tuple[str, int]]:
+    """(text, shortest run that counts as a copy), by name."""
+    whole = beginning(scorer, texts[number], tokens)
+    sentences = split(whole)
+    random.Random(number).shuffle(sentences)
+    part = tokens // JOINED
+    pieces = [
+        beginning(scorer, texts[(number + other) % len(texts)], part) for other in range(JOINED)
+    ]
+    return {
+        "whole": (whole, RUN),
+        "sentences shuffled": ("".join(sentences), RUN),
+        "eight texts joined": ("\n\n".join(pieces), RUN),
+        "one piece repeated": ((pieces[0] + "\n\n") * JOINED, RUN),
+        "one piece repeated, copies count": ((pieces[0] + "\n\n") * JOINED, 2 * tokens),
+    }
+
+
+def beginning(scorer: CausalScorer, text: str, tokens: int) -> str:
+    """The first sentences of a text, of about as many tokens."""
+    out: list[str] = []
+    total = 0
+    for sentence in split(text):
+        total += len(scorer.tokenizer(sentence, add_special_tokens=False)["input_ids"])
+        if total > tokens:
+            break
+        out.append(sentence)
+    return "".join(out)
+
+
+def table(
+    model: str, gains: Gains, windows: list[int], tokens: int, count: int, seconds: float,
+    files: Sequence[Path],
+) -> str:  # fmt: skip
+    """The means over texts."""
+    names = ", ".join(path.name for path in files[:count])
+    lines = [
+        f"# Context gain of {tokens:,} tokens by {model}",
+        "",
+        f"{environment('transformers')}. Mean over {count} texts ({names}), in nats per token of "
+        f"the second half; {seconds / 60:.0f} minutes. Copies are runs of {RUN} tokens.",
+        "",
+        "| text | " + " | ".join(f"gain over the last {window}" for window in windows) + " |",
+        "|---|" + "--:|" * len(windows),
+    ]
+    for name, every in gains.items():
+        cells = [f"{mean(one[window] for one in every):.3f}" for window in windows]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def modules(count: int) -> list[Path]:
+    """The largest modules of the standard library."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return sorted(folder.glob("*.py"), key=lambda path: (-path.stat().st_size, path.name))[:count]
+
+
+def toy(folder: Path) -> str:
+    """An untrained toy."""
+    from regraft.train.recipe.model import Toy
+    from regraft.train.toy_model import write_toy
+
+    write_toy(folder, Toy(length=256, theta=70), 0)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()
