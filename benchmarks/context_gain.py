@@ -24,7 +24,7 @@ from harness import add_quick, environment, record
 
 from regraft.data.boundaries import split
 from regraft.data.build.causal_scorer import CausalScorer
-from regraft.data.build.context_gain import measure
+from regraft.data.build.context_gain import Gain, measure
 
 JOINED = 8
 RUN = 12
@@ -56,19 +56,19 @@ def main() -> None:
     )
 
 
-Gains = dict[str, list[dict[int, float]]]
+Gains = dict[str, list[dict[int, Gain]]]  # by kind of text: of each text, by window
 
 
 def measure_all(
     scorer: CausalScorer, texts: Sequence[str], tokens: int, count: int, windows: list[int]
 ) -> Gains:
-    """Gains by kind of text: of each text, by window."""
+    """The gains of all texts."""
     gains: Gains = {}
     for number in range(count):
         for name, (text, run) in variants(scorer, texts, number, tokens).items():
             ids = scorer.ids(text)[:tokens]
             result = measure(scorer, ids, windows, context=len(ids), run=run)
-            gains.setdefault(name, []).append({w: one.mean for w, one in result.items()})
+            gains.setdefault(name, []).append(result)
             print(number, name, len(ids), result, flush=True)
     return gains
 
@@ -117,11 +117,17 @@ def table(
         f"{environment('transformers')}. Mean over {count} texts ({names}), in nats per token of "
         f"the second half; {seconds / 60:.0f} minutes. Copies are runs of {RUN} tokens.",
         "",
-        "| text | " + " | ".join(f"gain over the last {window}" for window in windows) + " |",
-        "|---|" + "--:|" * len(windows),
+        "| text | "
+        + " | ".join(f"gain over the last {window} | as a share of NLL" for window in windows)
+        + " | copied |",
+        "|---|" + "--:|" * (2 * len(windows) + 1),
     ]
     for name, every in gains.items():
-        cells = [f"{mean(one[window] for one in every):.3f}" for window in windows]
+        cells = []
+        for window in windows:
+            cells.append(f"{mean(one[window].mean for one in every):.3f}")
+            cells.append(f"{mean(one[window].relative for one in every):.1%}")
+        cells.append(f"{mean(one[windows[-1]].copied for one in every):.0%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -180,6 +180,10 @@ def test_chosen_text_is_trained_on(benchmark):
     assert "| shorts untied, keys | 100% shorts |" in printed
 
 
+def test_context_gain_is_measured_on_four_kinds_of_text(benchmark):
+    assert "| one piece repeated, copies count | " in benchmark("context_gain", "--quick")[0]
+
+
 def test_evaluation_is_timed(benchmark, toys, monkeypatch, children):
     module = importlib.import_module("evaluate")
 

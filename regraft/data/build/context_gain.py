@@ -42,11 +42,13 @@ Mask = NDArray[np.bool_]
 class Gain:
     """Figures of one document at one window.
 
-    mean: nats per scored token, copied ones counted as 0. key: share of key tokens. copied: share
-    of copied tokens. tokens: that were scored; the other figures are 0 where there are none.
+    mean: nats per scored token, copied ones counted as 0. relative: `mean` as a share of the NLL
+    given the window. key: share of key tokens. copied: share of copied tokens. tokens: that were
+    scored; the other figures are 0 where there are none.
     """
 
     mean: float
+    relative: float
     key: float
     copied: float
     tokens: int
@@ -77,11 +79,13 @@ def summarise(parts: Sequence[tuple[Floats, Floats, Mask]]) -> Gain:
     """The figures of (NLL at a window, NLL given all, whether copied) of the tokens of a document's
     pieces."""
     if not parts:
-        return Gain(0.0, 0.0, 0.0, 0)
+        return Gain(0.0, 0.0, 0.0, 0.0, 0)
     short, full, copied = (np.concatenate(part) for part in zip(*parts, strict=True))
     gain = np.where(copied, 0.0, short - full)
     key = (gain > _KEY) & (full < _KEY)
-    return Gain(float(gain.mean()), float(key.mean()), float(copied.mean()), len(gain))
+    mean, nll = float(gain.mean()), float(short.mean())
+    relative = mean / nll if nll > 0 else 0.0
+    return Gain(mean, relative, float(key.mean()), float(copied.mean()), len(gain))
 
 
 def windowed(

@@ -93,6 +93,7 @@ def test_copied_tokens_have_no_gain_and_are_no_key_tokens():
     short, full = np.float32([5, 5, 1, 4]), np.float32([1, 1, 1, 3])
     gain = summarise([(short, full, np.array([False, True, False, False]))])
     assert (gain.mean, gain.key, gain.copied) == ((4 + 1) / 4, 1 / 4, 1 / 4)
+    assert gain.relative == 5 / 4 / (15 / 4)
 
 
 def test_an_answer_is_scored_with_the_last_tokens_and_with_all(scorer):
