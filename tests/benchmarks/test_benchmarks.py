@@ -174,6 +174,12 @@ def test_the_theta_probe_is_followed_by_a_training(benchmark):
     assert "| scaling law |" in benchmark("theta_probe", "--quick")[0]
 
 
+def test_data_speed_builds_with_every_step(benchmark):
+    printed, _, module = benchmark("data_speed", "--quick")
+    for step in module.STEPS:
+        assert printed.count(f"| {step} |") == 1
+
+
 def test_chosen_text_is_trained_on(benchmark):
     printed = benchmark("data_training", "--quick", "--seeds", "1")[0]
     assert "| context gain | " in printed

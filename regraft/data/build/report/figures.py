@@ -67,13 +67,15 @@ def score_figures(record: DatasetRecord) -> list[Figure]:
 def histogram(
     title: str, series: Mapping[str, Histogram], note: str, *, weighted: bool = False
 ) -> Figure:
-    """One or two distributions over the same classes. The axis is logarithmic where all values are
-    positive and the greatest is fifty times the least. weighted: a bar is the share of the sum of
-    values, such as of the text, not of their number."""
+    """One or two distributions over the same classes.
+
+    weighted: a bar is the share of the sum of values, such as of the text, not of their number. The
+    axis is logarithmic where all values are positive and, unless weighted, the greatest is fifty
+    times the least."""
     filled = {name: h for name, h in series.items() if h.number}
     least = min((h.least for h in filled.values() if h.least is not None), default=0.0)
     greatest = max((h.greatest for h in filled.values() if h.greatest is not None), default=1.0)
-    logarithmic = least > 0 and greatest > 50 * least
+    logarithmic = least > 0 and (weighted or greatest > 50 * least)
     scale: Callable[[float], float] = math.log if logarithmic else float
     low, high = scale(least), scale(greatest)
     span = (high - low) or 1.0
