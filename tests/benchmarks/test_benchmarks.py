@@ -216,6 +216,29 @@ def test_calibrated_extraction_is_compared_with_plain(benchmark, toys):
     assert "| calibrated, rank 2 |" in printed
 
 
+def test_recoveries_are_compared(benchmark, toys):
+    printed, _, _ = benchmark("recovery", "--quick", "--demo", toys)
+    assert "| *graft-rank-16* |" in printed
+    assert "| veto, distillation, LinearARD |" in printed
+
+
+def test_relations_are_compared_by_rows_as_by_whole_matrices(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    recovery = importlib.import_module("recovery")
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 3, 7, 4, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1]])
+    visible = (documents[:, :, None] == documents[:, None]).tril()[:, None]
+    logs = [(z @ z.mT / 2).masked_fill(~visible, -torch.inf).log_softmax(-1) for z in (x, y)]
+    q, p = (log.masked_fill(~visible, 0) for log in logs)
+    expected = (p.exp() * (p - q) * visible).sum()
+    result = recovery.relation_kl(x, y, documents, chunk=3)
+    torch.testing.assert_close(result, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(loss, x) for loss in (result, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_a_real_model_goes_through_the_whole_story(benchmark, toys, tmp_path):
     text = tmp_path / "diary.txt"
     text.write_text("the lantern paints that river .\n\n" * 4000)
