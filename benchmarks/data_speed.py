@@ -4,10 +4,11 @@
 
 The text is generated: documents of about 4 kB, one in fifty of 200 kB, a tenth of them near
 duplicates. A build reads, counts bytes as tokens, and writes Parquet; a step's speed is from the
-CPU time that the build takes more with it. The largest input is for the steps that could need more
-memory. VENV has datatrove: pip install datatrove spacy tokenizers regex tldextract 'xxhash<4'. Its
-four stages (signatures, buckets, clusters, filter) run one after another in one process, with the
-same bands, rows and sequences of words.
+CPU time that the build takes more with it. The largest input is for steps that could need memory.
+
+VENV has datatrove: pip install datatrove spacy tokenizers regex tldextract 'xxhash<4'. Its four
+stages (signatures, buckets, clusters, filter) run one after another in one process, with the same
+bands, rows and length of word sequences.
 
 The table goes to benchmarks/results/data_speed.md.
 """
@@ -35,7 +36,7 @@ STEPS = {
     "length, join": "length: {join: 64k}",
     "mix": "mix: {weights: {text: 1}, tokens: TOKENS}",
 }
-LARGE = ("none", "quality", "dedup, near", "length, join")  # steps on the largest of several inputs
+LARGE = ("none", "quality", "dedup, near", "length, join")  # steps on the largest input
 DATATROVE = """
 import sys
 from datatrove.executor import LocalPipelineExecutor
@@ -92,7 +93,7 @@ def table(inputs: list[Input], work: Path, python: str | None) -> Iterator[str]:
     for i, text in enumerate(inputs):
         base: Child | None = None
         for step, line in STEPS.items():
-            if 0 < i == len(inputs) - 1 and step not in LARGE:
+            if i == len(inputs) - 1 and step not in LARGE:
                 continue
             child = build(text, line, work)
             base = base or child

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,7 @@ def make_workplace(folder: Path) -> Path:
     (folder / "examples").mkdir()
     for page in EXAMPLES:
         (folder / "examples" / page.name).write_text(toy_recipe(page.read_text()))
+    shutil.copy(ROOT / "examples" / "chats.jsonl", folder / "examples")
     for name in ("docs", "regraft"):  # sources of data recipes
         (folder / name).symlink_to(ROOT / name)
     _write_texts(folder)
