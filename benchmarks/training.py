@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,8 +26,8 @@ LLAMA_8B = {
 RANK, RATE, THETA = 16, 1e-3, 500000.0
 
 
-def make_body(method: str, memory: dict[str, Any]) -> Body:
-    """The recipe of a step."""
+def make_body(method: str, memory: dict[str, Any], bits: Literal[4] | None = None) -> Body:
+    """The recipe of a step. bits: of the frozen weights."""
     return Body.model_validate(
         {
             "model": "none",
@@ -36,6 +36,7 @@ def make_body(method: str, memory: dict[str, Any]) -> Body:
             "stages": [{"length": 64, "steps": 1}],
             "data": {"sources": [{"name": "none", "text": "none"}]},
             "memory": memory,
+            "load": {"bits": bits},
         }
     )
 

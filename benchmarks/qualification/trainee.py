@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,15 +43,17 @@ class Measured:
 
 class Trainee:
     """A learner and its step. memory: the recipe's block. kernel: the name of attention's kernel.
+    bits: of the frozen weights, None for the dtype of training.
 
     One short step is run first, to load libraries and choose kernels.
     """
 
     def __init__(
-        self, scope: Scope, layers: int, longest: int, memory: dict[str, Any], kernel: str = "auto"
-    ) -> None:
+        self, scope: Scope, layers: int, longest: int, memory: dict[str, Any],
+        kernel: str = "auto", bits: Literal[4] | None = None,
+    ) -> None:  # fmt: skip
         self.scope, self.layers = scope, layers
-        self.body = make_body("lora", memory)
+        self.body = make_body("lora", memory, bits)
         self.mesh = Mesh.create(device=str(scope.device), kernel=kernel)
         with scope.device:
             model = make_model(scope.model(layers), longest, scope.dtype)

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/smollm2_transfer.py`."""

@@ -1,0 +1,28 @@
+"""The base of the experiment as a checkpoint folder in bfloat16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Copy a checkpoint folder, or write the dequantised model of a GGUF file."""
+    part = target.with_suffix(".part")
+    if source.is_dir():
+        shutil.copytree(source, part, dirs_exist_ok=True)
+    else:
+        from llamacpp.logits import unpack as unpack_gguf
+        from safetensors.torch import load_file, save_file
+
+        part.mkdir(parents=True, exist_ok=True)
+        unpack_gguf(source, part)
+        state = load_file(part / "model.safetensors")
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+        save_file(state, part / "model.safetensors", {"format": "pt"})
+        config = json.loads((part / "config.json").read_text())
+        (part / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}, indent=1))
+    part.rename(target)
