@@ -39,7 +39,7 @@ class Size:
 SIZES = {
     "gpu": Size(
         target=32768, growth=((16384, 40, 2), (32768, 60, 1)), window=2048, skill_length=1024,
-        skill_steps=120, skill_batch=32, recovery_steps=40, lengths=(4096, 8192, 16384, 32768),
+        skill_steps=80, skill_batch=32, recovery_steps=20, lengths=(4096, 8192, 16384, 32768),
         items=48, questions_per_text=4, texts=6, calibration=131072, rows=8,
     ),
     "cpu": Size(
@@ -94,16 +94,18 @@ def derivative(size: Size, base: Path, texts: Path, rate: float, seed: int) -> d
 def recovery(
     size: Size, graft: Path, teacher: Path, texts: Path, rate: float, seed: int
 ) -> dict[str, Any]:
-    """A short fine-tune of a graft on the text of its derivative."""
+    """A short fine-tune of a graft on the text of its derivative, which may not lose the range."""
     stage = {"length": size.skill_length, "steps": size.recovery_steps, "batch": size.skill_batch}
     return {
         **_common(graft, texts, size, seed),
         "method": "recover",
         "recover": {"teacher": str(teacher), "distill": 1.0, "short": ["skill"]},
-        "stages": [{**stage, "rate": rate}],
-        "data": _skill(texts),
-        "memory": {"rows": 2 * size.rows},
-    }
+        "stages": [{**stage, "rate": rate, "mix": {"skill": 1}}],
+        "data": {"sources": [_long(texts), *_skill(texts)["sources"]], "held_out": 0.05},
+        "watch": {
+            "every": 10, "rows": 2, "length": size.target, "needle": {"filler": "long", "rows": 8},
+        },
+    }  # fmt: skip
 
 
 def full_delta(base: Path, extended: Path, derivative: Path) -> dict[str, Any]:
@@ -120,16 +122,19 @@ def full_delta(base: Path, extended: Path, derivative: Path) -> dict[str, Any]:
 
 
 def _common(model: Path, texts: Path, size: Size, seed: int) -> dict[str, Any]:
-    long = {"name": "long", "jsonl": str(texts / "long.jsonl"), "rows": "whole"}
     return {
         "model": str(model),
         "method": "full",
-        "data": {"sources": [long]},
+        "data": {"sources": [_long(texts)]},
         "optimizer": {"name": "adamw", "weight_decay": 0.01},
         "export": {"dtype": "bfloat16"},
         "save_every": 100000,
         "seed": seed,
     }
+
+
+def _long(texts: Path) -> dict[str, Any]:
+    return {"name": "long", "jsonl": str(texts / "long.jsonl"), "rows": "whole"}
 
 
 def _skill(texts: Path) -> dict[str, Any]:
