@@ -29,6 +29,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
+from harness import environment
 from smollm2 import corpus, recipes, reversal
 from smollm2.jobs import Job, run_jobs
 from smollm2.model import unpack
@@ -81,9 +82,18 @@ def main() -> int:
         options = Options(**arguments)
         folder = options.out
         failed = run(options)
-        (options.out / "failed.json").write_text(json.dumps(failed, indent=1))
+        (folder / "failed.json").write_text(json.dumps(failed, indent=1))
+        (folder / "machine.txt").write_text(machine())
     write(folder)
     return 0
+
+
+def machine() -> str:
+    """One line on software and machine, with the GPU if there is one."""
+    import torch
+
+    card = f", one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return environment("transformers", "peft") + card
 
 
 def run(options: Options) -> dict[str, str]:
@@ -94,9 +104,11 @@ def run(options: Options) -> dict[str, str]:
     reversal.install(out / "plugin")
     path = os.pathsep.join((str(out / "plugin"), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")))
     jobs = list(Plan(options, out, size).jobs())
+    threads = str(max(1, (os.cpu_count() or 1) // options.at_once))
     return run_jobs(
-        jobs, out / "logs", options.at_once, options.heavy, options.seconds, PYTHONPATH=path
-    )
+        jobs, out / "logs", options.at_once, options.heavy, options.seconds, PYTHONPATH=path,
+        OMP_NUM_THREADS=threads,
+    )  # fmt: skip
 
 
 class Plan:

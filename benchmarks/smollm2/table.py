@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import environment, record
+from harness import record
 
 from regraft import drawing
-from regraft.adapters.reader import Adapter
+from regraft.adapters.folder import RECORD
 from regraft.evaluate.result import Cell, EvaluationRecord, read_result
+from regraft.records.adapter import AdapterRecord
+from regraft.records.files import read_record
 from regraft.units import format_tokens
 from smollm2.recipes import SIZES
 
@@ -53,16 +56,21 @@ def write(folder: Path) -> None:
     lines = [_line(head), _line(["---", *["--:"] * (len(head) - 1)])]
     for row in rows:
         lines.append(_line([row.name, *_figures(row, by_name, lengths, parts, size.skill_length)]))
+    window = _windowed(by_name.get("derivative"), parts[-1])
+    if window is not None:
+        name = f"derivative, last {format_tokens(int(WINDOW))} tokens"
+        blank = [""] * (len(lengths) + 2 + len(parts) - 1)
+        lines.append(_line([name, *blank, f"{window:.3f}", *[""] * 4]))
     text = [
         "# SmolLM2-135M: a context extension and its transfer to a derivative\n",
         f"    {_command(options)}\n",
-        environment("transformers", "peft") + "\n",
+        (folder / "machine.txt").read_text() + "\n",
         _text(folder, options) + "\n",
         *lines,
         "",
         *_adapters(folder),
         "",
-        *(f"Not done: {name} ({reason})." for name, reason in failed.items()),
+        *_not_done(folder, failed),
     ]
     page = "\n".join(text)
     (folder / "smollm2.md").write_text(page)
@@ -71,6 +79,18 @@ def write(folder: Path) -> None:
     if options["size"] != "quick":
         target = Path(__file__).parents[1] / "results" / "smollm2.png"
         target.write_bytes((folder / "smollm2.png").read_bytes())
+
+
+def _not_done(folder: Path, failed: dict[str, str]) -> Iterator[str]:
+    """Models without a score, and the failure that this goes back to."""
+    for name in failed:
+        model = name.removeprefix("score-")
+        if model == name or (folder / "scores" / model).exists():
+            continue
+        reason = failed[name]
+        while reason.endswith(" failed") and (cause := reason.removesuffix(" failed")) in failed:
+            reason = failed[cause]
+        yield f"- Not done: {model} ({reason})"
 
 
 def _rows(folder: Path) -> list[Row]:
@@ -111,6 +131,14 @@ def _figures(
         *(_share(row.cell("reversal", length)) for length in (short, lengths[-1])),
         _number(drift.kl if drift else None, 4),
     ]
+
+
+def _windowed(row: Row | None, part: tuple[int, int]) -> float | None:
+    """NLL of a text's second half by a window of its last tokens: no long context is needed."""
+    measures = row.scores.measures[row.name].perplexity if row else None
+    if measures is None or WINDOW not in measures.gain:
+        return None
+    return measures.nll[f"{part[0]}-{part[1]}"] + measures.gain[WINDOW]
 
 
 def _transfer(row: Row, rows: dict[str, Row], length: int) -> str:
@@ -167,13 +195,15 @@ def _text(folder: Path, options: dict[str, Any]) -> str:
 
 
 def _adapters(folder: Path) -> list[str]:
-    lines = ["| adapter | error | MB |", "|---|--:|--:|"]
+    lines = ["| adapter | error | of the change above rounding | MB |", "|---|--:|--:|--:|"]
     for path in sorted(folder.glob("adapter-*"), key=lambda path: _natural(path.name)):
         if not (path / "regraft.json").exists() or path.name.endswith("shuffled"):
             continue
-        totals = Adapter.open(str(path)).record.totals
-        megabytes = sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6
-        lines.append(_line([path.name, f"{totals.error:.3f}", f"{megabytes:.1f}"]))
+        totals = read_record(path / RECORD, AdapterRecord, "extract it again").totals
+        above = totals.signal_captured
+        share = "" if above is None else f"{above:.1%}"
+        megabytes = f"{totals.bytes / 1e6:.1f}"
+        lines.append(_line([path.name, f"{totals.error:.3f}", share, megabytes]))
     return lines
 
 
