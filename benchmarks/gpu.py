@@ -106,7 +106,7 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         try:
-            _preload()
+            self.forks = _preload()
             code = self._machine()
             if code:
                 return code
@@ -208,8 +208,9 @@ def _run(
     return 0
 
 
-def _preload() -> None:
-    """Import once what the parts need, without starting CUDA, which would not survive a fork."""
+def _preload() -> bool:
+    """Import once what the parts need. Returns whether they may be forked: CUDA does not survive a
+    fork, and bitsandbytes, which PEFT imports where it is installed, starts it."""
     from regraft.shell.process import set_environment
 
     set_environment()
@@ -221,8 +222,8 @@ def _preload() -> None:
             importlib.import_module(name)
         except Exception as error:  # the parts that need it import it again and end as failed
             print(f"{name} cannot be imported: {error}", file=sys.stderr)
-    assert not torch.cuda.is_initialized()
     gc.freeze()  # or every collection of a part goes through all that was imported
+    return not torch.cuda.is_initialized()
 
 
 def _has_device_file() -> bool:

@@ -225,5 +225,7 @@ def _draw(path: Path, rows: dict[str, Row], lengths: list[int]) -> None:
             axes.set_xlabel("tokens of text")
             axes.set_ylabel(label)
         needles.set_xticks(lengths, [format_tokens(n) for n in lengths])
+        positions = [128 * 4**i for i in range(6) if 128 * 4**i <= lengths[-1]]
+        nll.set_xticks(positions, [format_tokens(n) for n in positions])
         drawing.from_zero(needles)
-        needles.legend()
+        nll.legend(loc="upper left")

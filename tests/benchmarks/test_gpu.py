@@ -122,8 +122,16 @@ def test_a_new_interpreter_runs_one_part(gpu, monkeypatch, tmp_path):
     ] * 3
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_parts_are_forked_only_where_no_import_has_started_cuda(gpu, monkeypatch, started):
+    monkeypatch.setattr(gpu, "_IMPORTED", ())
+    monkeypatch.setattr(gpu, "PARTS", ())
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: started)
+    assert gpu._preload() is not started
+
+
 def test_no_part_starts_after_the_seconds_are_used_up(gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "_preload", lambda: None)
+    monkeypatch.setattr(gpu, "_preload", lambda: True)
     code = call(gpu, monkeypatch, "--rehearse", "--part", "64k", "--seconds", 3, "-o", tmp_path)
     assert code == 1
     assert "| 64k | no time left |" in (tmp_path / "gpu.md").read_text()

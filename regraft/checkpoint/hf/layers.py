@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regraft.checkpoint.config import explain_errors, load_config, quiet
 from regraft.checkpoint.finite import is_finite
@@ -24,6 +25,8 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
 
 _PARTS = ("layers", "embed_tokens", "norm", "rotary_emb")
+EXPANDED = "regraft_expanded"
+"""Name of `expanded_attention` for transformers."""
 
 
 class LayerStream:
@@ -38,6 +41,8 @@ class LayerStream:
         config = load_config(checkpoint.config, checkpoint.name)
         self.count: int = config.num_hidden_layers
         model = _one_layer_model(checkpoint, config)
+        if device.type == "cuda" and model.config._attn_implementation == "sdpa":
+            use_expanded_attention(model)
         inner = model.base_model
         if not all(hasattr(inner, part) for part in _PARTS) or _differ(config, self.count):
             raise InputError(_no_layers(checkpoint, model))
@@ -147,6 +152,40 @@ class LayerStream:
                 f"Tensor '{name}' of {self._checkpoint.name} holds NaN or infinite numbers; give a "
                 "sound checkpoint."
             )
+
+
+def expanded_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of query [B, H, s, D], key and value [B, Hk, s, D], whose heads are repeated first.
+
+    On a GPU torch has no float32 kernel for grouped heads but the one that holds all s^2 scores.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=causal
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def use_expanded_attention(model: Any) -> None:
+    """Make a transformers model that would use `sdpa` use `expanded_attention`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(EXPANDED, expanded_attention)
+    AttentionMaskInterface.register(EXPANDED, sdpa_mask)
+    model.set_attn_implementation(EXPANDED)
 
 
 def _one_layer_model(checkpoint: Checkpoint, config: Any) -> Any:
