@@ -1,0 +1,93 @@
+"""The parts of the benchmark on SmolLM2: texts, skill, recipes, jobs."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from evaluated import world_tokenizer
+
+from regraft.evaluate.prompts.haystack import World
+from regraft.evaluate.prompts.length import Prompter
+from regraft.evaluate.tasks import Kit
+from regraft.train.recipe.schema import Body
+
+pytestmark = pytest.mark.bench
+
+
+@pytest.fixture
+def parts(monkeypatch) -> Any:
+    """The modules of the benchmark."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    names = ("corpus", "jobs", "recipes", "reversal")
+    return SimpleNamespace(**{n: importlib.import_module(f"smollm2.{n}") for n in names})
+
+
+def test_the_skill_is_solved_by_reading_the_question_and_not_its_twin(parts):
+    kit = Kit(Prompter(world_tokenizer()), World())
+    items = parts.reversal.REVERSAL.group(kit, 256, 0, 3)
+    assert len({item.answer for item in items}) == 3
+    for item in items:
+        assert parts.reversal.solve(item.prompt) == item.references
+        assert parts.reversal.solve(item.twin) != item.references
+        assert item.prompt.rpartition("\n")[0] == items[0].prompt.rpartition("\n")[0]
+
+
+def test_training_sentences_are_the_questions_with_their_answers(parts):
+    sentence, backwards = parts.corpus.skill_sentence(random.Random(3))
+    question, _, rest = sentence.partition(" are ")
+    assert parts.reversal.solve(question + " are") == [backwards]
+    assert rest == backwards + ".\n"
+
+
+def test_novels_are_the_strings_of_an_r_package(parts, tmp_path):
+    lines = [b"EMMA", b"", "café".encode()]
+    strings = b"".join(b"\0\4\0\x09" + len(line).to_bytes(4, "big") + line for line in lines)
+    vector = b"X\n" + bytes(12) + b"\0\0\0\x10" + len(lines).to_bytes(4, "big") + strings
+    stream = len(vector).to_bytes(4, "big") + zlib.compress(vector)
+    (tmp_path / "Rdata.rdb").write_bytes(stream + stream)
+    assert list(parts.corpus.long_documents([tmp_path])) == ["EMMA\n\ncafé"] * 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu", "quick"])
+def test_recipes_are_valid_and_pose_sees_as_many_tokens(parts, name):
+    size = parts.recipes.SIZES[name]
+    folder = Path("x")
+    pose = Body.model_validate(parts.recipes.pose(size, folder, folder, 1e-4, 1))
+    whole = Body.model_validate(parts.recipes.extension(size, folder, folder, 1e-4, 1))
+    Body.model_validate(parts.recipes.derivative(size, folder, folder, 1e-4, 1))
+    recovery = Body.model_validate(parts.recipes.recovery(size, folder, folder, folder, 1e-4, 1))
+    tokens = sum(stage.length * (stage.steps or 0) * stage.batch for stage in whole.stages)
+    assert pose.positions.window is not None
+    short = pose.stages[0].batch * pose.positions.window
+    assert tokens - short < (pose.stages[0].steps or 0) * short <= tokens
+    assert recovery.watch is not None
+
+
+def test_jobs_run_once_in_order_and_a_failure_stops_what_needs_it(parts, tmp_path):
+    made: list[str] = []
+
+    def job(name: str, *needs: str, after: tuple[str, ...] = (), fails: bool = False) -> Any:
+        def work() -> None:
+            made.append(name)
+            if fails:
+                raise ValueError("broken")
+            (tmp_path / name).touch()
+
+        return parts.jobs.Job(name, work, tmp_path / name, needs, after)
+
+    jobs = [job("last", after=("a", "c")), job("c", "b"), job("b", "a", fails=True), job("a")]
+    failed = parts.jobs.run_jobs(jobs, tmp_path / "logs", 2, 1, 60)
+    assert made == ["a", "b", "last"]
+    assert failed == {"b": "ValueError: broken", "c": "b failed"}
+    made.clear()
+    assert parts.jobs.run_jobs([job("a")], tmp_path / "logs", 1, 1, 60) == {}
+    assert made == []
+    assert parts.jobs.run_jobs([job("late")], tmp_path / "logs", 1, 1, -1) == {
+        "late": "no time left"
+    }
