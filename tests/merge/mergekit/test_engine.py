@@ -12,6 +12,7 @@ import models
 import pytest
 import torch
 from merge_zoo import CONFIG, EPS, entries, give_tokenizer, merge, refusal, write_recipe
+from scripts import Scripts
 
 from regraft import progress
 from regraft.merge.job import merge_models
@@ -20,7 +21,22 @@ from regraft.records import MergeRecord, read_record
 pytestmark = pytest.mark.usefixtures("in_zoo")
 
 
+@pytest.fixture
+def forked_mergekit(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit runs in a fork of a process with the imports done instead of a new interpreter."""
+    from regraft.merge.mergekit import engine
+
+    def follow(
+        command: list[str], environment: dict[str, str], bar: progress.Bar
+    ) -> tuple[int, list[str]]:
+        done = scripts.run(command[2], *command[3:], env=environment)
+        return done.returncode, done.stderr.splitlines()
+
+    monkeypatch.setattr(engine, "_follow", follow)
+
+
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
+@pytest.mark.usefixtures("forked_mergekit")
 def test_a_union_of_vocabularies_is_in_the_order_of_the_recipe(tmp_path: Path) -> None:
     """mergekit's own order is that of a set."""
     for name in ("e", "c", "d", "b"):
@@ -37,6 +53,7 @@ def test_a_union_of_vocabularies_is_in_the_order_of_the_recipe(tmp_path: Path) -
 
 
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
+@pytest.mark.usefixtures("forked_mergekit")
 def test_a_method_without_native_form_runs_in_mergekit_with_the_recipes_context(
     tmp_path: Path,
 ) -> None:
