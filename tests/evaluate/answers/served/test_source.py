@@ -16,7 +16,7 @@ from regraft.cli import app
 from regraft.errors import RegraftError
 
 RUN: dict[str, Any] = {
-    "suite": "needle,icl,entities", "lengths": "300", "items": 3, "depths": 3, "texts": 1,
+    "suite": "needle,icl,entities", "lengths": "300", "items": 2, "depths": 2, "texts": 1,
 }  # fmt: skip
 
 
