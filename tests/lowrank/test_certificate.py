@@ -122,15 +122,16 @@ def test_product_rounding_measures_what_was_added():
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_numerics_hold_under_other_instruction_sets(capability):
-    """The tests of this folder's maths in a process of their own, with one thread."""
+    """Tests of this folder's maths, and that of the attention kernel, in a process of their own."""
     if _NESTED:
         pytest.skip("already in such a process")
     here = Path(__file__)
+    kernels = here.parents[1] / "parallel" / "kernels" / "test_choose.py"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "REGRAFT_NESTED": "1"}
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here),
-            "-k", "dominating or nearly_everything or never_below",
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here), str(kernels),
+            "-k", "dominating or nearly_everything or never_below or chosen_kernel",
         ],
         env=environment, cwd=here.parents[2], capture_output=True, text=True, timeout=240,
     )  # fmt: skip
