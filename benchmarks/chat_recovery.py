@@ -6,8 +6,8 @@ SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file in the package llm-smo
 questions greedily. Its theta is then raised as a graft would (no other weight changes), and the
 result is recovered on the answered questions: as conversations in the model's template, of which
 the answers are learned, and as plain text, all of which is learned. Each is scored on other
-questions, whose answers are the first model's: NLL of the answers and of their end-of-turn tokens,
-and how often the most likely token is the answer's.
+questions, whose answers are the first model's: NLL of the answers, and how often the most likely
+token is the answer's or ends it. Answers are cut to a few tokens, so their ends are not the model's.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def main() -> None:
         f"{len(trained)} answered questions, {options.steps} steps of 2 rows of 256 tokens; "
         f"{len(held_out)} other questions. {time.time() - began:.0f} s.",
         "",
-        "| SmolLM2-135M-Instruct | NLL of answers | NLL of their ends | same best token |",
-        "|---|--:|--:|--:|",
+        "| SmolLM2-135M-Instruct | NLL of answers | same best token |",
+        "|---|--:|--:|",
     ]
-    lines += [f"| {name} | {a:.4f} | {b:.4f} | {c:.1%} |" for name, (a, b, c) in scores.items()]
+    lines += [f"| {name} | {nll:.4f} | {same:.1%} |" for name, (nll, same) in scores.items()]
     record("chat_recovery", "\n".join(lines), keep=not options.quick)
 
 
@@ -143,21 +143,20 @@ def recover(out: Path, name: str, more: str, steps: int) -> Path:
 
 
 @torch.no_grad()
-def score(folder: Path, chats: list[Chat]) -> tuple[float, float, float]:
-    """(NLL of the answers' tokens, of their end-of-turn tokens, share of best tokens)."""
+def score(folder: Path, chats: list[Chat]) -> tuple[float, float]:
+    """(NLL of the answers' tokens without their ends, share of best tokens)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     template = ChatTemplate(AutoTokenizer.from_pretrained(folder))
-    values, ends, hits = [], [], []
+    values, hits = [], []
     for encoded in template.encode([Conversation(list(chat), "a question") for chat in chats]):
         ids, learned = torch.tensor(encoded.ids), torch.from_numpy(encoded.learned)[1:]
         logits = model(input_ids=ids[None]).logits[0, :-1][learned]
         nll = F.cross_entropy(logits, ids[1:][learned], reduction="none")
         values.append(nll[:-1])
-        ends.append(nll[-1:])
         hits.append((logits.argmax(-1) == ids[1:][learned]).float())
-    return tuple(float(torch.cat(parts).mean()) for parts in (values, ends, hits))
+    return float(torch.cat(values).mean()), float(torch.cat(hits).mean())
 
 
 if __name__ == "__main__":
