@@ -7,7 +7,8 @@ questions greedily. Its theta is then raised as a graft would (no other weight c
 result is recovered on the answered questions: as conversations in the model's template, of which
 the answers are learned, and as plain text, all of which is learned. Each is scored on other
 questions, whose answers are the first model's: NLL of the answers, and how often the most likely
-token is the answer's or ends it. Answers are cut to a few tokens, so their ends are not the model's.
+token is the answer's or ends it. Answers are cut to a few tokens, so their ends are not the first
+model's.
 """
 
 from __future__ import annotations
