@@ -8,7 +8,7 @@ CPU time that the build takes more with it. The largest input is for steps that 
 
 VENV has datatrove: pip install datatrove spacy tokenizers regex tldextract 'xxhash<4'. Its four
 stages (signatures, buckets, clusters, filter) run one after another in one process, with the same
-bands, rows and length of word sequences.
+bands, rows and length of word sequences, on the smaller inputs.
 
 The table goes to benchmarks/results/data_speed.md.
 """
@@ -98,7 +98,7 @@ def table(inputs: list[Input], work: Path, python: str | None) -> Iterator[str]:
             child = build(text, line, work)
             base = base or child
             yield _row(step, text, child, None if line is None else base)
-        if python is not None:
+        if python is not None and (i < len(inputs) - 1 or i == 0):
             out = work / "datatrove"
             child = run([python, "-c", DATATROVE, str(text.folder), str(out)])
             yield _row("datatrove's MinHash, whole process", text, child, None)

@@ -31,6 +31,7 @@ from regraft.errors import InputError
 from regraft.records import to_json
 
 _DONE = TypeAdapter(Done)
+_MOST_HASHES = 1000  # listed in the record; of more files only the hash of all
 
 
 class Build:
@@ -119,6 +120,8 @@ class Build:
         if report.hashes:
             listed = "".join(f"{name} {digest}\n" for name, digest in sorted(report.hashes.items()))
             revision = hashlib.sha256(listed.encode("utf-8", "replace")).hexdigest()
+        if len(report.hashes) > _MOST_HASHES:
+            report.hashes = {}
         return replace(
             record.sources[source.name],
             report=report,
