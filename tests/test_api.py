@@ -30,7 +30,7 @@ COMMANDS = {
 # Options of the shell, and those under another name or of another function.
 SHELL = {"as_json", "quiet", "debug", "threads", "schema"}
 RENAMED = {("evaluate", "adapter"): "adapters"}
-OF_THE_PROBE = {"probe", "steps", "device"}
+OF_THE_PROBE = {"probe", "steps", "search", "device"}
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -80,7 +80,7 @@ def test_a_function_takes_the_arguments_of_its_command(command, function):
     if command == "theta":
         options -= OF_THE_PROBE
         probe = set(inspect.signature(regraft.probe_theta).parameters)
-        assert {"steps", "device"} <= probe
+        assert OF_THE_PROBE - {"probe"} <= probe
     missing = {RENAMED.get((command, name), name) for name in options - SHELL} - accepted
     assert not missing
 

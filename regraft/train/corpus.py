@@ -16,7 +16,7 @@ from regraft.data.sources import Text
 from regraft.data.tokens import Tokens, default_cache, tokenise
 from regraft.errors import InputError
 from regraft.parallel import Mesh
-from regraft.train.recipe.built import check_lengths
+from regraft.train.recipe.built_lengths import check_lengths
 from regraft.train.recipe.data import Source
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.stages import Stage

@@ -175,7 +175,7 @@ def test_a_teacher_takes_memory_and_time():
             model="m", method="recover", recover=recover,
             stages=[{"length": 64, "steps": 1}], data={"sources": [{"name": "a", "text": "a"}]},
         )
-        for recover in ({}, {"teacher": "t"}, {"teacher": "t", "distill": 0.5})
+        for recover in ({}, {"teacher": "t", "distill": 0}, {"teacher": "t"})
     ]  # fmt: skip
     alone, held, read = (plan.switches_of(body, gpus) for body in bodies)
     sizes = [budget.memory(shape, s, 65536, 8, 8)[0] for s in (alone, held, read)]
