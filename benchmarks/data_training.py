@@ -1,14 +1,15 @@
 """What the steps of `regraft data build` are worth: the same training with differently chosen text.
 
-    python benchmarks/data_training.py [--seeds 3] [-o bench-out]
+    python benchmarks/data_training.py [--seeds 2] [-o bench-out]
 
 The demo's base (64 tokens) is extended to 512 by the same number of tokens of a crawl, from which
-documents are chosen in different ways. The crawl has, in equal numbers of words: notes (facts, and
+documents are chosen in different ways. The crawl has, about equally often: notes (facts, and
 questions about them all over the text: what long context is for); plain prose; eight short notes in
 one document; a short piece of notes repeated to the length; and short notes as documents of their
 own. Every model is then asked for needles, and scored on held-out notes by position.
 
-Prints a table and writes it to benchmarks/results/data_training.md. About 12 minutes on two cores.
+Prints a table and writes it to benchmarks/results/data_training.md. About ten minutes for a seed on
+two busy cores.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Size:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
     add_quick(parser)
     arguments = parser.parse_args()
