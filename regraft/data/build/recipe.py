@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from regraft.data.build.pipeline import ALL
 from regraft.data.build.schema import Body
 from regraft.data.build.step import Step
 from regraft.document import Where
@@ -41,6 +41,11 @@ class Recipe(BaseRecipe[Body]):
         names = [source.name for source in self.body.sources]
         for i, source in enumerate(self.body.sources):
             where = ("sources", i)
+            if source.name == ALL:
+                mistakes.add(
+                    (*where, "name"),
+                    f"'{ALL}' is what the steps of the recipe are listed under; give another name",
+                )
             if source.name in names[:i]:
                 mistakes.add((*where, "name"), f"'{source.name}' is listed twice")
             if not source.books3 and BOOKS3.search(f"{source.name} {source.location}"):
@@ -51,8 +56,8 @@ class Recipe(BaseRecipe[Body]):
                 )
             for encoding in source.encodings:
                 try:
-                    codecs.lookup(encoding)
-                except LookupError:
+                    "".encode(encoding)  # codecs.lookup has codecs of bytes, such as hex, too
+                except (LookupError, UnicodeError):
                     mistakes.add((*where, "encodings"), f"'{encoding}' is not an encoding")
             for key, kinds in _OF_KINDS.items():
                 given = key in self.document.value["sources"][i]

@@ -87,11 +87,15 @@ class Context:
         alone."""
         return np.random.default_rng(derive_seed(self.seed, f"{self.statistics.step} {name}"))
 
+    def temporary(self, name: str) -> Path:
+        """A path for a temporary file, which no other step of the build has."""
+        return self.folder / f"{self.statistics.step.replace('/', '-')}-{name}"
+
     @contextmanager
     def spool(self, documents: Iterable[Document]) -> Iterator[Spool]:
         """All documents on disk, to be read several times in the block; removed after it."""
         self._spools += 1
-        path = self.folder / f"{self.statistics.step.replace('/', '-')}-{self._spools}.jsonl"
+        path = self.temporary(f"{self._spools}.jsonl")
         try:
             yield Spool.write(path, documents)
         finally:

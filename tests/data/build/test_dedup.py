@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
 from built import documents, run_step
+from pydantic import ValidationError
 
+from regraft.data.build.pipeline import PlacedStep, run_steps
 from regraft.data.build.steps.dedup import Dedup
+from regraft.data.build.tokens import ByteCounter
 
 RNG = random.Random(0)
 VOCABULARY = [f"w{i}" for i in range(2000)]
@@ -24,6 +28,23 @@ def test_exact_duplicates_differ_in_space_and_case_only():
     )
     assert [one.id for one in passed] == ["0", "2"]
     assert statistics.dropped == {"exact duplicate": 1}
+
+
+def test_two_steps_side_by_side_have_tables_of_their_own(tmp_path):
+    steps = [PlacedStep(f"all/{i}-dedup", Dedup(near=False)) for i in (1, 2)]
+    texts = documents("a b", "A  b", "c")
+    passed, statistics = run_steps(
+        steps, iter(texts), ByteCounter(), tmp_path, seed=0, device="cpu"
+    )
+    assert next(passed).id == "0"
+    assert len(list(tmp_path.iterdir())) == 4
+    assert [one.id for one in passed] == ["2"]
+    assert [one.out.documents for one in statistics] == [2, 2]
+
+
+def test_more_hashes_than_a_document_can_have_are_refused():
+    with pytest.raises(ValidationError, match="above 10,000 hashes"):
+        Dedup(bands=100_000, band_rows=100_000)
 
 
 def test_near_duplicates_are_found_and_different_texts_kept():

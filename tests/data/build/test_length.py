@@ -110,6 +110,25 @@ def test_joined_texts_have_the_length_and_the_separator():
     assert len({one.id for one in passed}) == len(passed) > 8
 
 
+class _Counting(ByteCounter):
+    """Adds up the characters that it counts tokens of."""
+
+    read = 0
+
+    def lengths(self, texts):
+        self.read += sum(map(len, texts))
+        return super().lengths(texts)
+
+
+def test_joining_a_long_text_does_not_read_its_rest_for_every_piece():
+    text = "word " * 20_000
+    counter = _Counting()
+    passed, _ = run_step(Length(join=1000), documents(text), counter=counter)
+    assert len(passed) == 100
+    assert [one.tokens for one in passed[:-1]] == [999] * 99
+    assert counter.read < 8 * len(text)
+
+
 def test_joined_texts_do_not_mix_sources():
     given_documents = [*documents("a " * 60, source="a"), *documents("b " * 60, source="b")]
     passed, statistics = run_step(Length(join=80), given_documents)

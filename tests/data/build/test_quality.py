@@ -64,12 +64,12 @@ def test_a_band_of_shares_drops_the_most_and_least_compressible():
     texts = [f"{PROSE} {i} " + "again " * i for i in range(100)]
     step = Quality(compression_shares=[0.2, 0.8], repetition=False)
     passed, statistics = run_step(step, documents(*texts))
-    assert 58 <= len(passed) <= 62
+    assert 58 <= len(passed) <= 60  # 60 but for equal ratios
     assert sum(statistics.dropped.values()) == 100 - len(passed)
     ratios = sorted(map(compression_ratio, texts))
     kept = [one.scores["quality.compression"] for one in passed]
     assert min(kept) == ratios[20]
-    assert max(kept) == ratios[80]
+    assert max(kept) == ratios[79]
     assert not step.independent
     assert Quality().independent
 

@@ -41,6 +41,25 @@ def test_every_line_is_in_one_part(tmp_path, monkeypatch, size):
     assert list(report.hashes) == ["a.jsonl"]
 
 
+def test_a_byte_order_mark_before_the_first_line_is_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "a"}\n{"text": "b"}\n')
+    found, report = _read(_source(jsonl=str(tmp_path)))
+    assert [one.text for one in found] == ["a", "b"]
+    assert report.broken == 0
+
+
+def test_only_the_broken_lines_that_are_examples_have_their_number_counted(tmp_path, monkeypatch):
+    counted = []
+    number = lines._line_number
+    monkeypatch.setattr(lines, "_line_number", lambda *place: counted.append(1) or number(*place))
+    (tmp_path / "a.jsonl").write_text("{\n" * 30)
+    found, report = _read(_source(jsonl=str(tmp_path)))
+    assert (found, report.broken, len(counted)) == ([], 30, 5)
+    assert [text.split(":")[0] for text in report.examples[3:]] == [
+        "a.jsonl, line 4", "a.jsonl, line 5"
+    ]  # fmt: skip
+
+
 def test_parquet_is_read_by_row_groups(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

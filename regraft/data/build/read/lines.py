@@ -66,10 +66,12 @@ def read_jsonl(
                 if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
                     _skip_line(file)
                     raise InputError("the line is longer than 256 MB")
-                value = parse_json(_decode(line, encodings).rstrip(), "it")
+                text = _decode(line, encodings).rstrip()
+                value = parse_json(text if at else text.removeprefix("\ufeff"), "it")
             except InputError as error:
                 report.records += 1
-                place = f"{name}, line {_line_number(path, at)}"
+                # a line number takes a reading of all before it
+                place = f"{name}, line {_line_number(path, at)}" if report.has_room else name
                 report.add_broken(f"{place}: {str(error).split('; correct it')[0]}")
                 continue
             yield f"{name}:{at}", value

@@ -20,10 +20,15 @@ class ReadReport:
     examples: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `examples` takes another one."""
+        return len(self.examples) < _EXAMPLES
+
     def add_broken(self, message: str) -> None:
         """Count a record that cannot be read."""
         self.broken += 1
-        if len(self.examples) < _EXAMPLES:
+        if self.has_room:
             self.examples.append(message.rstrip("."))
 
     def include(self, other: ReadReport) -> None:

@@ -27,12 +27,12 @@ class Cutter:
     def pieces(self, text: str, limit: int) -> Iterator[tuple[str, int]]:
         """(piece, tokens) of at most `limit` tokens each; together they are the text, without the
         space around cuts."""
-        start = _skip_space(text, 0)
+        start = skip_space(text, 0)
         while start < len(text):
             stop = self.end(text, start, limit)
             piece = text[start:stop].rstrip()
             yield piece, self._counter.lengths([piece])[0]
-            start = _skip_space(text, stop)
+            start = skip_space(text, stop)
 
     def end(self, text: str, start: int, limit: int) -> int:
         """Where a piece that begins at character `start` ends, so that it has at most `limit`
@@ -83,7 +83,8 @@ def _combines(text: str, at: int) -> bool:
     )
 
 
-def _skip_space(text: str, at: int) -> int:
+def skip_space(text: str, at: int) -> int:
+    """The first character from `at` on that is no space, or the text's end."""
     while at < len(text) and text[at].isspace():
         at += 1
     return at

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xxhash
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from regraft.data.build.disk_table import DiskTable
 from regraft.data.build.document import Document
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 _SEED = 1
+_HASHES = 10_000  # most of a document
 _BATCH = 4096  # sequences of words that are hashed at once
 
 
@@ -58,6 +59,12 @@ class Dedup(Step):
     )
     prompt_words: Count = Field(default=13, description="of such a sequence")
 
+    @model_validator(mode="after")
+    def _few_hashes(self) -> Dedup:
+        if self.bands * self.band_rows > _HASHES:
+            raise ValueError(f"bands times band_rows is above {_HASHES:,} hashes for a document")
+        return self
+
     def check(self) -> None:
         """Raise InputError where datasketch or a file of prompts is missing."""
         if self.near:
@@ -80,8 +87,8 @@ class Dedup(Step):
         known = self._prompt_grams()
         statistics = context.statistics
         with (
-            DiskTable(context.folder / "exact") as texts,
-            DiskTable(context.folder / "bands") as bands,
+            DiskTable(context.temporary("exact")) as texts,
+            DiskTable(context.temporary("bands")) as bands,
         ):
             for document in documents:
                 words = _WORD.findall(document.text.lower())

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from regraft.data.build.document import Document
 from regraft.data.build.step import Context, Step
 from regraft.data.build.steps.copies import Copies
-from regraft.data.build.steps.cutting import Cutter
+from regraft.data.build.steps.cutting import Cutter, skip_space
 from regraft.data.build.tokens import count_tokens
 from regraft.errors import InputError
 from regraft.recipe_values import Positive, Share, Tokens
@@ -188,8 +188,10 @@ class Length(Step):
                 (tokens,) = counter.lengths([piece])
                 number += 1
                 yield first.with_text(piece, tokens=tokens, id=f"{first.id}#joined{number}")
-                start = stop + len(text[stop:]) - len(text[stop:].lstrip())
-                total = counter.lengths([text[start:]])[0] if start < len(text) else 0
+                begin, start = start, skip_space(text, stop)
+                total -= counter.lengths([text[begin:start]])[0] - counter.special
+                if total < 2 * target:  # near the end of the text it has to be exact
+                    total = counter.lengths([text[start:]])[0] if start < len(text) else 0
             if start:  # else the texts are a little shorter than the sum of their tokens
                 text = text[start:]
                 first, number = (

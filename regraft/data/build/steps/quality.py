@@ -152,10 +152,13 @@ def character_shares(text: str) -> dict[str, float]:
 
 
 def _between(values: Sequence[float], shares: list[float]) -> tuple[float, float]:
-    """The values at two shares of all, in order."""
+    """The least and greatest of the values between two shares of all, in order."""
     ordered = sorted(values)
-    low, high = (min(len(ordered) - 1, int(share * len(ordered))) for share in shares)
-    return (ordered[low], ordered[high]) if ordered else (0.0, 1.0)
+    if not ordered:
+        return 0.0, 1.0
+    start, stop = (round(share * len(ordered)) for share in shares)
+    low = min(start, len(ordered) - 1)
+    return ordered[low], ordered[max(low, stop - 1)]
 
 
 def _sample(text: str) -> str:

@@ -49,7 +49,7 @@ class Marks(Block):
         for mark, name in names.items():
             try:
                 getattr(self, mark).format(**{name: ""})
-            except (KeyError, IndexError, ValueError):
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError):
                 raise ValueError(f"{mark} takes {{{name}}} and no other braces") from None
         return self
 

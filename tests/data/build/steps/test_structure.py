@@ -87,5 +87,8 @@ def test_bad_keys_are_refused():
         step(kind="negatives")
     with pytest.raises(ValidationError, match=r"tail takes \{key\} and no other braces"):
         step(marks={"tail": "{name}"})
+    for tail in ("{key.x}", "{key[x]}"):
+        with pytest.raises(ValidationError, match=r"tail takes \{key\} and no other braces"):
+            step(marks={"tail": tail})
     with pytest.raises(ValidationError, match="pieces are two numbers from 2"):
         step(pieces=[3, 2])
