@@ -23,8 +23,8 @@ import torch
 from harness import add_quick, environment, record
 
 from regraft.data.boundaries import split
-from regraft.data.build.causal_scorer import CausalScorer
-from regraft.data.build.context_gain import Gain, measure
+from regraft.data.build.scoring.causal_scorer import CausalScorer
+from regraft.data.build.scoring.context_gain import Gain, measure
 
 JOINED = 8
 RUN = 12

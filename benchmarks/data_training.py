@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from harness import add_quick, environment, record
 
-from regraft.data.build import restructure
-from regraft.data.build.causal_scorer import CausalScorer
 from regraft.data.build.document import Document
+from regraft.data.build.generation import restructure
+from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.statistics import Statistics
 from regraft.data.build.step import Context, Step
 from regraft.data.build.steps.long_dependency import LongDependency

@@ -30,7 +30,7 @@ from regraft.errors import InputError
 
 _DOCUMENTS_PER_BATCH = 256
 _CHARACTERS_PER_BATCH = 2**20  # of conversations: a token and its place take 200 bytes
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass

@@ -179,12 +179,6 @@ def test_data_speed_builds_with_each_step(benchmark):
     assert [printed.count(f"| {step} |") for step in module.LARGE] == [2, 2, 2, 2]
 
 
-def test_chosen_text_is_trained_on(benchmark):
-    printed = benchmark("data_training", "--quick", "--seeds", "1")[0]
-    assert "| context gain | " in printed
-    assert "| shorts untied, keys | 100% shorts |" in printed
-
-
 def test_context_gain_is_measured_on_four_kinds_of_text(benchmark):
     assert "| one piece repeated, copies count | " in benchmark("context_gain", "--quick")[0]
 

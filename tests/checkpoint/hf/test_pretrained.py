@@ -45,8 +45,8 @@ def test_nothing_else_in_the_package_loads_with_transformers() -> None:
     root = Path(regraft.__file__).parent
     gates = {f"checkpoint/{name}.py" for name in ("config", "hf/pretrained", "hf/tokenizer")}
     gates |= {"checkpoint/read/find.py", "adapters/serving.py"}  # in commands for the user to run
-    gates |= {"data/build/embedding.py"}  # model2vec's, of a folder that is checked
-    gates |= {"data/build/embedding.py"}  # model2vec's own loader of a local folder
+    gates |= {"data/build/scoring/embedding.py"}  # model2vec's, of a folder that is checked
+    gates |= {"data/build/scoring/embedding.py"}  # model2vec's own loader of a local folder
     calls = re.compile(
         r"\.from_pretrained\(|\bTokenizer\.from_|\.from_dict\(|get_class_from_dynamic_module"
         r"|\b(?:AutoModel|AutoConfig|AutoTokenizer|\w*CONFIG_MAPPING|PeftModel|PeftConfig)\b"

@@ -14,7 +14,7 @@ from regraft.data.toy_language import Mix, training_row, write_tokenizer
 from regraft.errors import InputError
 from regraft.parallel import Mesh
 from regraft.train.corpus import Corpus
-from regraft.train.recipe.built import check_lengths
+from regraft.train.recipe.built_lengths import check_lengths
 from regraft.train.recipe.recipe import Recipe
 
 DATA = """

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from regraft.data.build.conversation_size import text_of
 from regraft.data.build.document import Document, Message
-from regraft.data.build.join_conversations import Joiner
+from regraft.data.build.generation.conversation_size import text_of
+from regraft.data.build.generation.join_conversations import Joiner
 from regraft.data.build.step import Context, Step
 from regraft.errors import InputError
 from regraft.recipe_values import Count, Tokens

@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from regraft.data import sources
-from regraft.data.build.coreset import Vectors, farthest_first, greatest_similarity
 from regraft.data.build.document import Document
-from regraft.data.build.embedding import Embedder, check_embedder, normalise, open_embedder
+from regraft.data.build.scoring.coreset import Vectors, farthest_first, greatest_similarity
+from regraft.data.build.scoring.embedding import Embedder, check_embedder, normalise, open_embedder
 from regraft.data.build.step import Context, Spool, Step
 from regraft.data.build.tokens import count_tokens
 from regraft.data.calibration import text_of_path

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from regraft.checkpoint.read.source import Checkpoint
-from regraft.data.build.causal_scorer import CausalScorer
-from regraft.data.build.context_gain import answer_nll, measure
 from regraft.data.build.document import Document
-from regraft.data.build.selection import select
+from regraft.data.build.scoring.causal_scorer import CausalScorer
+from regraft.data.build.scoring.context_gain import answer_nll, measure
+from regraft.data.build.scoring.selection import select
 from regraft.data.build.step import Context, Step
 from regraft.device import pick_device
 from regraft.errors import InputError

@@ -13,15 +13,15 @@ from pydantic import Field, model_validator
 from regraft.cache import folder as cache_folder
 from regraft.data.boundaries import pieces_at
 from regraft.data.build.document import Document
-from regraft.data.build.questions import (
+from regraft.data.build.generation.questions import (
     Form,
     ask_at_end,
     copied_share,
     problem_of_query,
     read_query,
 )
-from regraft.data.build.replies import Replies
-from regraft.data.build.restructure import even_cuts
+from regraft.data.build.generation.replies import Replies
+from regraft.data.build.generation.restructure import even_cuts
 from regraft.data.build.step import Context, Step
 from regraft.recipe_values import Count, Positive, Share, Tokens
 

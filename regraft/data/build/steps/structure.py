@@ -12,8 +12,7 @@ from pydantic import Field, model_validator
 
 from regraft.data.boundaries import pieces_at
 from regraft.data.build.document import Document
-from regraft.data.build.embedding import Embedder, check_embedder, open_embedder
-from regraft.data.build.restructure import (
+from regraft.data.build.generation.restructure import (
     even_cuts,
     interleave,
     nearest,
@@ -21,6 +20,7 @@ from regraft.data.build.restructure import (
     reorder,
     untie,
 )
+from regraft.data.build.scoring.embedding import Embedder, check_embedder, open_embedder
 from regraft.data.build.step import Context, Step
 from regraft.data.build.tokens import count_tokens
 from regraft.device import pick_device

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from regraft.data.boundaries import split
 from regraft.data.build.document import Document
-from regraft.data.build.episodes import KINDS
-from regraft.data.build.questions import Form, ask_at_end
+from regraft.data.build.generation.episodes import KINDS
+from regraft.data.build.generation.questions import Form, ask_at_end
 from regraft.data.build.step import Context, Step
 from regraft.data.build.tokens import count_tokens
 from regraft.data.generate.hiding import hide

@@ -7,7 +7,7 @@ import pytest
 from built import documents, run_step
 from pydantic import ValidationError
 
-from regraft.data.build.embedding import normalise
+from regraft.data.build.scoring.embedding import normalise
 from regraft.data.build.steps import diversity
 from regraft.data.build.steps.diversity import Diversity
 from regraft.errors import InputError

@@ -7,8 +7,8 @@ import torch
 from built import documents, run_step
 from evaluated import toy
 
-from regraft.data.build.causal_scorer import CausalScorer
 from regraft.data.build.document import Document, Message
+from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.steps.long_dependency import LongDependency
 from regraft.data.toy_language import WORDS
 from regraft.errors import InputError

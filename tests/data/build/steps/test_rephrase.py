@@ -10,8 +10,8 @@ from built import documents, run_step
 from judge_server import JudgeServer, chat
 from pydantic import ValidationError
 
-from regraft.data.build import replies
 from regraft.data.build.document import Document, Message
+from regraft.data.build.generation import replies
 from regraft.data.build.steps.rephrase import Rephrase
 from regraft.errors import InputError, RegraftError
 

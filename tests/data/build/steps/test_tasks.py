@@ -10,7 +10,7 @@ from built import documents, run_step
 from evaluated import world_tokenizer
 
 from regraft.data.build.document import Document, Message
-from regraft.data.build.episodes import KINDS
+from regraft.data.build.generation.episodes import KINDS
 from regraft.data.build.steps.tasks import Tasks
 from regraft.evaluate.prompts.haystack import Fixed
 from regraft.evaluate.prompts.length import Prompter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regraft.data.build.document import Document, Message
-from regraft.data.build.questions import (
+from regraft.data.build.generation.questions import (
     Query,
     ask_at_end,
     copied_share,

@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from regraft.data.build.back_reference import BackReferences, Part
-from regraft.data.build.conversation_size import ConversationSize, text_of
 from regraft.data.build.document import Document, Message
+from regraft.data.build.generation.back_reference import BackReferences, Part
+from regraft.data.build.generation.conversation_size import ConversationSize, text_of
 from regraft.data.build.step import Context
 
 _POOL = 64  # conversations from which the next one that fits is taken

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from regraft.data.build.questions import Query
+from regraft.data.build.generation.questions import Query
 from regraft.data.generate.words import made_up
 
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from evaluated import toy
 
-from regraft.data.build import embedding
-from regraft.data.build.embedding import check_embedder, open_embedder
+from regraft.data.build.scoring import embedding
+from regraft.data.build.scoring.embedding import check_embedder, open_embedder
 from regraft.data.toy_language import WORDS
 from regraft.errors import CheckpointError, InputError
 

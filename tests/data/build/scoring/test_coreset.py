@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from regraft.data.build.coreset import farthest_first, greatest_similarity
+from regraft.data.build.scoring.coreset import farthest_first, greatest_similarity
 
 
 def vectors(count, seed=0):

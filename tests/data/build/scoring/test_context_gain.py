@@ -9,8 +9,8 @@ import pytest
 import torch
 from evaluated import toy
 
-from regraft.data.build.causal_scorer import CausalScorer
-from regraft.data.build.context_gain import answer_nll, copies, measure, summarise, windowed
+from regraft.data.build.scoring.causal_scorer import CausalScorer
+from regraft.data.build.scoring.context_gain import answer_nll, copies, measure, summarise, windowed
 from regraft.data.toy_language import IDS, exam_row
 
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def random_ids(count, seed=0):
 
 
 def test_chunks_with_a_cache_give_the_nll_of_one_forward(scorer, monkeypatch):
-    monkeypatch.setattr("regraft.data.build.causal_scorer._CHUNK", 7)
-    monkeypatch.setattr("regraft.data.build.causal_scorer._LOGITS", 2 * 5 * 194)
+    monkeypatch.setattr("regraft.data.build.scoring.causal_scorer._CHUNK", 7)
+    monkeypatch.setattr("regraft.data.build.scoring.causal_scorer._LOGITS", 2 * 5 * 194)
     texts = [random_ids(40, 1), random_ids(40, 2)]
     for count in (1, 6, 20, 39):
         result = scorer.last(texts, count)

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.data.boundaries import pieces_at, split
-from regraft.data.build.restructure import even_cuts, interleave, nearest, random_cuts, reorder
-from regraft.data.build.restructure import untie as _untie
+from regraft.data.build.generation.restructure import (
+    even_cuts,
+    interleave,
+    nearest,
+    random_cuts,
+    reorder,
+)
+from regraft.data.build.generation.restructure import untie as _untie
 
 
 def untie(texts, seed=0):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regraft.data.build.causal_scorer import Scorer
+from regraft.data.build.scoring.causal_scorer import Scorer
 from regraft.data.ngrams import first_occurrences
 
 _KEY = 2.0  # nats

@@ -1,0 +1,1 @@
+"""Text that steps write: joined conversations, questions and their texts, rearranged pieces."""

@@ -1,0 +1,1 @@
+"""Scores of documents by models, and which documents they leave."""
