@@ -162,8 +162,15 @@ class Build:
                     f"{repeated[name]:,} documents of '{name}' had the id of another one; theirs "
                     "now ends in a number"
                 )
+            if 0 < written.conversations < written.out.documents:
+                progress.warn(
+                    f"{written.conversations:,} of {written.out.documents:,} documents of '{name}' "
+                    "are conversations, and a training reads all of them as text; for turns take a "
+                    "source of its own with `share: 1`"
+                )
             sources[name] = replace(
                 source,
+                chat=written.conversations == written.out.documents,
                 out=written.out,
                 characters=written.characters,
                 tokens=written.tokens,

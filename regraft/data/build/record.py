@@ -32,9 +32,9 @@ class SourceRecord:
     """A source: where it came from, what was read, and what is left of it.
 
     revision: of a Hub dataset, or the hash of all files (each has its own in `report`, of at most
-    1000). read: documents as they were read, out:
-    as they were written. characters_before, characters, tokens: lengths of documents, as they were
-    read and written. repeated_ids: documents whose id another one had; theirs has a '~2'.
+    1000). chat: whether all that was written are conversations. read: documents as they were read,
+    out: as they were written. characters_before, characters, tokens: lengths of documents, as they
+    were read and written. repeated_ids: documents whose id another one had; theirs has a '~2'.
     """
 
     kind: str

@@ -24,11 +24,12 @@ _GROUP_ROWS = 1000
 
 @dataclass
 class Written:
-    """What was written of a source."""
+    """What was written of a source. conversations: documents with messages."""
 
     out: Flow = field(default_factory=Flow)
     characters: Histogram = field(default_factory=Histogram)
     tokens: Histogram = field(default_factory=Histogram)
+    conversations: int = 0
 
 
 class Shards:
@@ -62,6 +63,7 @@ class Shards:
         written.out.add(document)
         written.characters.add(len(document.text))
         written.tokens.add(document.tokens or 0)
+        written.conversations += document.messages is not None
 
     def __enter__(self) -> Shards:
         return self

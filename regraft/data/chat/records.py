@@ -69,7 +69,8 @@ def read_conversation(record: Any, where: str, field: str | None = None) -> Conv
             f"'{field}'" if field else "'messages', 'conversations', or 'prompt' and 'response'"
         )
         raise InputError(
-            f"{where} has no conversation in {expected}; it has {', '.join(sorted(record))}."
+            f"{where} has no conversation in {expected}; it has "
+            f"{', '.join(sorted(record)) or 'nothing'}."
         )
     if record.get("system") and (not result or result[0]["role"] != "system"):
         result.insert(0, _message({"role": "system", "content": record["system"]}, where, 0))

@@ -226,6 +226,22 @@ def test_bad_input_is_one_sentence(folder, change, message):
     assert not (folder / "text").exists()
 
 
+@pytest.mark.parametrize(("share", "chat"), [(1, True), (0.5, False)])
+def test_a_source_is_trained_as_conversations_where_all_of_it_has_turns(
+    tmp_path, recwarn, share, chat
+):
+    lines = [json.dumps({"text": "One short sentence here. " * 20})] * 12
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "recipe.yaml").write_text(
+        f"sources: [{{name: a, licence: CC0-1.0, jsonl: {tmp_path}/a.jsonl}}]\n"
+        f"steps: [tasks: {{share: {share}, form: messages}}]\noutput: {{tokenizer: bytes}}\n"
+    )
+    record = regraft.build_data(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert record.sources["a"].chat is chat
+    told = [str(one.message) for one in recwarn if "documents of 'a' are conv" in str(one.message)]
+    assert bool(told) is not chat
+
+
 def test_the_output_may_not_overlap_a_source(folder):
     with pytest.raises(InputError, match="notes"):
         regraft.build_data("recipe.yaml", "notes/out")
