@@ -86,6 +86,13 @@ def test_a_long_chat_is_cut_between_exchanges(tmp_path):
     ]
 
 
+def test_exchanges_that_fill_a_row_to_its_last_token_are_all_in_it(tmp_path):
+    tokens = tokens_of(tmp_path, chat(*TURNS))
+    length = int(tokens.cuts(0)[2])
+    first = Rows("packed", tokens.lengths(), np.arange(1), length, chat=tokens).rows[0]
+    assert [piece[:3] for piece in first] == [(0, 0, length)]
+
+
 def test_an_exchange_longer_than_a_row_is_cut_and_a_piece_without_an_answer_left_out(tmp_path):
     tokens = tokens_of(tmp_path, chat("river " * 60, "lantern", "old", "lantern"))
     rows = Rows("packed", tokens.lengths(), np.arange(1), 64, chat=tokens).rows
