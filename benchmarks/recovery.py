@@ -184,11 +184,11 @@ def objective(arm: Arm) -> Iterator[None]:
             total = total + (arm.likelihood - 1.0) * learner(part)
         return total
 
-    Recovery.distance = distance  # type: ignore[method-assign]
+    Recovery.distance = distance  # type: ignore[method-assign]  # for the arms only
     try:
         yield
     finally:
-        Recovery.distance = logits  # type: ignore[method-assign]
+        Recovery.distance = logits  # type: ignore[method-assign]  # as it was
 
 
 def relation_loss(teacher: Learner | None, learner: Learner, part: Batch) -> Tensor:

@@ -32,7 +32,7 @@ def make_body(method: str, memory: dict[str, Any], bits: Literal[4] | None = Non
         {
             "model": "none",
             "method": method,
-            "lora": {"rank": RANK, "norms": False},
+            "lora": {"rank": RANK, "norms": False} if method == "lora" else None,
             "stages": [{"length": 64, "steps": 1}],
             "data": {"sources": [{"name": "none", "text": "none"}]},
             "memory": memory,

@@ -207,7 +207,7 @@ def run_at_once(
     def run(key: Key, work: Callable[[], Result]) -> None:
         try:
             done.put((key, work()))
-        except Exception as error:
+        except Exception as error:  # it is raised in the caller's thread
             done.put((key, error))
 
     waiting, under_way = iter(works), 0

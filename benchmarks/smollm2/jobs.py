@@ -39,6 +39,10 @@ def run_jobs(
 
     at_once: jobs at a time, of which `heavy` may be heavy ones. seconds: after these none begins.
     """
+    names = {job.name for job in jobs}
+    for job in jobs:
+        if unknown := {*job.needs, *job.after} - names:
+            raise ValueError(f"{job.name} needs {', '.join(sorted(unknown))}, which is no job")
     log.mkdir(parents=True, exist_ok=True)
     began, left = time.monotonic(), list(jobs)
     failed: dict[str, str] = {}

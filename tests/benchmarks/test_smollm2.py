@@ -85,6 +85,8 @@ def test_jobs_run_once_in_order_and_a_failure_stops_what_needs_it(parts, tmp_pat
     failed = parts.jobs.run_jobs(jobs, tmp_path / "logs", 2, 1, 60)
     assert made == ["a", "b", "last"]
     assert failed == {"b": "ValueError: broken", "c": "b failed"}
+    with pytest.raises(ValueError, match="x, which is no job"):
+        parts.jobs.run_jobs([job("c", "x")], tmp_path / "logs", 1, 1, 60)
     made.clear()
     assert parts.jobs.run_jobs([job("a")], tmp_path / "logs", 1, 1, 60) == {}
     assert made == []

@@ -83,6 +83,8 @@ def apply_lora(
         raise InputError(f"--scale {scale} is not a number that can scale a change.")
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise InputError(f"--dtype '{dtype}' is not one of {', '.join(OUTPUT_DTYPES)}.")
+    if guard == "":
+        raise InputError("--guard is empty; name the model that the checkpoint was tuned from.")
     out_dtype = OUTPUT_DTYPES[dtype] if dtype is not None else None
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     torch_device = pick_device(device)

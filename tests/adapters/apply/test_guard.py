@@ -14,7 +14,7 @@ from refusals import refusal_of
 
 from regraft.adapters.apply import stream
 from regraft.adapters.apply.apply import apply_lora
-from regraft.errors import CheckpointError, LineageError
+from regraft.errors import CheckpointError, InputError, LineageError
 from regraft.records import to_json
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -141,6 +141,11 @@ def test_a_guard_that_does_not_fit_is_refused_by_name(
     message = refusal_of(apply_lora, adapter, family[2], tmp_path / "out", guard=tmp_path / "no")
     assert "no" in message
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_guard_without_a_name_is_refused(family: Any, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--guard is empty"):
+        apply_lora(adapter, family[2], tmp_path / "out", guard="")
 
 
 def test_nan_of_the_guard_is_named(family: Any, adapter: Path, tmp_path: Path) -> None:

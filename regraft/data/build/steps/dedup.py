@@ -12,6 +12,7 @@ words with a prompt is dropped.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -67,13 +68,8 @@ class Dedup(Step):
 
     def check(self) -> None:
         """Raise InputError where datasketch or a file of prompts is missing."""
-        if self.near:
-            try:
-                import datasketch  # noqa: F401
-            except ImportError:
-                raise InputError(
-                    "near duplicates need datasketch: pip install datasketch."
-                ) from None
+        if self.near and importlib.util.find_spec("datasketch") is None:
+            raise InputError("near duplicates need datasketch: pip install datasketch.")
         for path in self.prompts:
             if not Path(path).is_file():
                 raise InputError(f"there is no file {path}.")

@@ -112,7 +112,7 @@ class Length(Step):
             yield document
 
     def _class(self, document: Document) -> int:
-        return sum(document.tokens >= edge for edge in self.buckets)  # type: ignore[operator]
+        return sum(document.tokens >= edge for edge in self.buckets)  # type: ignore[operator]  # counted
 
     def _class_name(self, number: int) -> str:
         edges = [format_tokens(edge) for edge in self.buckets]
