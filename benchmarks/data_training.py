@@ -42,6 +42,7 @@ from regraft.data.toy_language import (
     ADJECTIVES,
     Mix,
     Prose,
+    Row,
     needles,
     note,
     prose_row,
@@ -157,9 +158,9 @@ def crawl(seed: int, size: Size) -> list[Document]:
     return documents
 
 
-def words_of(row: object) -> str:
+def words_of(row: Row) -> str:
     """A row as text; the tokenizer adds the `<s>` in front."""
-    return " ".join(row.words[1:])  # type: ignore[attr-defined]
+    return " ".join(row.words[1:])
 
 
 def short_notes(rng: random.Random, count: int) -> list[str]:

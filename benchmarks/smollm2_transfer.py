@@ -240,13 +240,13 @@ class Plan:
             "--haystack", str(self.texts / "held-out.txt"), "--questions-per-text",
             str(size.questions_per_text), *self.device,
         ]  # fmt: skip
-        asked = ["--suite", "needle,perplexity", "--texts", str(size.texts)]
-        asked += ["--items", str(size.items), "--lengths", ",".join(map(str, size.lengths))]
+        questions = ["--suite", "needle,perplexity", "--texts", str(size.texts)]
+        questions += ["--items", str(size.items), "--lengths", ",".join(map(str, size.lengths))]
         others = ["base", "theta-only", "extended"]
         names = ["derivative", *others, *(name for name in grafts if name not in others), "pose"]
         for name in names:
             target = self.out / "scores" / name
-            line = ["evaluate", f"{name}={self.out / name}", "-o", str(target), *asked, *common]
+            line = ["evaluate", f"{name}={self.out / name}", "-o", str(target), *questions, *common]
             yield Job(f"score-{name}", line, target, (name,), heavy=True)
         lengths = f"{size.skill_length},{size.target}"
         target = self.out / "skill"

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and asked.
+    """The sizes of a run: tokens of each training, and questions of the evaluation.
 
     target: context length of the extension; growth: (length, steps, rows a step) of its stages;
     window: tokens of a PoSE row; lengths: of the questions; texts: of the NLL by position;

@@ -28,18 +28,18 @@ def _make_group(kit: Kit, budget: int, text: int, questions: int) -> list[Draft]
     def build(units: int) -> str:
         return "".join(kit.haystack.pieces(f"reversal {text}", units)).rstrip() + "\n"
 
-    asked = [(ending, "") for pair in endings for ending in pair]
-    read = build(kit.fit_text("reversal", build, budget, asked))
+    questions_and_twins = [(ending, "") for pair in endings for ending in pair]
+    haystack = build(kit.fit_text("reversal", build, budget, questions_and_twins))
     return [
-        Draft(read + question, read + twin, (answer,))
+        Draft(haystack + question, haystack + twin, (answer,))
         for (question, twin), ((_, answer), _) in zip(endings, pairs, strict=True)
     ]
 
 
 def solve(prompt: str) -> list[str]:
     """The words of the last sentence, backwards."""
-    found = _QUESTION.search(prompt)
-    return [", ".join(reversed(found[1].split(", ")))] if found else []
+    match = _QUESTION.search(prompt)
+    return [", ".join(reversed(match[1].split(", ")))] if match else []
 
 
 REVERSAL = Task("reversal", _make, solve, answer_tokens=32, skill=True, make_group=_make_group)

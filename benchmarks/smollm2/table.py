@@ -108,7 +108,7 @@ def _natural(name: str) -> tuple[str, int, str]:
 
 
 def _parts(rows: list[Row], lengths: list[int]) -> list[tuple[int, int]]:
-    """The stretches of text whose NLL is shown: the last of every length."""
+    """The ranges of positions whose NLL is shown: the second half of each length."""
     return [(low, 2 * low) for low in (1024, *(n // 2 for n in lengths[1:])) if low < lengths[-1]]
 
 
@@ -214,8 +214,8 @@ def _draw(path: Path, rows: dict[str, Row], lengths: list[int]) -> None:
             if name not in rows:
                 continue
             row = rows[name]
-            found = [(n, cell.score) for n in lengths if (cell := row.cell("needle", n))]
-            needles.plot(*zip(*found, strict=True), label=name, **style)
+            scores = [(n, cell.score) for n in lengths if (cell := row.cell("needle", n))]
+            needles.plot(*zip(*scores, strict=True), label=name, **style)
             measures = row.scores.measures[name].perplexity
             if measures:
                 points = [(int(key.split("-")[1]), value) for key, value in measures.nll.items()]

@@ -38,7 +38,7 @@ def test_two_checkpoints(tmp_path: Path) -> None:
     assert result.intruders.leaves["k_proj"].lowest_cosine is None  # unchanged
     text = " ".join(printed(result).split())
     assert f"{total} of the 10 leading singular vectors of each matrix" in text
-    assert inspect_model(str(one), str(two)).intruders is None  # type: ignore[union-attr]
+    assert inspect_model(str(one), str(two)).intruders is None  # type: ignore[union-attr]  # two models give a pair
 
 
 def test_an_adapter_on_its_base(folders: dict[str, Path]) -> None:

@@ -112,7 +112,8 @@ class Length(Step):
             yield document
 
     def _class(self, document: Document) -> int:
-        return sum(document.tokens >= edge for edge in self.buckets)  # type: ignore[operator]  # counted
+        assert document.tokens is not None  # counted when it was read or cut
+        return sum(document.tokens >= edge for edge in self.buckets)
 
     def _class_name(self, number: int) -> str:
         edges = [format_tokens(edge) for edge in self.buckets]
