@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from regraft.errors import InputError
 from regraft.units import parse_tokens
+
+Kind = TypeVar("Kind", bound=str)
 
 
 def _tokens(value: Any) -> int:
@@ -43,3 +52,28 @@ class Block(BaseModel):
     """A mapping of a recipe; unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Located(Block, Generic[Kind]):
+    """A block that says where something is by exactly one of several keys.
+
+    kinds: these keys.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(getattr(self, key) is not None for key in self.kinds) != 1:
+            raise ValueError(f"give one of {', '.join(self.kinds)}")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """The key that is given."""
+        return cast(Kind, next(key for key in self.kinds if getattr(self, key) is not None))
+
+    @property
+    def location(self) -> str:
+        """The value of that key, such as a path, a pattern or a dataset."""
+        return str(getattr(self, self.kind))

@@ -15,17 +15,16 @@ output: {tokenizer: meta-llama/Meta-Llama-3-8B}
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from regraft.data.build.registry import StepEntry
 from regraft.errors import InputError
-from regraft.recipe_values import Block, Positive, Share
+from regraft.recipe_values import Block, Located, Positive, Share
 from regraft.units import parse_bytes
 
 Kind = Literal["text", "jsonl", "parquet", "code", "hub"]
-KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
 def _bytes(value: Any) -> int:
@@ -40,9 +39,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Source(Block):
+class Source(Located[Kind]):
     """One body of text, and the steps on it alone."""
 
+    kinds: ClassVar[tuple[str, ...]] = typing.get_args(Kind)
     name: Name = Field(description="of its folder in the output, and in `mixes`")
     licence: Text = Field(description="of the text, for the card: an SPDX id or a few words")
     text: Text | None = Field(
@@ -91,22 +91,6 @@ class Source(Block):
         default="whole", description="how `regraft train` makes rows of it, see its recipe"
     )
     steps: list[StepEntry] = Field(default=[], description="on this source, in order")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Source:
-        if sum(getattr(self, key) is not None for key in KINDS) != 1:
-            raise ValueError(f"give one of {', '.join(KINDS)}")
-        return self
-
-    @property
-    def kind(self) -> Kind:
-        """The key that says where the text is."""
-        return next(key for key in KINDS if getattr(self, key) is not None)
-
-    @property
-    def location(self) -> str:
-        """The value of that key: a path, a pattern or a dataset."""
-        return str(getattr(self, self.kind))
 
 
 class Output(Block):

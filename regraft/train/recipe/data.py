@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from regraft.data.sources import Kind
-from regraft.recipe_values import Block, Count, Positive, Share
-
-KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+from regraft.recipe_values import Block, Count, Located, Positive, Share
 
 
-class Source(Block):
+class Source(Located[Kind]):
     """One body of text."""
 
+    kinds: ClassVar[tuple[str, ...]] = typing.get_args(Kind)
     name: str = Field(description="by which the rest of the recipe refers to it")
     text: str | None = Field(default=None, description="a file, folder or glob; a file a document")
     jsonl: str | None = Field(default=None, description="a file, folder or glob; a line a document")
@@ -62,10 +61,7 @@ class Source(Block):
     )
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Source:
-        keys = [key for key in KINDS if getattr(self, key) is not None]
-        if len(keys) != 1:
-            raise ValueError(f"give one of {', '.join(KINDS)}")
+    def _chat_of_records(self) -> Source:
         if self.chat and self.kind == "text":
             raise ValueError("a text file has no conversations; give jsonl, parquet or hub")
         if self.chat != (self.synthetic == "chats") and self.kind == "synthetic":
@@ -73,16 +69,6 @@ class Source(Block):
         if self.loss_on != "assistant" and not self.chat:
             raise ValueError("loss_on is for conversations; say chat: true")
         return self
-
-    @property
-    def kind(self) -> Kind:
-        """The key that says where the text is."""
-        return next(key for key in KINDS if getattr(self, key) is not None)
-
-    @property
-    def location(self) -> str:
-        """The value of that key: a path, a pattern, a dataset, or 'notes'."""
-        return str(getattr(self, self.kind))
 
 
 class Data(Block):
