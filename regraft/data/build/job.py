@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.data.build.build import Build
+from regraft.data.build.kept import keeping
 from regraft.data.build.read.parts import Listing, list_source
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.recipe import Recipe
@@ -32,6 +33,7 @@ from regraft.write import write_text
 _LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers")
 
 
+@keeping()
 def build_data(
     recipe: str | Path,
     out: str | Path | None,

@@ -85,7 +85,11 @@ class Context:
     def rng(self, name: str) -> np.random.Generator:
         """Random numbers that depend on the recipe's seed and `name` (such as a document's id)
         alone."""
-        return np.random.default_rng(derive_seed(self.seed, f"{self.statistics.step} {name}"))
+        return np.random.default_rng(self.seed_of(name))
+
+    def seed_of(self, name: str) -> int:
+        """The seed of `rng(name)`."""
+        return derive_seed(self.seed, f"{self.statistics.step} {name}")
 
     def temporary(self, name: str) -> Path:
         """A path for a temporary file, which no other step of the build has."""

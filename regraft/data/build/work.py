@@ -12,12 +12,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from regraft.data.build.document import Document
+from regraft.data.build.kept import kept
 from regraft.data.build.pipeline import Chain, PlacedStep, run_steps
 from regraft.data.build.read.parts import Part
 from regraft.data.build.read.read import read_part
@@ -101,10 +101,9 @@ def _run(
     return done
 
 
-@lru_cache(maxsize=1)
 def counter_of(tokenizer: str) -> Counter:
     """The counter of a tokenizer, opened once in a process."""
-    return open_counter(tokenizer)
+    return kept(open_counter, tokenizer)
 
 
 def start_worker() -> None:

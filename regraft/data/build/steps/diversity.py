@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from regraft.data import sources
 from regraft.data.build.document import Document
+from regraft.data.build.kept import kept
 from regraft.data.build.scoring.coreset import Vectors, farthest_first, greatest_similarity
 from regraft.data.build.scoring.embedding import Embedder, check_embedder, normalise, open_embedder
 from regraft.data.build.step import Context, Spool, Step
@@ -68,10 +69,9 @@ class Diversity(Step):
         return [self.base, *([self.model] if Path(self.model).is_dir() else [])]
 
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
-        embedder = open_embedder(self.model, pick_device(context.device))
-        base = embedder.embed(self._sample(context))
-        mean = base.mean(0)
-        centred = normalise(base - mean)
+        embedder = kept(open_embedder, self.model, pick_device(context.device))
+        seed = context.seed_of("base")
+        mean, centred = kept(_centred_base, embedder, self.base, self.sample, seed)
         if self.tokens is None:
             for document, _ in self._in_band(documents, context, embedder, mean, centred):
                 yield document
@@ -86,21 +86,6 @@ class Diversity(Step):
 
         with context.spool(keep()) as spool:
             yield from self._cover(spool, vectors, context)
-
-    def _sample(self, context: Context) -> list[str]:
-        """Documents of the base corpus, each equally likely (reservoir sampling)."""
-        rng, drawn = context.rng("base"), list[str]()
-        for number, text in enumerate(sources.documents(text_of_path(self.base))):
-            if number < self.sample:
-                drawn.append(text)
-            elif (at := int(rng.integers(number + 1))) < self.sample:
-                drawn[at] = text
-        if len(drawn) < 2:
-            raise InputError(
-                f"diversity: {self.base} has {len(drawn)} documents, and a sample needs two or "
-                "more; give a larger `base`."
-            )
-        return drawn
 
     def _in_band(
         self, documents: Iterator[Document], context: Context, embedder: Embedder,
@@ -140,3 +125,26 @@ class Diversity(Step):
             distance = float(f"{chosen[at]:.6g}")
             context.statistics.score(f"{self.name}.distance", distance)
             yield document.with_scores({f"{self.name}.distance": distance})
+
+
+def _centred_base(embedder: Embedder, base: str, count: int, seed: int) -> tuple[Vectors, Vectors]:
+    """(mean, normalised differences from it) of the embeddings of `count` documents of `base`."""
+    vectors = embedder.embed(_sample(base, count, np.random.default_rng(seed)))
+    mean = vectors.mean(0)
+    return mean, normalise(vectors - mean)
+
+
+def _sample(base: str, count: int, rng: np.random.Generator) -> list[str]:
+    """Documents of the base corpus, each equally likely (reservoir sampling)."""
+    drawn = list[str]()
+    for number, text in enumerate(sources.documents(text_of_path(base))):
+        if number < count:
+            drawn.append(text)
+        elif (at := int(rng.integers(number + 1))) < count:
+            drawn[at] = text
+    if len(drawn) < 2:
+        raise InputError(
+            f"diversity: {base} has {len(drawn)} documents, and a sample needs two or more; give a "
+            "larger `base`."
+        )
+    return drawn

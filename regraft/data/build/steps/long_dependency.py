@@ -10,6 +10,7 @@ from pydantic import Field
 
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.build.document import Document
+from regraft.data.build.kept import kept
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.scoring.context_gain import answer_nll, measure
 from regraft.data.build.scoring.selection import select
@@ -78,7 +79,7 @@ class LongDependency(Step):
         return [self.model] if Path(self.model).is_dir() else []
 
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
-        scorer = CausalScorer.open(self.model, pick_device(context.device))
+        scorer = kept(CausalScorer.open, self.model, pick_device(context.device))
         scored = self._answers if self.answer else self._gains
         return select(
             scored(documents, context, scorer), context, self._score(self.windows[-1]),
