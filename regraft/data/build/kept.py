@@ -6,16 +6,17 @@ models of its steps again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 Value = TypeVar("Value")
-_values: dict[tuple[Hashable, ...], Any] = {}
+Arguments = TypeVarTuple("Arguments")
+_values: dict[tuple[Any, ...], Any] = {}
 
 
-def kept(make: Callable[..., Value], *arguments: Hashable) -> Value:
-    """`make(*arguments)`, called once in a process."""
+def kept(make: Callable[[*Arguments], Value], *arguments: *Arguments) -> Value:
+    """`make(*arguments)`, called once in a process; the arguments are hashable."""
     key = (make, *arguments)
     if key not in _values:
         _values[key] = make(*arguments)
