@@ -13,7 +13,8 @@ class Size:
 
     target: context length of the extension; growth: (length, steps, rows a step) of its stages;
     window: tokens of a PoSE row; lengths: of the questions; texts: of the NLL by position;
-    calibration: tokens; rows: short ones in one forward pass.
+    calibration: tokens; rows: short ones in one forward pass; whole: the extension is trained on
+    whole rows, and on PoSE rows for comparison, otherwise on PoSE rows alone.
     """
 
     target: int
@@ -29,6 +30,7 @@ class Size:
     texts: int
     calibration: int
     rows: int
+    whole: bool = True
 
     @property
     def tokens(self) -> int:
@@ -43,9 +45,9 @@ SIZES = {
         items=48, questions_per_text=4, texts=6, calibration=131072, rows=8,
     ),
     "cpu": Size(
-        target=16384, growth=((16384, 20, 1),), window=2048, skill_length=512, skill_steps=60,
-        skill_batch=8, recovery_steps=8, lengths=(4096, 8192, 16384), items=24,
-        questions_per_text=4, texts=2, calibration=32768, rows=1,
+        target=12288, growth=((12288, 25, 1),), window=2048, skill_length=512, skill_steps=60,
+        skill_batch=8, recovery_steps=8, lengths=(4096, 12288), items=24, questions_per_text=4,
+        texts=2, calibration=24576, rows=1, whole=False,
     ),
     "quick": Size(
         target=512, growth=((512, 2, 1),), window=128, skill_length=64, skill_steps=2,
@@ -125,6 +127,7 @@ def _common(model: Path, texts: Path, size: Size, seed: int) -> dict[str, Any]:
     return {
         "model": str(model),
         "method": "full",
+        "dtype": "bfloat16",
         "data": {"sources": [_long(texts)]},
         "optimizer": {"name": "adamw", "weight_decay": 0.01},
         "export": {"dtype": "bfloat16"},

@@ -40,7 +40,10 @@ class Row:
 
 
 def write(folder: Path) -> None:
-    """smollm2.md and smollm2.png in `folder`; in benchmarks/results, too, but for a quick run."""
+    """smollm2.md and smollm2.png in `folder`; in benchmarks/results, too, but for a quick run.
+
+    There they are smollm2_cpu.md and .png for a run of the size `cpu`.
+    """
     options: dict[str, Any] = json.loads((folder / "options.json").read_text())
     size = SIZES[options["size"]]
     rows = _rows(folder)
@@ -75,9 +78,10 @@ def write(folder: Path) -> None:
     page = "\n".join(text)
     (folder / "smollm2.md").write_text(page)
     _draw(folder / "smollm2.png", by_name, lengths)
-    record("smollm2", page, keep=options["size"] != "quick")
+    name = "smollm2" if options["size"] == "gpu" else f"smollm2_{options['size']}"
+    record(name, page, keep=options["size"] != "quick")
     if options["size"] != "quick":
-        target = Path(__file__).parents[1] / "results" / "smollm2.png"
+        target = Path(__file__).parents[1] / "results" / f"{name}.png"
         target.write_bytes((folder / "smollm2.png").read_bytes())
 
 
@@ -108,8 +112,10 @@ def _natural(name: str) -> tuple[str, int, str]:
 
 
 def _parts(rows: list[Row], lengths: list[int]) -> list[tuple[int, int]]:
-    """The ranges of positions whose NLL is shown: the second half of each length."""
-    return [(low, 2 * low) for low in (1024, *(n // 2 for n in lengths[1:])) if low < lengths[-1]]
+    """The ranges of positions whose NLL is shown: one at 2k, and those beyond the least length."""
+    measures = rows[0].scores.measures[rows[0].name].perplexity if rows else None
+    ranges = [tuple(map(int, key.split("-"))) for key in (measures.nll if measures else {})]
+    return [(low, high) for low, high in ranges if high == int(WINDOW) or high > lengths[0]]
 
 
 def _figures(
@@ -136,7 +142,7 @@ def _figures(
 def _windowed(row: Row | None, part: tuple[int, int]) -> float | None:
     """NLL of a text's second half by a window of its last tokens: no long context is needed."""
     measures = row.scores.measures[row.name].perplexity if row else None
-    if measures is None or WINDOW not in measures.gain:
+    if measures is None or WINDOW not in measures.gain or 2 * part[0] != part[1]:
         return None
     return measures.nll[f"{part[0]}-{part[1]}"] + measures.gain[WINDOW]
 
@@ -182,9 +188,13 @@ def _text(folder: Path, options: dict[str, Any]) -> str:
         f"{steps} steps of {rows} rows of {format_tokens(length)}"
         for length, steps, rows in size.growth
     )
+    window = format_tokens(size.window)
+    short = (
+        f"PoSE: as many in rows of {window}." if size.whole else f"All in PoSE rows of {window}."
+    )
     return (
-        f"Extended: {growth}, {size.tokens / 1e6:.1f}M tokens. PoSE: as many in rows of "
-        f"{format_tokens(size.window)}. Derivative: {size.skill_steps} steps of {size.skill_batch} "
+        f"Extended: {growth}, {size.tokens / 1e6:.1f}M tokens. {short} in PoSE rows of {window}. "
+        f"Derivative: {size.skill_steps} steps of {size.skill_batch} "
         f"rows of {format_tokens(size.skill_length)}. Needles: {size.items} questions at each "
         f"length, {size.questions_per_text} about one text of {Path(options['held_out']).name}; "
         "in brackets 95% intervals. Transfer: share of what the extended model answers more than "
