@@ -45,9 +45,9 @@ SIZES = {
         items=48, questions_per_text=4, texts=6, calibration=131072, rows=8,
     ),
     "cpu": Size(
-        target=12288, growth=((12288, 25, 1),), window=2048, skill_length=512, skill_steps=60,
-        skill_batch=8, recovery_steps=8, lengths=(4096, 12288), items=24, questions_per_text=4,
-        texts=2, calibration=24576, rows=1, whole=False,
+        target=12288, growth=((12288, 14, 1),), window=2048, skill_length=256, skill_steps=40,
+        skill_batch=8, recovery_steps=4, lengths=(4096, 12288), items=16, questions_per_text=4,
+        texts=1, calibration=24576, rows=1, whole=False,
     ),
     "quick": Size(
         target=512, growth=((512, 2, 1),), window=128, skill_length=64, skill_steps=2,
