@@ -63,7 +63,7 @@ def build_data(
     body = parsed.body
     if job is not None:
         job.add_inputs(_inputs(parsed))
-    parsed.check_steps()
+    parsed.check_steps(servers=not resume)
     listings = {}
     for i, source in enumerate(body.sources):
         try:

@@ -74,11 +74,14 @@ class Recipe(BaseRecipe[Body]):
             if not shares:
                 mistakes.add(("mixes", mix), f"the mix '{mix}' has no source")
 
-    def check_steps(self) -> None:
-        """Raise InputError, with its line, where a step lacks a file, a model or a package."""
+    def check_steps(self, *, servers: bool) -> None:
+        """Raise InputError, with its line, where a step lacks a file, a model or a package, and,
+        with `servers`, where a server does not answer."""
         for where, step in self.steps():
             try:
                 step.check()
+                if servers:
+                    step.check_server()
             except InputError as error:
                 raise self.error(where, f"{step.name}: {error}") from None
 

@@ -56,6 +56,10 @@ class Step(Block):
     def check(self) -> None:
         """Raise InputError, before any work, for a missing file, model or package."""
 
+    def check_server(self) -> None:
+        """Raise InputError, before any work, where a server that the step asks does not answer. Not
+        called where a build is resumed, which may have all the replies that it needs."""
+
     def inputs(self) -> list[str]:
         """Files and folders that the step reads: they are not overwritten, and their change makes
         another build."""

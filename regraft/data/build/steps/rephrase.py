@@ -48,7 +48,8 @@ class Rephrase(Step):
     A passage is kept as it was where the new one is too short, too long or a copy. A question is
     left out where its answer is not in its piece, or is in another piece of the document, or where
     it speaks of "the passage". `long_dependency` with `answer: answer` then drops documents whose
-    last question the last tokens answer. Replies are kept in files: no prompt is sent twice.
+    last question the last tokens answer. Replies are kept in files: no prompt is sent twice, and a
+    build that is resumed asks for what it lacks alone.
     """
 
     name: ClassVar[str] = "rephrase"
@@ -85,6 +86,9 @@ class Rephrase(Step):
         return self
 
     def check(self) -> None:
+        self._replies()
+
+    def check_server(self) -> None:
         self._replies().check()
 
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:

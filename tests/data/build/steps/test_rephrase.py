@@ -10,8 +10,10 @@ from built import documents, run_step
 from judge_server import JudgeServer, chat
 from pydantic import ValidationError
 
+import regraft
 from regraft.data.build.document import Document, Message
 from regraft.data.build.generation import replies
+from regraft.data.build.shards import Shards
 from regraft.data.build.steps.rephrase import Rephrase
 from regraft.errors import InputError, RegraftError
 
@@ -95,6 +97,27 @@ def test_no_prompt_is_sent_twice_and_a_failure_keeps_replies(server, step):
     assert sent < len(server.requests) < sent + 8
 
 
+def test_a_resumed_build_with_all_replies_asks_nothing(server, step, tmp_path, monkeypatch):
+    server.reply = lambda request: (200, chat(passage(request).upper()))
+    settings = json.dumps({"kind": "passages", **step().model_dump(exclude_unset=True)})
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXT}))
+    (tmp_path / "recipe.yaml").write_text(
+        f"sources: [{{name: a, licence: CC0-1.0, jsonl: {tmp_path}/a.jsonl}}]\n"
+        f"steps: [rephrase: {settings}]\noutput: {{tokenizer: bytes}}\n"
+    )
+    arguments = (tmp_path / "recipe.yaml", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "add", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            regraft.build_data(*arguments)
+    server.server.shutdown()
+    server.server.server_close()
+    with pytest.raises(InputError, match="does not answer"):
+        regraft.build_data(*arguments)
+    record = regraft.build_data(*arguments, resume=True)
+    assert record.steps[0].counts["passages in other words"] > 1
+
+
 def test_a_refused_prompt_leaves_its_passage(server, step):
     server.reply = lambda request: (400, json.dumps({"error": {"message": "filtered"}}))
     (made,), statistics = run_step(step(), documents(TEXT))
@@ -104,11 +127,11 @@ def test_a_refused_prompt_leaves_its_passage(server, step):
 
 def test_an_endpoint_that_refuses_is_found_before_the_work(server, step):
     server.reply = lambda request: (200, chat("yes"))
-    step().check()
+    step().check_server()
     assert server.requests[-1]["max_tokens"] == 1
     server.reply = lambda request: (401, "")
     with pytest.raises(InputError, match=r"does not answer \(HTTP 401.*REGRAFT_REPHRASE_KEY"):
-        step().check()
+        step().check_server()
     with pytest.raises(InputError, match="url is not an http"):
         step(url="file:///etc").check()
     with pytest.raises(ValidationError, match=r"the prompt has no \{text\}"):
