@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from regraft.train.recovery import add_noise, begin_recovery
 from regraft.train.run_state import RunState
 from regraft.train.selection import choice_of
 from regraft.train.setup import Run, describe_run, input_files, model_source, prepare_run
+from regraft.train.source_losses import SourceRows, compare, token_shares
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
 from regraft.write import write_text
@@ -137,8 +139,11 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
     )
     if body.method == "recover":
         loop.recovery = begin_recovery(recipe, learner, run.corpus, run.before, folder / STATES)
+    rows = SourceRows(run.corpus, run.before.max_position_embeddings)
+    before = rows.measure(learner, run.before)
     state = loop.run()
     last = loop.contexts[-1]
+    after = rows.measure(learner, last)
     with progress.stage(f"Exporting the {'adapter' if run.exports_adapter else 'model'}"):
         adapter = None
         if run.exports_adapter:
@@ -151,6 +156,8 @@ def _work(run: Run, folder: Path, staging: Staging | None) -> None:
         with progress.stage("Drawing the curves"):
             curves.draw_curves(folder)
         record = _record(run, state, loop, log.read_steps(folder), log.read_validations(folder))
+        shares = token_shares(recipe, record.stage_steps)
+        record = replace(record, sources=compare(before, after, shares))
         write_record(folder / RECORD, record)
         write_card(folder, record, body, summary(record), adapter)
         write_text(folder / "recipe.yaml", recipe.document.text)

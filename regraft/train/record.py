@@ -7,7 +7,7 @@ metrics.jsonl is a `StepRecord` a line, watch.jsonl a `ValidationRecord` a line,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from regraft.records import SCHEMA_VERSION, ContextRecord, ModelRecord, Plain
@@ -157,13 +157,34 @@ class ValidationChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossPair:
+    """Mean NLL of the same `tokens` held-out tokens before and after a training, in nats."""
+
+    tokens: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLoss:
+    """Held-out loss of a source. share: of the trained tokens; suggested_share: of another
+    training, by `train.source_losses`. within, beyond: positions within the context that the model
+    had before and beyond it; beyond is None where no document reaches so far."""
+
+    share: float
+    suggested_share: float
+    within: LossPair
+    beyond: LossPair | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """train.json: recipe, base model, contexts, results and versions of a training.
 
     text: digest of each source's tokens. steps, tokens, stage_steps: without abandoned attempts.
     stopped: why a stage ended early, by its number from 1. choice: of a recovery that watches the
-    long range, which may export earlier weights than the last. plan: of a dry run, whose `steps`
-    is 0.
+    long range, which may export earlier weights than the last. sources: held-out loss by source,
+    of two or more under `watch`. plan: of a dry run, whose `steps` is 0.
     """
 
     export: Literal["model", "adapter"]
@@ -180,6 +201,7 @@ class TrainingRecord:
     drift: list[DriftRecord]
     watch: ValidationChange | None
     choice: RecoveryChoice | None = None
+    sources: dict[str, SourceLoss] = field(default_factory=dict)
     processes: str
     versions: dict[str, str]
     plan: dict[str, Plain] | None = None

@@ -73,6 +73,11 @@ def test_runs_killed_anywhere_resume_to_the_same_bytes(
     last = children.run(*line, "--resume")
     assert last["code"] == 0, last["err"]
     assert read_losses(tmp_path / "out") == read_losses(trained_model)
+    ours, expected = (
+        json.loads((folder / "train.json").read_text())["sources"]
+        for folder in (tmp_path / "out", trained_model)
+    )
+    assert ours == expected
     same = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert same == (trained_model / "model.safetensors").read_bytes()
 

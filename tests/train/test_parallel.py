@@ -78,11 +78,22 @@ def assert_same_run(ours: Path, expected: Path) -> None:
             assert a[keys[0]] == b[keys[0]]
             assert a[keys[1]] == pytest.approx(b[keys[1]], abs=2e-6)
             assert a.get("needle") == pytest.approx(b.get("needle"), abs=2e-6)
+    assert_same_sources(ours, expected)
     for path in expected.glob("*.safetensors"):
         mine, theirs = load_file(ours / path.name), load_file(path)
         assert mine.keys() == theirs.keys()
         for name in theirs:
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-4)
+
+
+def assert_same_sources(ours: Path, expected: Path) -> None:
+    mine, theirs = (
+        json.loads((folder / "train.json").read_text())["sources"] for folder in (ours, expected)
+    )
+    assert mine.keys() == theirs.keys() == {"short", "long"}
+    for name, source in theirs.items():
+        for span in source.keys() & {"within", "beyond"}:
+            assert mine[name][span] == pytest.approx(source[span], abs=2e-4)
 
 
 def test_two_processes_that_save_memory_train_as_one_also_when_killed(

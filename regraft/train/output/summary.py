@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from regraft.rope import ContextSpec
-from regraft.train.record import TrainingRecord
+from regraft.train.record import SourceLoss, TrainingRecord
+from regraft.units import format_tokens
 
 
 def summary(record: TrainingRecord) -> list[tuple[str, str]]:
@@ -24,6 +25,10 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
         if last.needle:
             start = f"{first.needle.accuracy:.0%} -> " if first.needle else ""
             lines.append(("needles", f"{start}{last.needle.accuracy:.0%} found"))
+    lines += [
+        (f"NLL of {name}", _source_loss(source, before.max_position_embeddings))
+        for name, source in record.sources.items()
+    ]
     if record.drift:
         start_drift, end_drift = record.drift[0], record.drift[-1]
         if choice is not None:
@@ -47,3 +52,17 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
     ]
     lines += [("stopped", f"stage {n}: {reason}") for n, reason in record.stopped.items()]
     return lines
+
+
+def _source_loss(source: SourceLoss, context: int) -> str:
+    """context: tokens that the model had before."""
+    spans = [(source.within, f"within {format_tokens(context)}"), (source.beyond, "beyond")]
+    losses = [
+        f"{pair.before:.3f} -> {pair.after:.3f} {where} ({pair.tokens:,} tokens)"
+        for pair, where in spans
+        if pair is not None
+    ]
+    return (
+        f"{', '.join(losses)}; {source.share:.1%} of the training, "
+        f"{source.suggested_share:.1%} suggested"
+    )

@@ -35,7 +35,11 @@ class Watch(Block):
     """Validation during training."""
 
     every: Count = Field(default=50, description="steps")
-    rows: Count = Field(default=8, description="held-out rows for NLL by position")
+    rows: Count = Field(
+        default=8,
+        description="held-out rows for NLL by position, and of each source for its loss before and "
+        "after the training",
+    )
     length: Tokens | None = Field(
         default=None,
         description="of the rows in tokens; default: the stage's length, in a recovery that of the "
