@@ -10,6 +10,7 @@ divided by noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,6 +134,21 @@ def quotient(
         (product - float(np.sqrt(max(0.0, below)))) / (most * (2 * bottom - most)),
         (product + float(np.sqrt(max(0.0, above)))) / (least * (2 * bottom - least)),
     )
+
+
+def average(
+    means: Sequence[float], intervals: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """The interval of the mean of several means, each of other items, from theirs: as `quotient`,
+    by recovery of their variances."""
+    middle, count = mean(means), len(means)
+    below, above = (
+        math.sqrt(
+            sum((value - bounds[side]) ** 2 for value, bounds in zip(means, intervals, strict=True))
+        )
+        for side in (0, 1)
+    )
+    return middle - below / count, middle + above / count
 
 
 def _wilson(centre: float, count: int) -> tuple[float, float]:

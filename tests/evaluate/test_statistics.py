@@ -7,6 +7,7 @@ import pytest
 
 from regraft.evaluate.statistics import (
     Ratio,
+    average,
     mean_interval,
     quotient,
     ratio,
@@ -111,3 +112,13 @@ def test_a_ratio_over_texts_is_wider_than_over_questions() -> None:
     assert narrow.value == wide.value == 0.5
     assert wide.high - wide.low > 2.5 * (narrow.high - narrow.low)
     assert ratio(over, None, over, None, texts=[0] * 300) is None
+
+
+def test_the_interval_of_a_mean_of_means_is_that_of_their_errors() -> None:
+    errors = np.array([0.1, 0.02, 0.05])
+    means = [0.3, 0.5, 0.8]
+    bounds = [(m - 1.96 * e, m + 1.96 * e) for m, e in zip(means, errors, strict=True)]
+    margin = 1.96 * np.sqrt((errors**2).sum()) / 3
+    assert average(means, bounds) == pytest.approx((1.6 / 3 - margin, 1.6 / 3 + margin))
+    low, high = average([0.9, 0.9], [(0.6, 0.96), (0.6, 0.96)])  # the shape of Wilson's stays
+    assert (0.9 - low) / (high - 0.9) == pytest.approx(5)

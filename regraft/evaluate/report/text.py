@@ -94,8 +94,8 @@ def _long_score(result: EvaluationRecord) -> list[str]:
     short = [format_tokens(length) for length in lengths if length <= SHORT * lengths[0]]
     return [
         "LongScore (arXiv 2505.19293): (S - base) / base for the mean S at a length, with the mean "
-        f"at the short lengths ({', '.join(short)}) as base: what a model loses by length, "
-        "whatever it can do on short text. n/a: the base is too near 0."
+        f"of the means at the short lengths ({', '.join(short)}) as base: what a model loses by "
+        "length, whatever it can do on short text. n/a: the base is too near 0."
     ]
 
 

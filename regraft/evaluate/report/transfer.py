@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from regraft.evaluate.result import EffectiveLength
-from regraft.evaluate.statistics import Ratio, mean, quotient, ratio, score_interval
+from regraft.evaluate.statistics import Ratio, average, mean, quotient, ratio, score_interval
 
 RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4096 tokens (arXiv 2404.06654)
 SELF_THRESHOLD = 0.85  # of the model's own shortest length, as NoLiMa does (arXiv 2502.05167)
@@ -49,30 +49,23 @@ def long_score(
 ) -> dict[int, Ratio | None]:
     """(S - base) / base at each length beyond the short ones (LongScore, arXiv 2505.19293).
 
-    base: the mean over the short lengths, those up to `SHORT` times the shortest. scores, and the
-    `texts` of each (see `statistics`): by length. None if the base is too near 0 to divide by.
+    base: the mean of the means at the short lengths, those up to `SHORT` times the shortest, each
+    length with the same weight whatever its items; its interval is of that mean, too. scores, and
+    the `texts` of each (see `statistics`): by length. None if the base is too near 0 to divide by.
     """
-    short = [length for length in sorted(scores) if length <= SHORT * min(scores)]
-    base = mean([mean(scores[length]) for length in short])
-    pooled = [score for length in short for score in scores[length]]
-    interval = score_interval(pooled, texts=_joined([texts[length] for length in short]))
+    means = {length: mean(scores[length]) for length in sorted(scores)}
+    bounds = {length: score_interval(scores[length], texts=texts[length]) for length in means}
+    short = [length for length in means if length <= SHORT * min(means)]
+    each = [means[length] for length in short]
+    base, interval = mean(each), average(each, [bounds[length] for length in short])
     result: dict[int, Ratio | None] = {}
-    for length in sorted(scores.keys() - set(short)):
-        bounds = score_interval(scores[length], texts=texts[length])
-        relative = quotient(mean(scores[length]), bounds, base, interval)
-        result[length] = relative and Ratio(relative.value - 1, relative.low - 1, relative.high - 1)
+    for length in means:
+        if length not in short:
+            relative = quotient(means[length], bounds[length], base, interval)
+            result[length] = relative and Ratio(
+                relative.value - 1, relative.low - 1, relative.high - 1
+            )
     return result
-
-
-def _joined(parts: Sequence[Sequence[int] | None]) -> list[int] | None:
-    """The texts of several lengths, numbered on; lengths share none."""
-    numbers: list[int] = []
-    for part in parts:
-        if part is None:
-            return None
-        first = max(numbers) + 1 if numbers else 0
-        numbers += [first + number for number in part]
-    return numbers
 
 
 def compare(

@@ -34,12 +34,24 @@ def test_long_score_is_relative_to_the_mean_at_the_short_lengths() -> None:
     assert long_score({64: scores(50), 128: scores(50)}, {64: None, 128: None}) == {}
 
 
-def test_the_short_lengths_of_shared_texts_have_texts_of_their_own() -> None:
-    scores, texts = [1.0, 0.0, 1.0, 1.0] * 20, [number // 8 for number in range(80)]
+def test_every_short_length_has_the_same_weight_in_the_base_and_in_its_interval() -> None:
+    many, few, far = [1.0] * 200, [1.0, 0.0] * 10, [1.0, 0.0] * 100
+    result = long_score({64: many, 128: few, 512: far}, dict.fromkeys((64, 128, 512)))[512]
+    again = long_score({64: few, 128: many, 512: far}, dict.fromkeys((64, 128, 512)))[512]
+    assert result == again
+    assert result is not None
+    assert result.value == pytest.approx(0.5 / 0.75 - 1)
+    assert result.low < result.value < result.high
+    # as sure as the 20 items allow, whose Wilson interval is 0.30 to 0.70: 0.65 to 0.85 of the base
+    assert result.high > 0.5 / 0.65 - 1
+    assert result.low < 0.5 / 0.85 - 1
+
+
+def test_shared_texts_widen_the_base() -> None:
+    scores, texts = [1.0] * 56 + [0.0] * 24, [number // 8 for number in range(80)]
     by_length = dict.fromkeys((64, 128, 256), scores)
-    together = long_score(by_length, dict.fromkeys(by_length, texts))[256]
-    numbered = [*texts, *(10 + number for number in texts)]
-    alone = long_score({64: scores * 2, 256: scores}, {64: numbered, 256: texts})[256]
-    assert together == alone
-    assert together is not None
-    assert together.low < together.value == 0 < together.high
+    shared = long_score(by_length, {64: texts, 128: texts, 256: None})[256]
+    alone = long_score(by_length, dict.fromkeys(by_length))[256]
+    assert shared is not None
+    assert alone is not None
+    assert shared.low < alone.low < alone.value == shared.value == 0 < alone.high < shared.high
