@@ -45,8 +45,8 @@ class Conversation:
 def read_conversation(record: Any, where: str, field: str | None = None) -> Conversation:
     """The conversation of a record. field: the key of its messages; None: the usual ones.
 
-    Raises InputError, with `where`, for a record that is none, unknown roles and contents that are
-    not text.
+    Raises InputError, with `where`, for a record that is none, unknown roles, contents that are not
+    text, and a tool's turn at the beginning.
     """
     if not isinstance(record, dict):
         raise InputError(f"{where} is not an object with a conversation.")
@@ -74,6 +74,11 @@ def read_conversation(record: Any, where: str, field: str | None = None) -> Conv
         )
     if record.get("system") and (not result or result[0]["role"] != "system"):
         result.insert(0, _message({"role": "system", "content": record["system"]}, where, 0))
+    if next((m["role"] for m in result if m["role"] != "system"), None) == "tool":
+        raise InputError(
+            f"{where} begins with a tool's turn, the result of a call that is not there; remove "
+            "this turn, or the record."
+        )
     return Conversation(result, where, _tools(record.get("tools"), where))
 
 

@@ -63,6 +63,8 @@ def test_a_system_text_tools_and_calls_reach_the_template():
         ({"messages": [{"role": "user", "content": [3]}]}, "part of the type 'int'"),
         ({"messages": PAIR, "tools": "{"}, "'tools' of x is not valid JSON"),
         ({"messages": PAIR, "tools": [3]}, "'tools' is not a list of descriptions"),
+        ({"messages": [{"role": "tool", "content": "3"}, *PAIR]}, "x begins with a tool's turn"),
+        ({"conversations": [{"from": "observation", "value": "3"}], "system": "s"}, "begins with"),
     ],
 )  # fmt: skip
 def test_records_that_are_no_conversation_are_named(record, message):

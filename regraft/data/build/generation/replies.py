@@ -49,7 +49,7 @@ class Replies:
             self._ask("Say yes.", {**self._settings, "max_tokens": 1}, tries=2)
         except EndpointError as error:
             raise InputError(
-                f"rephrase: the endpoint at {self._endpoint.masked_url} does not answer ({error}); "
+                f"The endpoint at {self._endpoint.masked_url} does not answer ({error}); "
                 f"check url, model and {KEYS[0]}."
             ) from None
 

@@ -70,7 +70,7 @@ class LongDependency(Step):
         length = self.context or spec.max_position_embeddings
         if 2 * max(self.windows) > length:
             raise InputError(
-                f"long_dependency: {self.model} reads {length:,} tokens at once, and a window of "
+                f"{self.model} reads {length:,} tokens at once, and a window of "
                 f"{max(self.windows):,} needs twice as many; give smaller `windows`, or a model "
                 "with a longer context."
             )
