@@ -57,6 +57,17 @@ class Part:
         return next(one.content for one in self.messages if one.role == "assistant")
 
 
+def exchanges(parts: Sequence[Part]) -> list[Part]:
+    """Every question of the user in the parts with what follows it, in order; `start` is that of
+    its part."""
+    result = []
+    for part in parts:
+        cuts = [i for i, one in enumerate(part.messages) if one.role == "user"]
+        for low, high in zip(cuts, [*cuts[1:], len(part.messages)], strict=True):
+            result.append(Part(part.messages[low:high], part.start))
+    return result
+
+
 def first_words(text: str, count: int) -> str:
     """The beginning of a text, up to its word number `count`."""
     words = text.split(None, count)
@@ -106,10 +117,18 @@ class BackReferences:
 
     @staticmethod
     def smallest(part: Part) -> Pair:
-        """A question for the first words of a part's answer, in the longest form that
-        `beginning` may have."""
-        question = max(_BEGINNING, key=len).format(quote=first_words(part.question, QUOTE), words=4)
-        return Message("user", question), Message("assistant", first_words(part.answer, 4))
+        """A question for the first 4 words of an answer in a part, in the longest form that
+        `beginning` may have: as long as the shortest question on any of its answers, or longer."""
+        form = max(_BEGINNING, key=len)
+        pairs = (
+            (
+                form.format(quote=first_words(one.question, QUOTE), words=4),
+                first_words(one.answer, 4),
+            )
+            for one in exchanges([part])
+        )
+        question, answer = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+        return Message("user", question), Message("assistant", answer)
 
     def _pair(self, texts: Sequence[str], quote: str, answer: str, **values: str) -> Pair:
         text = texts[int(self._rng.integers(len(texts)))]

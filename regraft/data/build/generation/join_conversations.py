@@ -1,8 +1,9 @@
 """Conversations joined to long ones of a given length, with questions on earlier parts.
 
-Of the next conversations the first that fits is taken, until none fits. The rest is filled by
-questions for the beginning of an earlier answer, the last of which asks for as many words as there
-is room for.
+Of the next conversations the first that fits is taken, until none fits with the smallest question
+on any of them. The rest is filled by questions for the beginning of an earlier answer, the last of
+which asks for as many words as there is room for. So one word more would be too long, unless the
+answers are so short that all of them are asked for in full.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from regraft.data.build.document import Document, Message
-from regraft.data.build.generation.back_reference import BackReferences, Part
+from regraft.data.build.generation.back_reference import BackReferences, Part, exchanges
 from regraft.data.build.generation.conversation_size import ConversationSize, text_of
 from regraft.data.build.step import Context
 
@@ -22,7 +23,7 @@ _POOL = 64  # conversations from which the next one that fits is taken
 @dataclass(frozen=True)
 class _Candidate:
     """A conversation that waits to be joined. size: tokens that it adds; reserve: tokens of the
-    smallest question on it."""
+    smallest question on any of its answers."""
 
     id: str
     source: str
@@ -34,14 +35,15 @@ class _Candidate:
 @dataclass
 class _Joined:
     """A conversation in the making. total: its tokens; reserve: tokens for a question at its end;
-    asked: questions that it has."""
+    starts, questions: numbers of the messages with which parts and questions on them begin."""
 
     total: int
     reserve: int = 0
-    asked: int = 0
     messages: list[Message] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     taken: list[_Candidate] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    questions: list[int] = field(default_factory=list)
 
 
 class Joiner:
@@ -90,7 +92,7 @@ class Joiner:
             yield _Candidate(document.id, document.source, messages, size, reserve)
 
     def _added(self, messages: tuple[Message, ...], where: str) -> tuple[int, int]:
-        """Tokens of a conversation, and of the smallest question on it."""
+        """Tokens of a conversation, and of the smallest question on its answers."""
         smallest = BackReferences.smallest(Part(messages, 0))
         return self._sizes.added(messages, where), self._sizes.added(smallest)
 
@@ -113,21 +115,44 @@ class Joiner:
     def _join(self, draw: BackReferences) -> _Joined:
         """Conversations until none fits, and all questions but the last."""
         joined = _Joined(self._sizes.start)
-        while True:
-            room = self._length - joined.total - joined.reserve
-            at = next((i for i, one in enumerate(self._pool) if one.size <= room), None)
-            if at is None:
-                return joined
+        while (at := self._next(joined)) is not None:
             one = self._pool.pop(at)
             self._refill()
             joined.taken.append(one)
+            joined.starts.append(len(joined.messages))
             joined.parts.append(Part(one.messages, joined.total))
             joined.messages += one.messages
             joined.total += one.size
             joined.reserve = max(joined.reserve, one.reserve)
-            due = (joined.asked + 1) * self._length <= joined.total * self._references
-            if due and joined.asked + 1 < self._references:
+            due = (len(joined.questions) + 1) * self._length <= joined.total * self._references
+            if due and len(joined.questions) + 1 < self._references:
                 self._ask(draw, joined)
+        self._trim(joined)
+        return joined
+
+    def _next(self, joined: _Joined) -> int | None:
+        """The first conversation that fits with a question on any; None if there is none."""
+        room = self._length - joined.total
+        for at, one in enumerate(self._pool):
+            if one.size + max(joined.reserve, one.reserve) <= room:
+                return at
+        return None
+
+    def _trim(self, joined: _Joined) -> None:
+        """Count all tokens, since some span messages, and remove exchanges from the end while there
+        is no room for a question."""
+        starts = [i for i, one in enumerate(joined.messages) if one.role == "user"]
+        joined.total = self._sizes.whole(joined.messages)
+        while joined.total + joined.reserve > self._length and len(starts) > 1:
+            del joined.messages[starts.pop() :]
+            joined.total = self._sizes.whole(joined.messages)
+        number = bisect_left(joined.starts, len(joined.messages))
+        self._pool[:0] = joined.taken[number:]
+        for values in (joined.parts, joined.taken, joined.starts):
+            del values[number:]
+        if len(joined.messages) < joined.starts[-1] + len(joined.parts[-1].messages):
+            self._context.statistics.count("conversations cut")
+        del joined.questions[bisect_left(joined.questions, len(joined.messages)) :]
 
     def _ask(self, draw: BackReferences, joined: _Joined) -> None:
         """Add a question on a part in the first half, if there is room."""
@@ -136,13 +161,13 @@ class Joiner:
             return
         size = self._sizes.added(pair)
         if joined.total + size + joined.reserve <= self._length:
+            joined.questions.append(len(joined.messages))
             joined.messages += pair
             joined.total += size
-            joined.asked += 1
 
     def _can_be_filled(self, draw: BackReferences, joined: _Joined) -> bool:
         """Whether one question can fill the rest."""
-        part = draw.longest(joined.parts)
+        part = draw.longest(exchanges(joined.parts))
         if part is None:
             return False
         full = draw.beginning(part, len(part.answer.split()))
@@ -150,23 +175,25 @@ class Joiner:
 
     def _fill(self, draw: BackReferences, joined: _Joined) -> None:
         """Fill the rest with questions for the beginning of an answer."""
-        joined.total = self._sizes.whole(joined.messages)  # where tokens span messages
-        used: list[Part] = []
-        while (part := draw.longest(joined.parts, used)) is not None:
+        parts, used = exchanges(joined.parts), list[Part]()
+        part = draw.longest(parts)
+        while part is not None and self._length - joined.total >= joined.reserve:
             used.append(part)
-            room = self._length - joined.total
+            following = draw.longest(parts, used)
+            most, room = self._length, self._length - joined.total
             words = self._words(draw, part, room)
-            if words == len(part.answer.split()):  # room for another question, if it is large
-                words = self._words(draw, part, room - joined.reserve) or words
+            if following is not None and words == len(part.answer.split()):
+                fewer = self._words(draw, part, room - joined.reserve)
+                if fewer:  # and another question after this one
+                    words, most = fewer, self._length - joined.reserve
             while words:
                 messages = [*joined.messages, *draw.beginning(part, words)]
-                if (total := self._sizes.whole(messages)) <= self._length:
+                if (total := self._sizes.whole(messages)) <= most:
+                    joined.questions.append(len(joined.messages))
                     joined.messages, joined.total = messages, total
-                    joined.asked += 1
                     break
                 words -= 1
-            if self._length - joined.total < joined.reserve:
-                return
+            part = following
 
     def _words(self, draw: BackReferences, part: Part, room: int) -> int:
         """The most words of a part's answer for which a question fits in `room` tokens."""
@@ -183,7 +210,7 @@ class Joiner:
         statistics, first = self._context.statistics, joined.taken[0]
         scores = {
             "chat.conversations": float(len(joined.taken)),
-            "chat.references": float(joined.asked),
+            "chat.references": float(len(joined.questions)),
         }
         for name, value in {**scores, "chat.missing": self._length - joined.total}.items():
             statistics.score(name, value)

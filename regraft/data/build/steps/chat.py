@@ -19,9 +19,9 @@ from regraft.recipe_values import Count, Tokens
 class Chat(Step):
     """Keep conversations whose turns alternate and say something. With `length` join them to
     conversations of that many tokens, as LWM does with UltraChat (arXiv 2402.08268): in the
-    tokenizer's chat template, and short of it by less than a word where answers are longer than a
-    question on them. In between the user asks for what was said in the first half so far, and the
-    answer is its text, so that the whole depends on its beginning.
+    tokenizer's chat template never more, and short of it by less than a word unless all answers
+    together are shorter than what is to be filled. In between the user asks for what was said in
+    the first half so far, and the answer is its text, so that the whole depends on its beginning.
 
     System messages are left out of joined conversations. One that is longer than `length` is used
     up to the last exchange that fits.
