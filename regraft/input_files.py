@@ -19,6 +19,10 @@ from typing import Any
 
 from regraft.errors import InputError
 
+JsonObject = dict[str, Any]
+"""A JSON object whose keys are not ours to type: another program's file, a server's reply, or a
+record that its reader checks."""
+
 _MAX_DEPTH = 100  # of lists and objects; what walks over them later needs several calls a level
 _MOST_DIGITS = 100  # of an integer; the largest float has 309, token ids and sizes have 20
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -105,7 +109,7 @@ def read_json_object(
     error: type[InputError] = InputError,
     *,
     remedy: str = "correct it or download it again",
-) -> dict[str, Any]:
+) -> JsonObject:
     """The JSON object that a file holds. Raises `error`, which ends in `remedy`."""
     value = read_json(path, error, remedy=remedy)
     if not isinstance(value, dict):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import writing
+from regraft.input_files import JsonObject
 from regraft.write import write_text
 
 
@@ -25,9 +25,9 @@ class LineFile:
                 complete.append(line)
             write_text(path, "".join(complete))
             self._file = path.open("a", encoding="utf-8")
-        self.entries: list[dict[str, Any]] = list(map(json.loads, complete))
+        self.entries: list[JsonObject] = list(map(json.loads, complete))
 
-    def append(self, entry: dict[str, Any]) -> None:
+    def append(self, entry: JsonObject) -> None:
         """Write one line."""
         with writing(self.path):
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from regraft.checkpoint.config import meta_model
 from regraft.checkpoint.hf.pretrained import load_peft_adapter
+from regraft.input_files import JsonObject
 
 
-def peft_deltas(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, Tensor]]:
+def peft_deltas(config: JsonObject, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(module path, delta in float32) of every module that PEFT loads from `folder`.
 
     config: the base's config.json. Every weight of the base is one zero expanded to its shape, so

@@ -27,6 +27,7 @@ from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.lowrank.low_rank import rounding_error
 from regraft.records import AdapterRecord, AdapterTotals, ModuleRecord, write_record
 from regraft.write import write_json
@@ -160,7 +161,7 @@ def peft_config(
     uniform_rank: int | None,
     base: str,
     revision: str | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The content of adapter_config.json, with one rank for all or rank and alpha patterns.
 
     alpha = r, so the scale is 1. Targets are leaf names where every module of that leaf is in the

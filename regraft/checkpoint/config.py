@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from regraft.errors import CheckpointError, RegraftError
+from regraft.input_files import JsonObject
 
 # Keys of config.json that make transformers fetch code or kernels, or read other files.
 _CODE_KEYS = {
@@ -128,7 +129,7 @@ def architecture_of(raw: Mapping[str, Any]) -> str | None:
     return first if isinstance(first, str) else None
 
 
-def without_code(raw: dict[str, Any]) -> dict[str, Any]:
+def without_code(raw: JsonObject) -> JsonObject:
     """The config without keys that fetch code, at every level.
 
     The attention implementation goes too: it says what the author had installed, and transformers

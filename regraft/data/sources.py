@@ -14,7 +14,7 @@ from typing import Any, Literal
 import xxhash
 
 from regraft.errors import InputError
-from regraft.input_files import open_file, parse_json, read_lines, read_text
+from regraft.input_files import JsonObject, open_file, parse_json, read_lines, read_text
 
 Kind = Literal["text", "jsonl", "parquet", "hub", "synthetic"]
 _ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
@@ -90,7 +90,7 @@ def documents(source: Text) -> Iterator[str]:
             yield text
 
 
-def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, JsonObject]]:
     """(place, record) of every record of a source that is not text, in a fixed order.
 
     place: the file and line, or the number of the record. columns: those of Parquet files and Hub

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import progress
+from regraft.input_files import JsonObject
 from regraft.records import to_json, write_record
 from regraft.units import parse_tokens
 
@@ -116,7 +117,7 @@ def input_files(settings: Settings) -> list[str]:
     return [*settings.adapters, *grafts, *others]
 
 
-def _identity(work: Work) -> dict[str, Any]:
+def _identity(work: Work) -> JsonObject:
     """Everything that changes the output, as JSON: a run is only resumed by an equal one."""
     from regraft.adapters.folder import digests
     from regraft.adapters.reader import Adapter

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from regraft.evaluate.settings import Settings
 from regraft.evaluate.statistics import Ratio
+from regraft.input_files import JsonObject
 from regraft.records import SCHEMA_VERSION, read_record
 
 FILE = "result.json"
@@ -275,13 +276,13 @@ class EvaluationPlan:
     plan: dict[str, str | float]
 
 
-def parse_answers(lines: list[dict[str, Any]]) -> list[Answer]:
+def parse_answers(lines: list[JsonObject]) -> list[Answer]:
     """The answers of an items file, from its JSON lines."""
     answers: list[Answer] = _parser(list[Answer]).validate_python(lines)
     return answers
 
 
-def parse_measures(facts: dict[str, Any]) -> Measures:
+def parse_measures(facts: JsonObject) -> Measures:
     """The measures of one model, from JSON."""
     measures: Measures = _parser(Measures).validate_python(facts)
     return measures

@@ -10,10 +10,11 @@ from typing import Any
 
 from regraft.checkpoint.write.staging import Staging
 from regraft.evaluate.answers.distributed import broadcast_from_first
+from regraft.input_files import JsonObject
 from regraft.parallel import Mesh
 from regraft.write import write_text
 
-Lines = list[dict[str, Any]]
+Lines = list[JsonObject]
 
 
 class SharedOutput:
@@ -39,7 +40,7 @@ class SharedOutput:
             broadcast_from_first(mesh, lambda: opened.append(stack.enter_context(start())))
             yield cls(mesh, opened[0] if opened else None)
 
-    def facts(self, key: str) -> dict[str, Any] | None:
+    def facts(self, key: str) -> JsonObject | None:
         """The facts in the journal about a finished piece; None if it is not finished."""
         return broadcast_from_first(self.mesh, lambda: self._done(key))
 
@@ -71,7 +72,7 @@ class SharedOutput:
         """The JSON lines of a file."""
         return broadcast_from_first(self.mesh, lambda: read_lines(path))
 
-    def _done(self, key: str) -> dict[str, Any] | None:
+    def _done(self, key: str) -> JsonObject | None:
         assert self.staging is not None
         return self.staging.done(key)
 

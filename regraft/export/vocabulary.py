@@ -13,7 +13,7 @@ from typing import Any
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
-from regraft.input_files import read_json_object
+from regraft.input_files import JsonObject, read_json_object
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # gguf.TokenType
 _MEND = "download the model again"
@@ -128,7 +128,7 @@ def _parts(pre_tokenizer: Any) -> list[str]:
 
 
 def _tokens(
-    model: Checkpoint, core: dict[str, Any], added: list[Any], size: int
+    model: Checkpoint, core: JsonObject, added: list[Any], size: int
 ) -> tuple[list[str], list[int]]:
     """(text, type) of every token id below `size`. Ids that no token has are marked unused."""
     texts: dict[int, str] = {}

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.document import Document, Where
@@ -14,6 +13,7 @@ from regraft.errors import InputError
 from regraft.evaluate.suites import MEASURES
 from regraft.graft.blocks import check_recover, include, training_block, training_blocks
 from regraft.graft.schema import Body, Target, Trained, check_evaluation
+from regraft.input_files import JsonObject
 from regraft.lowrank.rank import parse_rule
 from regraft.markdown import last_name
 from regraft.merge.recipe.recipe import Recipe as MergeRecipe
@@ -28,7 +28,7 @@ class TargetModel:
 
     name: str
     model: str | None
-    train: dict[str, Any] | None
+    train: JsonObject | None
     where: Where
 
 
@@ -55,7 +55,7 @@ class Recipe(BaseRecipe[Body]):
     def scales(self) -> list[float]:
         return list(dict.fromkeys(float(scale) for scale in self.body.scales))
 
-    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+    def check_stated(self, value: JsonObject, mistakes: Mistakes) -> None:
         """Add the mistakes of the blocks that other commands run."""
         document = self.document
         for where in training_blocks(value):
@@ -161,7 +161,7 @@ class Recipe(BaseRecipe[Body]):
             mistakes.add(("ranks",), "a sweep of ranks is of method apply; give one rank")
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """JSON schema (draft 2020-12) of a recipe, for editors."""
     result = Body.model_json_schema()
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -170,7 +170,7 @@ def schema() -> dict[str, Any]:
 
 
 def _merge_block(document: Document) -> Document:
-    defaults: dict[str, Any] = {}
+    defaults: JsonObject = {}
     block = document.value["merge"]
     if not {"models", "slices", "modules"} & block.keys():
         defaults["models"] = [{"model": "target"}, {"model": "adapter"}]

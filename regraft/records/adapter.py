@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from regraft.input_files import JsonObject
 from regraft.records.common import SCHEMA_VERSION, ContextRecord, ModelRecord, Plain, RelationRecord
 
 Layout = Literal["portable", "compact", "exact"]
@@ -61,7 +62,7 @@ class ModuleRecord:
     weighted_norm: float | None = None
     weighted_error: float | None = None
     truncation: TruncationRecord | None = None
-    parameters: dict[str, Any] | None = None  # of the merge method
+    parameters: JsonObject | None = None  # of the merge method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from regraft.input_files import JsonObject
 from regraft.records.common import (
     SCHEMA_VERSION,
     AdapterFiles,
@@ -107,7 +108,7 @@ class TensorMerge:
     dtype: str
     base: TensorSource | None = None
     inputs: list[TensorSource] = field(default_factory=list)
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: JsonObject = field(default_factory=dict)
     figures: MergeFigures | None = None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from regraft.data.toy_chat import TEMPLATE
 from regraft.data.toy_language import IDS, WORDS, write_tokenizer
+from regraft.input_files import JsonObject
 from regraft.train.recipe.model import Toy
 from regraft.write import library_writing, write_text
 
@@ -39,7 +39,7 @@ def write_toy(folder: Path, toy: Toy, seed: int) -> None:
     write_text(folder / "chat_template.jinja", TEMPLATE)
 
 
-def toy_config(toy: Toy) -> dict[str, Any]:
+def toy_config(toy: Toy) -> JsonObject:
     """The config.json of a toy."""
     values = config(toy.length, toy.theta, **_sizes(toy)).to_dict()
     return {**values, "architectures": ["LlamaForCausalLM"], "dtype": "float32"}

@@ -19,7 +19,7 @@ from regraft.checkpoint.config import explain_errors, without_code
 from regraft.checkpoint.read.files import read_json
 from regraft.checkpoint.read.find import find_folder
 from regraft.errors import CheckpointError
-from regraft.input_files import read_json_object
+from regraft.input_files import JsonObject, read_json_object
 
 if TYPE_CHECKING:
     from regraft.checkpoint.read.source import Checkpoint
@@ -48,7 +48,7 @@ def open_tokenizer(location: str) -> Any:
     return _build(location, paths, config)
 
 
-def _build(name: str, paths: dict[str, Path], config: dict[str, Any]) -> Any:
+def _build(name: str, paths: dict[str, Path], config: JsonObject) -> Any:
     from transformers import AutoTokenizer
 
     if not paths:
@@ -93,7 +93,7 @@ def _is_tokenizer_file(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
 
 
-def link_tokenizer(paths: dict[str, Path], config: dict[str, Any], folder: Path) -> None:
+def link_tokenizer(paths: dict[str, Path], config: JsonObject, folder: Path) -> None:
     """Link tokenizer files into `folder`, settings and config.json as copies that name no code.
 
     paths: name -> file, as `tokenizer_paths` gives them. config: the model's config.json.

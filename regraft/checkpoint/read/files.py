@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from regraft import progress
 from regraft.checkpoint.read.header import local_head
 from regraft.checkpoint.read.links import leads_out, refuse_links_out
 from regraft.errors import CheckpointError
-from regraft.input_files import read_json_object
+from regraft.input_files import JsonObject, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -93,7 +93,7 @@ class Folder:
         pass
 
 
-def read_json(files: Files, name: str) -> dict[str, Any]:
+def read_json(files: Files, name: str) -> JsonObject:
     """The JSON object in a file of the model. Raises CheckpointError."""
     return read_json_object(files.path(name), CheckpointError, remedy="download it again")
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ from regraft.checkpoint.read.header import DTYPE_CODES, TensorInfo, parse_header
 from regraft.checkpoint.read.sample import sample_blocks
 from regraft.checkpoint.read.tensor_file import FileReader
 from regraft.errors import CheckpointError
+from regraft.input_files import JsonObject
 
 _BLOCK = 1 << 22  # elements read at a time, where a tensor is read in parts
 
@@ -49,7 +49,7 @@ class Checkpoint:
         self,
         name: str,
         revision: str | None,
-        config: dict[str, Any],
+        config: JsonObject,
         files: Files,
         headers: dict[str, tuple[list[TensorInfo], dict[str, str]]],
     ) -> None:

@@ -17,12 +17,12 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from regraft import progress
 from regraft.checkpoint.write.disk import is_open_as
 from regraft.checkpoint.write.manifest import JOURNAL
 from regraft.errors import InputError, writing
+from regraft.input_files import JsonObject
 
 _SYNC_EVERY = 1.0  # seconds
 
@@ -32,7 +32,7 @@ class Recorded:
     """The content of a journal. whole_bytes: length of its complete lines."""
 
     job: str | None = None
-    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pieces: dict[str, JsonObject] = field(default_factory=dict)
     whole_bytes: int = 0
 
 
@@ -69,7 +69,7 @@ class Journal:
         assert self._fd is not None, "the journal is closed"
         os.ftruncate(self._fd, size)
 
-    def append(self, entry: dict[str, Any]) -> None:
+    def append(self, entry: JsonObject) -> None:
         """Add a line; after this returns a killed process does not lose it.
 
         Lines are synced once a second, so a power cut costs the last pieces and no more; a sync of

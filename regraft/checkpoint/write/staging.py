@@ -26,6 +26,7 @@ from regraft.checkpoint.write.target import (
     staging_folder,
 )
 from regraft.errors import InputError, OutputError, os_error_sentence, writing
+from regraft.input_files import JsonObject
 
 _SPOOL = ".regraft-spool"
 
@@ -69,7 +70,7 @@ class Staging:
         self._replaced = replaced_folder(self.target)
         self._keep_refused = keep_refused
         self._publishing = False
-        self._done: dict[str, dict[str, Any]] = {}
+        self._done: dict[str, JsonObject] = {}
         self._is_new = False  # nothing of an earlier run is in the folder
         self._before_close: list[Callable[[], None]] = []
         with writing(self.folder):
@@ -89,7 +90,7 @@ class Staging:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def done(self, key: str) -> dict[str, Any] | None:
+    def done(self, key: str) -> JsonObject | None:
         """The facts recorded for a finished piece, in this run or the one it continues."""
         return self._done.get(key)
 

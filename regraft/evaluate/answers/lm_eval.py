@@ -19,7 +19,7 @@ from regraft.errors import InputError
 from regraft.evaluate.answers.model import LanguageModel
 from regraft.evaluate.result import HarnessScores, Measures, PublishedScore, PublishedSuites
 from regraft.evaluate.statistics import Ratio, mean, ratio, score_interval
-from regraft.input_files import read_text
+from regraft.input_files import JsonObject, read_text
 
 PREFIX = "lm-eval:"
 
@@ -109,7 +109,7 @@ def _summarise_task(facts: HarnessScores) -> PublishedScore:
     )
 
 
-def _read_task(path: str) -> dict[str, Any]:
+def _read_task(path: str) -> JsonObject:
     import yaml
 
     try:
@@ -121,7 +121,7 @@ def _read_task(path: str) -> dict[str, Any]:
     return task
 
 
-def _metric(sample: dict[str, Any]) -> str:
+def _metric(sample: JsonObject) -> str:
     """The first metric that gives a number for a single item."""
     for name in sample["metrics"]:
         if isinstance(sample.get(name), int | float):

@@ -16,6 +16,7 @@ from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.evaluate.answers.cache import cache_bytes, common_tokens, too_large
+from regraft.input_files import JsonObject
 from regraft.parallel import Mesh, attach
 from regraft.rope import ContextSpec
 
@@ -45,7 +46,7 @@ class Source:
         """The name of the folder with its answers."""
         return folder_name(self.name)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """config.json with the context applied. Raises CheckpointError for no checkpoint."""
         with Checkpoint.open(self.location) as checkpoint:
             config = dict(checkpoint.config)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.local.cases import Case, entries, files, task
 from regraft.evaluate.tasks import Task
+from regraft.input_files import JsonObject
 
 _ANSWER_TOKENS = 32  # tokens of an answer, as in the paper's own runs
 _DOCUMENT = re.compile(r"(.*?Document:\n)(.*?)((?:\n\nQuestion:\n.*)?)\s*", re.DOTALL)
@@ -24,13 +24,13 @@ def _case(before: str, text: str, after: str, answer: str, *, question: str = ""
     return Case(before, text, after, "\n\nAnswer:", (answer,), question or after.strip(), ends=True)
 
 
-def _altqa(entry: dict[str, Any]) -> Case:
+def _altqa(entry: JsonObject) -> Case:
     parts = _DOCUMENT.fullmatch(entry["content"])
     before, text, after = parts.groups() if parts else ("", entry["content"], "")
     return _case(before, text, f"{after}\n\nAnswer with a number alone.", entry["answer"])
 
 
-def _choice(entry: dict[str, Any]) -> Case:
+def _choice(entry: JsonObject) -> Case:
     options = "\n".join(entry["options"])
     after = (
         f"\n\nQuestion: {entry['question']}\n{options}\n\n"
@@ -39,7 +39,7 @@ def _choice(entry: dict[str, Any]) -> Case:
     return _case("Read this text.\n\n", entry["content"], after, entry["answer"])
 
 
-def _hypothesis(entry: dict[str, Any]) -> Case:
+def _hypothesis(entry: JsonObject) -> Case:
     after = (
         f"\n\nStatement: {entry['hypothesis']}\n\nIs all of the statement so according to the "
         "paper? Answer with yes or no alone."
@@ -48,18 +48,18 @@ def _hypothesis(entry: dict[str, Any]) -> Case:
     return _case("Read this paper.\n\n", entry["content"], after, expected)
 
 
-def _speaker(entry: dict[str, Any]) -> Case:
+def _speaker(entry: JsonObject) -> Case:
     after = "\n\nWho of those named above said the last line? Answer with the name alone."
     return _case("Read this conversation.\n\n", entry["content"].rstrip(), after, entry["answer"])
 
 
-def _sorted(entry: dict[str, Any]) -> Case:
+def _sorted(entry: JsonObject) -> Case:
     after = f"\n\n{_ask('parts')}"
     before = "These are the parts of one text in a wrong order.\n\n"
     return _case(before, _numbered(entry["content"]), after, _order(entry))
 
 
-def _events(entry: dict[str, Any]) -> Case:
+def _events(entry: JsonObject) -> Case:
     after = f"\n\nEvents in a wrong order:\n{_numbered(entry['summaries'])}\n\n{_ask('events')}"
     return _case("Read this report.\n\n", entry["content"], after, _order(entry))
 
@@ -72,14 +72,14 @@ def _ask(what: str) -> str:
     return f"In which order do the {what} stand in the text? Answer with all numbers: [n] > [n] ..."
 
 
-def _order(entry: dict[str, Any]) -> str:
+def _order(entry: JsonObject) -> str:
     return " > ".join(f"[{number}]" for number in entry["answer"])
 
 
 _CHOICE = (_choice, "letter", ("content", "question", "options", "answer"))
 _HYPOTHESIS = (_hypothesis, "verdict", ("content", "hypothesis", "answer"))
 _SPEAKER = (_speaker, "same", ("content", "answer"))
-_TASKS: dict[str, tuple[Callable[[dict[str, Any]], Case], str, tuple[str, ...]]] = {
+_TASKS: dict[str, tuple[Callable[[JsonObject], Case], str, tuple[str, ...]]] = {
     "altqa": (_altqa, "same", ("content", "answer")),
     "meetingqa": _CHOICE, "paperqa": _CHOICE, "senhallu": _HYPOTHESIS, "abshallu": _HYPOTHESIS,
     "meetingpred": _SPEAKER, "showspred": _SPEAKER,

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.tasks import Draft, ItemDetails, Kit, Task
 from regraft.evaluate.tasks import text_scores as metrics
-from regraft.input_files import parse_json, read_lines
+from regraft.input_files import JsonObject, parse_json, read_lines
 
 _WORD = re.compile(r"\s*\S+|\s+$")
 
@@ -95,7 +94,7 @@ def files(suite: str, path: str) -> list[Path]:
     return result
 
 
-def entries(suite: str, path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
+def entries(suite: str, path: Path, required: Sequence[str]) -> list[JsonObject]:
     """The file's objects. Raises InputError naming the line that lacks a required field."""
     result = []
     for number, line in enumerate(read_lines(path), 1):

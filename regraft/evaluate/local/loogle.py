@@ -9,12 +9,12 @@ of the prompts is ours.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.local.cases import Case, entries, files, task
 from regraft.evaluate.tasks import Task
 from regraft.evaluate.tasks.text_scores import parse_literal
+from regraft.input_files import JsonObject
 
 # scorer, tokens of an answer as in the paper's own runs, instruction
 _QUESTION = "Read the text below and answer the question that follows it.\n\n"
@@ -50,7 +50,7 @@ def read(path: str) -> list[Task]:
     return tasks
 
 
-def _cases(path: Path, entry: dict[str, Any]) -> list[Case]:
+def _cases(path: Path, entry: JsonObject) -> list[Case]:
     instruction = _TASKS[path.stem][2]
     try:
         text = entry["context"] if "context" in entry else entry["input"]

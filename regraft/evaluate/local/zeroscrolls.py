@@ -9,11 +9,11 @@ published; these lines are left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.local.cases import Case, entries, files, task
 from regraft.evaluate.tasks import Task
+from regraft.input_files import JsonObject
 
 _FIELDS = (
     "id", "input", "output", "document_start_index", "document_end_index", "truncation_seperator",
@@ -59,7 +59,7 @@ def _name(path: Path) -> str | None:
 
 
 def _cases(path: Path) -> list[Case]:
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[JsonObject]] = {}
     for entry in entries("zeroscrolls", path, _FIELDS):
         if entry["output"] is not None:
             grouped.setdefault(entry["id"], []).append(entry)
@@ -69,7 +69,7 @@ def _cases(path: Path) -> list[Case]:
         raise InputError(f"{path} is not of ZeroSCROLLS' layout: {error}.") from None
 
 
-def _case(same: list[dict[str, Any]]) -> Case:
+def _case(same: list[JsonObject]) -> Case:
     first = same[0]
     text, start, end = first["input"], first["document_start_index"], first["document_end_index"]
     # the header of the answer comes last, after a blank line: 'Answer:'

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import InputError
-from regraft.input_files import read_json
+from regraft.input_files import JsonObject, read_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_quiz(path: str | Path) -> Quiz:
     return quiz
 
 
-def _squad(articles: list[dict[str, Any]]) -> Quiz:
+def _squad(articles: list[JsonObject]) -> Quiz:
     """All paragraphs are documents; those of a question's own article are its related ones."""
     questions: list[Question] = []
     documents: set[str] = set()
@@ -105,7 +105,7 @@ def _squad(articles: list[dict[str, Any]]) -> Quiz:
     return Quiz(questions, sorted(documents))
 
 
-def _hotpot(entries: list[dict[str, Any]]) -> Quiz:
+def _hotpot(entries: list[JsonObject]) -> Quiz:
     questions: list[Question] = []
     documents: set[str] = set()
     for entry in entries:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
 
 from regraft.checkpoint.hf.roles import has_tied_head
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.inputs.match import layer_range
 from regraft.merge.recipe.recipe import Recipe
@@ -83,7 +83,7 @@ def output_config(
     layers: int,
     vocabulary: int | None,
     dtypes: set[str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """The donor's config changed for the output. vocabulary: rows of the embedding, None for the
     donor's; dtypes: of the projections. Raises InputError where the config cannot hold the context.
     """
@@ -110,6 +110,6 @@ def output_config(
         raise recipe.error(("context",), str(error)) from None
 
 
-def config_bytes(config: dict[str, Any]) -> bytes:
+def config_bytes(config: JsonObject) -> bytes:
     """A config as the text of its file."""
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from regraft.adapters.folder import RECORD
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.errors import CheckpointError
-from regraft.input_files import read_json_object
+from regraft.input_files import JsonObject, read_json_object
 from regraft.merge.files.chat_template import TEMPLATE_FILE, choose_template
 from regraft.merge.files.config import config_bytes
 from regraft.merge.inputs.inputs import Input, Inputs
@@ -86,9 +85,7 @@ def _tokenizer_source(recipe: Recipe, inputs: Inputs, donor: Input) -> Input:
     raise recipe.error((where,), f"the tokenizer's source {ref} is no input of this recipe.")
 
 
-def write_files(
-    writer: CheckpointWriter, folder: Path, config: dict[str, Any], files: Files
-) -> None:
+def write_files(writer: CheckpointWriter, folder: Path, config: JsonObject, files: Files) -> None:
     """Write config, tokenizer and other files to the staging folder."""
     writer.add_file("config.json", config_bytes(config))
     for one, names in ((files.other_donor, files.others), (files.donor, files.tokenizer)):

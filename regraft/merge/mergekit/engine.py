@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from regraft.checkpoint.write.sink import CheckpointWriter
 from regraft.checkpoint.write.staging import Staging
 from regraft.document import Where
 from regraft.errors import CheckpointError, RegraftError
+from regraft.input_files import JsonObject
 from regraft.merge.files.config import output_config
 from regraft.merge.files.files import Files, with_new_tokenizer
 from regraft.merge.inputs.inputs import Input, Inputs
@@ -120,7 +120,7 @@ class MergekitResult:
     """The merged tensors, checked and written by `writer`, with the config and the other files."""
 
     writer: CheckpointWriter
-    config: dict[str, Any]
+    config: JsonObject
     files: Files
     tensors: dict[str, TensorMerge]
 

@@ -15,6 +15,7 @@ from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.hf.view import link_files, link_model
 from regraft.document import Where
+from regraft.input_files import JsonObject
 from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.recipe.recipe import Recipe
 from regraft.merge.recipe.references import ModelRef, parse_reference
@@ -30,7 +31,7 @@ def mergekit_yaml(recipe: Recipe, inputs: Inputs, donor: Input, folder: Path) ->
     return yaml.dump(body, Dumper=_NoAliases, sort_keys=False)
 
 
-def _translated(recipe: Recipe, donor: Input, views: _Views) -> dict[str, Any]:
+def _translated(recipe: Recipe, donor: Input, views: _Views) -> JsonObject:
     """The recipe without our keys, with every model replaced by its view, computed in float32."""
     body = {key: value for key, value in recipe.document.value.items() if key not in _OURS}
 
@@ -59,7 +60,7 @@ class _Views:
     def __init__(self, inputs: Inputs, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._folders: dict[str, Path] = {}
-        self._references: dict[ModelRef, dict[str, Any]] = {}
+        self._references: dict[ModelRef, JsonObject] = {}
         for one in inputs:
             model, adapter = one.checkpoint.name, one.adapter
             if model not in self._folders:
@@ -74,7 +75,7 @@ class _Views:
                 reference["lora"] = {"path": str(view)}
             self._references[one.ref] = reference
 
-    def reference(self, ref: ModelRef, recipe: Recipe, where: Where) -> dict[str, Any]:
+    def reference(self, ref: ModelRef, recipe: Recipe, where: Where) -> JsonObject:
         """The model in mergekit's mapping form. Raises InputError where it is no input."""
         if ref in self._references:
             return self._references[ref]
@@ -82,7 +83,7 @@ class _Views:
             return self._plain(ref.model)
         raise recipe.error(where, f"{ref} is not one of the models that are merged; name one.")
 
-    def _plain(self, model: str) -> dict[str, Any]:
+    def _plain(self, model: str) -> JsonObject:
         return {"model": {"path": str(self._folders[model])}}
 
 

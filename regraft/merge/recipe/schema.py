@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from regraft.errors import InputError, did_you_mean
+from regraft.input_files import JsonObject
 from regraft.merge.recipe.references import ModelRef, Reference
 from regraft.merge.recipe.settings import SETTING_SCHEMA, Settings
 from regraft.units import parse_tokens
@@ -93,7 +94,7 @@ class Tokenizer(_Block):
     """The output's tokenizer; mergekit's key."""
 
     source: Reference = Field(default=ModelRef("union"), description="'union', 'base' or a model")
-    tokens: dict[str, Any] | None = Field(
+    tokens: JsonObject | None = Field(
         default=None, description="where the embedding of a token comes from, as in mergekit"
     )
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = Field(
@@ -115,7 +116,7 @@ class Context(_Block):
     )
     original: _Tokens | None = Field(default=None, description="length before extension")
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> JsonObject:
         """The values given, as `extend_context` takes them."""
         return self.model_dump(exclude={"source"}, exclude_none=True)
 
@@ -166,15 +167,15 @@ class Body(_Block):
     scale: float | None = Field(
         default=None, description="factor on the whole merged delta; needs base_model"
     )
-    recover: dict[str, Any] | str | None = Field(
+    recover: JsonObject | str | None = Field(
         default=None, description="a training recipe or its file, for `regraft graft`"
     )
-    evaluate: dict[str, Any] | None = Field(
+    evaluate: JsonObject | None = Field(
         default=None, description="an evaluation of the result, for `regraft graft`"
     )
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """JSON schema (draft 2020-12) of a recipe, for editors; it has all methods and parameters."""
     from regraft.merge.methods.registry import get, names
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
+from regraft.input_files import JsonObject
 from regraft.records import to_json
 from regraft.train.output.trackers import Trackers
 from regraft.train.recipe.schema import Body
@@ -61,7 +61,7 @@ class JsonLines:
         os.replace(staging, path)
         self._file = path.open("a", encoding="utf-8")
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: JsonObject) -> None:
         """Append a line."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -81,7 +81,7 @@ def read_validations(folder: Path) -> list[ValidationRecord]:
     return [validation_from_json(line) for line in read_lines(folder / VALIDATIONS)]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """The complete lines of a log, without a last line that was cut off."""
     if not path.is_file():
         return []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from regraft.document import Document, Where
 from regraft.errors import did_you_mean
+from regraft.input_files import JsonObject
 from regraft.recipe import BaseRecipe, Mistakes
 from regraft.train.recipe.built import with_built
 from regraft.train.recipe.schema import Body, trains_everything
@@ -187,7 +187,7 @@ class Recipe(BaseRecipe[Body]):
                     )
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """JSON schema (draft 2020-12) of a recipe, for editors."""
     result = Body.model_json_schema()
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -12,6 +12,7 @@ from regraft.checkpoint.config import load_config, meta_model
 from regraft.checkpoint.hf.pretrained import empty_model, load_model
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.parallel import Mesh, attach
 from regraft.parallel.kernels.kernel import accumulator
 from regraft.parallel.shards import Batch
@@ -110,7 +111,7 @@ def load(body: Body, checkpoint: Checkpoint, mesh: Mesh) -> Learner:
     return prepare(model, body, mesh)
 
 
-def untrained_learner(body: Body, config: dict[str, Any], name: str, mesh: Mesh) -> Learner:
+def untrained_learner(body: Body, config: JsonObject, name: str, mesh: Mesh) -> Learner:
     """The learner of the model `name` with this config.json, on the meta device: sizes and types
     of all parameters without their values.
 

@@ -19,6 +19,7 @@ from regraft.evaluate.answers.served.protocol import (
     to_text,
 )
 from regraft.evaluate.prompts.length import Prompter
+from regraft.input_files import JsonObject
 
 Reading = TypeVar("Reading")
 TRIES, PAUSE = 2, 1.0
@@ -35,7 +36,7 @@ def find_model(endpoint: Endpoint, model: str) -> int | None:
     Raises InputError if the server is not there or does not list the model.
     """
 
-    def read(reply: Any) -> dict[str, Any]:
+    def read(reply: Any) -> JsonObject:
         return {str(entry["id"]): entry.get("max_model_len") for entry in reply["data"]}
 
     try:
@@ -153,7 +154,7 @@ class _Probe:
     def _send(
         self,
         protocol: Protocol,
-        make: Callable[[str, Prompter, Sequence[int], int], dict[str, Any]],
+        make: Callable[[str, Prompter, Sequence[int], int], JsonObject],
         read: Callable[[Any], Reading],
         *,
         most: int,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from regraft.errors import InputError
 from regraft.evaluate.prompts.length import Prompter
+from regraft.input_files import JsonObject
 
 Prompts = Literal["token ids", "text", "messages", "messages with the answer begun"]
 Scores = Literal["prompt_logprobs", "echo"]
@@ -57,21 +58,19 @@ class Protocol:
         """Where requests go."""
         return "chat/completions" if self.is_chat else "completions"
 
-    def generate(
-        self, model: str, prompter: Prompter, ids: Sequence[int], most: int
-    ) -> dict[str, Any]:
+    def generate(self, model: str, prompter: Prompter, ids: Sequence[int], most: int) -> JsonObject:
         """The request for a greedy continuation of at most `most` tokens."""
         penalty = {} if self.strict else _WITHOUT_PENALTY
         return {**self._common(model, prompter, ids), "max_tokens": most, **penalty}
 
-    def score(self, model: str, prompter: Prompter, ids: Sequence[int]) -> dict[str, Any]:
+    def score(self, model: str, prompter: Prompter, ids: Sequence[int]) -> JsonObject:
         """The request for the log-probabilities of all tokens."""
-        logprobs: dict[str, Any] = {"echo": True, "logprobs": 1}
+        logprobs: JsonObject = {"echo": True, "logprobs": 1}
         if self.scores == "prompt_logprobs":
             logprobs = {"prompt_logprobs": 1}
         return {**self._common(model, prompter, ids), "max_tokens": 1, **logprobs}
 
-    def _common(self, model: str, prompter: Prompter, ids: Sequence[int]) -> dict[str, Any]:
+    def _common(self, model: str, prompter: Prompter, ids: Sequence[int]) -> JsonObject:
         common = {"model": model, "temperature": 0.0}
         if self.prompts == "token ids":
             return {**common, "prompt": list(ids)}
@@ -92,7 +91,7 @@ class Protocol:
         }
 
 
-def encode_body(request: dict[str, Any]) -> bytes:
+def encode_body(request: JsonObject) -> bytes:
     """A request as the body of a POST."""
     return json.dumps(request).encode()
 
@@ -160,7 +159,7 @@ def read_scores(reply: Any, ids: Sequence[int], scores: Scores, start: int | Non
     }
 
 
-def _ranked(entry: dict[str, Any], token: int) -> tuple[float, bool]:
+def _ranked(entry: JsonObject, token: int) -> tuple[float, bool]:
     """The score of a token in an entry of `prompt_logprobs`, which has it and the likeliest."""
     best = max(one["logprob"] for one in entry.values())
     return _scored(entry[str(token)]["logprob"], best)
