@@ -35,7 +35,7 @@ from regraft.demo.exam import examine
 from regraft.demo.recipes import Plan
 from regraft.demo.result import Exam
 from regraft.parallel import attention
-from regraft.parallel.shards import Batch
+from regraft.parallel.shards import Part
 from regraft.train.record import TrainingRecord
 from regraft.train.recovery import Recovery
 from regraft.train.step.learner import Learner
@@ -174,7 +174,7 @@ def objective(arm: Arm) -> Iterator[None]:
     """Training with the weights of the arm in place of the package's objective."""
     logits = Recovery.distance
 
-    def distance(self: Recovery, learner: Learner, part: Batch, short: list[bool]) -> Tensor:
+    def distance(self: Recovery, learner: Learner, part: Part, short: list[bool]) -> Tensor:
         total = part["labels"].new_zeros((), dtype=torch.float32)
         if arm.distill:
             total = total + arm.distill * logits(self, learner, part, short)
@@ -191,7 +191,7 @@ def objective(arm: Arm) -> Iterator[None]:
         Recovery.distance = logits  # type: ignore[method-assign]  # as it was
 
 
-def relation_loss(teacher: Learner | None, learner: Learner, part: Batch) -> Tensor:
+def relation_loss(teacher: Learner | None, learner: Learner, part: Part) -> Tensor:
     """KL of the relations, summed over the tokens, mean over layers and heads, sum over Q, K, V."""
     assert teacher is not None
     with torch.no_grad(), capture() as theirs:

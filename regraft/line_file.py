@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from regraft.errors import writing
 from regraft.input_files import JsonObject
@@ -27,7 +29,7 @@ class LineFile:
             self._file = path.open("a", encoding="utf-8")
         self.entries: list[JsonObject] = list(map(json.loads, complete))
 
-    def append(self, entry: JsonObject) -> None:
+    def append(self, entry: Mapping[str, Any]) -> None:
         """Write one line."""
         with writing(self.path):
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")

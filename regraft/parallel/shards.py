@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Final, Literal, TypedDict, cast
 
 import torch
 import torch.distributed as dist
@@ -23,9 +24,10 @@ from regraft.parallel.kernels.spans import Rows
 from regraft.parallel.layout import Starts, gather_spans, multiple, pieces, ring_spans
 from regraft.parallel.mesh import Processes
 
-Batch = dict[str, Any]
+Batch = Mapping[str, Tensor]
+"""Whole rows, for `cut`: some of input_ids, labels, position_ids and documents."""
 
-KEY = "context_parallel"
+KEY: Final = "context_parallel"
 """The keyword argument under which a part carries its `Shard` into the model."""
 _KNOWN = ("input_ids", "labels", "position_ids", "documents")
 
@@ -96,19 +98,28 @@ class Shard:
         return self.spans[source]
 
 
+class Part(TypedDict, total=False):
+    """This rank's tokens of a batch, as keyword arguments of a model: see `cut`."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    context_parallel: Shard
+
+
 class Mesh(Processes):
     """The processes of a run and the cut of a batch between them. Made by `Mesh.create`."""
 
-    def cut(self, batch: Batch, pad_token: int = 0) -> Batch:
+    def cut(self, batch: Batch, pad_token: int = 0) -> Part:
         """This rank's part of a batch, ready for `model(**part)`: see `cut`."""
         return cut(self, batch, pad_token)
 
-    def join(self, local: Tensor, part: Batch) -> Tensor:
+    def join(self, local: Tensor, part: Part) -> Tensor:
         """Undo `cut` for a result [B, s, ...] of the same part: see `join`."""
         return join(self, local, part)
 
 
-def cut(mesh: Processes, batch: Batch, pad_token: int = 0) -> Batch:
+def cut(mesh: Processes, batch: Batch, pad_token: int = 0) -> Part:
     """This rank's part of a batch that all ranks of a sequence hold whole.
 
     batch: `input_ids` [B, S]; optional `labels` [B, S], ALREADY shifted (labels[i] is the token
@@ -131,21 +142,20 @@ def cut(mesh: Processes, batch: Batch, pad_token: int = 0) -> Batch:
     tokens.setdefault("position_ids", torch.arange(unpadded).unsqueeze(0))
     ranges = pieces(mesh.context_rank, mesh.context, mesh.ulysses_rank, mesh.ulysses, length)
     fill = {"input_ids": pad_token, "labels": -100}
-    part: Batch = {}
+    local: dict[str, Tensor] = {}
     for name, whole in tokens.items():
         if length > unpadded:
             end = whole.new_full((whole.shape[0], length - unpadded), fill.get(name, 0))
             whole = torch.cat((whole, end), 1)
-        local = torch.cat([whole[:, start:stop] for start, stop in ranges], 1)
-        part[name] = local.to(mesh.device, non_blocking=True)
-    part[KEY] = Shard(mesh, length, unpadded, documents)
-    return part
+        own = torch.cat([whole[:, start:stop] for start, stop in ranges], 1)
+        local[name] = own.to(mesh.device, non_blocking=True)
+    return cast("Part", {**local, KEY: Shard(mesh, length, unpadded, documents)})
 
 
-def join(mesh: Processes, local: Tensor, part: Batch) -> Tensor:
+def join(mesh: Processes, local: Tensor, part: Part) -> Tensor:
     """A result for each token [B, s, ...] of this rank's part, from all ranks of the sequence, in
     the order of the text and without padding: [B, S, ...]. Not differentiable. Collective."""
-    shard: Shard = part[KEY]
+    shard = part[KEY]
     whole = local.new_empty(local.shape[0], shard.length, *local.shape[2:])
     if mesh.context * mesh.ulysses == 1:
         return local.detach()[:, : shard.unpadded]

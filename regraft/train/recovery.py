@@ -19,7 +19,7 @@ from regraft import progress
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError, RegraftError
-from regraft.parallel.shards import Batch
+from regraft.parallel.shards import Part
 from regraft.rope import ContextSpec
 from regraft.train.contexts import rotary_length
 from regraft.train.corpus import Corpus
@@ -91,7 +91,7 @@ class Recovery:
             run.finished = run.stage in run.stopped or (reached and point.veto is None)
         return run.finished
 
-    def distance(self, learner: Learner, part: Batch, short: list[bool]) -> Tensor:
+    def distance(self, learner: Learner, part: Part, short: list[bool]) -> Tensor:
         """KL(teacher || learner) summed over the tokens of the batch's short rows, at positions
         within the teacher's context."""
         assert self.teacher is not None

@@ -27,7 +27,7 @@ from regraft.parallel.exchange.choose import GPU_CLUSTER, GPU_NODE
 from regraft.parallel.kernels.choose import by_shape
 from regraft.parallel.kernels.kernel import CpuFlash
 from regraft.parallel.layout import multiple
-from regraft.parallel.shards import KEY, Shard
+from regraft.parallel.shards import Part, Shard
 from regraft.rope import ContextSpec
 from regraft.train.estimate.live_bytes import GATHERED, HOST, LiveBytes
 from regraft.train.recipe.schema import Body, has_teacher
@@ -153,10 +153,14 @@ def _trace(body: Body, config: dict[str, Any], length: int, rows: int) -> Trace:
             learner.store.copies = _CountedCopies(counter)  # type: ignore[assignment]
         for tensor in [*learner.parameters(), *learner.buffers()]:
             counter.add(tensor, PARAMETERS)
-        part = {name: torch.zeros(rows, padded // ranks, dtype=torch.long)
-                for name in ("input_ids", "position_ids")}  # fmt: skip
-        part["labels"] = torch.full_like(part["input_ids"], IGNORED)
-        _count_step(learner, body, {**part, KEY: shard}, counter)
+        ids = torch.zeros(rows, padded // ranks, dtype=torch.long)
+        part = Part(
+            input_ids=ids,
+            position_ids=torch.zeros_like(ids),
+            labels=torch.full_like(ids, IGNORED),
+            context_parallel=shard,
+        )
+        _count_step(learner, body, part, counter)
     return Trace(
         {
             phase: {kind: float(size) for kind, size in peak.classes.items() if kind != HOST}
@@ -180,7 +184,7 @@ def _allocate(learner: Learner) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _count_step(learner: Learner, body: Body, part: dict[str, Any], counter: LiveBytes) -> None:
+def _count_step(learner: Learner, body: Body, part: Part, counter: LiveBytes) -> None:
     """Count one step of a training that has made steps before: the moments exist."""
     parameters = learner.trained()
     made = optimizers.make(parameters, body.optimizer)

@@ -15,7 +15,7 @@ from regraft.errors import InputError
 from regraft.input_files import JsonObject
 from regraft.parallel import Mesh, attach
 from regraft.parallel.kernels.kernel import accumulator
-from regraft.parallel.shards import Batch
+from regraft.parallel.shards import Part
 from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.four_bit import check_four_bit, quantize_layers
@@ -42,7 +42,7 @@ class Learner(nn.Module):
 
     def forward(
         self,
-        part: Batch,
+        part: Part,
         *,
         score: bool = False,
         states: bool = False,
@@ -54,7 +54,7 @@ class Learner(nn.Module):
         labels = part["labels"]
         head = self.model.get_output_embeddings()
         with torch.autocast(labels.device.type, self.narrow, enabled=self.narrow is not None):
-            hidden = self.hidden({name: part[name] for name in part if name != "labels"})
+            hidden = self.hidden(part)
             if states:
                 return hidden
             if score:
@@ -65,9 +65,11 @@ class Learner(nn.Module):
                 return kl_sum(hidden, head, teacher_states, theirs, labels, self.chunk)
             return nll_sum(hidden, head, labels, self.chunk)
 
-    def hidden(self, part: Batch) -> Tensor:
+    def hidden(self, part: Part) -> Tensor:
         """The last hidden states [B, s, d]."""
-        return self.model.model(**part, use_cache=False).last_hidden_state
+        inputs = part.copy()
+        inputs.pop("labels", None)
+        return self.model.model(**inputs, use_cache=False).last_hidden_state
 
     @property
     def layers(self) -> nn.ModuleList:

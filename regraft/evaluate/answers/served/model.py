@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,15 @@ TRIES, PAUSE = 6, 1.0
 _BYTES_A_TOKEN = 512
 """In a reply with log-probabilities: the token's text twice, its numbers and its neighbour's."""
 
-Entry = dict[str, Any]  # an answer: its text, or its scores at the positions
+
+class Entry(TypedDict, total=False):
+    """A line of the file of answers: the question's key, and its text or its scores at the
+    positions (NLL in nats, whether the token is the likeliest)."""
+
+    key: str
+    text: str
+    nll: list[float]
+    hits: list[bool]
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class ServedModel:
         self._endpoint, self._model, self._protocol = endpoint, model, protocol
         self._prompter, self._requests, self._count = prompter, requests, count
         self._file = LineFile(path)
-        self._answers: dict[str, Entry] = {entry["key"]: entry for entry in self._file.entries}
+        entries = cast("list[Entry]", self._file.entries)
+        self._answers = {entry["key"]: entry for entry in entries}
 
     def score(
         self, texts: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
