@@ -16,6 +16,9 @@ import yaml
 from regraft.errors import InputError
 from regraft.input_files import read_bytes
 
+RecipeValues = dict[str, Any]
+"""A mapping of a YAML file as it stands there; the schema of a recipe checks it."""
+
 Where = tuple[str | int, ...]
 """Keys and indices from the top of the file to a value."""
 
@@ -154,9 +157,9 @@ class Document:
 
     def _mapping(
         self, node: yaml.MappingNode, where: Where, parents: tuple[yaml.Node, ...]
-    ) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
+    ) -> RecipeValues:
+        merged: RecipeValues = {}
+        own: RecipeValues = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.error(where, "a key must be a word, not a list or a mapping.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from regraft.errors import writing
 
@@ -17,11 +17,31 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; every colour has its
 # own dash and marker.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), "-")
+_Dash = str | tuple[int, tuple[int, ...]]
+_DASHES: tuple[_Dash, ...] = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1)),
+    (0, (1, 1)),
+    (0, (3, 1, 1, 1)),
+    "-",
+)
 _MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*")
 
 
-def styles() -> Iterator[dict[str, Any]]:
+class LineStyle(TypedDict, total=False):
+    """matplotlib's keyword arguments of a line."""
+
+    color: str
+    linestyle: _Dash
+    marker: str
+    markersize: float
+    linewidth: float
+
+
+def styles() -> Iterator[LineStyle]:
     """matplotlib's arguments for one line after another: colour, dash and marker; endless."""
     for colour, dash, marker in cycle(zip(_COLOURS, _DASHES, _MARKERS, strict=True)):
         yield {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from regraft.document import Document, Where
+from regraft.document import Document, RecipeValues, Where
 from regraft.errors import InputError, closest_name, did_you_mean, short_repr
 
 _LISTED = 10  # mistakes in one message
@@ -95,7 +95,7 @@ class BaseRecipe(Generic[Body]):
         """Read and check a file. Raises InputError: file, lines, what is wrong, what to do."""
         return cls(Document.read(path))
 
-    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+    def check_stated(self, value: RecipeValues, mistakes: Mistakes) -> None:
         """Add mistakes that show in the YAML's values whether or not the schema accepts them."""
 
     def check(self, mistakes: Mistakes) -> None:

@@ -7,7 +7,7 @@ A value of another type is refused, because PEFT and others take the string "fal
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def read_config(path: Path, name: str) -> AdapterConfig:
     return config
 
 
-def read_pattern(values: dict[str, Any] | None, path: Path, key: str) -> Pattern:
+def read_pattern(values: Mapping[str, float] | None, path: Path, key: str) -> Pattern:
     """The pattern of a config. Raises CheckpointError for a key that is no regular expression."""
     return Pattern(
         [

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regraft.document import Document, Where
+from regraft.document import Document, RecipeValues, Where
 from regraft.errors import InputError
 from regraft.recipe import Mistakes, RecipeError
 from regraft.train.recipe.recipe import Recipe as TrainingRecipe
@@ -31,7 +31,7 @@ def training_block(document: Document, *where: str | int) -> Document:
     return document.part(*where, model="base")
 
 
-def training_blocks(value: dict[str, Any]) -> Iterator[Where]:
+def training_blocks(value: RecipeValues) -> Iterator[Where]:
     """Where the recipe has training recipes, except `recover`."""
     if isinstance(value.get("extend"), dict):
         yield ("extend",)
@@ -48,7 +48,7 @@ def training_blocks(value: dict[str, Any]) -> Iterator[Where]:
 def refuse_many_processes(value: Any) -> InputError:
     """The error of a job that torchrun started: which blocks of the recipe `regraft train` runs in
     many processes, and how the job continues from their outputs."""
-    recipe: dict[str, Any] = value if isinstance(value, dict) else {}
+    recipe: RecipeValues = value if isinstance(value, dict) else {}
     trained = {where[0] for where in training_blocks(recipe)}
     names = {
         "base": "`base: FOLDER`",

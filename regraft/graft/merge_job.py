@@ -7,12 +7,12 @@ says that it does not run them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel
 
 from regraft import progress
-from regraft.document import Document
+from regraft.document import Document, RecipeValues
 from regraft.graft.blocks import RECOVER, check_recover, include, recover_block
 from regraft.graft.schema import Evaluate, check_evaluation
 from regraft.merge.recipe.recipe import Recipe
@@ -34,7 +34,7 @@ class _Evaluation(BaseRecipe[Evaluate]):
 class MergeJob(Recipe):
     """A merge recipe with the later blocks."""
 
-    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+    def check_stated(self, value: RecipeValues, mistakes: Mistakes) -> None:
         super().check_stated(value, mistakes)
         check_recover(self.document, mistakes)
         if isinstance(value.get("evaluate"), dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from regraft.adapters.serving import PORTABLE_CAP
-from regraft.document import Document, Where
+from regraft.document import Document, RecipeValues, Where
 from regraft.errors import InputError
 from regraft.evaluate.suites import MEASURES
 from regraft.graft.blocks import check_recover, include, training_block, training_blocks
@@ -28,7 +28,7 @@ class TargetModel:
 
     name: str
     model: str | None
-    train: JsonObject | None
+    train: RecipeValues | None
     where: Where
 
 
@@ -55,7 +55,7 @@ class Recipe(BaseRecipe[Body]):
     def scales(self) -> list[float]:
         return list(dict.fromkeys(float(scale) for scale in self.body.scales))
 
-    def check_stated(self, value: JsonObject, mistakes: Mistakes) -> None:
+    def check_stated(self, value: RecipeValues, mistakes: Mistakes) -> None:
         """Add the mistakes of the blocks that other commands run."""
         document = self.document
         for where in training_blocks(value):
@@ -170,7 +170,7 @@ def schema() -> JsonObject:
 
 
 def _merge_block(document: Document) -> Document:
-    defaults: JsonObject = {}
+    defaults: RecipeValues = {}
     block = document.value["merge"]
     if not {"models", "slices", "modules"} & block.keys():
         defaults["models"] = [{"model": "target"}, {"model": "adapter"}]

@@ -12,13 +12,14 @@ schema, which `recipe.py` applies to them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from regraft.document import Where
+from regraft.document import RecipeValues, Where
 from regraft.errors import InputError
 from regraft.evaluate.suites import choose
+from regraft.input_files import JsonObject
 from regraft.recipe import Mistakes
 from regraft.recipe_values import Block, Count, Number, Share, Tokens
 
@@ -26,7 +27,7 @@ from regraft.recipe_values import Block, Count, Number, Share, Tokens
 class Trained(Block):
     """A model that the job trains itself."""
 
-    train: dict[str, Any] = Field(
+    train: RecipeValues = Field(
         description="a training recipe; its model is `base` unless it names one"
     )
 
@@ -38,7 +39,7 @@ class Target(Block):
         default=None, description="of its folders and in the tables; default: the model's last part"
     )
     model: str | None = Field(default=None, description="a folder or org/name[@revision]")
-    train: dict[str, Any] | None = Field(
+    train: RecipeValues | None = Field(
         default=None, description="instead of model: a training recipe, of `base` by default"
     )
 
@@ -111,7 +112,7 @@ class Evaluate(Block):
         names = self.suite.split(",") if isinstance(self.suite, str) else self.suite
         return [name.strip() for name in names if name.strip()]
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         """The keyword arguments of `evaluate_models`."""
         values = self.model_dump(exclude={"suite", "lengths"})
         lengths = [self.lengths] if isinstance(self.lengths, int) else self.lengths
@@ -146,7 +147,7 @@ class Body(Block):
     adapter: str | None = Field(
         default=None, description="instead of extended: an adapter with its longer context"
     )
-    extend: dict[str, Any] | None = Field(
+    extend: RecipeValues | None = Field(
         default=None, description="instead of extended: a training recipe that extends `base`"
     )
     targets: str | Target | list[str | Target] = Field(description="models to graft on")
@@ -155,7 +156,7 @@ class Body(Block):
     )
     extract: Extract = Extract()
     apply: Apply = Apply()
-    merge: dict[str, Any] | None = Field(
+    merge: RecipeValues | None = Field(
         default=None,
         description="a merge recipe in which target, adapter, base and extended stand for the "
         "models of this one; default of its models: target and adapter",
@@ -171,7 +172,7 @@ class Body(Block):
         default=[1.0], description="factors of the adapter's change; several are a sweep"
     )
     choose: Choose = Choose()
-    recover: dict[str, Any] | str | None = Field(
+    recover: RecipeValues | str | None = Field(
         default=None, description="a training recipe or its file: the fine-tune after the graft"
     )
     evaluate: Evaluate | None = Field(

@@ -27,6 +27,7 @@ from regraft.records.common import (
     ModelRecord,
     Plain,
     RelationRecord,
+    RopeParameters,
 )
 from regraft.records.export import ExportRecord
 from regraft.records.files import dump_json, read_record, to_json, write_record
@@ -89,6 +90,7 @@ __all__ = [
     "PushedFile",
     "RankGain",
     "RelationRecord",
+    "RopeParameters",
     "TensorGraft",
     "TensorMerge",
     "TensorSource",

@@ -9,6 +9,11 @@ SCHEMA_VERSION = 2  # increased whenever a record of an earlier version can no l
 Plain = str | int | float | bool | None  # an argument of a command
 
 
+RopeParameters = dict[str, Any]
+"""transformers 5's rope_parameters: rope_type, rope_theta and what the family has (factor,
+original_max_position_embeddings, long_factor ...), or such a mapping for each layer type."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """A model that a command read. fingerprint: see `Checkpoint.fingerprint`."""
@@ -23,7 +28,7 @@ class ModelRecord:
 class ContextRecord:
     """A `rope.ContextSpec` as JSON."""
 
-    rope_parameters: dict[str, Any]
+    rope_parameters: RopeParameters
     max_position_embeddings: int
     original_max_position_embeddings: int | None
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.errors import CheckpointError, InputError
-from regraft.records import ContextRecord
+from regraft.input_files import JsonObject
+from regraft.records import ContextRecord, RopeParameters
 from regraft.rope.spelling import (
     DEFAULT_LENGTH,
     DEFAULT_THETA,
@@ -48,7 +49,7 @@ class ContextSpec:
     Raises CheckpointError when a family lacks a parameter it cannot work without.
     """
 
-    rope_parameters: dict[str, Any]
+    rope_parameters: RopeParameters
     max_position_embeddings: int
     original_max_position_embeddings: int | None = None
 
@@ -58,7 +59,7 @@ class ContextSpec:
         if original is not None:
             original = whole(original, "original_max_position_embeddings")
         if is_layered(self.rope_parameters):
-            parameters: dict[str, Any] = {
+            parameters: RopeParameters = {
                 kind: None if value is None else canonical(value, length, None)
                 for kind, value in self.rope_parameters.items()
                 if is_entry(value)
@@ -104,7 +105,7 @@ class ContextSpec:
             return cls(merged, length, original)
         thetas = LAYERED.get(model_type, {})
         modern, legacy = by_layer_type(modern), legacy_by_layer_type(model_type, config)
-        parameters: dict[str, Any] = {}
+        parameters: RopeParameters = {}
         for kind in modern or legacy:
             if modern.get(kind, {}) is None and kind not in thetas:
                 parameters[kind] = None  # layers without RoPE
@@ -116,7 +117,7 @@ class ContextSpec:
             parameters[kind] = agree(new, old, default, length, None)
         return cls(parameters, length, original)
 
-    def write_into(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def write_into(self, config: Mapping[str, Any]) -> JsonObject:
         """A copy of `config` with this context in both spellings.
 
         The keys are `rope_parameters`; `rope_theta` at the top; `rope_scaling` (null for plain
@@ -180,7 +181,7 @@ class ContextSpec:
         """RoPE family; where there is one per layer type, that of the full-attention layers."""
         return str(self._main()["rope_type"])
 
-    def of_layer(self, layer_type: str | None) -> dict[str, Any]:
+    def of_layer(self, layer_type: str | None) -> RopeParameters:
         """The parameters of a layer type; of the full-attention layers for None.
 
         Raises InputError for a layer type that does not rotate.
@@ -195,7 +196,7 @@ class ContextSpec:
             )
         return dict(entry)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain dicts, lists and numbers, for regraft.json."""
         return {
             "rope_parameters": copy.deepcopy(self.rope_parameters),
@@ -239,7 +240,7 @@ class ContextSpec:
         ]
         return f"{'; '.join(parts)}, {length}"
 
-    def _main(self) -> dict[str, Any]:
+    def _main(self) -> RopeParameters:
         """The parameters that decide the context length."""
         kind = self.main_layer_type
         return self.rope_parameters if kind is None else dict(self.rope_parameters[kind])

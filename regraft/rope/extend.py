@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from regraft.errors import InputError, did_you_mean
+from regraft.records import RopeParameters
 from regraft.rope.context import ContextSpec
 from regraft.rope.spelling import NEEDS_ORIGINAL, REQUIRED, SHARED
 
@@ -68,7 +68,7 @@ def extend_context(
     return ContextSpec(parameters, new_length, new_original)
 
 
-def _with_family(parameters: dict[str, Any], family: str) -> dict[str, Any]:
+def _with_family(parameters: RopeParameters, family: str) -> RopeParameters:
     """The parameters of `family` that the present ones give: those that every family has."""
     if family not in REQUIRED:
         raise InputError(
@@ -80,7 +80,7 @@ def _with_family(parameters: dict[str, Any], family: str) -> dict[str, Any]:
 
 
 def _set_factors(
-    parameters: dict[str, Any],
+    parameters: RopeParameters,
     short_factor: Sequence[float] | None,
     long_factor: Sequence[float] | None,
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regraft.errors import CheckpointError, short_repr
+from regraft.records import RopeParameters
 from regraft.units import format_tokens
 
 # Families whose frequencies depend on the length before extension.
@@ -78,13 +79,13 @@ def rotates_by_layer(model_type: str, config: Mapping[str, Any]) -> bool:
     )
 
 
-def legacy_block(config: Mapping[str, Any]) -> dict[str, Any]:
+def legacy_block(config: Mapping[str, Any]) -> RopeParameters:
     """`rope_scaling` and the keys beside it as one block; may be empty."""
     beside = {key: config[key] for key in SHARED if config.get(key) is not None}
     return {**beside, **(config.get("rope_scaling") or {})}
 
 
-def legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> RopeParameters:
     """`legacy_block` by layer type."""
     block = legacy_block(config)
     if is_layered(block):
@@ -97,7 +98,7 @@ def legacy_by_layer_type(model_type: str, config: Mapping[str, Any]) -> dict[str
     }
 
 
-def by_layer_type(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def by_layer_type(parameters: Mapping[str, Any]) -> RopeParameters:
     """Parameters by layer type; one shared block is that of the full-attention layers, as in
     transformers 5."""
     if not is_layered(parameters):
@@ -116,7 +117,7 @@ def agree(
     default_theta: float | None,
     length: int,
     original: int | None,
-) -> dict[str, Any]:
+) -> RopeParameters:
     """One set of parameters from both spellings.
 
     Raises CheckpointError where they state different values.
@@ -146,7 +147,7 @@ def _contradiction(key: str, modern: Any, legacy: Any) -> CheckpointError:
     )
 
 
-def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(block: Mapping[str, Any]) -> RopeParameters:
     """The block without nulls and with current key names; a scaling block gets its rope_type."""
     result = {key: value for key, value in block.items() if value is not None and key != "type"}
     kind = block.get("type")
@@ -167,7 +168,7 @@ def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def canonical(block: Mapping[str, Any], length: int, original: int | None) -> dict[str, Any]:
+def canonical(block: Mapping[str, Any], length: int, original: int | None) -> RopeParameters:
     """One entry of rope_parameters in standard form, with the values that transformers 5.23 infers.
 
     length: max_position_embeddings. original: original_max_position_embeddings at the top of the
@@ -220,7 +221,7 @@ def canonical(block: Mapping[str, Any], length: int, original: int | None) -> di
     return result
 
 
-def _settle_longrope(rope: dict[str, Any], length: int) -> None:
+def _settle_longrope(rope: RopeParameters, length: int) -> None:
     """Replace `factor` by the attention factor, its only use.
 
     transformers 4.57 takes length / original instead of `factor`, 5.23 takes `factor`; both take
@@ -238,7 +239,7 @@ def _settle_longrope(rope: dict[str, Any], length: int) -> None:
         rope.setdefault("attention_factor", longrope_scale(factor, original))
 
 
-def scaling_block(rope: Mapping[str, Any], model_type: str) -> dict[str, Any] | None:
+def scaling_block(rope: Mapping[str, Any], model_type: str) -> RopeParameters | None:
     """The legacy `rope_scaling` of one entry of rope_parameters, None for plain RoPE."""
     block = {key: copy.deepcopy(value) for key, value in rope.items() if key not in SHARED}
     if block == {"rope_type": "default"}:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from regraft.document import RecipeValues
 from regraft.records import SCHEMA_VERSION, ContextRecord, ModelRecord, Plain
 
 
@@ -188,7 +189,7 @@ class TrainingRecord:
     """
 
     export: Literal["model", "adapter"]
-    recipe: dict[str, Any]
+    recipe: RecipeValues
     base: ModelRecord
     context: TrainingContext
     text: dict[str, str]

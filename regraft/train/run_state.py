@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from regraft.input_files import JsonObject
 from regraft.train.record import (
     AbandonedAttempt,
     DriftRecord,
@@ -17,6 +18,9 @@ from regraft.train.record import (
     ValidationRecord,
     validation_from_json,
 )
+
+StateDict = dict[str, Any]
+"""Tensors and numbers as torch nests them in the state of a module or an optimizer."""
 
 
 @dataclass
@@ -59,7 +63,7 @@ class RunState:
         return self.tokens - sum(attempt.tokens for attempt in self.abandoned)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RunState:
+    def from_json(cls, values: JsonObject) -> RunState:
         """The inverse of `dataclasses.asdict` through JSON, whose keys are strings."""
         parts = {
             "stopped": {int(stage): reason for stage, reason in values["stopped"].items()},
@@ -71,7 +75,16 @@ class RunState:
         return cls(**{**values, **parts})
 
 
-def random_states() -> dict[str, Any]:
+class RandomStates(TypedDict):
+    """States of Python's, numpy's and torch's generators, as JSON holds them."""
+
+    python: Any
+    numpy: list[Any]
+    torch: str
+    cuda: list[str]
+
+
+def random_states() -> RandomStates:
     """States of Python's, numpy's and torch's generators as values for JSON; torch's are bytes, in
     base64."""
     kind, keys, *rest = np.random.get_state()
@@ -84,7 +97,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def set_random_states(states: dict[str, Any]) -> None:
+def set_random_states(states: RandomStates) -> None:
     """The inverse of `random_states`, for the generators of this process."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))

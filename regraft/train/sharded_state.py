@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
+from regraft.train.run_state import StateDict
+
 _METADATA_CLASSES = {
     "pathlib": {"PosixPath", "Path"},
     "pathlib._local": {"PosixPath", "Path"},  # Python 3.13
@@ -32,7 +34,7 @@ _METADATA_CLASSES = {
 }  # fmt: skip
 
 
-def save_sharded(values: dict[str, Any], folder: Path) -> None:
+def save_sharded(values: StateDict, folder: Path) -> None:
     """Write a state of sharded tensors. Collective; an error in one process is raised in all."""
     try:
         dcp.save(values, checkpoint_id=folder)
@@ -40,7 +42,7 @@ def save_sharded(values: dict[str, Any], folder: Path) -> None:
         raise error.failures[min(error.failures)][0] from None
 
 
-def load_sharded(values: dict[str, Any], folder: Path) -> None:
+def load_sharded(values: StateDict, folder: Path) -> None:
     """Read a state into `values`. Collective. Raises pickle.UnpicklingError for foreign content."""
     _Reader(folder).read_metadata()  # `load` would print a traceback for foreign content
     try:

@@ -15,13 +15,12 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from regraft.errors import InputError, OutputError
 from regraft.parallel import Mesh
-from regraft.train.run_state import RunState, random_states, set_random_states
+from regraft.train.run_state import RunState, StateDict, random_states, set_random_states
 from regraft.train.step.learner import Learner
 
 
@@ -101,7 +100,7 @@ def keep_only(folder: Path, steps: Collection[int], mesh: Mesh) -> None:
 
 
 def _write(
-    final: Path, loop: dict[str, Any], values: Callable[[], dict[str, Any]], mesh: Mesh
+    final: Path, loop: Mapping[str, object], values: Callable[[], StateDict], mesh: Mesh
 ) -> None:
     """Write a state in a hidden folder beside `final` and rename it. Collective."""
     folder, staging = final.parent, final.with_name(f".{final.name}")
@@ -208,7 +207,7 @@ def _load(
     return RunState.from_json(loop["run"]), loop["digests"]
 
 
-def _read_whole(state: Path) -> dict[str, Any]:
+def _read_whole(state: Path) -> StateDict:
     try:
         # to the CPU: on a GPU Adam's step counter would be read back twice a parameter
         return torch.load(state / "model.pt", map_location="cpu", weights_only=True)
@@ -228,14 +227,14 @@ def _parameters(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in learner.trained().items()}
 
 
-def _whole(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def _whole(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> StateDict:
     return {
         "model": _parameters(learner),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
 
 
-def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> StateDict:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     fresh = [optimizer for optimizer in optimizers if not optimizer.state]
@@ -246,7 +245,7 @@ def _sharded(learner: Learner, optimizers: list[torch.optim.Optimizer]) -> dict[
     return {"model": model, "optimizers": optim}
 
 
-def _sharded_parameters(learner: Learner) -> dict[str, Any]:
+def _sharded_parameters(learner: Learner) -> StateDict:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(ignore_frozen_params=True)

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from regraft import progress
+from regraft.document import RecipeValues
 from regraft.errors import InputError
 from regraft.records import SCHEMA_VERSION
 from regraft.rope import men_bound, scaling_law
@@ -112,7 +113,7 @@ def probe_theta(
         trials.append(_run_trial(parsed, name, {"family": family}, theta, target, steps, device))
     if search:
         progress.note(f"Searching factors of longrope at theta {theta_before:.6g}")
-        longrope: dict[str, Any] = {"family": "longrope", "original": length}
+        longrope: RecipeValues = {"family": "longrope", "original": length}
         with _written(parsed, longrope, theta_before, target, steps) as path:
             factors = best_factors(Recipe.read(path), length, budget=search, device=device)
         pairs = len(factors)
@@ -178,7 +179,7 @@ def table(result: ThetaProbe) -> list[tuple[str, str]]:
 
 @contextmanager
 def _written(
-    recipe: Recipe, rope: dict[str, Any], theta: float, target: int, steps: int
+    recipe: Recipe, rope: RecipeValues, theta: float, target: int, steps: int
 ) -> Iterator[Path]:
     """The recipe of a trial, in a temporary folder."""
     value = copy.deepcopy(recipe.document.value)
@@ -197,7 +198,7 @@ def _written(
 def _run_trial(
     recipe: Recipe,
     name: str,
-    rope: dict[str, Any],
+    rope: RecipeValues,
     theta: float,
     target: int,
     steps: int,

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from regraft import cache
 from regraft.checkpoint.config import meta_model, name_checkpoint
@@ -144,8 +144,10 @@ def _model_tensors(config: Mapping[str, Any]) -> _ModelTensors:
 @lru_cache(maxsize=8)
 def _cached_model_tensors(config_json: str) -> _ModelTensors:
     entry = cache.Entry("roles", version("transformers"), config_json)
-    read = entry.read()
-    if not isinstance(read, dict) or read.keys() != {"kinds", "tied", "prefixes"}:
+    cached = entry.read()
+    if isinstance(cached, dict) and cached.keys() == {"kinds", "tied", "prefixes"}:
+        read = cast("_ModelClass", cached)
+    else:
         read = _read_model_class(config_json)
         entry.write(read)
     prefixes = frozenset(read["prefixes"])
@@ -166,8 +168,15 @@ def _conversions(config_json: str) -> tuple[list[Any], list[Any]]:
     return renamings, [item for item in transforms if not isinstance(item, WeightRenaming)]
 
 
-def _read_model_class(config_json: str) -> dict[str, Any]:
-    """The kinds of all tensors, the tied ones and the wrapping prefixes, as JSON can hold them."""
+class _ModelClass(TypedDict):
+    """What is cached of a model class: kinds of all tensors, the tied ones, wrapping prefixes."""
+
+    kinds: dict[str, Kind]
+    tied: dict[str, str]
+    prefixes: list[str]
+
+
+def _read_model_class(config_json: str) -> _ModelClass:
     from torch import nn
 
     model = meta_model(json.loads(config_json))

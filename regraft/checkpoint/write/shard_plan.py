@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -116,10 +115,12 @@ def build_header(
     tensors: list[PlannedTensor], metadata: dict[str, str] | None
 ) -> tuple[bytes, dict[str, int], int]:
     """(header bytes, offset of each tensor from the start of the file, size of the file)."""
-    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
+    header: dict[str, Mapping[str, object]] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
+    starts: dict[str, int] = {}
     at = 0
     # Stable: one dtype keeps the given order. Larger items first keeps all of them aligned.
     for tensor in sorted(tensors, key=lambda t: -t.dtype.itemsize):
+        starts[tensor.name] = at
         header[tensor.name] = {
             "dtype": DTYPE_CODES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -129,5 +130,5 @@ def build_header(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    offsets = {tensor.name: start + header[tensor.name]["data_offsets"][0] for tensor in tensors}
+    offsets = {tensor.name: start + starts[tensor.name] for tensor in tensors}
     return len(text).to_bytes(8, "little") + text, offsets, start + at

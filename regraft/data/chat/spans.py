@@ -14,7 +14,7 @@ Where neither is exact, there is no guess: `find_spans` returns None.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from regraft.data.chat.records import Message
@@ -33,7 +33,7 @@ def has_tags(template: str) -> bool:
 
 
 def render_with_tags(
-    tokenizer: Any, template: str, messages: list[Message], options: dict[str, Any]
+    tokenizer: Any, template: str, messages: list[Message], options: Mapping[str, Any]
 ) -> tuple[str, list[Span]]:
     """(text, spans of the tags in it). options: arguments of the template.
 

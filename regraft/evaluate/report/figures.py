@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from regraft import drawing
 from regraft.evaluate.report.aggregate import RatiosByTask
@@ -39,7 +38,7 @@ def _available(fidelity: FidelityRecord) -> RatiosByTask:
     }
 
 
-def line_styles(lines: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
+def line_styles(lines: Sequence[Sequence[Point]]) -> list[drawing.LineStyle]:
     """matplotlib's arguments for each line; one that later lines cover is solid and wider."""
     styles = []
     for style, count in zip(drawing.styles(), covered_by(lines), strict=False):

@@ -23,6 +23,7 @@ from itertools import combinations
 from typing import Any
 
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -156,7 +157,7 @@ def _scorer(kinds: list[str], *, stem: bool) -> Any:
     return RougeScorer(kinds, use_stemmer=stem)
 
 
-def _dictionary(text: str) -> dict[str, Any]:
+def _dictionary(text: str) -> JsonObject:
     match = _BRACES.search(text)
     try:
         value = parse_literal(match.group()) if match else {}

@@ -19,6 +19,9 @@ from regraft.errors import InputError
 
 T = TypeVar("T")
 
+ParameterValues = dict[str, Any]
+"""Values of a method's parameters by their names in a recipe; the method's signature has types."""
+
 
 class _Marker:
     """A sentinel that prints as its name."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.blockwise.blocks import BLOCK, Blocks, StoredBlocks
-from regraft.merge.methods.parameter import REQUIRED, Parameter, parameter_of
+from regraft.merge.methods.parameter import REQUIRED, Parameter, ParameterValues, parameter_of
 from regraft.plugins import MERGE_METHODS, load_plugins
 
 FAMILIES = (
@@ -73,14 +73,14 @@ class Method:
         """Whether each element of the result depends only on the same element of the inputs."""
         return self._prepare is None and self.blockwise
 
-    def bind(self, stated: Mapping[str, Any], inputs: int) -> dict[str, Any]:
+    def bind(self, stated: Mapping[str, Any], inputs: int) -> ParameterValues:
         """Every parameter of the method, checked: `stated` by recipe names, else the default. A
         single value of a per-input parameter is repeated for all inputs. Raises InputError."""
         for name in stated:
             if name not in self.parameters:
                 hint = did_you_mean(name, self.parameters)
                 raise InputError(f"{self.name} has no parameter {name!r}{hint}")
-        bound: dict[str, Any] = {}
+        bound: ParameterValues = {}
         for parameter in self.parameters.values():
             value = stated.get(parameter.name, parameter.default)
             if value is REQUIRED:
@@ -250,7 +250,7 @@ def merge_tensors(
 
 def _named(
     function: Callable[..., Any], params: Mapping[str, Any], extra: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> ParameterValues:
     """Those of `params` and `extra` that are arguments of the function."""
     chosen = {_argument(name): value for name, value in params.items()}
     chosen.update(extra or {})

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from regraft.checkpoint.dtypes import dtype_name
 from regraft.checkpoint.write.shard_plan import PlannedTensor, plan_shards
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.merge.files.config import output_config
 from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.inputs.match import Group, Member, StoredTensor, match_tensors
+from regraft.merge.methods.parameter import ParameterValues
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe import parameters
 from regraft.merge.recipe.recipe import Recipe, Slice, Source
@@ -42,7 +43,7 @@ class Output:
     inputs: tuple[StoredTensor, ...]
     base: StoredTensor | None
     anchor: int
-    params: dict[str, Any]
+    params: ParameterValues
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +61,7 @@ class Plan:
 
     method: Method
     outputs: list[Output]
-    config: dict[str, Any]
+    config: JsonObject
     shards: dict[str, list[PlannedTensor]]
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft import progress
 from regraft.errors import InputError
-from regraft.merge.methods.parameter import Parameter
+from regraft.merge.methods.parameter import Parameter, ParameterValues
 from regraft.merge.methods.registry import Method
 from regraft.merge.recipe.recipe import Recipe, Scope, Slice, Source
 from regraft.merge.recipe.settings import Condition
@@ -27,14 +27,14 @@ def bind(
     inputs: list[tuple[Source, str]],
     tensor: str,
     t: float,
-) -> dict[str, Any]:
+) -> ParameterValues:
     """The method's parameters for one output tensor, checked.
 
     inputs: the sources besides the base, each with the name of its tensor, against which filters
     are matched; tensor: the output's name, for parameters that all inputs share. t: position of the
     layer in its slice from 0 to 1, for gradients. Raises InputError with the recipe's line.
     """
-    values: dict[str, Any] = {}
+    values: ParameterValues = {}
     for parameter in method.parameters.values():
         if parameter.name == "variant" and recipe.body.ties is not None:
             values["variant"] = recipe.body.ties.variant

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.document import Where
+from regraft.document import RecipeValues, Where
 from regraft.errors import InputError, did_you_mean
 from regraft.merge.methods.registry import Method, get, names
 from regraft.merge.recipe.references import ModelRef
@@ -89,7 +89,7 @@ class Recipe(BaseRecipe[Body]):
         """The dtype that the recipe gives for the output."""
         return self.body.out_dtype or self.body.dtype
 
-    def check_stated(self, value: dict[str, Any], mistakes: Mistakes) -> None:
+    def check_stated(self, value: RecipeValues, mistakes: Mistakes) -> None:
         """Check the method's name and the parameters, which the schema does not know."""
         name = value.get("merge_method")
         if not isinstance(name, str) or name in BRIDGED:

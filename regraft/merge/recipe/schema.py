@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from regraft.document import RecipeValues
 from regraft.errors import InputError, did_you_mean
 from regraft.input_files import JsonObject
 from regraft.merge.recipe.references import ModelRef, Reference
@@ -94,7 +95,7 @@ class Tokenizer(_Block):
     """The output's tokenizer; mergekit's key."""
 
     source: Reference = Field(default=ModelRef("union"), description="'union', 'base' or a model")
-    tokens: JsonObject | None = Field(
+    tokens: RecipeValues | None = Field(
         default=None, description="where the embedding of a token comes from, as in mergekit"
     )
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = Field(
@@ -167,10 +168,10 @@ class Body(_Block):
     scale: float | None = Field(
         default=None, description="factor on the whole merged delta; needs base_model"
     )
-    recover: JsonObject | str | None = Field(
+    recover: RecipeValues | str | None = Field(
         default=None, description="a training recipe or its file, for `regraft graft`"
     )
-    evaluate: JsonObject | None = Field(
+    evaluate: RecipeValues | None = Field(
         default=None, description="an evaluation of the result, for `regraft graft`"
     )
 

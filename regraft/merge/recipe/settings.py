@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from regraft.errors import short_repr
+from regraft.input_files import JsonObject
 
 Scalar = bool | int | float | str
 
@@ -68,7 +69,7 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
-_SCALAR_SCHEMA: dict[str, Any] = {"type": ["number", "boolean", "string"]}
+_SCALAR_SCHEMA: JsonObject = {"type": ["number", "boolean", "string"]}
 _GRADIENT_SCHEMA = {
     "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1}]
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from regraft.adapters.serving import readers_of_record
 from regraft.drawing import figure, legend, styles
@@ -130,18 +130,29 @@ def write_card(folder: Path, record: MergeRecord | AdapterRecord, merge: MergeRe
         _draw(folder / FIGURE, record.tensors, figures, label)
 
 
-def _rows(roles: Mapping[str, MergeTotals], all_: MergeFigures) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Row:
+    """A role's row of both tables. lost: to storage; inputs: cells of the changes; pairs: of the
+    conflicts."""
+
+    tensors: int
+    lost: str
+    inputs: Markdown
+    pairs: Markdown
+
+
+def _rows(roles: Mapping[str, MergeTotals], all_: MergeFigures) -> dict[str, _Row]:
     """The rows of both tables by role, with cells for every change and pair in `all_`."""
     rows = {}
     for name, totals in roles.items():
         figures = totals.figures
         assert figures is not None
-        rows[name] = {
-            "tensors": totals.tensors,
-            "lost": f"{figures.lost_to_storage:.2%}",
-            "inputs": _cells(_change_cells(figures.changes.get(one)) for one in all_.changes),
-            "pairs": _cells(_pair_cells(_pair(figures, pair.models)) for pair in all_.pairs),
-        }
+        rows[name] = _Row(
+            totals.tensors,
+            f"{figures.lost_to_storage:.2%}",
+            _cells(_change_cells(figures.changes.get(one)) for one in all_.changes),
+            _cells(_pair_cells(_pair(figures, pair.models)) for pair in all_.pairs),
+        )
     return rows
 
 

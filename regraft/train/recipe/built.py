@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from regraft.data.build.record import DatasetRecord, read_dataset
 from regraft.data.build.shards import FOLDER
-from regraft.document import Document
+from regraft.document import Document, RecipeValues
 from regraft.errors import InputError
 
 
@@ -33,12 +32,12 @@ def with_built(document: Document) -> Document:
     return document.replaced(data={**data, **added})
 
 
-def built_sources(folder: str, record: DatasetRecord) -> list[dict[str, Any]]:
+def built_sources(folder: str, record: DatasetRecord) -> list[RecipeValues]:
     """The sources of a built folder as a training recipe has them."""
     sources = []
     for name, source in record.sources.items():
         path = str(Path(folder).expanduser() / FOLDER / name)
-        entry: dict[str, Any] = {"name": name, "parquet": path, "rows": source.rows}
+        entry: RecipeValues = {"name": name, "parquet": path, "rows": source.rows}
         if source.chat:
             entry |= {"chat": True, "field": "messages"}
         sources.append(entry)
