@@ -13,6 +13,7 @@ from regraft.graft.change import measure_change
 from regraft.graft.content import paths_content
 from regraft.graft.schema import Evaluate as EvaluateBlock
 from regraft.graft.stages.stage import Context, Source, Stage, locations
+from regraft.input_files import JsonObject
 from regraft.job import Job
 from regraft.records import write_record
 
@@ -53,7 +54,7 @@ class Evaluate(Stage):
                                       qa=tuple(block.qa)))]  # fmt: skip
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         return {**self._arguments(), "files": paths_content(self.files)}
 
     def run(self) -> None:
@@ -66,17 +67,16 @@ class Evaluate(Stage):
         plan = self._evaluate(models, dry_run=True)
         return plan.plan if isinstance(plan, EvaluationPlan) else {}
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> JsonObject:
         return {**self.block.arguments(), "seed": self.context.seed}
 
     def _evaluate(
         self, models: Mapping[str, str], *, dry_run: bool = False, **settings: Any
     ) -> Any:
-        options = {"dry_run": True, "overwrite": True} if dry_run else self.options
-        options |= settings
+        run: JsonObject = {"dry_run": True, "overwrite": True} if dry_run else {**self.options}
         return evaluate_models(
             [f"{name}={location}" for name, location in models.items()], self.path,
-            matrix=self.matrix, device=self.context.device, **self._arguments(), **options,
+            matrix=self.matrix, device=self.context.device, **self._arguments(), **run, **settings,
         )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ class Compare(Stage):
         return {"before": self.before, "after": self.after}
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         return {}
 
     def run(self) -> None:

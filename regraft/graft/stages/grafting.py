@@ -25,6 +25,7 @@ from regraft.graft.stages.stage import (
     Stage,
     available,
 )
+from regraft.input_files import JsonObject
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class Extract(Stage):
         return [] if self.block.calibrate is None else [self.block.calibrate]
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         text = {"text": paths_content(self.files)} if self.files else {}
         return {**self._arguments(), **text}
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> JsonObject:
         block = self.block.model_dump(
             exclude={key for key, value in self.block if "calibrate" in key and value is None}
         )
@@ -137,7 +138,7 @@ class Apply(Stage):
         super().__init__(context, item, out, target)
         self.block, self.model, self.points, self.origin = block, model, points, origin
         self.policy, self.sweep = policy, sweep
-        self.guard = {"guard": guard} if guard is not None else {}
+        self.guard = guard
 
     @property
     def point(self) -> Point:
@@ -148,7 +149,8 @@ class Apply(Stage):
 
     @property
     def inputs(self) -> Mapping[str, Source]:
-        return {"adapter": self.point.adapter, "model": self.model, **self.guard}
+        guard = {} if self.guard is None else {"guard": self.guard}
+        return {"adapter": self.point.adapter, "model": self.model, **guard}
 
     def needs(self) -> Iterator[Stage]:
         if self.sweep is not None:
@@ -158,7 +160,7 @@ class Apply(Stage):
         yield from super().needs()
 
     def given(self) -> Iterator[Given]:
-        sources = [self.model, *self.guard.values(), *(point.adapter for point in self.points)]
+        sources = [self.model, self.guard, *(point.adapter for point in self.points)]
         yield from (source for source in sources if isinstance(source, Given))
 
     def reads(self) -> list[str]:
@@ -167,21 +169,21 @@ class Apply(Stage):
         return super().reads()
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         return {**self._options(), "scale": self.point.scale, "context": self.policy}
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> JsonObject:
         return self.block.model_dump(exclude={"guard"})
 
     def run(self) -> None:
         apply_lora(
             self.point.adapter.location, self.model.location, self.path,
-            device=self.context.device, **self.arguments, **self.options,
-            **self._guard_location(),
+            device=self.context.device, guard=self._guard, **self.arguments, **self.options,
         )  # fmt: skip
 
-    def _guard_location(self) -> dict[str, Any]:
-        return {name: source.location for name, source in self.guard.items()}
+    @property
+    def _guard(self) -> str | None:
+        return None if self.guard is None else self.guard.location
 
     def check(self) -> Mapping[str, Any]:
         model = available(self.model)
@@ -193,8 +195,8 @@ class Apply(Stage):
                 continue
             record = apply_lora(
                 adapter, model, self.path, scale=point.scale, context=self.policy,
-                device=self.context.device, dry_run=True, overwrite=True, **self._options(),
-                **self._guard_location(),
+                guard=self._guard, device=self.context.device, dry_run=True, overwrite=True,
+                **self._options(),
             )  # fmt: skip
             return record.plan or {}
         base = available(self.origin.base) if self.origin.base is not None else None

@@ -16,6 +16,7 @@ from regraft.graft.stages.stage import (
     locations,
     write_recipe,
 )
+from regraft.input_files import JsonObject
 from regraft.merge.job import merge_models
 from regraft.merge.recipe.recipe import Recipe as MergeRecipe
 
@@ -49,7 +50,7 @@ class Merge(Stage):
         return {**self.models, **self.others}
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         return {"recipe": self.document.value, "seed": self.context.seed}
 
     def run(self) -> None:

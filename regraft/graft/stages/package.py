@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from regraft.adapters.folder import RECORD
 from regraft.checkpoint.read.source import Checkpoint
@@ -18,6 +17,7 @@ from regraft.graft.stages.evaluation import CHANGE, Compare, Evaluate
 from regraft.graft.stages.grafting import Apply
 from regraft.graft.stages.stage import Context, Given, Produces, Source, Stage
 from regraft.graft.stages.sweep import Sweep
+from regraft.input_files import JsonObject
 from regraft.job import Job
 from regraft.markdown import hub_id
 from regraft.records import read_record
@@ -61,7 +61,7 @@ class Package(Stage):
         return {name: stage for name, stage in stages.items() if stage is not None}
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         point = self.graft.point if isinstance(self.graft, Apply) else None
         return {
             "recipe": self.recipe,

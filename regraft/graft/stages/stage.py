@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import yaml
 
@@ -18,6 +18,7 @@ from regraft.device import pick_device
 from regraft.document import Document
 from regraft.graft.content import adapter_content, files_content, model_content
 from regraft.graft.workspace import FinishedStage, Workspace
+from regraft.input_files import JsonObject
 from regraft.job import job_hash
 from regraft.write import write_text
 
@@ -51,6 +52,13 @@ class Given:
         return model_content(self.location)
 
 
+class Rerun(TypedDict):
+    """The arguments by which a command runs again in the folder of an earlier run."""
+
+    overwrite: bool
+    resume: bool
+
+
 class Stage(ABC):
     """One stage of a job.
 
@@ -79,7 +87,7 @@ class Stage(ABC):
 
     @property
     @abstractmethod
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         """Everything else that changes the output: values for JSON."""
 
     @abstractmethod
@@ -154,7 +162,7 @@ class Stage(ABC):
         self.context.workspace.forget(self.name)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Rerun:
         """Arguments of every command: replace an earlier output, continue an interrupted run."""
         return {"overwrite": True, "resume": not self.context.start_again}
 

@@ -17,6 +17,7 @@ from regraft.graft.schema import Evaluate as EvaluateBlock
 from regraft.graft.stages.evaluation import Evaluate
 from regraft.graft.stages.grafting import Chooser, Point
 from regraft.graft.stages.stage import Context, Source, locations
+from regraft.input_files import JsonObject
 
 _BASELINES = ("recipient", "donor")
 
@@ -51,7 +52,7 @@ class Sweep(Evaluate, Chooser):
         return {**self.models, **{point.label: point.adapter for point in self.points}}
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         points = [[point.label, point.scale] for point in self.points]
         return {**super().arguments, "points": points, "context": self.policy}
 
@@ -73,7 +74,7 @@ class Sweep(Evaluate, Chooser):
         models = {role: model.location for role, model in self.models.items()}
         self._evaluate(models, grafts=grafts)
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> JsonObject:
         """Items of another seed, so that the choice does not flatter the evaluation after it."""
         return {**super()._arguments(), "seed": self.context.seed + 1}
 

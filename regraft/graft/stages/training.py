@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from regraft.data.sources import digest
-from regraft.document import Document
+from regraft.document import Document, RecipeValues
 from regraft.graft.blocks import GRAFTED
 from regraft.graft.stages.stage import Context, Produces, Source, Stage, locations, write_recipe
+from regraft.input_files import JsonObject
 from regraft.train.corpus import text_of
 from regraft.train.job import train_model
 from regraft.train.recipe.recipe import Recipe
@@ -48,7 +49,7 @@ class Train(Stage):
         return self.models
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         body = self.recipe.body
         text = {source.name: digest(text_of(source, body.seed)) for source in body.data.sources}
         return {"recipe": body.model_dump(), "text": text}
@@ -80,7 +81,7 @@ class Train(Stage):
     def _resolved(self, models: Mapping[str, str]) -> Document:
         """The recipe with the locations of its models."""
         value = self.document.value
-        changed: dict[str, Any] = {"model": _located(value["model"], models)}
+        changed: RecipeValues = {"model": _located(value["model"], models)}
         if isinstance(value.get("recover"), dict) and "teacher" in value["recover"]:
             teacher = _located(value["recover"]["teacher"], models)
             changed["recover"] = {**value["recover"], "teacher": teacher}
