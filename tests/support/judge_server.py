@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -51,6 +53,18 @@ class JudgeServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[JudgeServer]:
+        """A server that answers until the block ends."""
+        server = cls()
+        thread = threading.Thread(target=server.server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.server.shutdown()
+        server.server.server_close()
+        thread.join()
 
     def prompts(self) -> list[str]:
         return [request["messages"][0]["content"] for request in self.requests]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +17,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("REGRAFT_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    running = JudgeServer()
-    thread = threading.Thread(target=running.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
-    thread.join()
+    with JudgeServer.running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 from built import documents, run_step
@@ -22,12 +21,8 @@ TEXT = " ".join(f"Ship {n} came to harbour {n} with {n}0 crates of tea." for n i
 
 @pytest.fixture
 def server():
-    running = JudgeServer()
-    thread = threading.Thread(target=running.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
+    with JudgeServer.running() as running:
+        yield running
 
 
 @pytest.fixture
