@@ -75,7 +75,7 @@ def main() -> None:
 def compare(options: Options) -> None:
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    base, extended = options.demo / "base", options.demo / "extended"
+    base, extended = options.demo / "trained/base", options.demo / "trained/extended"
     with Checkpoint.open(extended) as checkpoint:
         length = min(1024, checkpoint_context(checkpoint).max_position_embeddings)
     text = options.out / "calibration.jsonl"
@@ -138,9 +138,10 @@ def weighted_errors(
 def examine(
     options: Options, adapters: dict[str, Path], suite: str, lengths: list[int], out: Path
 ) -> EvaluationRecord:
-    demo = options.demo
+    trained = options.demo / "trained"
     result = regraft.evaluate_models(
-        [f"base={demo / 'base'}", f"recipient={demo / 'derivative'}", f"donor={demo / 'extended'}"],
+        [f"base={trained / 'base'}", f"recipient={trained / 'shouter'}",
+         f"donor={trained / 'extended'}"],
         out, matrix=True, suite=suite, lengths=",".join(map(str, lengths)), items=options.items,
         haystack="world", twins=False, seed=options.seed,
         adapters=tuple(map(str, adapters.values())),

@@ -28,6 +28,15 @@ from statistics import mean
 
 import numpy as np
 import torch
+from demo_models import (
+    THETA,
+    TRAINED,
+    Exam,
+    base_recipe,
+    examine,
+    extended_recipe,
+    write_recipe,
+)
 from harness import add_quick, environment, record
 
 from regraft.data.build.document import Document
@@ -49,8 +58,6 @@ from regraft.data.toy_language import (
     question,
     training_row,
 )
-from regraft.demo import recipes
-from regraft.demo.exam import examine
 from regraft.rope.laws import scaling_law
 from regraft.train.job import train_model
 
@@ -84,14 +91,13 @@ def main() -> None:
     add_quick(parser)
     arguments = parser.parse_args()
     size = Size(128, 1, 4, 1, 6, 2) if arguments.quick else Size()
-    toy = recipes.Plan(base_steps=(1, 1), base_rows=4, questions=8)
-    plan = replace(
-        toy if arguments.quick else recipes.Plan(),
-        target=size.target, lengths=(SHORT, size.target // 2, size.target), prose_rows=8,
+    exam = Exam(
+        lengths=(SHORT, size.target // 2, size.target), questions=8 if arguments.quick else 256,
+        prose_rows=8,
     )  # fmt: skip
     started = time.time()
     results = [
-        run_seed(seed, size, plan, arguments.out.resolve() / f"data-training-{seed}")
+        run_seed(seed, size, exam, arguments.out.resolve() / f"data-training-{seed}")
         for seed in range(2, 2 + (1 if arguments.quick else arguments.seeds))
     ]
     record("data_training", table(results, size, time.time() - started), keep=not arguments.quick)
@@ -106,20 +112,21 @@ class Trained:
     nll: dict[str, float]
 
 
-def run_seed(seed: int, size: Size, plan: recipes.Plan, folder: Path) -> dict[str, Trained]:
+def run_seed(seed: int, size: Size, exam: Exam, folder: Path) -> dict[str, Trained]:
     """Every way of choosing, from one base."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, seed))
+    exam = replace(exam, seed=seed)
+    base = write_recipe(folder / "base.yaml", base_recipe(seed, quick=size.steps == 1))
     train_model(base, folder / "base", device="cpu", overwrite=True)
     # a model that reads the target length, as a scorer: trained on other notes
     rng, longer = random.Random(f"{seed} donor"), replace(size, steps=size.scorer)
     notes = [words_of(training_row(rng, size.target + 2, MIX)) for _ in range(longer.needed)]
-    donor = train(folder, "donor", notes, longer, plan, seed + 100)
+    donor = train(folder, "donor", notes, longer, seed + 100)
     held_out = [
         words_of(training_row(random.Random(f"{seed} held out {n}"), size.target, MIX))
         for n in range(size.held_out)
     ]
-    results = {"before": measure(folder / "base", held_out, plan, seed, {})}
+    results = {"before": measure(folder / "base", held_out, exam, {})}
     for name, choose in ways(str(donor), str(folder / "base"), size).items():
         if size.steps == 1 and name not in ("context gain", "shorts untied, keys"):
             continue
@@ -129,8 +136,8 @@ def run_seed(seed: int, size: Size, plan: recipes.Plan, folder: Path) -> dict[st
             words[one.metadata["kind"]] += len(one.text.split())
         shares = {kind: count / words.total() for kind, count in words.items()}
         texts = [one.text for one in chosen]
-        model = train(folder, name.replace(" ", "-"), texts, size, plan, seed)
-        results[name] = measure(model, held_out, plan, seed, shares)
+        model = train(folder, name.replace(" ", "-"), texts, size, seed)
+        results[name] = measure(model, held_out, exam, shares)
         print(seed, name, results[name], flush=True)
     return results
 
@@ -270,32 +277,27 @@ def take(documents: list[Document], size: Size) -> list[Document]:
     return chosen
 
 
-def train(
-    folder: Path, name: str, texts: list[str], size: Size, plan: recipes.Plan, seed: int
-) -> Path:
+def train(folder: Path, name: str, texts: list[str], size: Size, seed: int) -> Path:
     """The base after `size.needed` rows of the texts, which follow each other in random order."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    theta = scaling_law(plan.theta, plan.trained, size.target)
-    extension = ((size.steps, size.target, size.rows),)
-    recipe = recipes.extended_recipe(
-        replace(plan, extension=extension), seed, folder / "base", theta
-    )  # fmt: skip
-    (stage,) = recipe["stages"]
-    stage["mix"] = {"text": 1}
-    stage["schedule"] = {"kind": "linear", "warmup": 5, "floor": 0.0}
+    recipe = extended_recipe(seed, folder / "base")
+    recipe["memory"]["rows"] = size.rows
+    recipe["stages"] = [{
+        "length": size.target, "theta": scaling_law(THETA, TRAINED, size.target),
+        "steps": size.steps, "batch": size.rows, "rate": 1e-3, "mix": {"text": 1},
+        "schedule": {"kind": "linear", "warmup": 5, "floor": 0.0},
+    }]  # fmt: skip
     recipe["data"] = {
         "sources": [{"name": "text", "jsonl": str(path), "rows": "joined"}],
         "cache": str(folder / "cache"), "held_out": 0,
     }  # fmt: skip
-    written = recipes.write_recipe(folder / f"{name}.yaml", recipe)
+    written = write_recipe(folder / f"{name}.yaml", recipe)
     train_model(written, folder / name, device="cpu", overwrite=True)
     return folder / name
 
 
-def measure(
-    model: Path, held_out: list[str], plan: recipes.Plan, seed: int, kinds: dict[str, float]
-) -> Trained:
+def measure(model: Path, held_out: list[str], exam: Exam, kinds: dict[str, float]) -> Trained:
     """Needles by length, and the NLL of held-out notes by position."""
     scorer = CausalScorer.open(str(model), torch.device("cpu"))
     rows = [scorer.ids(text) for text in held_out]
@@ -305,7 +307,7 @@ def measure(
     by_position = {
         f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)
     }
-    return Trained(kinds, examine(model, plan, seed).needle, by_position)
+    return Trained(kinds, examine(model, exam).needle, by_position)
 
 
 def table(results: list[dict[str, Trained]], size: Size, seconds: float) -> str:

@@ -10,40 +10,52 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness import environment, record
+from harness import environment, record, run, script
 
-from regraft.demo.job import run_demo
-from regraft.demo.recipes import Plan
-from regraft.demo.result import DemoRecord, Exam
+from regraft.evaluate.result import EvaluationRecord, read_result
+from regraft.graft.choose import SweepRecord
+from regraft.graft.record import FILE, JobRecord
+from regraft.records import read_record
 
-GRAFT, CONTROL = "graft, rank 16", "derivative, theta only"
+
+@dataclass(frozen=True)
+class Result:
+    """The results of one seed."""
+
+    report: EvaluationRecord
+    sweep: SweepRecord
+    wall: float
+    cpu: float
+
+    def score(self, role: str, task: str, length: int) -> float:
+        """The share answered."""
+        return self.report.cells[role][task][length].score
+
+    def point(self, rank: str) -> float:
+        """The share answered at the greatest length, in the sweep at scale 1."""
+        return next(p.score for p in self.sweep.points if (p.rank, p.scale) == (rank, 1.0))
+
+
 # (label, measurement, whether it must be at least or at most the bound, bound)
-BOUNDS: list[tuple[str, Callable[[dict[str, Exam]], float], str, float]] = [
-    ("base, needle at 64", lambda m: m["base"].needle[64], ">=", 0.93),
-    ("base, needle at 1024", lambda m: m["base"].needle[1024], "<=", 0.10),
-    ("derivative, needle at 1024", lambda m: m["derivative"].needle[1024], "<=", 0.10),
-    ("derivative, skill at 64", lambda m: m["derivative"].shout[64], ">=", 0.93),
-    ("theta only, needle at 1024", lambda m: m[CONTROL].needle[1024], "<=", 0.45),
-    ("extended, needle at 1024", lambda m: m["extended"].needle[1024], ">=", 0.95),
-    ("graft 4, needle at 1024", lambda m: m["graft, rank 4"].needle[1024], ">=", 0.60),
-    ("graft 16, needle at 1024", lambda m: m[GRAFT].needle[1024], ">=", 0.75),
+BOUNDS: list[tuple[str, Callable[[Result], float], str, float]] = [
+    ("shouter, notes at 64", lambda r: r.score("recipient", "notes", 64), ">=", 0.93),
+    ("shouter, notes at 1024", lambda r: r.score("recipient", "notes", 1024), "<=", 0.10),
+    ("shouter, skill at 64", lambda r: r.score("recipient", "shout", 64), ">=", 0.93),
+    ("theta only, notes at 1024", lambda r: r.score("theta only", "notes", 1024), "<=", 0.45),
+    ("extended, notes at 1024", lambda r: r.score("donor", "notes", 1024), ">=", 0.95),
+    ("rank 4, notes at 1024", lambda r: r.point("4"), ">=", 0.60),
+    ("rank 16, notes at 1024", lambda r: r.point("16"), ">=", 0.75),
+    ("graft, notes at 1024", lambda r: r.score("graft", "notes", 1024), ">=", 0.75),
     (
-        "graft 16 - theta only at 1024",
-        lambda m: m[GRAFT].needle[1024] - m[CONTROL].needle[1024],
+        "graft - theta only at 1024",
+        lambda r: r.score("graft", "notes", 1024) - r.score("theta only", "notes", 1024),
         ">=",
         0.30,
     ),
-    ("theta only, 4 needles at 1024", lambda m: m[CONTROL].sparse_needle, "<=", 0.45),
-    ("graft 16, 4 needles at 1024", lambda m: m[GRAFT].sparse_needle, ">=", 0.75),
-    (
-        "graft 16 - theta only, 4 needles",
-        lambda m: m[GRAFT].sparse_needle - m[CONTROL].sparse_needle,
-        ">=",
-        0.30,
-    ),
-    ("graft 16, skill at 64", lambda m: m[GRAFT].shout[64], ">=", 0.85),
+    ("graft, skill at 64", lambda r: r.score("graft", "shout", 64), ">=", 0.85),
 ]
 
 
@@ -53,25 +65,25 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
     parser.add_argument(
         "--quick", action="store_true",
-        help="a few steps of one seed, to see that it runs; no bound is checked, no table written",
+        help="one seed, to see that it runs; no bound is checked, no table written",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds = arguments.seeds[:1]
     results = []
     for seed in arguments.seeds:
-        folder = arguments.out / f"demo-seed-{seed}"
-        results.append(run_demo(folder, seed=seed, overwrite=True, plan=_plan(arguments.quick)))
-        print(f"seed {seed}: {results[-1].seconds}", flush=True)
+        results.append(one(arguments.out / f"demo-seed-{seed}", seed))
+        print(f"seed {seed}: {_seconds(results[-1])}", flush=True)
 
     passed = True
     lines = []
     for label, measure, sense, bound in BOUNDS:
-        values = [measure(result.models) for result in results]
+        values = [measure(result) for result in results]
         good = all(value >= bound if sense == ">=" else value <= bound for value in values)
         passed = passed and good
         cells = " | ".join(f"{value:.2f}" for value in values)
         lines.append(f"| {label} | {cells} | {sense} {bound:.2f} | {'yes' if good else 'NO'} |")
+    chosen = [result.sweep.points[result.sweep.chosen].label for result in results]
     text = "\n".join(
         [
             "# regraft demo by seed",
@@ -83,6 +95,7 @@ def main() -> None:
             f"| | {' | '.join(f'seed {seed}' for seed in arguments.seeds)} | bound | passed |",
             f"|---|{'--:|' * len(results)}---|---|",
             *lines,
+            f"| chosen | {' | '.join(chosen)} | | |",
             f"| wall / CPU seconds | {' | '.join(map(_seconds, results))} | | |",
             "",
         ]
@@ -91,19 +104,18 @@ def main() -> None:
     raise SystemExit(0 if passed or arguments.quick else 1)
 
 
-def _seconds(result: DemoRecord) -> str:
-    assert result.seconds is not None
-    return f"{result.seconds.wall:.0f} / {result.seconds.cpu:.0f}"
+def one(out: Path, seed: int) -> Result:
+    """Run the demo in a process of its own."""
+    child = run([script("regraft"), "demo", "--seed", str(seed), "--overwrite", "-o", str(out)])
+    job = read_record(out / FILE, JobRecord, "")
+    (target,) = job.targets.values()
+    assert target.report is not None
+    assert target.sweep is not None
+    return Result(read_result(out / target.report), target.sweep, child.wall, child.cpu)
 
 
-def _plan(quick: bool) -> Plan | None:
-    """The demo's own plan, or one that learns nothing in seconds."""
-    if not quick:
-        return None
-    return Plan(
-        base_steps=(2, 1), base_rows=4, derivative_steps=2, extension=((1, 128, 2),),
-        lengths=(64, 1024), questions=4, prose_rows=2,
-    )  # fmt: skip
+def _seconds(result: Result) -> str:
+    return f"{result.wall:.0f} / {result.cpu:.0f}"
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _scoring(demo: Path, lengths: list[int], count: int, limits: list[int]) -> None:
-    source, task = Source("model", str(demo / "graft-rank-16")), TASKS["notes"]
+    source, task = Source("model", str(demo / "models/shouter")), TASKS["notes"]
     model = source.load(torch.device("cpu"))
     kit = Kit(Prompter(source.tokenizer()), open_corpus("world"))
 
@@ -150,7 +150,7 @@ def _sharing(length: int, questions: int, alone: int) -> None:
 
 def _sharing_verdicts(demo: Path, lengths: list[int], texts: int = 5, questions: int = 8) -> None:
     """The verdicts on the demo's graft."""
-    source, task = Source("model", str(demo / "graft-rank-16")), TASKS["notes"]
+    source, task = Source("model", str(demo / "models/shouter")), TASKS["notes"]
     model = source.load(torch.device("cpu"))
     kit = Kit(Prompter(source.tokenizer()), open_corpus("world"))
     print("\n# notes: the verdicts on the demo's graft\n")
@@ -205,10 +205,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _suite(demo: Path, lengths: str, items: int, suite: str, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            "regraft", "evaluate", "--matrix", f"recipient={demo / 'derivative'}",
-            f"donor={demo / 'extended'}", f"graft={demo / 'graft-rank-16'}", "-o", f"{folder}/out",
-            "--suite", suite, "--haystack", "world", "--lengths", lengths, "--items", str(items),
-            "--quiet",
+            "regraft", "evaluate", "--matrix", f"recipient={demo / 'trained/shouter'}",
+            f"donor={demo / 'trained/extended'}", f"graft={demo / 'models/shouter'}",
+            "-o", f"{folder}/out", "--suite", suite, "--haystack", "world", "--lengths", lengths,
+            "--items", str(items), "--quiet",
         ]  # fmt: skip
         began = time.perf_counter()
         subprocess.run(

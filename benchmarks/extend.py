@@ -20,16 +20,15 @@ from pathlib import Path
 
 import torch
 import transformers
+from demo_models import TARGET, THETA, TRAINED, Exam, base_recipe, examine, write_recipe
 from harness import add_quick, record
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import Mix, training_row
-from regraft.demo import recipes
-from regraft.demo.exam import examine
-from regraft.demo.job import with_context
 from regraft.rope import ContextSpec, extend_context, scaling_law
 from regraft.train.job import train_model
+from regraft.write import copy_file, write_text
 
 HEAD = """
 model: {base}
@@ -109,24 +108,22 @@ def main() -> None:
 
 def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
     """Shares of questions answered and seconds of every way, with one seed."""
-    plan = recipes.Plan()
+    exam = Exam(seed=seed)
     if quick:
-        plan = recipes.Plan(base_steps=(1, 1), base_rows=4, lengths=(64, 1024), questions=4)
+        exam = exam.quick()
     documents = (10, 80) if quick else (500, 5200)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     train_model(
-        recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, seed)),
+        write_recipe(folder / "base.yaml", base_recipe(seed, quick=quick)),
         folder / "base",
         device="cpu",
     )
     with Checkpoint.open(folder / "base") as base:
         spec = ContextSpec.from_config(base.config)
-    theta = scaling_law(plan.theta, plan.trained, plan.target)
+    theta = scaling_law(THETA, TRAINED, TARGET)
     with_context(
-        folder / "base",
-        extend_context(spec, theta=theta, length=plan.target),
-        folder / "theta-only",
+        folder / "base", extend_context(spec, theta=theta, length=TARGET), folder / "theta-only"
     )
     rng = random.Random(f"{seed} extend")
     for name, words, count in (("long", 1026, documents[0]), ("short", 66, documents[1])):
@@ -151,9 +148,19 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         print(f"seed {seed}, {way}: {seconds:.0f} s", flush=True)
     results = {}
     for name, (model, seconds) in models.items():
-        needle = examine(model, plan, seed).needle
+        needle = examine(model, exam).needle
         results[name] = {"1024": needle[1024], "64": needle[64], "seconds": seconds}
     return results
+
+
+def with_context(model: Path, context: ContextSpec, out: Path) -> None:
+    """Write a copy of a model with another RoPE and length and the same weights."""
+    out.mkdir(parents=True)
+    for path in model.iterdir():
+        if path.suffix == ".safetensors" or path.name.startswith("tokenizer"):
+            copy_file(path, out / path.name)
+    config = json.loads((model / "config.json").read_text())
+    write_text(out / "config.json", json.dumps(context.write_into(config), indent=1))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def comparable_files(command: str, out: Path) -> dict[str, bytes]:
 
 
 def _has_times(command: str, name: Path) -> bool:
-    if command == "graft" and name.parts[0] != "recovered":
+    if command in ("demo", "graft") and name.parts[0] not in ("trained", "recovered"):
         return False
     return name.name in TIMED or "tensorboard" in name.parts
 

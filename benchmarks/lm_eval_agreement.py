@@ -2,7 +2,7 @@
 
     python benchmarks/lm_eval_agreement.py MODEL [--lengths 128,512,1024] [--items 100]
 
-MODEL is a folder that `regraft demo` made, such as demo-out/graft-rank-16. The harness gets tasks
+MODEL is a folder that `regraft demo` made, such as demo-out/models/shouter. The harness gets tasks
 of every kind it has: loglikelihood (is the answer greedy?), multiple_choice, generate_until and
 loglikelihood_rolling. Verdicts are compared item by item, NLL in nats. Prints a table, writes it to
 benchmarks/results/lm_eval_agreement.md, and exits with 1 if a verdict in a hundred differs.

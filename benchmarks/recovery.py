@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_models import TARGET, TRAINED, Answers, Exam, examine
 from harness import add_quick, environment, record
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,9 +32,6 @@ from torch.utils.checkpoint import checkpoint
 import regraft
 from regraft import progress
 from regraft.data.toy_language import KEYS, VALUES
-from regraft.demo.exam import examine
-from regraft.demo.recipes import Plan
-from regraft.demo.result import Exam
 from regraft.parallel import attention
 from regraft.parallel.shards import Part
 from regraft.train.record import TrainingRecord
@@ -91,10 +89,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="recoveries of each arm")
     add_quick(parser)
     options = Options(**vars(parser.parse_args()))
-    plan, arms = Plan(), ARMS
+    exam, arms = Exam(), ARMS
     if options.quick:
         options = replace(options, steps=2, seeds=1)
-        plan = Plan(lengths=(64, 128), target=128, questions=8, prose_rows=2)
+        exam = exam.quick()
         arms = ARMS[-1:]
     if not options.demo.exists():
         if options.quick:
@@ -103,52 +101,48 @@ def main() -> None:
     shutil.rmtree(options.out, ignore_errors=True)
     rows: list[list[str]] = []
     with progress.hide_notes():
-        for name in ("derivative", "extended"):
-            rows.append(line(f"*{name}*", [], [examine(options.demo / name, plan, 0)]))
-        for folder in grafts(options):
-            rows.append(line(f"*{folder.name}*", [], [examine(folder, plan, 0)]))
+        for name in ("shouter", "extended"):
+            rows.append(line(f"*{name}*", [], [examine(options.demo / "trained" / name, exam)]))
+        for rank in options.ranks:
+            folder = options.out / f"graft-rank-{rank}"
+            regraft.apply_lora(
+                options.demo / "adapters" / f"rank-{rank}", options.demo / "trained/shouter", folder
+            )
+            rows.append(line(f"*{folder.name}*", [], [examine(folder, exam)]))
             for arm in arms:
-                runs = [recover(options, folder, arm, seed, plan) for seed in range(options.seeds)]
-                exams = [examine(out, plan, 0) for out, _ in runs]
+                runs = [recover(options, folder, arm, seed) for seed in range(options.seeds)]
+                exams = [examine(out, exam) for out, _ in runs]
                 rows.append(line(arm.name, [result for _, result in runs], exams))
                 print(" | ".join(rows[-1]), flush=True)
-    page(options, plan, rows)
+    page(options, exam, rows)
 
 
-def grafts(options: Options) -> list[Path]:
-    if options.quick:
-        return sorted(options.demo.glob("graft-rank-*"))[:1]
-    return [options.demo / f"graft-rank-{rank}" for rank in options.ranks]
-
-
-def recover(
-    options: Options, graft: Path, arm: Arm, seed: int, plan: Plan
-) -> tuple[Path, TrainingRecord]:
+def recover(options: Options, graft: Path, arm: Arm, seed: int) -> tuple[Path, TrainingRecord]:
     folder = options.out / f"{graft.name}-{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
     folder.mkdir(parents=True)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(json.dumps(recipe_of(options, graft, arm, seed, plan)))
+    recipe.write_text(json.dumps(recipe_of(options, graft, arm, seed)))
     with objective(arm):
         result = regraft.train_model(recipe, folder / "model", device="cpu")
     return folder / "model", result
 
 
-def recipe_of(options: Options, graft: Path, arm: Arm, seed: int, plan: Plan) -> dict[str, Any]:
+def recipe_of(options: Options, graft: Path, arm: Arm, seed: int) -> dict[str, Any]:
     quick = options.quick
     batch, extra, long, held_out, needles = (2, 40, 30, 8, 4) if quick else (32, 300, 160, 256, 32)
     recover: dict[str, Any] = {
-        "teacher": str(options.demo / "derivative"), "drift": None, "every": 10, "rows": held_out,
-        "distill": 1.0,  # its weight is in the arm
+        "teacher": str(options.demo / "trained/shouter"), "drift": None, "every": 10,
+        "rows": held_out, "distill": 1.0,  # its weight is in the arm
     }  # fmt: skip
     if not arm.veto:
         recover["veto"] = None
     skill = {
-        "name": "skill", "synthetic": "notes", "words": plan.trained + 2, "rows": "packed",
+        "name": "skill", "synthetic": "notes", "words": TRAINED + 2, "rows": "packed",
         "documents": int(1.1 * batch * options.steps) + extra,
         "prose": 0.1, "questions": 0.65, "shout": 0.6,
     }  # fmt: skip
     far = {
-        "name": "long", "synthetic": "notes", "words": plan.target + 2, "documents": long,
+        "name": "long", "synthetic": "notes", "words": TARGET + 2, "documents": long,
         "prose": 0.45, "questions": 0.65,
     }  # fmt: skip
     pairs = [f"{VALUES[i]} {VALUES[i + 1]}" for i in range(0, len(VALUES) - 1, 2)]
@@ -156,14 +150,14 @@ def recipe_of(options: Options, graft: Path, arm: Arm, seed: int, plan: Plan) ->
         "fact": "note {key} {value} ;", "question": "ask {key}", "answer": "{value}",
         "keys": list(KEYS), "values": pairs, "filler": "long", "rows": needles,
     }  # fmt: skip
-    stage = {"length": plan.trained, "steps": options.steps, "batch": batch, "mix": {"skill": 1}}
+    stage = {"length": TRAINED, "steps": options.steps, "batch": batch, "mix": {"skill": 1}}
     return {
         "model": str(graft), "method": "recover", "recover": recover,
         "optimizer": {"weight_decay": 0.01}, "memory": {"checkpoint": False, "rows": batch},
         "schedule": {"kind": "linear", "warmup": 5, "floor": 0.0},
         "stages": [{**stage, "rate": arm.rate * options.rate}],
         "data": {"held_out": 0.1, "sources": [skill, far]},
-        "watch": {"every": 10, "length": plan.target, "rows": needles // 2, "sources": ["long"],
+        "watch": {"every": 10, "length": TARGET, "rows": needles // 2, "sources": ["long"],
                   "needle": needle},
         "seed": 1000 + seed, "save_every": 10**6,
     }  # fmt: skip
@@ -247,7 +241,7 @@ def _rows_kl(x: Tensor, y: Tensor, documents: Tensor, start: int, chunk: int) ->
     return (p.exp() * (p - q) * visible[:, None]).sum()
 
 
-def line(name: str, results: list[TrainingRecord], exams: list[Exam]) -> list[str]:
+def line(name: str, results: list[TrainingRecord], exams: list[Answers]) -> list[str]:
     """Means over the recoveries of an arm."""
 
     def mean(values: list[float]) -> float:
@@ -265,10 +259,10 @@ def line(name: str, results: list[TrainingRecord], exams: list[Exam]) -> list[st
     ]  # fmt: skip
 
 
-def page(options: Options, plan: Plan, rows: list[list[str]]) -> None:
+def page(options: Options, exam: Exam, rows: list[list[str]]) -> None:
     head = ["recovery", "exported step", "drift",
-            *(f"needles {n}" for n in plan.lengths),
-            *(f"skill {n}" for n in (plan.trained, plan.target)),
+            *(f"needles {n}" for n in exam.lengths),
+            *(f"skill {n}" for n in (TRAINED, TARGET)),
             "short NLL", "far NLL"]  # fmt: skip
     table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
     text = f"""# Recovery on the demo's models
@@ -281,8 +275,8 @@ def page(options: Options, plan: Plan, rows: list[list[str]]) -> None:
 {table}
 
 Exported step: 0 is the graft itself, which a veto leaves where no later weights keep the long
-range. Drift: NLL of held-out short rows minus the derivative's, in nats. Needles and skill: answers
-of the demo's exam by length of the row, {plan.questions} questions each. NLL: of prose without
+range. Drift: NLL of held-out short rows minus shouter's, in nats. Needles and skill: answers
+in rows of each length, {exam.questions} questions each. NLL: of prose without
 needles, at the first and at the last positions. Rows in italics are models that were not recovered.
 
 The needles that a veto counts lie in rows with other notes, some on the same key, so that the graft

@@ -17,9 +17,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from demo_models import THETA, TRAINED, base_recipe, write_recipe
 from harness import add_quick, record
 
-from regraft.demo import recipes
 from regraft.records import write_record
 from regraft.train.job import train_model
 from regraft.train.theta_probe import probe_theta
@@ -62,9 +62,8 @@ def main() -> None:
     quick = arguments.quick
     folder = arguments.out.resolve() / "theta-probe"
     folder.mkdir(parents=True, exist_ok=True)
-    plan = recipes.Plan(base_steps=(1, 1), base_rows=4) if quick else recipes.Plan()
     target = 128 if quick else 512
-    path = recipes.write_recipe(folder / "base.yaml", recipes.base_recipe(plan, arguments.seed))
+    path = write_recipe(folder / "base.yaml", base_recipe(arguments.seed, quick=quick))
     train_model(path, folder / "base", device="cpu", overwrite=True)
 
     def recipe(name: str, seed: int, theta: str = "", rope: str = "") -> Path:
@@ -80,14 +79,14 @@ def main() -> None:
         return path
 
     result = probe_theta(
-        recipe("probe", 0), plan.trained, target, plan.theta, steps=1 if quick else 20,
+        recipe("probe", 0), TRAINED, target, THETA, steps=1 if quick else 20,
         search=3 if quick else 48, device="cpu",
     )  # fmt: skip
     after = {}
     for trial in (result.trials[0], result.trials[-1]):
         rope: dict[str, object] = {"family": trial.family}
         if trial.long_factor is not None:
-            rope |= {"original": plan.trained, "long_factor": trial.long_factor}
+            rope |= {"original": TRAINED, "long_factor": trial.long_factor}
         path = recipe("after", 1, f", theta: {trial.theta}", f"rope: {json.dumps(rope)}")
         trained = train_model(path, folder / "after", device="cpu", overwrite=True)
         after[trial.name] = trained.watch.last.needle

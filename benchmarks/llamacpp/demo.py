@@ -21,9 +21,9 @@ from regraft.rope import ContextSpec
 from regraft.units import format_tokens
 
 
-def lengths_of(demo: Path) -> list[int]:
-    longest = context_of(demo / "extended").max_position_embeddings
-    shortest = context_of(demo / "base").max_position_embeddings
+def lengths_of(trained: Path) -> list[int]:
+    longest = context_of(trained / "extended").max_position_embeddings
+    shortest = context_of(trained / "base").max_position_embeddings
     return [shortest << n for n in range(12) if shortest << n <= longest]
 
 
@@ -45,29 +45,29 @@ def answered(llama: Llama, model: Path, length: int, questions: int, **more: Any
     return right / (count * len(rows))
 
 
-def make_graft(demo: Path, out: Path) -> tuple[Path, Path]:
+def make_graft(trained: Path, out: Path) -> tuple[Path, Path]:
     """(adapter, graft) of rank 16 from the demo's models."""
     adapter, graft = out / "adapter", out / "graft"
     regraft.extract_lora(
-        demo / "base", demo / "extended", adapter, rank=16, verify=False, overwrite=True
+        trained / "base", trained / "extended", adapter, rank=16, verify=False, overwrite=True
     )
-    regraft.apply_lora(adapter, demo / "derivative", graft, overwrite=True)
+    regraft.apply_lora(adapter, trained / "shouter", graft, overwrite=True)
     return adapter, graft
 
 
 def flags(llama: Llama, options: argparse.Namespace, out: Path) -> str:
-    demo: Path = options.demo.resolve()
-    adapter, _ = make_graft(demo, out)
-    lora = export(adapter, out / "adapter.gguf", base=demo / "base")
-    recipient = export(demo / "derivative", out / "derivative.gguf", tokenizer=False)
-    line = llamacpp_flags(context_of(demo / "extended"), "adapter.gguf")
+    trained: Path = options.demo.resolve() / "trained"
+    adapter, _ = make_graft(trained, out)
+    lora = export(adapter, out / "adapter.gguf", base=trained / "base")
+    recipient = export(trained / "shouter", out / "derivative.gguf", tokenizer=False)
+    line = llamacpp_flags(context_of(trained / "extended"), "adapter.gguf")
     words = shlex.split(line)
     from_flags = {
         "rope_freq_base": float(words[words.index("--rope-freq-base") + 1]),
         "n_ctx": int(words[words.index("-c") + 1]),
     }
-    lengths = lengths_of(demo)
-    hidden = json.loads((demo / "base" / "config.json").read_text())["hidden_size"]
+    lengths = lengths_of(trained)
+    hidden = json.loads((trained / "base" / "config.json").read_text())["hidden_size"]
     rows = [
         "## The flags: a prompt beyond the old context\n",
         f"The toy derivative (trained on {lengths[0]} tokens) in float16, {options.questions} "
@@ -100,9 +100,9 @@ def cells(name: str, values: Sequence[float], form: str) -> str:
 def quantised(llama: Llama, options: argparse.Namespace, out: Path) -> str:
     from gguf import GGUFReader
 
-    demo: Path = options.demo.resolve()
-    _, graft = make_graft(demo, out)
-    lengths = lengths_of(demo)
+    trained: Path = options.demo.resolve() / "trained"
+    _, graft = make_graft(trained, out)
+    lengths = lengths_of(trained)
     files = {"float16": export(graft, out / "graft.gguf", tokenizer=False)}
     for kind in ("Q8_0", "Q4_0", "Q4_K_M"):
         files[kind] = out / f"graft-{kind}.gguf"

@@ -45,7 +45,7 @@ class StagePlan:
 
 
 def graft_model(
-    recipe: str | Path,
+    recipe: str | Path | Document,
     out: str | Path,
     *,
     until: str | None = None,
@@ -55,7 +55,8 @@ def graft_model(
     resume: bool = False,
     dry_run: bool = False,
 ) -> JobRecord:
-    """Run the YAML file `recipe` in the folder `out`. Returns the record, `out`/graft.json.
+    """Run a recipe, a YAML file or what is in one, in the folder `out`. Returns the record,
+    `out`/graft.json.
 
     The same recipe may be run again: it continues where it was interrupted. For a changed recipe
     give `resume`, which runs the stages that the change affects, or `overwrite`, which runs all.
@@ -66,14 +67,15 @@ def graft_model(
     A target that fails does not stop the others. Raises InputError, before the first stage, for
     whatever the commands of the stages refuse; RegraftError at the end, naming the failed targets.
     """
-    document = Document.read(recipe)
+    document = recipe if isinstance(recipe, Document) else Document.read(recipe)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise refuse_many_processes(document.value)
     kind = pick_device(device).type
     workspace = Workspace(out)
     stages, names = _stages(document, workspace, device, overwrite)
     workspace.check(document.text, kind, overwrite=overwrite, resume=resume)
-    check_overlap(workspace.target, _inputs(recipe, stages))
+    paths = [] if isinstance(recipe, Document) else [recipe]
+    check_overlap(workspace.target, [*paths, *_inputs(stages)])
     last = max(select(stages, until, "--until")) if until is not None else len(stages) - 1
     first = min(select(stages, from_stage, "--from")) if from_stage is not None else None
     selected = stages[: last + 1]
@@ -114,9 +116,9 @@ def _stages(
     return make_stages(recipe, context), [target.name for target in recipe.targets]
 
 
-def _inputs(recipe: str | Path, stages: Iterable[Stage]) -> list[str | Path]:
-    """Every file and folder that the job reads but does not make."""
-    paths: list[str | Path] = [recipe]
+def _inputs(stages: Iterable[Stage]) -> list[str | Path]:
+    """Every file and folder that stages read but do not make."""
+    paths: list[str | Path] = []
     for stage in stages:
         paths += stage.files
         paths += [source.location for source in stage.given()]

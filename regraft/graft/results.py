@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from regraft.checkpoint.read.source import Checkpoint
+from regraft.evaluate.report.text import scores
+from regraft.evaluate.result import read_result
 from regraft.graft.change import LogitChange
 from regraft.graft.record import JobRecord, TargetRecord
 from regraft.graft.stages.evaluation import CHANGE
@@ -50,7 +53,7 @@ def _target(name: str, stages: Sequence[Stage], failed: str | None) -> TargetRec
 
 def summary(record: JobRecord, out: str) -> list[tuple[str, str]]:
     """The lines printed after a job: (label, text)."""
-    lines = []
+    lines: list[tuple[str, str]] = []
     for name, target in record.targets.items():
         if target.result is None:
             lines.append((name, "not made yet"))
@@ -60,4 +63,6 @@ def summary(record: JobRecord, out: str) -> list[tuple[str, str]]:
             lines.append(("chosen", target.sweep.why))
         if target.change is not None:
             lines.append(("what changed", target.change.describe()))
+        if target.report is not None:
+            lines += [("measured", line) for line in scores(read_result(Path(out) / target.report))]
     return [*lines, ("page", f"{out}/index.html")]

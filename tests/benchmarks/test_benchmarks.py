@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_demo import write_short_recipe
 
 pytestmark = pytest.mark.bench
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -30,14 +31,11 @@ def _threads():
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory) -> Path:
     """A folder as `regraft demo` leaves it, from a demo of a few steps."""
-    from regraft.demo.job import run_demo
-    from regraft.demo.recipes import Plan
+    from regraft.graft.job import graft_model
 
-    out = tmp_path_factory.mktemp("toys") / "demo-out"
-    plan = Plan(base_steps=(2, 1), base_rows=4, derivative_steps=1, extension=((1, 128, 2),),
-                target=128, lengths=(64, 128), questions=8, prose_rows=2)  # fmt: skip
-    run_demo(out, seed=5, plan=plan)
-    return out
+    folder = tmp_path_factory.mktemp("toys")
+    graft_model(write_short_recipe(folder / "demo.yaml", "[4, 16]"), folder / "demo-out")
+    return folder / "demo-out"
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def test_certificates_are_counted(benchmark):
 
 
 def test_the_demo_runs_by_seed(benchmark):
-    assert "| graft 16, skill at 64 |" in benchmark("demo_seeds", "--quick")[0]
+    assert "| graft, skill at 64 |" in benchmark("demo_seeds", "--quick")[0]
 
 
 def test_the_extension_is_tried_four_ways(benchmark):
@@ -199,7 +197,7 @@ def test_evaluation_is_timed(benchmark, toys, monkeypatch, children):
 
 def test_lm_eval_gives_the_same_verdicts(benchmark, toys):
     pytest.importorskip("lm_eval")
-    printed, _, _ = benchmark("lm_eval_agreement", toys / "graft-rank-16", "--quick")
+    printed, _, _ = benchmark("lm_eval_agreement", toys / "models/shouter", "--quick")
     assert printed.count("| 100% |") == 3
 
 
@@ -211,7 +209,7 @@ def test_calibrated_extraction_is_compared_with_plain(benchmark, toys):
 
 def test_recoveries_are_compared(benchmark, toys):
     printed, _, _ = benchmark("recovery", "--quick", "--demo", toys)
-    assert "| *graft-rank-16* |" in printed
+    assert "| *graft-rank-4* |" in printed
     assert "| veto, distillation, LinearARD |" in printed
 
 
@@ -235,7 +233,7 @@ def test_relations_are_compared_by_rows_as_by_whole_matrices(monkeypatch):
 def test_a_real_model_goes_through_the_whole_story(benchmark, toys, tmp_path):
     text = tmp_path / "diary.txt"
     text.write_text("the lantern paints that river .\n\n" * 4000)
-    printed, _, _ = benchmark("real_model", toys / "base", "--text", text, "--quick")
+    printed, _, _ = benchmark("real_model", toys / "trained/base", "--text", text, "--quick")
     assert "| graft, rank 2, exact layout |" in printed
     assert "| derivative, sliding window |" in printed
 

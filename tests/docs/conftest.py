@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stand_ins import PLAN, make_workplace, servers
+from stand_ins import make_workplace, servers
 
 
 @pytest.fixture(scope="package")
@@ -26,6 +26,6 @@ def addresses(toys: Path) -> Iterator[dict[str, str]]:
 def workplace(toys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same folder, as the working directory."""
     monkeypatch.chdir(toys)
-    monkeypatch.setattr("regraft.demo.recipes.Plan", lambda: PLAN)
+    monkeypatch.setattr("regraft.demo.job.RECIPE", toys / "examples" / "demo.yaml")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return toys

@@ -6,18 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from evaluated import toy
 from models import changed, load, save
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import write_tokenizer
-from regraft.demo import recipes
 from regraft.evaluate.result import read_result
 from regraft.graft.job import graft_model
 from regraft.merge.job import merge_models
-from regraft.rope import scaling_law
 
 NOTES = "{sources: [{name: a, synthetic: notes, words: 130, documents: 40}]}"
 RECOVER = (
@@ -114,27 +111,6 @@ def test_a_changed_model_of_a_merge_recipe_is_seen(folder: Path) -> None:
     base = load(folder / "base")["model.layers.1.mlp.up_proj.weight"]
     mean = (base[3, 5] + state["model.layers.1.mlp.up_proj.weight"][3, 5]) / 2
     assert merged[3, 5] == pytest.approx(float(mean), rel=1e-6)
-
-
-def test_the_recipe_of_the_example_is_that_of_the_demo() -> None:
-    example = yaml.safe_load((Path(__file__).parents[2] / "examples/demo.yaml").read_text())
-    plan = recipes.Plan()
-    theta = round(scaling_law(plan.theta, plan.trained, plan.target))
-    for block, recipe in (
-        (example["base"]["train"], recipes.base_recipe(plan, 2)),
-        (example["extend"], recipes.extended_recipe(plan, 2, "base", theta)),
-        (example["targets"][0]["train"], recipes.derivative_recipe(plan, 2, "base")),
-    ):
-        stated = [(s["steps"], s["batch"], float(s["rate"])) for s in block["stages"]]
-        expected = [(s["steps"], s["batch"], s["rate"]) for s in recipe["stages"]]
-        assert stated == [pytest.approx(stage) for stage in expected]
-        assert [stage.get("theta") for stage in block["stages"]] == [
-            stage.get("theta") for stage in recipe["stages"]
-        ]
-        assert block["optimizer"] == recipe["optimizer"]
-        assert [source["documents"] for source in block["data"]["sources"]] == [
-            source["documents"] for source in recipe["data"]["sources"]
-        ]
 
 
 def test_a_guard_is_the_base_of_the_recipe(folder: Path) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from short_demo import write_short_recipe
 from warm import LIMIT, WarmProcess, exit_code, fork, redirect
 
 _CALLS = (
@@ -154,7 +155,7 @@ def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             sys.stdout = None
         if job["importable"]:
             sys.path.insert(0, job["importable"])
-        _shorten_demo()
+        _shorten_demo(folder)
         _child(job, count)
     return {
         "code": exit_code(child),
@@ -164,11 +165,7 @@ def serve(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _shorten_demo() -> None:
-    from regraft.demo import recipes
+def _shorten_demo(folder: Path) -> None:
+    from regraft.demo import job
 
-    short = recipes.Plan(
-        base_steps=(3, 2), base_rows=4, derivative_steps=3, extension=((2, 128, 2), (1, 256, 1)),
-        target=256, lengths=(64, 256), ranks=(2,), questions=8, prose_rows=2,
-    )  # fmt: skip
-    recipes.Plan = lambda: short
+    job.RECIPE = write_short_recipe(folder / "demo.yaml", "[4, 16]")

@@ -17,32 +17,27 @@ from printed import EXAMPLES, ROOT
 from served import VLLM, Reply, ToyServer, readable_toy
 
 from regraft.data.toy_language import Mix, training_row, write_tokenizer
-from regraft.demo.recipes import Plan
-
-# What `regraft demo` trains in a test.
-PLAN = Plan(
-    base_steps=(1, 1), base_rows=2, derivative_steps=1, extension=((1, 128, 2),), target=128,
-    lengths=(64, 128), ranks=(2,), questions=2, prose_rows=1,
-)  # fmt: skip
 
 MODELS = {
-    "base": "demo-out/base", "extended": "demo-out/extended", "derivative": "demo-out/derivative",
-    "meta-llama/Meta-Llama-3-8B": "demo-out/base",
-    "meta-llama/Meta-Llama-3-8B-Instruct": "demo-out/derivative",
-    "gradientai/Llama-3-8B-262k": "demo-out/extended",
-    "NousResearch/Hermes-2-Pro-Llama-3-8B": "demo-out/derivative",
-    "cognitivecomputations/dolphin-2.9-llama3-8b": "demo-out/base",
-    "hermes": "demo-out/derivative", "llama-262k": "demo-out/extended",
-    "hermes-262k": "demo-out/graft-rank-16", "MODEL": "demo-out/extended",
-    "OUT": "demo-out/adapter-rank-16",
-    "A4": "demo-out/adapter-rank-4", "A16": "demo-out/adapter-rank-16",
-    "ctx-lora": "demo-out/adapter-rank-16", "adapter": "demo-out/adapter-rank-16",
-    "toy-1k": "demo-out/base", "./toy-1k": "demo-out/base",
-    "./long-context-adapter": "demo-out/adapter-rank-16", "toy-4k-lora": "demo-out/adapter-rank-4",
-    "llama-3-8b-256k-lora": "demo-out/adapter-rank-4",
+    "base": "demo-out/trained/base", "extended": "demo-out/trained/extended",
+    "derivative": "demo-out/trained/shouter",
+    "meta-llama/Meta-Llama-3-8B": "demo-out/trained/base",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "demo-out/trained/shouter",
+    "gradientai/Llama-3-8B-262k": "demo-out/trained/extended",
+    "NousResearch/Hermes-2-Pro-Llama-3-8B": "demo-out/trained/shouter",
+    "cognitivecomputations/dolphin-2.9-llama3-8b": "demo-out/trained/base",
+    "hermes": "demo-out/trained/shouter", "llama-262k": "demo-out/trained/extended",
+    "hermes-262k": "demo-out/models/shouter", "MODEL": "demo-out/trained/extended",
+    "OUT": "demo-out/adapters/rank-16",
+    "A4": "demo-out/adapters/rank-4", "A16": "demo-out/adapters/rank-16",
+    "ctx-lora": "demo-out/adapters/rank-16", "adapter": "demo-out/adapters/rank-16",
+    "toy-1k": "demo-out/trained/base", "./toy-1k": "demo-out/trained/base",
+    "./long-context-adapter": "demo-out/adapters/rank-16",
+    "toy-4k-lora": "demo-out/adapters/rank-4",
+    "llama-3-8b-256k-lora": "demo-out/adapters/rank-4",
 }  # fmt: skip
-ROLES = {"recipient": "demo-out/derivative", "donor": "demo-out/extended",
-         "graft": "demo-out/graft-rank-16"}  # fmt: skip
+ROLES = {"recipient": "demo-out/trained/shouter", "donor": "demo-out/trained/extended",
+         "graft": "demo-out/models/shouter"}  # fmt: skip
 RECIPES = {"graft": "examples/graft-long-context.yaml",
            "data": "examples/data-prolong.yaml",
            "merge": "examples/merge-long-context.yaml", "train": "examples/extend-toy.yaml",
@@ -60,17 +55,18 @@ def make_workplace(folder: Path) -> Path:
     from regraft.adapters.extract.extract import extract_lora
 
     demo = folder / "demo-out"
-    base = toy(demo / "base")
+    trained = demo / "trained"
+    base = toy(trained / "base")
     config, weights = json.loads((base / "config.json").read_text()), load(base)
     for name, more, change in (
         ("extended", _LONG, changed(weights, rank=4, size=0.03, seed=1)),
-        ("derivative", {}, changed(weights, rank=None, size=0.02, seed=2)),
+        ("shouter", {}, changed(weights, rank=None, size=0.02, seed=2)),
     ):
-        write_tokenizer(save(demo / name, {**config, **more}, change))
+        write_tokenizer(save(trained / name, {**config, **more}, change))
     for rank in (4, 16):
-        adapter = demo / f"adapter-rank-{rank}"
-        extract_lora(base, demo / "extended", adapter, rank=rank, verify=False)
-        apply_lora(adapter, demo / "derivative", demo / f"graft-rank-{rank}")
+        adapter = demo / "adapters" / f"rank-{rank}"
+        extract_lora(base, trained / "extended", adapter, rank=rank, verify=False)
+    apply_lora(adapter, trained / "shouter", demo / "models" / "shouter")
     readable_toy(demo / "served")
     (folder / "examples").mkdir()
     for page in EXAMPLES:
@@ -185,7 +181,7 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
     if verb == "export":
         more.append("--no-tokenizer")  # toys speak in whole words
         if any("adapter" in word for word in words) and "--base" not in words:
-            more += ["--base", "demo-out/base"]  # else found by its id
+            more += ["--base", "demo-out/trained/base"]  # else found by its id
     if verb == "evaluate" and "--endpoint" in words:
         for option, value in (("--endpoint-model", "org/toy"), ("--tokenizer", "demo-out/served"),
                               ("--lengths", "300")):  # fmt: skip
@@ -193,7 +189,8 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
         more += ["--suite", "needle", "--items", "2", "--depths", "2"]
     elif verb == "evaluate":
         if "--adapter" in words and not any(word.startswith("base=") for word in words):
-            words.insert(words.index("--adapter"), "base=demo-out/base")  # else found by its id
+            # else found by its id
+            words.insert(words.index("--adapter"), f"base={MODELS['base']}")
         more += ["--items", "2", "--texts", "1"]
         if "--questions-per-text" in words:  # more needles do not fit in the lengths of toys
             words[words.index("--questions-per-text") + 1] = "2"

@@ -25,19 +25,41 @@ def introduction(result: EvaluationRecord) -> list[str]:
         for name, model in result.models.items()
     ]
     lines = [*summary(result), "; ".join(models) + "."]
-    if result.ratios and "graft" in result.overall:
-        far = list(result.overall["donor"])[-1]
-        task = "all" if "all" in result.ratios else result.overall_tasks[0]
-        ratios = result.ratios[task][far]
-        scores = {name: f"{by_length[far]:.0%}" for name, by_length in result.overall.items()}
-        lines.append(
-            f"At {format_tokens(far)} tokens the recipient scores {scores['recipient']}, "
-            f"with the donor's RoPE alone {scores['theta only']}, the donor {scores['donor']}, "
-            f"the graft {scores['graft']}: transfer {format_ratio(ratios['transfer graft'])}, of "
-            f"the weights alone {format_ratio(ratios['weight transfer graft'])}."
-        )
+    lines += scores(result)
     if result.fidelity:
         lines += _fidelity(result.fidelity)
+    return lines
+
+
+def scores(result: EvaluationRecord) -> list[str]:
+    """The scores of a graft and of the models beside it at the greatest length, and what it kept of
+    each skill that the recipient has beside its use of context; nothing without a graft."""
+    if not result.ratios or "graft" not in result.overall:
+        return []
+    far = list(result.overall["donor"])[-1]
+    ratios = result.ratios["all" if "all" in result.ratios else result.overall_tasks[0]][far]
+    share = {name: f"{by_length[far]:.0%}" for name, by_length in result.overall.items()}
+    recovered = f", recovered {share['recovered']}" if "recovered" in share else ""
+    lines = [
+        f"At {format_tokens(far)} tokens the recipient scores {share['recipient']}, with the "
+        f"donor's RoPE alone {share['theta only']}, the donor {share['donor']}, the graft "
+        f"{share['graft']}{recovered}: transfer {format_ratio(ratios['transfer graft'])}, of the "
+        f"weights alone {format_ratio(ratios['weight transfer graft'])}."
+    ]
+    own = result.models["recipient"].context_length
+    for task in (name for name, facts in result.tasks.items() if facts.skill):
+        examined = result.cells.get("recipient", {}).get(task, {})
+        length = max((n for n in examined if n <= own), default=None)
+        if length is None:
+            continue
+        parts = [
+            f"{name} {cells[task][length].score:.0%}"
+            for name, cells in result.cells.items()
+            if name in ("recipient", "theta only", "graft", "recovered") and task in cells
+        ]
+        lines.append(
+            f"Of its own skill, {task}, at {format_tokens(length)} tokens: {', '.join(parts)}."
+        )
     return lines
 
 
