@@ -17,7 +17,10 @@ from regraft.errors import InputError
 from regraft.input_files import JsonObject, open_file, parse_json, read_lines, read_text
 
 Kind = Literal["text", "jsonl", "parquet", "hub", "synthetic"]
-_ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": (".parquet",)}
+_ENDINGS = {
+    "text": (".txt", ".md"), "jsonl": (".jsonl", ".json"), "parquet": (".parquet",),
+    "html": (".html", ".htm", ".xhtml"), "pdf": (".pdf",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,35 +126,42 @@ def records(source: Text, columns: Sequence[str]) -> Iterator[tuple[str, JsonObj
 def files(source: Text) -> list[Path]:
     """The files of a text, jsonl or parquet source, sorted. Raises InputError where there are
     none."""
-    location = Path(source.location).expanduser()
-    if location.is_dir():
-        endings = _ENDINGS[source.kind]
-        paths = [path for path in location.rglob("*") if path.suffix in endings and path.is_file()]
+    return files_of(source.kind, source.location)
+
+
+def files_of(kind: str, location: str) -> list[Path]:
+    """The files of a location, sorted: a file, all with the kind's endings in a folder, or those of
+    a pattern. kind: text, jsonl, parquet, html or pdf. Raises InputError where there are none."""
+    path = Path(location).expanduser()
+    if path.is_dir():
+        endings = _ENDINGS[kind]
+        paths = [one for one in path.rglob("*") if one.suffix.lower() in endings and one.is_file()]
         problem = f"no {' or '.join(endings)} files"
-    elif location.is_file():
-        return [location]
+    elif path.is_file():
+        return [path]
     else:
-        paths = [Path(name) for name in glob.glob(str(location), recursive=True)]
-        paths = [path for path in paths if path.is_file()]
+        paths = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        paths = [one for one in paths if one.is_file()]
         problem = "no such file or folder"
     if not paths:
-        raise InputError(
-            f"The {source.kind} source {source.location}: {problem}; correct its path."
-        )
+        raise InputError(f"The {kind} source {location}: {problem}; correct its path.")
     return sorted(paths)
 
 
 def input_paths(source: Text) -> list[Path]:
-    """The paths that a command which reads this source must not overwrite: the file or folder, or
-    all files of a pattern; of one with `**` the folder above, because it matches at any depth."""
-    if source.kind in ("hub", "synthetic"):
-        return []
-    location = Path(source.location).expanduser()
-    if location.exists():
-        return [location]
-    if "**" in location.parts:
-        return [Path(*location.parts[: location.parts.index("**")] or ["."])]
-    return [Path(name) for name in glob.glob(str(location), recursive=True)]
+    """The paths that a command which reads this source must not overwrite."""
+    return [] if source.kind in ("hub", "synthetic") else paths_of(source.location)
+
+
+def paths_of(location: str) -> list[Path]:
+    """The file or folder at a location, or all files of a pattern; of one with `**` the folder
+    above, because it matches at any depth."""
+    path = Path(location).expanduser()
+    if path.exists():
+        return [path]
+    if "**" in path.parts:
+        return [Path(*path.parts[: path.parts.index("**")] or ["."])]
+    return [Path(name) for name in glob.glob(str(path), recursive=True)]
 
 
 def _text(source: Text) -> Iterator[str]:

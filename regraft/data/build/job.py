@@ -24,13 +24,13 @@ from regraft.data.build.schema import Source
 from regraft.data.build.statistics import Flow, Histogram
 from regraft.data.build.tokens import BYTES
 from regraft.data.build.work import Setting, counter_of
-from regraft.data.sources import Text, input_paths
+from regraft.data.sources import paths_of
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import versions, write_record
 from regraft.write import write_text
 
-_LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers")
+_LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers", "trafilatura", "pypdfium2")
 
 
 @keeping()
@@ -103,7 +103,7 @@ def _inputs(recipe: Recipe) -> list[str | Path]:
         if source.kind == "code":
             result.append(source.location)
         elif source.kind != "hub":
-            result += input_paths(Text(source.kind, source.location))
+            result += paths_of(source.location)
     for _, step in recipe.steps():
         result += step.inputs()
     tokenizer = recipe.body.output.tokenizer

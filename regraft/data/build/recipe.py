@@ -89,11 +89,12 @@ class Recipe(BaseRecipe[Body]):
 _OF_KINDS = {
     "chat": ("jsonl", "parquet", "hub"),
     "id_field": ("jsonl", "parquet", "hub"),
+    "format": ("jsonl", "parquet", "hub"),
     "field": ("jsonl", "parquet", "hub"),
     "split": ("hub",),
     "separator": ("text",),
     "order": ("code",),
-    "encodings": ("text", "jsonl", "code"),
+    "encodings": ("text", "jsonl", "code", "html"),
 }
 
 

@@ -17,14 +17,14 @@ from __future__ import annotations
 import typing
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from regraft.data.build.registry import StepEntry
 from regraft.errors import InputError
 from regraft.recipe_values import Block, Located, Positive, Share
 from regraft.units import parse_bytes
 
-Kind = Literal["text", "jsonl", "parquet", "code", "hub"]
+Kind = Literal["text", "jsonl", "parquet", "code", "html", "pdf", "hub"]
 
 
 def _bytes(value: Any) -> int:
@@ -55,6 +55,14 @@ class Source(Located[Kind]):
     code: Text | None = Field(
         default=None, description="a folder or glob of folders; a folder a document"
     )
+    html: Text | None = Field(
+        default=None,
+        description="a file, folder (.html, .htm, .xhtml) or glob; a page a document, its text "
+        "without menus; needs trafilatura",
+    )
+    pdf: Text | None = Field(
+        default=None, description="a file, folder or glob; a file a document; needs pypdfium2"
+    )
     hub: Text | None = Field(
         default=None, description="a Hub dataset org/name[@revision]; needs datasets"
     )
@@ -65,6 +73,10 @@ class Source(Located[Kind]):
         default=None,
         description="of a jsonl line, or the column; default: text; with chat: messages, "
         "conversations, or prompt and response",
+    )
+    format: Literal["plain", "html"] = Field(
+        default="plain",
+        description="jsonl, parquet, hub: what the field has; html: web pages, as of `html`",
     )
     id_field: Text | None = Field(
         default=None, description="the field with a document's id; default: file and place in it"
@@ -79,7 +91,9 @@ class Source(Located[Kind]):
         "that they import",
     )
     encodings: Annotated[list[Text], Field(min_length=1)] = Field(
-        default=["utf-8"], description="of text files, tried in this order"
+        default=["utf-8"],
+        description="of text files, tried in this order; of web pages after the one that they "
+        "state",
     )
     broken: Share = Field(
         default=0.001, description="share of lines or files that may be broken; they are left out"
@@ -91,6 +105,12 @@ class Source(Located[Kind]):
         default="whole", description="how `regraft train` makes rows of it, see its recipe"
     )
     steps: list[StepEntry] = Field(default=[], description="on this source, in order")
+
+    @model_validator(mode="after")
+    def _texts_have_pages(self) -> Source:
+        if self.chat and self.format == "html":
+            raise ValueError("format: html is of texts, and chat: true of conversations")
+        return self
 
 
 class Output(Block):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -31,8 +31,14 @@ def read_texts(
         report.records += 1
         report.add_broken(f"{name} is not {' or '.join(encodings)} text")
         return
+    yield from cut_texts(_blocks(path, encoding), separator)
+
+
+def cut_texts(blocks: Iterable[str], separator: str | None = None) -> Iterator[tuple[int, str]]:
+    """(number, text) of the documents of a text that comes in blocks: its parts between separators,
+    and the pieces of one that is longer than 64 MB. A text without characters is one document."""
     number, rest = 0, ""
-    for block in _blocks(path, encoding):
+    for block in blocks:
         rest += block
         if separator is not None and separator in rest:
             *whole, rest = rest.split(separator)

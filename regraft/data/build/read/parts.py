@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from regraft.data.build.read.pages import check_package
 from regraft.data.build.read.repository import repository_files
 from regraft.data.build.schema import Source
-from regraft.data.sources import Text, files, hub_dataset, open_parquet
+from regraft.data.sources import files_of, hub_dataset, open_parquet
 from regraft.errors import InputError, reading
 
 PART_BYTES = 32 << 20
@@ -57,7 +58,11 @@ class Listing:
 
 
 def list_source(source: Source) -> Listing:
-    """The parts of a source. Raises InputError where it is missing or has no files."""
+    """The parts of a source. Raises InputError where it is missing or has no files, or a package
+    that reads it is missing."""
+    for kind in (source.kind, source.format):
+        if kind == "html" or kind == "pdf":
+            check_package(kind)
     if source.kind == "hub":
         return _list_dataset(source)
     if source.kind == "code":
@@ -69,7 +74,7 @@ def list_source(source: Source) -> Listing:
         if not paths:
             raise InputError(f"The source '{source.name}' has no files of code.")
     else:
-        paths = files(Text(source.kind, source.location))
+        paths = files_of(source.kind, source.location)
         with reading(source.location):
             pieces = [piece for path in paths for piece in _pieces(source, path)]
     state = [(str(path), (now := path.stat()).st_size, now.st_mtime_ns) for path in paths]

@@ -7,12 +7,13 @@ several documents, cut between lines, so that none is longer than memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from regraft.data.build.document import Document, Message
-from regraft.data.build.read.lines import read_jsonl, read_texts
+from regraft.data.build.read.lines import cut_texts, read_jsonl, read_texts
+from regraft.data.build.read.pages import page_text, read_page, read_pdf
 from regraft.data.build.read.parts import Part, Piece, root_of
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.read.repository import heading, in_order_of_imports, repository_files
@@ -46,7 +47,10 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
             report.hashes[name] = file_hash(path)
         with reading(path):
             if source.kind == "text":
-                yield from _texts(source, path, name, report)
+                texts = read_texts(path, name, source.encodings, source.separator, report)
+                yield from _texts(source, texts, name, report)
+            elif source.kind in ("html", "pdf"):
+                yield from _texts(source, _pages(source, path, name, report), name, report)
             elif source.kind == "jsonl":
                 lines = read_jsonl(path, name, piece.start, piece.stop, source.encodings, report)
                 yield from _records(source, lines, report)
@@ -63,13 +67,28 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _texts(source: Source, path: Path, name: str, report: ReadReport) -> Iterator[Document]:
-    for number, text in read_texts(path, name, source.encodings, source.separator, report):
+def _texts(
+    source: Source, texts: Iterable[tuple[int, str]], name: str, report: ReadReport
+) -> Iterator[Document]:
+    """Documents of the numbered texts of a file."""
+    for number, text in texts:
         report.records += 1
         if text.strip():
             yield Document(text, name if number == 0 else f"{name}:{number}", source.name)
         else:
             report.empty += 1
+
+
+def _pages(source: Source, path: Path, name: str, report: ReadReport) -> Iterator[tuple[int, str]]:
+    """The numbered texts of a web page or PDF file; one that cannot be read counts as broken."""
+    try:
+        if source.kind == "html":
+            yield 0, read_page(path, source.encodings)
+        else:
+            yield from cut_texts(read_pdf(path))
+    except InputError as error:
+        report.records += 1
+        report.add_broken(f"{name}: {error}")
 
 
 def _records(
@@ -115,6 +134,11 @@ def _document(source: Source, where: str, row: Any) -> Document:
         raise InputError(
             f"{where} has no text in its field '{field}'; it has {', '.join(sorted(row)) or 'none'}"
         )
+    if source.format == "html":
+        try:
+            text = page_text(text)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     return Document(text, name, source.name)
 
 
