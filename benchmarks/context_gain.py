@@ -1,11 +1,11 @@
-"""Whether the context gain of `long_dependency` prefers whole texts, by a real model.
+"""Whether the measures of `long_dependency` prefer whole texts, by a real model.
 
     python benchmarks/context_gain.py MODEL [TEXT ...] [--tokens 2048]
 
-Of every text the gain of its beginning, of the same with its sentences shuffled, of pieces of eight
-texts joined to the same length, and of one such piece repeated, with copies counted and not. TEXT:
-two or more files; by default the largest modules of Python's standard library. Prints a table and
-writes it to benchmarks/results/context_gain.md.
+Context gain, LDS and LongAttn of the beginning of every text, of the same with its sentences
+shuffled, of pieces of eight texts joined to the same length, and of one such piece repeated; the
+gain of the last with copies counted, too. TEXT: two or more files; by default the largest modules
+of Python's standard library. Prints a table and writes it to benchmarks/results/context_gain.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from harness import add_quick, environment, record
 
 from regraft.data.boundaries import split
+from regraft.data.build.scoring import segment_dependency
+from regraft.data.build.scoring.attention_distance import Distance, FirstLayer, standard_scores
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.scoring.context_gain import Gain, measure
+from regraft.data.build.scoring.segment_dependency import Dependency
 
 JOINED = 8
 RUN = 12
@@ -49,11 +53,13 @@ def main() -> None:
         windows = [tokens // 32, tokens // 8] if arguments.quick else [200, tokens // 4]
         started = time.time()
         gains = measure_all(scorer, texts, tokens, count, windows)
-    record(
-        "context_gain",
-        table(Path(model).name, gains, windows, tokens, count, time.time() - started, files),
-        keep=not arguments.quick,
-    )
+        result = table(
+            Path(model).name, gains, windows, tokens, count, time.time() - started, files
+        )
+        started = time.time()
+        others = measure_others(scorer, model, texts, tokens, count, tokens // 8)
+        result += other_table(others, tokens // 8, time.time() - started)
+    record("context_gain", result, keep=not arguments.quick)
 
 
 Gains = dict[str, list[dict[int, Gain]]]  # by kind of text: of each text, by window
@@ -71,6 +77,30 @@ def measure_all(
             gains.setdefault(name, []).append(result)
             print(number, name, len(ids), result, flush=True)
     return gains
+
+
+Others = dict[str, list[tuple[Dependency, Distance]]]  # by kind of text: of each text
+
+
+def measure_others(
+    scorer: CausalScorer, model: str, texts: Sequence[str], tokens: int, count: int, segment: int
+) -> Others:
+    """LDS and the reach of the first layer, of all texts."""
+    layer = FirstLayer.open(model, torch.device("cpu"))
+    others: Others = {}
+    for number in range(count):
+        for name, (text, run) in variants(scorer, texts, number, tokens).items():
+            if run != RUN:
+                continue
+            ids = scorer.ids(text)[:tokens]
+            rng = np.random.default_rng(number)
+            result = (
+                segment_dependency.measure(scorer, ids, segment=segment, pairs=500, rng=rng),
+                layer.measure(ids, tokens),
+            )
+            others.setdefault(name, []).append(result)
+            print(number, name, *result, flush=True)
+    return others
 
 
 def variants(
@@ -129,6 +159,32 @@ def table(
             cells.append(f"{mean(one[window].relative for one in every):.1%}")
         cells.append(f"{mean(one[windows[-1]].copied for one in every):.0%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def other_table(others: Others, segment: int, seconds: float) -> str:
+    """The means over texts."""
+    table = [(far.strength, far.variance) for every in others.values() for _, far in every]
+    scores = iter(standard_scores(np.array(table)).tolist())
+    lines = [
+        "",
+        "## By the other measures",
+        "",
+        f"The same texts. LDS of pairs of segments of {segment} tokens; LongAttn of the first "
+        f"layer, compared between all texts of this table; {seconds / 60:.0f} minutes.",
+        "",
+        "| text | LDS | strong pairs | LongAttn | attention to a quarter back or more |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, every in others.items():
+        cells = [
+            name,
+            f"{mean(pairs.score for pairs, _ in every):.3f}",
+            f"{mean(pairs.strong for pairs, _ in every):.0%}",
+            f"{mean(next(scores) for _ in every):+.2f}",
+            f"{mean(far.strength for _, far in every):.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

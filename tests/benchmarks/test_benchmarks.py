@@ -177,8 +177,10 @@ def test_data_speed_builds_with_each_step(benchmark):
     assert [printed.count(f"| {step} |") for step in module.LARGE] == [2, 2, 2, 2]
 
 
-def test_context_gain_is_measured_on_four_kinds_of_text(benchmark):
-    assert "| one piece repeated, copies count | " in benchmark("context_gain", "--quick")[0]
+def test_measures_of_dependency_see_four_kinds_of_text(benchmark):
+    printed, _, _ = benchmark("context_gain", "--quick")
+    assert "| one piece repeated, copies count | " in printed
+    assert printed.count("| eight texts joined | ") == 2
 
 
 def test_evaluation_is_timed(benchmark, toys, monkeypatch, children):

@@ -21,14 +21,14 @@ time where attention dominates. Memory: the keys and values of one piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from regraft.data.build.scoring.causal_scorer import Scorer
+from regraft.data.build.scoring.pieces import pieces
 from regraft.data.ngrams import first_occurrences
 
 _KEY = 2.0  # nats
@@ -64,7 +64,7 @@ def measure(
     shortest run of tokens that counts as a copy.
     """
     scored: dict[int, list[tuple[Floats, Floats, Mask]]] = {window: [] for window in windows}
-    for piece in _pieces(ids, context, scorer.start):
+    for piece in pieces(ids, context, scorer.start):
         start = len(piece) // 2
         if len(piece) - start < 1 or start < 1:
             continue
@@ -142,17 +142,6 @@ def answer_nll(
 
     everything = score(max(1, scorer.context - (high - low) - len(first)))
     return (everything if low - window <= len(first) else score(window)), everything
-
-
-def _pieces(ids: Sequence[int], context: int, start: int | None) -> Iterator[list[int]]:
-    """The document in pieces of at most `context` tokens, about equally long, each after the
-    beginning-of-text token if the document has one."""
-    first = [ids[0]] if len(ids) and ids[0] == start else []
-    text = ids[len(first) :]
-    count = -(-len(text) // (context - len(first)))
-    for part in torch.arange(len(text)).tensor_split(max(1, count)):
-        if len(part):
-            yield [*first, *text[int(part[0]) : int(part[-1]) + 1]]
 
 
 def _blocks(start: int, end: int, window: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluated import toy
+from toy_reader import Reader, joined_shorts, shuffled
 
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.scoring.context_gain import answer_nll, copies, measure, summarise, windowed
@@ -108,28 +109,6 @@ def test_an_answer_is_scored_with_the_last_tokens_and_with_all(scorer):
     assert answer_nll(scorer, ids, (40, 43), 45)[0] == answer_nll(scorer, ids, (40, 43), 45)[1]
 
 
-class Reader:
-    """Knows the toy language: it reads an answer from its needle, and guesses all other words."""
-
-    start, context = IDS["<s>"], 4096
-
-    def last(self, texts, count):
-        rows = [
-            [self._nll(text, at) for at in range(len(text) - count, len(text))] for text in texts
-        ]
-        return torch.tensor(rows, dtype=torch.float32)
-
-    def _nll(self, ids, at):
-        for place in (2, 3):  # of an answer's word, counted from `ask`
-            if at >= place and ids[at - place] == IDS["ask"]:
-                key = ids[at - place + 1]
-                for note in reversed(range(at - place)):
-                    if ids[note : note + 2] == [IDS["note"], key]:
-                        return 0.1 if ids[note + place] == ids[at] else 8.0
-                return np.log(32)
-        return np.log(len(IDS))
-
-
 def test_real_long_text_beats_shuffled_sentences_beat_concatenated_shorts():
     rng = random.Random(0)
 
@@ -138,8 +117,5 @@ def test_real_long_text_beats_shuffled_sentences_beat_concatenated_shorts():
         return measure(Reader(), ids, [24], context=512, run=8)[24].mean
 
     real = exam_row(rng, 400, count=16).words
-    sentences = " ".join(real[1:]).replace(" .", " .\n").replace(" ;", " ;\n").split("\n")
-    shuffled = " ".join(rng.sample(sentences, len(sentences))).split()
-    shorts = [word for _ in range(16) for word in exam_row(rng, 25, count=1).words[1:]]
-    scores = [gain(words) for words in (real, ["<s>", *shuffled], ["<s>", *shorts])]
+    scores = [gain(words) for words in (real, shuffled(rng, real), joined_shorts(rng))]
     assert scores[0] > scores[1] > scores[2] == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from built import documents, run_step
 from evaluated import toy
 
 from regraft.data.build.document import Document, Message
+from regraft.data.build.scoring.attention_distance import standard_scores
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.steps.long_dependency import LongDependency
 from regraft.data.toy_language import WORDS
@@ -77,3 +79,43 @@ def test_a_window_larger_than_half_the_models_context_is_refused(model):
     step(model).check()
     with pytest.raises(InputError, match="reads 256 tokens at once, and a window of 200"):
         step(model, windows=[200]).check()
+
+
+def test_segments_are_scored_by_a_sample_that_the_document_decides(model, texts):
+    settings = {"model": model, "measure": "lds", "segment": 8, "pairs": 3}
+    scored, statistics = run_step(LongDependency.model_validate(settings), texts)
+    assert all(
+        set(one.scores) == {f"long_dependency.{n}" for n in ("lds", "strong")} for one in scored
+    )
+    again, _ = run_step(LongDependency.model_validate(settings), texts[2:])
+    assert [one.scores for one in again] == [one.scores for one in scored[2:]]
+    assert statistics.scores["long_dependency.lds"].number == len(texts)
+    with pytest.raises(InputError, match="a pair of segments has 256 and a token before them"):
+        LongDependency.model_validate({**settings, "segment": 128}).check()
+    with pytest.raises(ValueError, match="give 2 or more"):
+        LongDependency.model_validate({**settings, "segment": 1})
+
+
+def test_attention_is_compared_within_the_source(model, texts):
+    whole = LongDependency.model_validate({"model": model, "measure": "longattn", "context": 40})
+    assert not whole.independent
+    scored, _ = run_step(whole, texts)
+    best = max(scored, key=lambda one: one.scores["long_dependency.longattn"])
+    table = np.array(
+        [[one.scores[f"long_dependency.{name}"] for name in ("strength", "variance")]
+         for one in scored]
+    )  # fmt: skip
+    expected = pytest.approx(standard_scores(table), abs=1e-3)  # of scores with six digits
+    assert [one.scores["long_dependency.longattn"] for one in scored] == expected
+    first, statistics = run_step(whole.model_copy(update={"share": 1 / 6}), texts)
+    assert [one.id for one in first] == [best.id]
+    assert sum(statistics.dropped.values()) == 5
+    with pytest.raises(InputError, match="within 8 tokens"):
+        whole.model_copy(update={"context": 8}).check()
+
+
+def test_a_key_of_another_measure_is_refused(model):
+    with pytest.raises(ValueError, match="windows is for measure: context_gain"):
+        step(model, measure="lds")
+    with pytest.raises(ValueError, match="pairs is for measure: lds"):
+        step(model, pairs=5)
