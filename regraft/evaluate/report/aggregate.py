@@ -31,7 +31,7 @@ class Summary:
 def cell(answers: Sequence[Answer], *, yes_or_no: bool = False) -> Cell:
     """The means over one cell's answers, with intervals. yes_or_no: the answers are, so
     precision and recall are given if they were generated."""
-    scores, texts = _scores(answers), _texts([answers])
+    scores, texts = _scores(answers), texts_of([answers])
     said = [answer.said for answer in answers if answer.said is not None]
     verdicts = [answer.judge for answer in answers if answer.judge is not None]
     clear = [verdict == "agrees" for verdict in verdicts if verdict != "no verdict"]
@@ -90,13 +90,13 @@ def summarise(answers: Answers, tasks: Sequence[Task], models: Sequence[str]) ->
         }
         shortest = [answers[model, name, lengths[0]] for name in names]
         error = error_of_mean(
-            [score for part in shortest for score in _scores(part)], _texts(shortest)
+            [score for part in shortest for score in _scores(part)], texts_of(shortest)
         )
         effective[model] = effective_length(overall[model], error)
         at = {length: [answers[model, name, length] for name in names] for length in lengths}
         relative[model] = long_score(
             {length: [s for part in parts for s in _scores(part)] for length, parts in at.items()},
-            {length: _texts(parts) for length, parts in at.items()},
+            {length: texts_of(parts) for length, parts in at.items()},
         )
     return Summary(cells, overall, names, effective, relative)
 
@@ -147,7 +147,7 @@ def _scores_by_cell(
             yield (
                 names[0] if len(names) == 1 else "all", length,
                 {model: [s for part in of for s in _scores(part)] for model, of in parts.items()},
-                _texts(parts[models[0]]),
+                texts_of(parts[models[0]]),
             )  # fmt: skip
 
 
@@ -169,8 +169,8 @@ def _scores(answers: Sequence[Answer]) -> list[float]:
     return [answer.score for answer in answers]
 
 
-def _texts(cells: Sequence[Sequence[Answer]]) -> list[int] | None:
-    """The number of the text of each answer, as `statistics` has it."""
+def texts_of(cells: Sequence[Sequence[Answer]]) -> list[int] | None:
+    """The number of the text of each answer in the cells, as `statistics` has it."""
     if all(answer.text is None for answers in cells for answer in answers):
         return None
     numbers: dict[tuple[int, int | None, int], int] = {}

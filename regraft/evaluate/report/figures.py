@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regraft import drawing
 from regraft.evaluate.report.aggregate import RatiosByTask
 from regraft.evaluate.report.overlap import Point, covered_by
-from regraft.evaluate.result import EvaluationRecord, FidelityRecord
+from regraft.evaluate.result import EvaluationRecord, FidelityRecord, losses_by_position
 from regraft.units import format_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw(folder: Path, result: EvaluationRecord) -> list[str]:
-    """Write curves.png, needle.png if there is a grid, and fidelity.png if there are adapters.
+    """Write curves.png, needle.png if there is a grid, losses.png if plain text was read, and
+    fidelity.png if there are adapters.
 
     Models with an adapter are only in the last. Returns the names of the files."""
     names = []
@@ -23,6 +28,9 @@ def draw(folder: Path, result: EvaluationRecord) -> list[str]:
     if "needle" in result.tasks and result.cells:
         _heat(folder / "needle.png", result)
         names.append("needle.png")
+    if by_model := losses_by_position(result):
+        _losses(folder / "losses.png", by_model)
+        names.append("losses.png")
     if result.fidelity is not None and _available(result.fidelity):
         _fidelity(folder / "fidelity.png", result.fidelity)
         names.append("fidelity.png")
@@ -111,14 +119,30 @@ def _curves(path: Path, result: EvaluationRecord) -> None:
                 ylim=(-0.03, 1.05), xlabel="tokens", ylabel="share answered",
                 title=task or "mean over tasks",
             )  # fmt: skip
-        handles, labels = every[0].get_legend_handles_labels()
-        every[0].figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=min(len(labels), 3 * len(every)),
-            fontsize=8,
-        )
+        _legend_below(every)
+
+
+def _losses(path: Path, by_model: Mapping[str, Mapping[int, float]]) -> None:
+    """NLL of plain text by position, a line for each model."""
+    lines = [list(by_position.items()) for by_position in by_model.values()]
+    ends = [end for end, _ in lines[0]]
+    with drawing.figure(path, width=4.6, height=3.6) as axes:
+        for style, name, points in zip(line_styles(lines), by_model, lines, strict=True):
+            axes.plot(*zip(*points, strict=True), label=_label(name), **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ends, [format_tokens(end) for end in ends])
+        axes.minorticks_off()
+        axes.set(xlabel="up to position", ylabel="NLL of plain text, nats a token")
+        _legend_below([axes])
+
+
+def _legend_below(every: Sequence[Axes]) -> None:
+    """The legend of the first axes, below all of them."""
+    handles, labels = every[0].get_legend_handles_labels()
+    every[0].figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * len(every)),
+        fontsize=8,
+    )  # fmt: skip
 
 
 def _heat(path: Path, result: EvaluationRecord) -> None:

@@ -30,7 +30,8 @@ def write_page(path: Path, result: EvaluationRecord) -> None:
     text = render_page(
         "page.html.j2",
         title=title(result), introduction=introduction(result), notes=notes(result),
-        tables=tables(result), curves=plots.curves(result), fidelity=plots.fidelity(result),
+        tables=tables(result), curves=plots.curves(result), losses=plots.losses(result),
+        fidelity=plots.fidelity(result),
         distinct_lines=plots.distinct_lines, maps=plots.heat_maps(result), samples=result.samples,
         versions=result.versions,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from regraft.evaluate.report.overlap import covered_by
-from regraft.evaluate.result import Cell, EvaluationRecord
+from regraft.evaluate.result import Cell, EvaluationRecord, losses_by_position
 from regraft.units import format_tokens
 
 Number = TypeVar("Number", int, float)
@@ -109,6 +109,30 @@ def curves(result: EvaluationRecord) -> list[Plot]:
     return plots
 
 
+def losses(result: EvaluationRecord) -> list[Plot]:
+    """The NLL of plain text by position, a line for each model; empty where it was not measured."""
+    by_model = losses_by_position(result)
+    if not by_model:
+        return []
+    x = _positions(list(next(iter(by_model.values()))))  # all models read the same texts
+    values = [loss for by_position in by_model.values() for loss in by_position.values()]
+    low, high = min(values), max(values)
+    high += low == high
+    lines = []
+    for number, name in enumerate(result.models):
+        points = [
+            Point(
+                x[end], round(TOP + (high - loss) / (high - low) * HEIGHT, 1),
+                f"{name}, up to position {end}: {loss:.3f} nats",
+            )
+            for end, loss in by_model.get(name, {}).items()
+        ]  # fmt: skip
+        if points:
+            lines.append(_line(name, number, points))
+    ticks = [(position, format_tokens(end)) for end, position in x.items()]
+    return [Plot("nats a token", _widen(lines), ticks, _grid(low, high, ".2f"), "up to position")]
+
+
 def _describe(model: str, length: int, cell: Cell) -> str:
     twins = "" if cell.twin is None else f", twins {cell.twin:.1%}"
     return (
@@ -193,9 +217,10 @@ def _widen(lines: list[Line]) -> list[Line]:
     ]
 
 
-def _grid(low: float, high: float) -> list[tuple[float, str]]:
+def _grid(low: float, high: float, form: str = ".0%") -> list[tuple[float, str]]:
     """(y, label) of five horizontal lines from `low` to `high`."""
-    return [(TOP + part / 4 * HEIGHT, f"{high - part / 4 * (high - low):.0%}") for part in range(5)]
+    values = [high - part / 4 * (high - low) for part in range(5)]
+    return [(TOP + part / 4 * HEIGHT, format(value, form)) for part, value in enumerate(values)]
 
 
 def _positions(values: Sequence[Number]) -> dict[Number, float]:

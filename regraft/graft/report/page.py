@@ -55,6 +55,7 @@ class _Target:
     sweep: Rows | None
     sweep_image: str | None
     curves: list[Plot]
+    losses: list[Plot]
     tables: list[tuple[str, Rows]]
     report: str | None
     commands: list[tuple[str, str]]
@@ -120,6 +121,7 @@ def _target(
         sweep=sweep_table(target.sweep) if target.sweep is not None else None,
         sweep_image=_sweep_image(target) if target.sweep is not None else None,
         curves=plots.curves(result) if result is not None else [],
+        losses=plots.losses(result) if result is not None else [],
         tables=tables(result, brief=len(result.tasks) > MANY_TASKS) if result is not None else [],
         report=target.report,
         commands=commands,

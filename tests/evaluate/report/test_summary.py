@@ -16,14 +16,19 @@ from regraft.evaluate.report.figures import draw
 from regraft.evaluate.report.files import write_report
 from regraft.evaluate.report.overlap import covered_by
 from regraft.evaluate.report.page import visible_text, write_page
-from regraft.evaluate.report.plots import curves
+from regraft.evaluate.report.plots import HEIGHT, TOP, curves, losses
 from regraft.evaluate.report.screen import render
 from regraft.evaluate.report.summary import summary
+from regraft.evaluate.report.text import scores
 from regraft.evaluate.result import (
     EvaluatedAdapter,
     EvaluatedModel,
+    EvaluatedTask,
     EvaluationRecord,
     FidelityRecord,
+    Measures,
+    Perplexity,
+    PerplexityIntervals,
     read_result,
 )
 from regraft.evaluate.settings import Settings
@@ -105,6 +110,27 @@ def test_a_sentence_says_why_the_judges_share_is_not_available() -> None:
     assert "--judge-model" in line
 
 
+def test_scores_have_the_control_the_recovered_graft_and_the_skill_of_the_recipient() -> None:
+    result = matrix(65536, (0.1, 0.9, 0.8), None)
+    ratios = {"transfer graft": RATIO, "weight transfer graft": None}
+    of_skill = {"recipient": 1.0, "theta only": 0.7, "donor": 0.0, "graft": 0.95}
+    result = replace(
+        result, ratios={"needle": {65536: ratios}},
+        overall={**result.overall, "theta only": {65536: 0.2}, "recovered": {65536: 0.85}},
+        tasks={"shout": EvaluatedTask(skill=True, scorer="", judged=False, scoring="teacher")},
+        cells={
+            name: {"shout": {4096: cell(0.5), 8192: cell(score), 65536: cell(0.0)}}
+            for name, score in of_skill.items()
+        },
+    )  # fmt: skip
+    assert scores(result) == [
+        "At 64k tokens the recipient scores 10%, with the donor's RoPE alone 20%, the donor 90%, "
+        "the graft 80%, recovered 85%: transfer 0.90 [0.85, 0.95], of the weights alone n/a.",
+        "Of its own skill, shout, at 8k tokens: recipient 100%, theta only 70%, graft 95%.",
+    ]
+    assert scores(record(overall={"m": {64: 1.0}})) == []
+
+
 def test_lines_that_lie_on_each_other_are_counted() -> None:
     path, other = [(0.0, 1.0), (1.0, 2.0), (2.0, 2.0)], [(0.0, 5.0), (1.0, 2.0), (2.0, 2.0)]
     assert covered_by([path, path, path]) == [2, 1, 0]
@@ -153,6 +179,26 @@ def test_identical_lines_are_drawn_in_different_widths(
         assert len(set(widths)) == len(widths)
         assert widths == sorted(widths, reverse=True)
     assert draw(tmp_path, result) == ["curves.png"]
+
+
+def test_losses_are_drawn_at_the_end_of_their_part_of_the_text(tmp_path: Path) -> None:
+    def measures(*nll: float) -> Measures:
+        parts = dict(zip(("0-64", "64-1024"), nll, strict=True))
+        bounds = PerplexityIntervals(mean=None, gain={})
+        return Measures(perplexity=Perplexity(nll=parts, mean=2.0, perplexity=7.4,
+                                              intervals=bounds, gain={}))  # fmt: skip
+
+    result = record(models={"a": None, "b": None})
+    assert losses(result) == []
+    result = replace(result, measures={"a": measures(2.0, 3.0), "b": measures(2.5, 2.0)})
+    (plot,) = losses(result)
+    first, second = plot.lines
+    assert [point.y for point in first.points] == [TOP + HEIGHT, TOP]
+    assert [point.y for point in second.points] == [TOP + HEIGHT / 2, TOP + HEIGHT]
+    assert [point.x for point in first.points] == [x for x, _ in plot.ticks]
+    assert [label for _, label in plot.ticks] == ["64", "1k"]
+    assert [label for _, label in plot.grid] == ["3.00", "2.75", "2.50", "2.25", "2.00"]
+    assert draw(tmp_path, result) == ["losses.png"]
 
 
 def test_hostile_names_and_texts_stay_text(result: EvaluationRecord, tmp_path: Path) -> None:
