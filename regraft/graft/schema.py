@@ -112,14 +112,18 @@ class Evaluate(Block):
         names = self.suite.split(",") if isinstance(self.suite, str) else self.suite
         return [name.strip() for name in names if name.strip()]
 
+    @property
+    def token_lengths(self) -> list[int]:
+        """The lengths in tokens; empty where they follow from the models' contexts."""
+        return [self.lengths] if isinstance(self.lengths, int) else self.lengths or []
+
     def arguments(self) -> JsonObject:
         """The keyword arguments of `evaluate_models`."""
         values = self.model_dump(exclude={"suite", "lengths"})
-        lengths = [self.lengths] if isinstance(self.lengths, int) else self.lengths
         return {
             **values,
             "suite": ",".join(self.suites),
-            "lengths": ",".join(map(str, lengths)) if lengths else None,
+            "lengths": ",".join(map(str, self.token_lengths)) or None,
             "qa": tuple(self.qa),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluated import toy
@@ -12,7 +13,7 @@ from models import LLAMA, LONG, changed, load, save, weights
 from regraft.adapters.apply.apply import apply_lora
 from regraft.data.toy_language import WORDS, write_tokenizer
 from regraft.evaluate.result import read_result
-from regraft.evaluate.statistics import Ratio
+from regraft.evaluate.statistics import Ratio, ratio
 from regraft.graft.choose import PointRecord, choose
 from regraft.graft.job import graft_model
 from regraft.graft.report.sweep import scale_labels
@@ -32,7 +33,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(
         f"base: {base}\nextended: {folder / 'extended'}\ntargets: {folder / 'target'}\n"
         "ranks: [2, auto]\nscales: [0.5, 1]\n"
-        "evaluate: {suite: toy, haystack: world, items: 2, lengths: [64, 128]}\n"
+        "evaluate: {suite: toy, haystack: world, items: 2, "
+        "questions_per_text: 2, lengths: [64, 96, 128]}\n"
     )
     graft_model(folder / "recipe.yaml", folder / "out")
     return folder
@@ -46,6 +48,30 @@ def test_every_point_is_measured_and_only_the_chosen_one_is_stored(swept: Path) 
     assert result.ratios is not None
     assert {f"transfer {name}" for name in points} <= result.ratios["notes"][128].keys()
     assert [path.name for path in (swept / "out/grafts").iterdir()] == ["target"]
+
+
+def test_a_sweep_leaves_out_what_the_choice_does_not_read(swept: Path) -> None:
+    """Lengths between the target's own context and the greatest, and twins."""
+    sweep, report = (read_result(swept / "out" / name / "target") for name in ("sweeps", "reports"))
+    assert report.settings.lengths == (64, 96, 128)
+    assert sweep.settings.lengths == (64, 128)
+    assert report.settings.twins
+    assert not sweep.settings.twins
+
+
+def test_questions_about_one_text_are_not_counted_as_independent(
+    swept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def noted(*scores: Any, texts: Any) -> Any:
+        seen.append(texts)
+        return ratio(*scores, texts=texts)
+
+    monkeypatch.setattr("regraft.graft.stages.sweep.ratio", noted)
+    graft_model(swept / "recipe.yaml", swept / "out")  # finished: only the choice is made again
+    # of each of four points: two questions about a text at 128; at 64 also two that shout
+    assert seen == [[0, 0], [0, 0, 1, 1]] * 4
 
 
 def test_the_chosen_point_is_grafted_and_evaluated_on_other_items(swept: Path) -> None:
@@ -73,7 +99,7 @@ def test_points_have_the_scores_of_grafts_on_disk(swept: Path, tmp_path: Path) -
         evaluate_models(
             [f"recipient={swept / 'target'}", f"donor={swept / 'extended'}", f"graft={out}"],
             tmp_path / f"report-{rank}", matrix=True, suite="toy", haystack="world", items=2,
-            lengths="64,128", seed=1,
+            lengths="64,128", seed=1, twins=False, questions_per_text=2,
         )  # fmt: skip
         name = f"rank-{rank}-scale-0.5"
         for path in (tmp_path / f"report-{rank}/items/graft").iterdir():

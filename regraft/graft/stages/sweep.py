@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from regraft.checkpoint.read.context import checkpoint_context
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.evaluate.answers.model import folder_name
-from regraft.evaluate.result import parse_answers, read_result
+from regraft.evaluate.report.aggregate import texts_of
+from regraft.evaluate.result import Answer, parse_answers, read_result
 from regraft.evaluate.settings import GraftPoint
 from regraft.evaluate.shared_output import read_lines
-from regraft.evaluate.statistics import mean, ratio
+from regraft.evaluate.statistics import Ratio, mean, ratio
 from regraft.evaluate.suites import choose as choose_tasks
 from regraft.graft.choose import PointRecord, SweepRecord, choose
 from regraft.graft.schema import Evaluate as EvaluateBlock
 from regraft.graft.stages.evaluation import Evaluate
 from regraft.graft.stages.grafting import Chooser, Point
-from regraft.graft.stages.stage import Context, Source, locations
+from regraft.graft.stages.stage import Context, Source, available, locations
 from regraft.input_files import JsonObject
 
 _BASELINES = ("recipient", "donor")
@@ -75,8 +78,16 @@ class Sweep(Evaluate, Chooser):
         self._evaluate(models, grafts=grafts)
 
     def _arguments(self) -> JsonObject:
-        """Items of another seed, so that the choice does not flatter the evaluation after it."""
-        return {**super()._arguments(), "seed": self.context.seed + 1}
+        """Only what the choice reads: the greatest length and those within the target's context, no
+        twins. Items of another seed, so that the choice does not flatter the later evaluation."""
+        arguments = {**super()._arguments(), "seed": self.context.seed + 1, "twins": False}
+        target = available(self.models["recipient"])
+        if (lengths := self.block.token_lengths) and target is not None:
+            with Checkpoint.open(target) as checkpoint:
+                own = checkpoint_context(checkpoint).max_position_embeddings
+            used = [length for length in lengths if length <= own or length == max(lengths)]
+            arguments["lengths"] = ",".join(map(str, used))
+        return arguments
 
     @cached_property
     def record(self) -> SweepRecord:
@@ -85,7 +96,7 @@ class Sweep(Evaluate, Chooser):
         longest = max(result.settings.lengths)
         own = result.models["recipient"].context_length
         answers = {
-            (model, task, length): self._scores(model, task, length)
+            (model, task, length): self._answers(model, task, length)
             for model in (*_BASELINES, *(point.label for point in self.points))
             for task, cells in result.cells[model].items()
             for length in cells
@@ -102,26 +113,31 @@ class Sweep(Evaluate, Chooser):
         ]
 
         def scores(model: str, cells: list[tuple[str, int]]) -> list[float]:
-            return [score for cell in cells for score in answers[model, *cell]]
+            return [answer.score for cell in cells for answer in answers[model, *cell]]
 
-        points = []
-        recipient, donor = scores("recipient", gained), scores("donor", gained)
-        for point in self.points:
-            name = point.label
-            graft = scores(name, gained)
-            points.append(
-                PointRecord(
-                    rank=point.rank,
-                    scale=point.scale,
-                    score=mean(graft) if graft else 0.0,
-                    transfer=ratio(graft, recipient, donor, recipient) if graft else None,
-                    retention=ratio(
-                        scores(name, retained), None, scores("recipient", retained), None
-                    )
-                    if retained
-                    else None,
-                )
+        def texts(cells: list[tuple[str, int]]) -> list[int] | None:
+            return texts_of([answers["recipient", *cell] for cell in cells])
+
+        def transfer(name: str) -> Ratio | None:
+            if not gained:
+                return None
+            graft, recipient, donor = (scores(m, gained) for m in (name, "recipient", "donor"))
+            return ratio(graft, recipient, donor, recipient, texts=texts(gained))
+
+        def retention(name: str) -> Ratio | None:
+            if not retained:
+                return None
+            graft, recipient = scores(name, retained), scores("recipient", retained)
+            return ratio(graft, None, recipient, None, texts=texts(retained))
+
+        points = [
+            PointRecord(
+                rank=point.rank, scale=point.scale,
+                score=mean(scores(point.label, gained)) if gained else 0.0,
+                transfer=transfer(point.label), retention=retention(point.label),
             )
+            for point in self.points
+        ]  # fmt: skip
         return choose(points, longest, self.loss)
 
     def chosen(self) -> Point:
@@ -136,6 +152,6 @@ class Sweep(Evaluate, Chooser):
         self.__dict__.pop("record", None)
         super().complete()
 
-    def _scores(self, model: str, task: str, length: int) -> list[float]:
+    def _answers(self, model: str, task: str, length: int) -> list[Answer]:
         lines = read_lines(self.path / "items" / folder_name(model) / f"{task}-{length}.jsonl")
-        return [answer.score for answer in parse_answers(lines)]
+        return parse_answers(lines)
