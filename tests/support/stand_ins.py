@@ -126,7 +126,7 @@ def toy_recipe(text: str) -> str:
     text = re.sub(r"positions: .*", "positions: {kind: multi_chunk, window: 64, least: 16}", text)
     text = re.sub(r"parallel: .*", "", text)
     text = re.sub(r"layer_range: \[(\d+), (\d+)\]", "layer_range: [0, 2]", text)
-    text = re.sub(r"ranks: \[4, 16, auto\]\nscales: .*", "ranks: [2, auto]", text)
+    text = re.sub(r"ranks: \[4, 16\]\nscales: .*", "ranks: [2, 4]", text)
     return text.replace("needle: {}", "needle: {rows: 1}").replace(
         "held_out: 0.03", "held_out: 0.1"
     )
