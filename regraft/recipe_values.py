@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from regraft.errors import InputError
-from regraft.units import parse_tokens
+from regraft.units import parse_bytes, parse_tokens
 
 Kind = TypeVar("Kind", bound=str)
 
@@ -22,6 +22,13 @@ Kind = TypeVar("Kind", bound=str)
 def _tokens(value: Any) -> int:
     try:
         return parse_tokens(value)
+    except InputError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+def _bytes(value: Any) -> int:
+    try:
+        return parse_bytes(value)
     except InputError as error:
         raise ValueError(str(error).rstrip(".")) from None
 
@@ -39,6 +46,9 @@ def _number(value: Any) -> Any:
 Tokens = Annotated[
     int, BeforeValidator(_tokens), WithJsonSchema({"type": ["integer", "string"]})
 ]  # 65536, 64k, 1M
+Bytes = Annotated[
+    int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"]})
+]  # 256000000, 256MB
 _SCHEMA = WithJsonSchema({"type": ["number", "string"]})
 Number = Annotated[float, BeforeValidator(_number), _SCHEMA]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), _SCHEMA]

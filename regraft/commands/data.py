@@ -34,6 +34,13 @@ def build(
     workers: Annotated[
         int, typer.Option(help="Processes; the output does not depend on their number.")
     ] = 1,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="local, slurm or ray: read sources in tasks of datatrove, with the recipe's "
+            "`executor` block; the output is the same."
+        ),
+    ] = None,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
@@ -52,8 +59,8 @@ def build(
 
     return Command(
         lambda: regraft.build_data(
-            recipe, out, workers=workers, device=device, overwrite=overwrite, resume=resume,
-            dry_run=dry_run,
+            recipe, out, workers=workers, executor=executor, device=device, overwrite=overwrite,
+            resume=resume, dry_run=dry_run,
         ),
         show,
     )  # fmt: skip

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
-from typing import Any
-
-import xxhash
-from pydantic import TypeAdapter
 
 from regraft import progress
 from regraft.checkpoint.write.staging import Staging
 from regraft.data.build.disk_table import DiskTable
 from regraft.data.build.document import Document
+from regraft.data.build.executors.options import Kind
+from regraft.data.build.executors.runner import DatatroveRunner
 from regraft.data.build.pipeline import ALL, Chain, Pipeline, pipeline, run_steps
 from regraft.data.build.pool import Pool
 from regraft.data.build.read.parts import Listing
@@ -26,11 +23,21 @@ from regraft.data.build.shards import Shards
 from regraft.data.build.statistics import Flow, Histogram, Statistics
 from regraft.data.build.step import read_spool
 from regraft.data.build.tokens import count_tokens
-from regraft.data.build.work import Done, Setting, counter_of, do_part, do_source, key_of, path_of
+from regraft.data.build.work import (
+    DONE,
+    Calls,
+    Done,
+    Setting,
+    counter_of,
+    do_part,
+    do_source,
+    key_of,
+    path_of,
+    spool_hash,
+)
 from regraft.errors import InputError
 from regraft.records import to_json
 
-_DONE = TypeAdapter(Done)
 _MOST_HASHES = 1000  # listed in the record; of more files only the hash of all
 
 
@@ -44,21 +51,25 @@ class Build:
         staging: Staging,
         setting: Setting,
         workers: int,
+        executor: Kind | None = None,
     ) -> None:
         self.recipe, self.body, self.listings = recipe, recipe.body, listings
         self.staging, self.setting, self.workers = staging, setting, workers
         self.pipeline: Pipeline = pipeline(recipe.body)
         self.done: dict[str, Done] = {}
+        self.runner = executor and DatatroveRunner(executor, self.body.executor, setting, workers)
 
     def run(self, record: DatasetRecord) -> DatasetRecord:
         """Do what is not done yet; the record with everything counted."""
+        if self.runner:  # with a record the folder stays for tasks that outlive this process
+            self.staging.record("executor")
         with Pool(self.workers) as pool:
             parts = {
                 part.key: (do_part, (self.setting, steps, part))
                 for steps in self.pipeline.chains
                 for part in self.listings[steps.source.name].parts
             }
-            self._do(pool, parts, "Reading")
+            self._do(self.runner or pool, parts, "Reading")
             sources = {
                 steps.source.name: self._source(steps, record) for steps in self.pipeline.chains
             }
@@ -70,14 +81,12 @@ class Build:
             self._do(pool, whole, "Working on sources")
         return self._finish(replace(record, sources=sources))
 
-    def _do(
-        self, pool: Pool, calls: dict[str, tuple[Callable[..., Done], tuple[Any, ...]]], name: str
-    ) -> None:
+    def _do(self, pool: Pool | DatatroveRunner, calls: Calls, name: str) -> None:
         """Do the pieces of work that the journal does not have, and add them to it."""
         for key in calls:
             facts = self.staging.done(key)
-            if facts is not None and _hash(path_of(self.setting, key)) == facts["xxh3"]:
-                self.done[key] = _DONE.validate_python(facts)
+            if facts is not None and spool_hash(path_of(self.setting, key)) == facts["xxh3"]:
+                self.done[key] = DONE.validate_python(facts)
         missing = {key: call for key, call in calls.items() if key not in self.done}
         if not missing:
             return
@@ -191,17 +200,6 @@ class Build:
             for statistics in done.steps:
                 result[statistics.step].include(statistics)
         return list(result.values())
-
-
-def _hash(path: Path) -> str | None:
-    """XXH3 of a file; None where there is none."""
-    if not path.is_file():
-        return None
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _all_dropped(name: str, steps: list[Statistics]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.data.build.build import Build
+from regraft.data.build.executors.options import check_executor
 from regraft.data.build.kept import keeping
 from regraft.data.build.read.parts import Listing, list_source
 from regraft.data.build.read.report import ReadReport
@@ -39,6 +40,7 @@ def build_data(
     out: str | Path | None,
     *,
     workers: int = 1,
+    executor: str | None = None,
     device: str = "auto",
     dry_run: bool = False,
     resume: bool = False,
@@ -46,7 +48,8 @@ def build_data(
 ) -> DatasetRecord:
     """Build the folder `out` by the recipe at `recipe`. Returns the record of its data.json.
 
-    workers: processes; the output does not depend on it. device: of steps that use a model.
+    workers: processes; the output does not depend on it. executor: 'local', 'slurm' or 'ray' for
+    the parts of sources as tasks of datatrove. device: of steps that use a model.
     dry_run: check everything and return the record with its plan; `out` may be None then.
 
     Raises InputError for mistakes in the recipe, missing or empty sources, more broken records than
@@ -61,6 +64,7 @@ def build_data(
         job = Job(out, inputs=[recipe], overwrite=overwrite, resume=resume)
     parsed = Recipe.read(recipe)
     body = parsed.body
+    kind = None if executor is None else check_executor(executor, body.executor)
     if job is not None:
         job.add_inputs(_inputs(parsed))
     parsed.check_steps(servers=not resume)
@@ -87,7 +91,7 @@ def build_data(
     states = {name: listing.state for name, listing in listings.items()}
     with job.start(parsed.canonical(), states, _states(parsed), counter.digest, device) as staging:
         setting = Setting(staging.spool, body.output.tokenizer, body.seed, device)
-        record = Build(parsed, listings, staging, setting, workers).run(record)
+        record = Build(parsed, listings, staging, setting, workers, kind).run(record)
         write_record(staging.folder / RECORD, record)
         write_text(staging.folder / "recipe.yaml", parsed.document.text)
         write_card(staging.folder, record, job.target.name)

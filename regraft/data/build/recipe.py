@@ -26,7 +26,7 @@ class Recipe(BaseRecipe[Body]):
 
     def canonical(self) -> str:
         """The recipe as one line of JSON, equal for recipes that request the same."""
-        return json.dumps(self.body.model_dump(), sort_keys=True)
+        return json.dumps(self.body.model_dump(exclude={"executor"}), sort_keys=True)
 
     def steps(self) -> Iterable[tuple[Where, Step]]:
         """Every step with its place in the recipe."""

@@ -15,26 +15,15 @@ output: {tokenizer: meta-llama/Meta-Llama-3-8B}
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from regraft.data.build.executors.options import Executor
 from regraft.data.build.registry import StepEntry
-from regraft.errors import InputError
-from regraft.recipe_values import Block, Located, Positive, Share
-from regraft.units import parse_bytes
+from regraft.recipe_values import Block, Bytes, Located, Positive, Share
 
 Kind = Literal["text", "jsonl", "parquet", "code", "html", "pdf", "hub"]
-
-
-def _bytes(value: Any) -> int:
-    try:
-        return parse_bytes(value)
-    except InputError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-
-
-Bytes = Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"]})]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -135,5 +124,9 @@ class Body(Block):
         default={},
         description="shares of rows by source, by a name that a stage of `regraft train` may give "
         "as its mix",
+    )
+    executor: Executor = Field(
+        default=Executor(),
+        description="a cluster, for `--executor`; the output does not depend on it",
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of all random choices")

@@ -10,11 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import TypeAdapter
 
 from regraft.data.build.document import Document
 from regraft.data.build.kept import kept
@@ -51,6 +55,11 @@ class Done:
     before: Histogram = field(default_factory=Histogram)
 
 
+DONE = TypeAdapter(Done)
+Calls = dict[str, tuple[Callable[..., Done], tuple[Any, ...]]]
+"""Pieces of work by name: functions of this module with their arguments."""
+
+
 def path_of(setting: Setting, key: str) -> Path:
     """The file of a piece of work."""
     return setting.folder / f"{key}.jsonl"
@@ -59,6 +68,17 @@ def path_of(setting: Setting, key: str) -> Path:
 def key_of(source: str) -> str:
     """Names the work on all of a source in the journal and in file names."""
     return f"{source}.all"
+
+
+def spool_hash(path: Path) -> str | None:
+    """`Done.xxh3` of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def do_part(setting: Setting, steps: Chain, part: Part) -> Done:

@@ -1,0 +1,141 @@
+"""Parts of sources as tasks of datatrove give the bytes of a build in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import regraft
+from regraft.data.build.executors import options, runner
+from regraft.data.build.read import parts
+from regraft.data.build.recipe import Recipe
+from regraft.errors import InputError, RegraftError
+
+pytest.importorskip("datatrove")
+RECIPE = """
+sources:
+  - name: a
+    licence: CC0-1.0
+    jsonl: a.jsonl
+    steps:
+      - quality: {characters: 20, compression: [0, 1], letters: 0, repetition: false}
+      - length: {join: 100}
+output: {tokenizer: bytes}
+"""
+CLUSTER = (
+    "executor: {partition: long, time: '1:00:00', cpus: 2, memory: 6GB, tasks: 3, "
+    "setup: 'module load python', sbatch: {account: me}}\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source of several parts, as the working directory, and what a build in one process has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "PART_BYTES", 400)
+    lines = [json.dumps({"text": f"{n}. Some short sentence. " * (1 + n % 3)}) for n in range(16)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "recipe.yaml").write_text(RECIPE + CLUSTER)
+    regraft.build_data("recipe.yaml", "plain/text")
+    return tmp_path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_tasks_on_this_machine_give_the_same_bytes(folder, capfd):
+    regraft.build_data("recipe.yaml", "local/text", executor="local")
+    assert _files(folder / "local/text") == _files(folder / "plain/text")
+    assert capfd.readouterr().err == ""
+    assert os.listdir("local") == ["text"]
+
+
+def test_an_error_of_a_task_is_one_sentence(folder):
+    (folder / "recipe.yaml").write_text(RECIPE.replace("jsonl: a", "parquet: b"))
+    (folder / "b.jsonl").write_bytes((folder / "a.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"b\.jsonl"):
+        regraft.build_data("recipe.yaml", "out", executor="local")
+
+
+def test_slurm_gets_the_options_of_the_recipe_and_a_resumed_build_its_results(folder, monkeypatch):
+    import dill
+
+    bin_ = folder / "bin"
+    # sbatch notes the script; the tasks run later
+    _script(bin_ / "sbatch", f'for last; do :; done; cp "$last" {folder}/job; echo "job 7"; exit 1')
+    _script(bin_ / "scontrol", 'echo "$3"')
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    with (
+        pytest.warns(UserWarning, match="sbatch ended with 1"),
+        pytest.raises(RegraftError, match=r"3 of 3 tasks left no result, such as a-000000; their"),
+    ):
+        regraft.build_data("recipe.yaml", "slurm/text", executor="slurm")
+    job = (folder / "job").read_text().splitlines()
+    lines = {line.removeprefix("#SBATCH --") for line in job if line.startswith("#SBATCH")}
+    assert {
+        "cpus-per-task=2", "mem-per-cpu=3G", "partition=long", "time=1:00:00", "array=0-2%3",
+        "account=me", "wait",
+    } <= lines  # fmt: skip
+    assert f'export PATH={Path(sys.executable).parent}:"$PATH"; module load python' in job
+    (command,) = [line for line in job if "launch_pickled_pipeline" in line]
+    with Path(command.split()[-1]).open("rb") as file:
+        executor = dill.load(file)
+    monkeypatch.setenv("SLURM_NODELIST", "here")
+    for rank in (0, 2):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(rank))
+        executor.run()
+    ran = []
+
+    def launch(self, tasks):
+        ran.append(tasks)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+        executor.run()
+
+    monkeypatch.setattr(runner.DatatroveRunner, "_launch", launch)
+    regraft.build_data("recipe.yaml", "slurm/text", executor="slurm", resume=True)
+    assert ran == [1]
+    assert _files(folder / "slurm/text") == _files(folder / "plain/text")
+
+
+@pytest.mark.parametrize(
+    ("executor", "change", "message"),
+    [
+        ("slum", ("", ""), r"--executor slum \(did you mean slurm\?\): give one of local, slurm"),
+        ("slurm", ("partition: long, ", ""), "needs a partition; add executor: {partition: NAME}"),
+        ("slurm", ("", ""), "there is no sbatch on this machine"),
+        ("ray", ("", ""), "--executor ray needs ray: pip install ray"),
+        ("local", ("", ""), r"--executor local needs datatrove: pip install 'regraft\[cluster\]'"),
+    ],
+)
+def test_an_executor_that_cannot_be_used_is_refused(
+    tmp_path, monkeypatch, executor, change, message
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = {"ray": "ray", "local": "datatrove"}.get(executor, "")
+    find = options.importlib.util.find_spec
+    monkeypatch.setattr(
+        options.importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
+    (tmp_path / "recipe.yaml").write_text(RECIPE + CLUSTER.replace(*change))
+    with pytest.raises(InputError, match=message):
+        regraft.build_data(tmp_path / "recipe.yaml", tmp_path / "out", executor=executor)
+
+
+def test_the_executor_block_makes_no_other_build(tmp_path):
+    texts = (RECIPE, RECIPE + CLUSTER)
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.yaml").write_text(text)
+    first, second = (Recipe.read(tmp_path / f"{number}.yaml").canonical() for number in (0, 1))
+    assert first == second
