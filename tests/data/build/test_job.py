@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import regraft
-from regraft.data.build import pool
+from regraft.data.build import build, pool
 from regraft.data.build.read import parts
 from regraft.data.build.recipe import Recipe
 from regraft.data.build.record import read_dataset
+from regraft.data.build.shards import Shards
 from regraft.errors import InputError
 
 WORDS = [f"word{i}" for i in range(300)]
@@ -175,6 +176,25 @@ def test_a_killed_build_resumes_to_the_same_bytes(folder, absolute, children):
     assert resumed["code"] == 0, resumed["err"]
     assert resumed["calls"] < done["calls"]  # finished parts are not read again
     assert _files(folder / "b/text") == _files(folder / "a/text")
+
+
+def test_a_resumed_build_does_no_finished_piece_again(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("stopped")
+
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one two"}))
+    (tmp_path / "recipe.yaml").write_text(
+        f"sources: [{{name: a, licence: CC0-1.0, jsonl: {tmp_path}/a.jsonl}}]\n"
+        "output: {tokenizer: bytes}\n"
+    )
+    arguments = (tmp_path / "recipe.yaml", tmp_path / "text")
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "add", fail)  # when all parts are done
+        with pytest.raises(RuntimeError, match="stopped"):
+            regraft.build_data(*arguments)
+    monkeypatch.setattr(build, "do_part", fail)
+    record = regraft.build_data(*arguments, resume=True)
+    assert record.sources["a"].out.documents == 1
 
 
 def test_a_full_disk_keeps_what_is_done(folder, absolute, children):
