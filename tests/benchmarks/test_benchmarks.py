@@ -209,6 +209,29 @@ def test_calibrated_extraction_is_compared_with_plain(benchmark, toys):
     assert "| calibrated, rank 2 |" in printed
 
 
+def test_grafts_without_intruders_are_compared(benchmark, toys):
+    printed, _, _ = benchmark("intruders", "--quick", "--demo", toys)
+    assert "| extracted, rank 16 | plain | 0 |" in printed
+    assert "|  | change x 0.9 |" in printed
+
+
+def test_intruders_are_damped_by_the_papers_formula(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    without_intruders = importlib.import_module("intruders").without_intruders
+    before = torch.arange(32, 0, -1).double().diag()
+    new = torch.full((32,), 32**-0.5).double()  # |cosine| 0.18 with every direction of `before`
+    after = before + 200 * torch.outer(new, new.roll(1) * torch.tensor([1.0, -1.0] * 16))
+    u, values, _ = torch.linalg.svd(after)
+    damped, count = without_intruders(before, after, "value", 0.75)
+    assert count == 1
+    expected = torch.cat([0.75 * values[:1], values[1:]])
+    torch.testing.assert_close(torch.linalg.svdvals(damped), expected)
+    torch.testing.assert_close(u[:, 1:].T @ damped, u[:, 1:].T @ after)
+    damped, _ = without_intruders(before, after, "change", 0.75)
+    torch.testing.assert_close(u[:, 0] @ (damped - before), 0.75 * (u[:, 0] @ (after - before)))
+    assert without_intruders(before, 2 * before, "value", 0.75)[1] == 0
+
+
 def test_recoveries_are_compared(benchmark, toys):
     printed, _, _ = benchmark("recovery", "--quick", "--demo", toys)
     assert "| *graft-rank-4* |" in printed
