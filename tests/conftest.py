@@ -14,6 +14,7 @@ from blank_figures import render, save_blank
 from forked import Children
 from hypothesis import HealthCheck, settings
 from scripts import Scripts
+from short_imports import shorten_imports
 from train_ranks import Ranks
 from warm import WarmProcess
 
@@ -32,6 +33,12 @@ os.environ["REGRAFT_CACHE"] = _CACHE.name
 # A busy machine takes longer than hypothesis allows an example and its data.
 settings.register_profile("regraft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("regraft")
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Not in the process that only hands out the tests, which imports nothing."""
+    if not session.config.getoption("numprocesses", None):
+        shorten_imports()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import typer
@@ -19,6 +20,7 @@ from regraft.markdown import Markdown, fenced
 _EXAMPLE = re.compile(r"([A-Z][^:\n]*): ((?:regraft|torchrun) .*?)(?:\s{2,}prints (\S+))?$")
 
 
+@cache
 def group() -> TyperGroup:
     """The command `regraft`."""
     result = typer.main.get_command(cli.app)
@@ -26,6 +28,7 @@ def group() -> TyperGroup:
     return result
 
 
+@cache
 def every_command() -> dict[str, TyperCommand]:
     """Every command by its words, such as 'merge' and 'data build'."""
     result = {}

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from short_imports import shorten_imports
+
 LIMIT = 120.0
 """Seconds that a job may take."""
 _DUMP = 0.5  # seconds for processes to write their stacks
@@ -121,25 +123,30 @@ def redirect(fd: int, path: Path) -> None:
 
 _IMPORTED = (
     "matplotlib.figure", "peft", "rich.console", "rich.table", "torch.distributed.checkpoint",
-    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp", "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama", "regraft.adapters.apply.apply",
     "regraft.adapters.extract.extract", "regraft.cli", "regraft.evaluate.assemble",
     "regraft.evaluate.cells", "regraft.evaluate.cost", "regraft.evaluate.job",
     "regraft.evaluate.report.files", "regraft.graft.job", "regraft.merge.job", "regraft.train.job",
+    "regraft.train.sharded_state",
 )  # fmt: skip
 
 
 def _import() -> None:
+    shorten_imports()
     for name in _IMPORTED:
         importlib.import_module(name)
+    import typer.main
     from blank_figures import save_blank
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from regraft import drawing
+    from regraft import cli, drawing
     from regraft.evaluate.report.page import _environment
 
     drawing.save = save_blank
     # What libraries compile at their first use is compiled here, and not in every fork.
+    typer.main.get_command(cli.app)
     get_checkpoint_conversion_mapping("llama")
     _environment("regraft.evaluate.report").get_template("page.html.j2")
     with drawing.figure(Path(os.devnull)):
