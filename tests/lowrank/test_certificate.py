@@ -8,15 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numerics
 import pytest
 import torch
-from low_rank import SPECTRA, check_decomposition, matrix, ratio_to_optimum
+from low_rank import SPECTRA, matrix, ratio_to_optimum
+from numerics import SCALES, check_certificates, check_dominating_column
 
 from regraft.lowrank import certificate, subspace
 from regraft.lowrank.svd import truncated_svd
 
-_NESTED = "REGRAFT_NESTED" in os.environ  # run by the last test, for another instruction set
-SCALES = [1e-30, 1e-12, 1.0, 1e12, 1e30]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,18 +27,11 @@ def restore_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("threads", [1] if _NESTED else [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("half", [True, False])
-def test_certificate_is_never_below_the_true_ratio(half, threads, monkeypatch, restore_threads):
-    monkeypatch.setattr(subspace, "fast_bfloat16", lambda device: half)
+def test_certificate_is_never_below_the_true_ratio(half, threads, restore_threads):
     torch.set_num_threads(threads)
-    chosen = list(SPECTRA.items())[:: 1 if threads == 1 and not _NESTED else 3]
-    for number, (name, spectrum) in enumerate(chosen):
-        scale = SCALES[(number + threads) % len(SCALES)]
-        delta = matrix(scale * spectrum(288), 288, 300, seed=number)
-        result = truncated_svd(delta, 16, seed=threads)
-        assert ratio_to_optimum(delta, result) <= result.certificate(), (name, scale)
-        check_decomposition(delta, 16, result)
+    check_certificates(half, threads, step=1 if threads == 1 else 3)
 
 
 @pytest.mark.parametrize("scale", [1e-37, *SCALES, 1e36])
@@ -62,10 +56,7 @@ def test_certificate_holds_where_one_value_holds_nearly_everything(tail: float) 
 
 
 def test_the_certificate_holds_with_a_dominating_column() -> None:
-    delta = torch.randn(700, 600, generator=torch.Generator().manual_seed(0))
-    delta[:, 3] *= 1e4
-    result = truncated_svd(delta, 32)
-    assert ratio_to_optimum(delta, result) <= result.certificate() <= 1.001
+    check_dominating_column()
 
 
 def test_no_ratio_is_claimed_where_the_optimum_is_at_the_level_of_the_arithmetic():
@@ -122,17 +113,8 @@ def test_product_rounding_measures_what_was_added():
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_numerics_hold_under_other_instruction_sets(capability):
-    """Tests of this folder's maths, and that of the attention kernel, in a process of their own."""
-    if _NESTED:
-        pytest.skip("already in such a process")
-    here = Path(__file__)
-    kernels = here.parents[1] / "parallel" / "kernels" / "test_choose.py"
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "REGRAFT_NESTED": "1"}
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here), str(kernels),
-            "-k", "dominating or nearly_everything or never_below or chosen_kernel",
-        ],
-        env=environment, cwd=here.parents[2], capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
+        [sys.executable, numerics.__file__], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
