@@ -18,7 +18,7 @@ from regraft.evaluate.answers.model import LanguageModel
 from regraft.parallel import Mesh
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-VOCABULARY, SHORT, LONG = 8192, 2048, 8192
+VOCABULARY, SHORT, LONG = 8192, 1024, 4096
 LOGITS = 4 * VOCABULARY  # bytes of one token's
 
 

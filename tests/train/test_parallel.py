@@ -24,8 +24,8 @@ model: {{toy: {{length: 64, theta: 70, hidden: 32, intermediate: 48}}}}
 method: {method}
 rope: {{law: scaling}}
 stages:
-  - {{length: 64, steps: 3, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
-  - {{length: 256, steps: 7, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
+  - {{length: 64, steps: 2, batch: 4, rate: 3e-3, mix: {{short: 1}}}}
+  - {{length: 256, steps: 4, batch: 2, rate: 1e-3, mix: {{long: 1}}}}
 data:
   cache: {cache}
   held_out: 0.1
@@ -33,9 +33,9 @@ data:
     - {{name: short, synthetic: notes, words: 30, documents: 60, rows: packed}}
     - {{name: long, synthetic: notes, words: 256, documents: 30}}
 positions: {{kind: multi_chunk, window: 64, least: 8}}
-watch: {{every: 5, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
+watch: {{every: 3, rows: 3, needle: {{fact: "note paris {{value}} ;", question: "ask paris",
   answer: "{{value}}", values: [otter, maple], rows: 3}}}}
-save_every: 3
+save_every: 2
 {more}
 """
 
@@ -105,7 +105,7 @@ def test_two_processes_that_save_memory_train_as_one_also_when_killed(
     recipe = write_recipe(tmp_path, runs / "cache", method, f"parallel: {{{mesh}}}\n{savers}")
     line = ["train", recipe, "-o", tmp_path / "out", "--device", "cpu", "-q"]
     staging = tmp_path / ".out.regraft-staging" / "states"
-    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000006")
+    codes, errors = ranks.run(2, *line, kill_at=staging / "state-00000004")
     assert codes == [-9, -9], errors
     assert not (tmp_path / "out").exists()
     codes, errors = ranks.run(2, *line, "--resume")
@@ -119,7 +119,9 @@ def test_two_processes_repeat_a_stage_as_one_does(ranks, runs, tmp_path):
         stages,
         "stages:\n  - {{length: 64, steps: 12, batch: 4, rate: 0.3, theta: 100, fallback: [300], "
         "mix: {{short: 1}}}}\n",
-    ).replace("watch: {{every: 5, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
+    )
+    text = text.replace("save_every: 2", "save_every: 99")
+    text = text.replace("watch: {{every: 3, rows: 3", "watch: {{every: 2, rows: 2, stop: true")
     expected = tmp_path / "alone"
     expected.mkdir()
     recipe = write_recipe(expected, runs / "cache", "full", text=text)
