@@ -112,9 +112,14 @@ class DatatroveRunner:
         elif self._kind == "ray":
             import ray
 
-            if not ray.is_initialized():
-                ray.init()
-            executor.RayPipelineExecutor(**common, **cluster).run()
+            started = not ray.is_initialized()
+            if started:  # else the caller has connected to a cluster
+                ray.init(logging_level="error")
+            try:
+                executor.RayPipelineExecutor(**common, **cluster).run()
+            finally:
+                if started:
+                    ray.shutdown()
         else:
             path = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
             jobs = executor.SlurmPipelineExecutor(

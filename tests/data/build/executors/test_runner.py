@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -107,6 +109,27 @@ def test_slurm_gets_the_options_of_the_recipe_and_a_resumed_build_its_results(fo
     regraft.build_data("recipe.yaml", "slurm/text", executor="slurm", resume=True)
     assert ran == [1]
     assert _files(folder / "slurm/text") == _files(folder / "plain/text")
+
+
+def test_ray_gets_the_options_of_the_recipe(folder, monkeypatch):
+    from datatrove import executor
+
+    ray, calls = ModuleType("ray"), []
+    ray.__spec__ = ModuleSpec("ray", None)
+    ray.is_initialized = lambda: False
+    ray.init = lambda **_: calls.append("init")
+    ray.shutdown = lambda: calls.append("shutdown")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+
+    class Recorder(executor.LocalPipelineExecutor):
+        def __init__(self, workers, cpus_per_task, mem_per_cpu_gb, **common):
+            calls.append((workers, cpus_per_task, mem_per_cpu_gb, common["tasks"]))
+            super().__init__(workers=1, **common)
+
+    monkeypatch.setattr(executor, "RayPipelineExecutor", Recorder)
+    regraft.build_data("recipe.yaml", "ray/text", executor="ray")
+    assert calls == ["init", (3, 2, 3, 3), "shutdown"]
+    assert _files(folder / "ray/text") == _files(folder / "plain/text")
 
 
 @pytest.mark.parametrize(
