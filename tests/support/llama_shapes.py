@@ -1,4 +1,4 @@
-"""Sizes of Llama-3-8B, and of models with some of its layers."""
+"""Sizes of Llama-3-8B, and of models with some layers of it or of Llama-3-70B."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def llama(layers: int, everything: bool) -> Shape:
     parameters = layers * 218_112_000 + 2 * 128256 * 4096 + 4096
     trained = parameters if everything else LORA * layers // 32
     return Shape(parameters, trained, 4096, layers, 14336, 128256, 1024, 32, 128)
+
+
+def llama_70b(layers: int, everything: bool) -> Shape:
+    """The same with layers of Llama-3-70B."""
+    parameters = layers * 855_654_400 + 2 * 128256 * 8192 + 8192
+    trained = parameters if everything else 2_588_672 * layers
+    return Shape(parameters, trained, 8192, layers, 28672, 128256, 1024, 64, 128)

@@ -11,22 +11,21 @@ state     stored parameters and the optimizer's moments, a teacher's parameters,
           the narrow copy that autocast keeps of trained matrices
 gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
 E, G      what FSDP gathers at a time, where N > 1: both embeddings as narrow as the arithmetic; a
-          layer, and 14 bytes of each parameter trained in it while gradients are summed
+          layer and the one fetched ahead, and 7 or 12 bytes of each parameter trained in the layer
+          while gradients are summed
 a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 1) of attention's
           output and log-sum-exp where they are kept (q = h heads of their size; the last layer's
           are in w); one layer's of both if they wait on the host. Without recomputation, of every
           layer 17.1 d and 8 for each unit of the MLP's width unless that is tiled
-w         working set of one layer's backward: 37.5 d bytes a token and 7 for each unit of the MLP's
-          width unless that is tiled, 8 for each unit of keys and values that are exchanged; without
-          recomputation 17.4 d, of the last norm, during the loss too. With fused_norms 6 d less,
-          13 to 16 d if the MLP is tiled by an eighth of the tokens or less; without recomputation
-          also 4 d less of a
+w         working set of one layer's backward (`layer_bytes`); 2 d more where devices share rows;
+          without recomputation 17.4 d, of the last norm, during the loss too, 6 d less with
+          fused_norms, which also makes a 4 d less
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
-FSDP2, AdamW) traced by shape alone (`trace`) for Llama-3-8B's layers, 2 to 32 of them, 64k to 1M
-tokens, 1 and 8 devices. The formula is within 5% of them (with fused_norms and everything trained
-on one device up to 13% above), and within 3% of the peaks measured on an H100
+FSDP2, AdamW) traced by shape alone (`trace`) for layers of Llama-3-8B and 70B, 2 to 80 of them, 64k
+to 4M tokens, 1 to 1,024 devices. The formula is within 5% of them (a few layers, all trained on one
+device, up to 13% above), and within 3% of the peaks measured on an H100
 (`benchmarks/results/gpu.md`). Other architectures may differ. In float32 the bytes of activations
 double.
 
@@ -41,15 +40,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regraft.train.estimate.layer_bytes import Peak, backward_peaks
 from regraft.train.estimate.machine import GIB, Machine
 
-_ATTENTION_BYTES, _MLP_BYTES, _EXCHANGE_BYTES = 37.5, 7.0, 8.0  # of bfloat16 arithmetic
+_EXCHANGE_BYTES = 2.0  # of bfloat16 arithmetic
 _KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without recomputation
-_NORM_BYTES, _TILED_NORM_BYTES, _KEPT_NORM_BYTES = 6.0, 16.0, 4.0  # less with fused_norms
+_KEPT_NORM_BYTES, _KEPT_LAST_NORM_BYTES = 4.0, 6.0  # less with fused_norms
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
 _FOUR_BIT_BYTES = 0.5625  # of a weight of `load: {bits: 4}`, with its share of a scale
-_REDUCED_BYTES = 14  # of a trained parameter of a layer while its gradient is summed over processes
+_TILE = 8192  # tokens, of the advice to compute the MLP in tiles
 _CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
 
@@ -89,16 +89,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Switches:
-    """What decides the memory. frozen_bytes, trained_bytes: of each parameter as stored, with the
-    optimizer's moments; four_bit: whether frozen linear layers have 4 bits a weight; element: bytes
-    of a number in the layers' arithmetic; loss_chunk: tokens whose logits exist at a time; teacher:
-    whether a frozen model of the same shape is held; distill: whether it reads every row; overhead:
-    C."""
+    """What decides the memory. tile: tokens of the MLP at a time, 0: all. frozen_bytes,
+    trained_bytes: of each parameter as stored, with the optimizer's moments; four_bit: whether
+    frozen linear layers have 4 bits a weight; element: bytes of a number in the layers' arithmetic;
+    loss_chunk: tokens whose logits exist at a time; teacher: whether a frozen model of the same
+    shape is held; distill: whether it reads every row; overhead: C."""
 
     checkpoint: bool = True
     offload: bool = False
     keep_attention: bool = False
-    tiled: bool = False
+    tile: int = 0
     fused_norms: bool = False
     frozen_bytes: float = 2
     four_bit: bool = False
@@ -110,23 +110,25 @@ class Switches:
     overhead: float = 3 * GIB
 
 
-def token_bytes(shape: Shape, switches: Switches, context: int) -> tuple[float, float, float]:
-    """Bytes of each token: what the layers keep on the device, the working set of one layer's
-    backward, on the host."""
-    scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.kv if context > 1 else 0.0
+def token_bytes(
+    shape: Shape, switches: Switches, tokens: float, context: int
+) -> tuple[float, list[Peak], float]:
+    """Bytes of each of a device's `tokens`: what the layers keep on the device, the working set of
+    one layer's backward, on the host."""
+    scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.hidden if context > 1 else 0.0
     extra = switches.element * shape.hidden if switches.distill else 0
     fused = switches.fused_norms and switches.element < _GRADIENT
     if not switches.checkpoint:
-        mlp = 0.0 if switches.tiled else _KEPT_MLP_BYTES * shape.intermediate
+        mlp = 0.0 if switches.tile else _KEPT_MLP_BYTES * shape.intermediate
         norm = _KEPT_NORM_BYTES if fused else 0.0
         kept = scale * ((_KEPT_BYTES - norm) * shape.hidden + mlp + exchange)
-        last = _LAST_NORM_BYTES - (_NORM_BYTES if fused else 0.0)
-        return kept * shape.layers, scale * last * shape.hidden + extra, 0.0
-    mlp = 0.0 if switches.tiled else _MLP_BYTES * shape.intermediate
-    norm = _NORM_BYTES if fused else 0.0
-    if fused and switches.tiled:  # attention sets the peak, of which less is saved
-        norm = _TILED_NORM_BYTES - 2 * switches.keep_attention - (context > 1)
-    working = scale * ((_ATTENTION_BYTES - norm) * shape.hidden + mlp + exchange) + extra
+        last = _LAST_NORM_BYTES - (_KEPT_LAST_NORM_BYTES if fused else 0.0)
+        return kept * shape.layers, [Peak(scale * last * shape.hidden + extra, 7)], 0.0
+    peaks = backward_peaks(
+        shape.hidden, shape.kv, shape.intermediate,
+        tile=switches.tile / tokens, fused_norms=fused, offload=switches.offload,
+    )  # fmt: skip
+    working = [Peak(scale * (peak.token + exchange) + extra, peak.trained) for peak in peaks]
     inputs = float(switches.element * shape.hidden)
     attention = 0.0
     if switches.keep_attention:
@@ -141,8 +143,8 @@ def memory(
 ) -> tuple[float, float]:
     """(bytes on each device, bytes on all hosts) for rows of `tokens` over `context` devices;
     parameters are held `replicate` times by all devices."""
-    inputs, working, host = token_bytes(shape, switches, context)
     local = tokens / context
+    inputs, peaks, host = token_bytes(shape, switches, local, context)
     narrow = switches.element < _GRADIENT
     # of the embedding or the head, the share that is trained
     embedding = shape.vocabulary * shape.hidden * shape.trained / shape.parameters
@@ -162,29 +164,19 @@ def memory(
     by_layers = gradients - _GRADIENT * embedding / parts  # the embedding's comes after them
     chunk = _LOGIT_BYTES * shape.vocabulary * min(local, switches.loss_chunk)
     last = inputs if switches.offload else inputs / shape.layers
-    backward = max(local * inputs, by_layers + local * last) + local * working
+    layer = max(shape.parameters - 2 * shape.vocabulary * shape.hidden, 0) / shape.layers
+    trained = layer * shape.trained / shape.parameters if devices > 1 else 0.0
+    working = max(local * peak.token + trained * peak.trained for peak in peaks)
+    backward = max(local * inputs, by_layers + local * last) + working
     loss = local * inputs + chunk + (_GRADIENT + switches.element) * embedding
     if not switches.checkpoint:
-        loss += local * working
-    if devices > 1:
-        root, layer = _gathered(shape, switches)
-        backward += root + layer
+        loss += local * peaks[0].token
+    if devices > 1:  # FSDP gathers the embeddings, a layer and the next
+        root = (3 if switches.distill else 2) * shape.vocabulary * shape.hidden * switches.element
+        backward += root + 2 * layer * switches.element
         loss += root
     update = 2 * gradients
     return switches.overhead + state + max(backward, loss, update), local * host * devices
-
-
-def _gathered(shape: Shape, switches: Switches) -> tuple[float, float]:
-    """Parameters that FSDP holds whole at a time: both embeddings, and a layer with its gradients
-    on their way to the other processes."""
-    embedding = shape.vocabulary * shape.hidden
-    layer = max(shape.parameters - 2 * embedding, 0) / shape.layers
-    share = shape.trained / shape.parameters
-    embeddings = 3 if switches.distill else 2
-    return (
-        embeddings * embedding * switches.element,
-        layer * (switches.element + _REDUCED_BYTES * share),
-    )
 
 
 def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
@@ -264,12 +256,12 @@ def alternatives(
     shape: Shape, switches: Switches, machine: Machine
 ) -> list[tuple[str, Switches, int]]:
     """(what to switch, the switches, longest row), as set first, then each way to save more."""
-    options = [("as set", switches)]
+    options, tile = [("as set", switches)], switches.tile or _TILE
     for name, change in (
         ("checkpoint", {"checkpoint": True}),
-        ("tiled_mlp", {"checkpoint": True, "tiled": True}),
+        ("tiled_mlp", {"checkpoint": True, "tile": tile}),
         ("offload", {"checkpoint": True, "offload": True}),
-        ("offload and tiled_mlp", {"checkpoint": True, "offload": True, "tiled": True}),
+        ("offload and tiled_mlp", {"checkpoint": True, "offload": True, "tile": tile}),
     ):
         other = replace(switches, **change, keep_attention=False)
         if other not in [known for _, known in options]:

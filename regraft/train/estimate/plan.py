@@ -214,7 +214,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         checkpoint=body.memory.checkpoint,
         offload=body.memory.offload and not on_cpu,
         keep_attention=body.memory.checkpoint and body.memory.keep_attention is True,
-        tiled=body.memory.tiled_mlp > 0,
+        tile=body.memory.tiled_mlp,
         fused_norms=body.memory.fused_norms,
         frozen_bytes=element,
         four_bit=body.load.bits == 4,
@@ -234,6 +234,7 @@ def estimate_stage(
     window, rows = recipe.window(stage), min(recipe.body.memory.rows, stage.batch)
     copies = recipe.body.parallel.replicate
     mesh = (context, machine.devices, 1 if copies == "auto" else copies)
+    switches = replace(switches, tile=switches.tile * rows)
     if recipe.body.memory.keep_attention == "auto" and switches.checkpoint and not machine.is_cpu:
         keeping = replace(switches, keep_attention=True)
         needed = budget.memory(shape, keeping, window * rows, *mesh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from llama_shapes import LLAMA_8B, LLAMA_8B_CONFIG, llama
+from llama_shapes import LLAMA_8B, LLAMA_8B_CONFIG, llama, llama_70b
 
 from regraft.parallel import Mesh
 from regraft.train.estimate import budget, plan
@@ -16,7 +16,7 @@ from regraft.train.estimate.trace import trace_stage
 from regraft.train.recipe.schema import Body
 from regraft.train.step.learner import untrained_learner
 
-_TWO = {"offload": True, "tiled": True}
+_TWO = {"offload": True, "tile": 8192}
 _ALL = {**_TWO, "keep_attention": True}
 _FUSED = {"fused_norms": True}
 # Live GiB of the real step on each device, traced by shape alone (`regraft plan --trace`): layers,
@@ -30,24 +30,43 @@ TRACED = [
     (4, False, {}, 256, 8, 11.90),
     (32, False, {}, 256, 8, 20.37),
     (4, True, {}, 64, 1, 43.22),
-    (4, True, {"tiled": True}, 128, 1, 47.83),
+    (4, True, {"tile": 8192}, 128, 1, 47.83),
     (4, True, {}, 64, 8, 11.00),
     (8, True, {}, 64, 8, 12.47),
-    (4, True, {"tiled": True}, 512, 8, 19.14),
+    (4, True, {"tile": 8192}, 512, 8, 19.14),
     (32, True, {}, 64, 8, 21.28),
-    (32, True, {"tiled": True}, 256, 8, 28.87),
-    (32, True, _ALL, 64, 8, 21.55),
-    (32, True, _ALL, 256, 8, 24.59),
-    (32, True, _ALL, 512, 8, 29.99),
-    (32, True, _ALL, 1024, 8, 40.79),
+    (32, True, {"tile": 8192}, 256, 8, 28.87),
+    (32, True, _ALL | {"tile": 4096}, 64, 8, 21.55),
+    (32, True, _ALL | {"tile": 4096}, 256, 8, 24.59),
+    (32, True, _ALL | {"tile": 4096}, 512, 8, 29.99),
+    (32, True, _ALL | {"tile": 4096}, 1024, 8, 40.79),
     (3, False, _FUSED, 64, 1, 18.55),
-    (3, False, _FUSED | {"tiled": True}, 64, 1, 10.06),
-    (3, False, _FUSED | {"tiled": True}, 128, 1, 16.89),
+    (3, False, _FUSED | {"tile": 8192}, 64, 1, 10.06),
+    (3, False, _FUSED | {"tile": 8192}, 128, 1, 16.89),
     (3, False, _FUSED | _ALL, 128, 1, 16.91),
     (3, False, _FUSED | {"checkpoint": False}, 16, 1, 14.61),
     (3, False, _FUSED, 256, 8, 10.84),
     (3, False, _FUSED | _ALL, 1024, 8, 18.67),
     (3, True, _FUSED | _ALL, 512, 8, 15.14),
+]
+# The same of other meshes and models (benchmarks/rehearse.py): shape, switches, thousands of
+# tokens, devices that share the row, devices, live.
+_SENT = {"offload": True}
+TRACED_MESHES = [
+    (llama(3, False), _SENT | {"tile": 4096}, 256, 8, 8, 8.349),
+    (llama(3, False), _SENT | {"tile": 16384}, 256, 8, 8, 9.229),
+    (llama(32, True), _TWO, 512, 8, 8, 29.475),
+    (llama_70b(80, False), _TWO, 256, 8, 8, 34.103),
+    (llama_70b(80, True), _TWO, 2048, 64, 64, 42.866),
+    (llama_70b(80, True), _TWO, 4096, 256, 1024, 24.115),
+    (llama_70b(3, True), {}, 128, 8, 8, 28.186),
+    (llama_70b(3, True), _ALL, 256, 8, 64, 27.534),
+    (llama_70b(3, False), {"tile": 8192, "keep_attention": True}, 128, 4, 4, 20.994),
+    (llama_70b(3, False), _SENT, 256, 8, 8, 24.392),
+    (llama_70b(3, False), _SENT | {"tile": 2048}, 256, 8, 8, 18.392),
+    (llama_70b(3, False), _SENT | {"tile": 16384}, 256, 8, 8, 20.151),
+    (llama_70b(3, False), _SENT, 32, 1, 1, 24.465),
+    (llama_70b(3, False), _SENT | {"tile": 2048}, 32, 1, 1, 18.467),
 ]
 # Peaks of live tensors on an H100, GiB, and seconds of a step (benchmarks/results/gpu.md): layers,
 # switches, thousands of tokens.
@@ -56,7 +75,7 @@ MEASURED = [
     (32, {"keep_attention": True}, 64, 62.57, 14.07),
     (2, {}, 64, 19.20, 1.304),
     (4, {"offload": True}, 64, 19.55, 2.283),
-    (4, {"tiled": True}, 64, 15.04, 2.333),
+    (4, {"tile": 8192}, 64, 15.04, 2.333),
     (4, {"keep_attention": True}, 64, 22.56, 2.044),
     (2, _TWO, 64, 12.69, 1.342),
     (2, _ALL, 64, 13.20, 1.220),
@@ -92,6 +111,17 @@ def test_the_formula_is_within_five_percent_of_the_live_bytes_of_the_real_step(
 
 
 @pytest.mark.parametrize(
+    ("shape", "switches", "tokens", "context", "devices", "live"), TRACED_MESHES
+)
+def test_the_formula_holds_for_70b_for_other_meshes_and_tiles(
+    shape, switches, tokens, context, devices, live
+):
+    bare = Switches(**switches, overhead=0)
+    device, _ = budget.memory(shape, bare, tokens * 1024, context, devices)
+    assert device / GIB == pytest.approx(live, rel=0.03)
+
+
+@pytest.mark.parametrize(
     ("method", "memory"), [("lora", {"tiled_mlp": 8192, "fused_norms": True}), ("recover", {})]
 )
 def test_the_formula_follows_the_step_as_it_is(method, memory):
@@ -122,7 +152,7 @@ def test_layer_inputs_on_the_host_are_256_kib_a_token():
 
 def test_the_longest_row_just_fits():
     gpus = parse_machine("8xH100-80", None)
-    for switches in (Switches(), Switches(tiled=True), Switches(offload=True, tiled=True)):
+    for switches in (Switches(), Switches(tile=8192), Switches(offload=True, tile=8192)):
         most = budget.longest(LLAMA_8B, switches, gpus)
 
         def fits(tokens, switches=switches):

@@ -137,6 +137,19 @@ def test_attention_is_kept_where_a_tenth_of_the_memory_stays_free(tmp_path, memo
         assert not stage.keep_attention
 
 
+def test_a_tile_of_several_rows_is_their_share_of_the_memory(tmp_path):
+    """Tiles are cut along rows, so two rows of 8k tokens in tiles of 4k need as much as one of
+    16k in tiles of 8k."""
+    recipe = recipe_of(tmp_path, "tiled_mlp: 4096, rows: 2, loss_chunk: 256, keep_attention: false")
+    gpu, shape = parse_machine("H100", None), llama(32, False)
+    stage = recipe.body.stages[1].model_copy(update={"batch": 2})
+    switches = plan.switches_of(recipe.body, gpu)
+    estimate = plan.estimate_stage(recipe, stage, shape, switches, gpu, 1)
+    expected = budget.memory(shape, replace(switches, tile=8192), 16384, 1, 1)[0]
+    assert estimate.device_bytes == expected
+    assert expected > budget.memory(shape, replace(switches, tile=2048), 16384, 1, 1)[0]
+
+
 def test_all_processes_decide_alike_whether_attention_is_kept(tmp_path, monkeypatch):
     """Where one keeps it and another does not, the other one's messages would wait for ever."""
 
