@@ -19,13 +19,16 @@ def point_label(rank: str | None, scale: float) -> str:
 class PointRecord:
     """A point of a sweep. rank: as in the recipe; score: at the greatest length; transfer: the
     share of the donor's gain there; retention: of the target's own scores within its own context.
-    Either is None where there is nothing to gain or to retain."""
+    Either is None where there is nothing to gain or to retain. bytes, error: of the adapter as
+    stored, error relative to the change it approximates; None where its record does not say."""
 
     rank: str | None
     scale: float
     score: float
     transfer: Ratio | None
     retention: Ratio | None
+    bytes: int | None = None
+    error: float | None = None
 
     @property
     def label(self) -> str:

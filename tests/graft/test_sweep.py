@@ -17,6 +17,7 @@ from regraft.evaluate.statistics import Ratio, ratio
 from regraft.graft.choose import PointRecord, choose
 from regraft.graft.job import graft_model
 from regraft.graft.report.sweep import scale_labels
+from regraft.units import format_bytes
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,16 @@ def test_the_chosen_point_is_grafted_and_evaluated_on_other_items(swept: Path) -
     assert {sample.prompt for sample in sweep.samples}.isdisjoint(
         {sample.prompt for sample in report.samples}
     )
+
+
+def test_the_table_has_size_and_error_of_every_adapter(swept: Path) -> None:
+    card = (swept / "out/models/target/README.md").read_text()
+    for rank in ("2", "auto"):
+        totals = json.loads((swept / f"out/adapters/rank-{rank}/regraft.json").read_text())[
+            "totals"
+        ]
+        row = f"| {rank} | {format_bytes(totals['bytes'])} | {totals['error']:.3f} | 0.5 |"
+        assert row in card
 
 
 def test_points_have_the_scores_of_grafts_on_disk(swept: Path, tmp_path: Path) -> None:

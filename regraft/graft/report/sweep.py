@@ -7,16 +7,27 @@ from pathlib import Path
 from regraft.drawing import figure, legend, styles
 from regraft.evaluate.report.tables import Rows, format_ratio
 from regraft.graft.choose import PointRecord, SweepRecord
-from regraft.units import format_tokens
+from regraft.units import format_bytes, format_tokens
 
 
 def sweep_table(sweep: SweepRecord) -> Rows:
     """A row for each point, the chosen one marked."""
     length = format_tokens(sweep.length)
-    head = ["rank", "scale", f"answered at {length}", f"transfer at {length}", "retention", ""]
+    head = [
+        "rank",
+        "size",
+        "error",
+        "scale",
+        f"answered at {length}",
+        f"transfer at {length}",
+        "retention",
+        "",
+    ]
     return [head] + [
         [
             point.rank or "given",
+            format_bytes(point.bytes) if point.bytes is not None else "-",
+            f"{point.error:.3f}" if point.error is not None else "-",
             f"{point.scale:g}",
             f"{point.score:.2f}",
             format_ratio(point.transfer),

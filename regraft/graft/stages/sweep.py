@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from regraft.adapters.reader import Adapter
 from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.evaluate.answers.model import folder_name
@@ -130,14 +131,16 @@ class Sweep(Evaluate, Chooser):
             graft, recipient = scores(name, retained), scores("recipient", retained)
             return ratio(graft, None, recipient, None, texts=texts(retained))
 
-        points = [
-            PointRecord(
+        points = []
+        for point in self.points:
+            adapter = Adapter.open(point.adapter.location).record
+            totals = adapter.totals if adapter is not None else None
+            points.append(PointRecord(
                 rank=point.rank, scale=point.scale,
                 score=mean(scores(point.label, gained)) if gained else 0.0,
                 transfer=transfer(point.label), retention=retention(point.label),
-            )
-            for point in self.points
-        ]  # fmt: skip
+                bytes=totals.bytes if totals else None, error=totals.error if totals else None,
+            ))  # fmt: skip
         return choose(points, longest, self.loss)
 
     def chosen(self) -> Point:
