@@ -210,14 +210,17 @@ def _parquet(source: Text) -> Iterator[str]:
             yield from batch.column(0).to_pylist()
 
 
-def open_parquet(path: Path) -> Any:
-    """A `pyarrow.parquet.ParquetFile`. Raises InputError for a file that is none."""
+def open_parquet(path: str | Path, file: Any = None) -> Any:
+    """A `pyarrow.parquet.ParquetFile` of a path, or of an open file that is slow to read from.
+
+    Raises InputError for a file that is none.
+    """
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install pyarrow.") from None
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(file or path, pre_buffer=file is not None)
     except ArrowInvalid as error:
         raise InputError(f"{path} is not a Parquet file ({error}).") from None
 

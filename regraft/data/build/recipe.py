@@ -92,6 +92,8 @@ _OF_KINDS = {
     "format": ("jsonl", "parquet", "hub"),
     "field": ("jsonl", "parquet", "hub"),
     "split": ("hub",),
+    "subset": ("hub",),
+    "limit": ("jsonl", "parquet", "hub"),
     "separator": ("text",),
     "order": ("code",),
     "encodings": ("text", "jsonl", "code", "html"),

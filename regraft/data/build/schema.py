@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from regraft.data.build.executors.options import Executor
 from regraft.data.build.registry import StepEntry
-from regraft.recipe_values import Block, Bytes, Located, Positive, Share
+from regraft.recipe_values import Block, Bytes, Count, Located, Positive, Share
 
 Kind = Literal["text", "jsonl", "parquet", "code", "html", "pdf", "hub"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -53,7 +53,9 @@ class Source(Located[Kind]):
         default=None, description="a file, folder or glob; a file a document; needs pypdfium2"
     )
     hub: Text | None = Field(
-        default=None, description="a Hub dataset org/name[@revision]; needs datasets"
+        default=None,
+        description="a Hub dataset org/name[@revision] of Parquet files or JSON lines, which are "
+        "read in place; needs datasets",
     )
     chat: bool = Field(
         default=False, description="jsonl, parquet, hub: a record is a conversation, not a text"
@@ -71,6 +73,14 @@ class Source(Located[Kind]):
         default=None, description="the field with a document's id; default: file and place in it"
     )
     split: Text = Field(default="train", description="of a Hub dataset")
+    subset: Text | None = Field(
+        default=None, description="of a Hub dataset that has several (`configs` in its card)"
+    )
+    limit: Count | None = Field(
+        default=None,
+        description="jsonl, parquet, hub: read this many records, the first ones; of a Hub dataset "
+        "little else is transferred",
+    )
     separator: Text | None = Field(
         default=None, description="text: what separates the documents in a file"
     )

@@ -95,14 +95,25 @@ def test_conversations_have_their_turns(tmp_path):
     assert "more than a role and a content" in report.examples[1]
 
 
-def test_a_hub_dataset_is_read_by_rows(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    dataset = datasets.Dataset.from_list([{"text": f"t{i}", "other": i} for i in range(7)])
-    for module in (parts, read):
-        monkeypatch.setattr(module, "hub_dataset", lambda name, split: dataset)
-    monkeypatch.setattr(parts, "_HUB_ROWS", 3)
-    found, _ = _read(_source(hub="org/name@main"))
-    assert [(one.id, one.text) for one in found] == [(str(i), f"t{i}") for i in range(7)]
+@pytest.mark.parametrize("limit", [1, 7, 8, 30])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_limit_takes_the_first_records(tmp_path, monkeypatch, kind, limit):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+
+    rows = [{"text": f"text {i}"} for i in range(20)]
+    for name, part in (("a", rows[:8]), ("b", rows[8:])):
+        if kind == "parquet":
+            parquet.write_table(Table.from_pylist(part), tmp_path / name, row_group_size=3)
+        else:
+            written = [*map(json.dumps, part[:2]), "{", *map(json.dumps, part[2:])]
+            (tmp_path / name).write_text("\n".join(written) + "\n")
+    monkeypatch.setattr(parts, "PART_BYTES", 20)
+    found, report = _read(_source(**{kind: str(tmp_path / "*")}, limit=limit))
+    assert report.records == min(limit, 20 if kind == "parquet" else 22)
+    assert report.records == len(found) + report.broken
+    assert [one.text for one in found] == [row["text"] for row in rows[: len(found)]]
+    assert list(report.hashes) == (["a"] if limit < 9 else ["a", "b"])
 
 
 def test_a_long_text_becomes_documents_cut_between_lines(tmp_path, monkeypatch):

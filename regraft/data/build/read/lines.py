@@ -8,6 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+from regraft.data.build.read.hub import is_hub, open_hub_file
 from regraft.data.build.read.report import ReadReport
 from regraft.errors import InputError
 from regraft.input_files import open_file, parse_json
@@ -54,13 +55,16 @@ def cut_texts(blocks: Iterable[str], separator: str | None = None) -> Iterator[t
 
 
 def read_jsonl(
-    path: Path, name: str, start: int, stop: int, encodings: Sequence[str], report: ReadReport
+    path: str, name: str, start: int, stop: int, encodings: Sequence[str], report: ReadReport
 ) -> Iterator[tuple[str, Any]]:
-    """('name:byte', value) of the lines that begin in bytes [start, stop) of a file.
+    """('name:byte', value) of the lines that begin in bytes [start, stop) of a file, which may be
+    one of the Hub.
 
     A line that is in none of the encodings, no JSON or longer than 256 MB counts as broken.
     """
-    with BufferedReader(open_file(path), _BLOCK) as file:
+    remote = is_hub(path)
+    raw = open_hub_file(path, in_order=True) if remote else open_file(path)
+    with BufferedReader(raw, _BLOCK) as file:
         if start:
             file.seek(start - 1)
             _skip_line(file)
@@ -76,8 +80,11 @@ def read_jsonl(
                 value = parse_json(text if at else text.removeprefix("\ufeff"), "it")
             except InputError as error:
                 report.records += 1
-                # a line number takes a reading of all before it
-                place = f"{name}, line {_line_number(path, at)}" if report.has_room else name
+                place = name
+                if remote:
+                    place = f"{name}, byte {at}"
+                elif report.has_room:  # a line number takes a reading of all before it
+                    place = f"{name}, line {_line_number(path, at)}"
                 report.add_broken(f"{place}: {str(error).split('; correct it')[0]}")
                 continue
             yield f"{name}:{at}", value
@@ -97,7 +104,7 @@ def _decode(line: bytes, encodings: Sequence[str]) -> str:
     raise InputError(f"it is not {' or '.join(encodings)} text")
 
 
-def _line_number(path: Path, at: int) -> int:
+def _line_number(path: str, at: int) -> int:
     """The number of the line that begins at byte `at`; reads all that is before it."""
     number = 1
     with open_file(path) as file:

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import glob
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from regraft.data.build.read.hub import HubFile, hub_split, open_hub_parquet
 from regraft.data.build.read.pages import check_package
 from regraft.data.build.read.repository import repository_files
 from regraft.data.build.schema import Source
-from regraft.data.sources import files_of, hub_dataset, open_parquet
+from regraft.data.sources import files_of, open_parquet
 from regraft.errors import InputError, reading
 
 PART_BYTES = 32 << 20
 _MOST_FILES = 1000  # in a part
-_HUB_ROWS = 10_000  # in a part
+_CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a part reads: a file, a folder of code, or a dataset, from `start` to `stop`.
+    """Where a part reads: a file (one of the Hub begins with hf://) or a folder of code.
 
-    start, stop: bytes of JSON lines, row groups of Parquet, rows of a dataset; else 0. row: of
-    Parquet, the number of its first row.
+    start, stop: bytes of JSON lines, row groups of Parquet; else 0. row, rows: of Parquet, the
+    number of its first row, and how many it has.
     """
 
     path: str
     start: int = 0
     stop: int = 0
     row: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some pieces of a source, read by one process. number: from 0, in the order of the output."""
+    """Some pieces of a source, read by one process.
+
+    number: from 0, in the order of the output. limit: most lines that are read of it.
+    """
 
     source: str
     number: int
     pieces: tuple[Piece, ...]
+    limit: int | None = None
 
     @property
     def key(self) -> str:
@@ -64,7 +72,7 @@ def list_source(source: Source) -> Listing:
         if kind == "html" or kind == "pdf":
             check_package(kind)
     if source.kind == "hub":
-        return _list_dataset(source)
+        return _list_split(source)
     if source.kind == "code":
         pieces, paths = [], []
         for folder in folders(source):
@@ -78,10 +86,12 @@ def list_source(source: Source) -> Listing:
         with reading(source.location):
             pieces = [piece for path in paths for piece in _pieces(source, path)]
     state = [(str(path), (now := path.stat()).st_size, now.st_mtime_ns) for path in paths]
-    parts = [
-        Part(source.name, number, tuple(group)) for number, group in enumerate(_grouped(pieces))
-    ]
-    return Listing(parts, len(paths), sum(size for _, size, _ in state), state)
+    return Listing(_parts(source, pieces), len(paths), sum(size for _, size, _ in state), state)
+
+
+def is_parquet(source: Source, path: str) -> bool:
+    """Whether a file of a source has rows; those of JSON have lines."""
+    return source.kind == "parquet" or (source.kind == "hub" and path.lower().endswith(".parquet"))
 
 
 def folders(source: Source) -> list[Path]:
@@ -107,25 +117,72 @@ def root_of(source: Source) -> Path:
     return Path(*fixed)
 
 
+def _list_split(source: Source) -> Listing:
+    split = hub_split(source.location, source.subset, source.split)
+
+    def pieces(file: HubFile) -> list[tuple[Piece, int]]:
+        if is_parquet(source, file.path):
+            return list(_row_groups(file.path, open_hub_parquet(file.path)))
+        return list(_lines(file.path, file.size))
+
+    if source.limit is None:
+        with ThreadPoolExecutor(_CONNECTIONS) as threads:  # each waits for a file's footer
+            parts = _parts(source, chain.from_iterable(threads.map(pieces, split.files)))
+    else:
+        parts = _parts(source, chain.from_iterable(map(pieces, split.files)))
+    used = {piece.path for part in parts for piece in part.pieces}
+    size = sum(file.size for file in split.files if file.path in used)
+    return Listing(parts, len(used), size, [(split.revision, 0, 0)])
+
+
 def _pieces(source: Source, path: Path) -> Iterator[tuple[Piece, int]]:
     """The pieces of a file, with their bytes."""
-    size = path.stat().st_size
     if source.kind == "jsonl":
-        for start in range(0, size, PART_BYTES):
-            stop = min(start + PART_BYTES, size)
-            yield Piece(str(path), start, stop), stop - start
-    elif source.kind == "parquet":
-        meta = open_parquet(path).metadata
-        row = 0
-        for group in range(meta.num_row_groups):
-            details = meta.row_group(group)
-            yield Piece(str(path), group, group + 1, row), details.total_byte_size
-            row += details.num_rows
-    else:
-        yield Piece(str(path)), size
+        return _lines(str(path), path.stat().st_size)
+    if source.kind == "parquet":
+        return _row_groups(str(path), open_parquet(path))
+    return iter([(Piece(str(path)), path.stat().st_size)])
 
 
-def _grouped(pieces: list[tuple[Piece, int]]) -> Iterator[list[Piece]]:
+def _lines(path: str, size: int) -> Iterator[tuple[Piece, int]]:
+    for start in range(0, size, PART_BYTES):
+        stop = min(start + PART_BYTES, size)
+        yield Piece(path, start, stop), stop - start
+
+
+def _row_groups(path: str, table: Any) -> Iterator[tuple[Piece, int]]:
+    row = 0
+    for group in range(table.metadata.num_row_groups):
+        details = table.metadata.row_group(group)
+        yield Piece(path, group, group + 1, row, details.num_rows), details.total_byte_size
+        row += details.num_rows
+
+
+def _parts(source: Source, pieces: Iterable[tuple[Piece, int]]) -> list[Part]:
+    """The parts of pieces with their bytes; where the source has a limit, of the first of them."""
+    limit = source.limit
+    if limit is not None:
+        pieces = iter(pieces)
+        first = next(pieces, None)
+        if first is not None and not is_parquet(source, first[0].path):
+            # how many lines a piece has is not known before it is read
+            return [Part(source.name, 0, tuple(one for one, _ in chain([first], pieces)), limit)]
+        pieces = _first_rows(chain([first] if first else [], pieces), limit)
+    return [
+        Part(source.name, number, tuple(group)) for number, group in enumerate(_grouped(pieces))
+    ]
+
+
+def _first_rows(pieces: Iterable[tuple[Piece, int]], limit: int) -> Iterator[tuple[Piece, int]]:
+    """The pieces with the first `limit` rows."""
+    for piece, size in pieces:
+        yield replace(piece, rows=min(piece.rows, limit)), size
+        limit -= piece.rows
+        if limit <= 0:
+            return
+
+
+def _grouped(pieces: Iterable[tuple[Piece, int]]) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     total = 0
     for piece, size in pieces:
@@ -136,14 +193,3 @@ def _grouped(pieces: list[tuple[Piece, int]]) -> Iterator[list[Piece]]:
         total += size
     if group:
         yield group
-
-
-def _list_dataset(source: Source) -> Listing:
-    dataset = hub_dataset(source.location, source.split)
-    rows = len(dataset)
-    parts = [
-        Part(source.name, number, (Piece(source.location, start, min(start + _HUB_ROWS, rows)),))
-        for number, start in enumerate(range(0, rows, _HUB_ROWS))
-    ]
-    size = sum(os.path.getsize(file["filename"]) for file in dataset.cache_files)
-    return Listing(parts, len(dataset.cache_files), size, [(str(dataset._fingerprint), rows, 0)])

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from regraft.data.build.document import Document, Message
+from regraft.data.build.read.hub import is_hub, name_of, open_hub_parquet, reading_hub
 from regraft.data.build.read.lines import cut_texts, read_jsonl, read_texts
 from regraft.data.build.read.pages import page_text, read_page, read_pdf
-from regraft.data.build.read.parts import Part, Piece, root_of
+from regraft.data.build.read.parts import Part, Piece, is_parquet, root_of
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.read.repository import heading, in_order_of_imports, repository_files
 from regraft.data.build.recipe import BOOKS3
 from regraft.data.build.schema import Source
 from regraft.data.chat.records import COLUMNS, read_conversation
-from regraft.data.sources import hub_dataset, open_parquet
+from regraft.data.sources import open_parquet
 from regraft.errors import InputError, reading
 from regraft.input_files import open_file
 
@@ -34,9 +36,14 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
     Raises InputError where a whole file is of another kind than the recipe says.
     """
     root = root_of(source)
+    last = None if part.limit is None else report.records + part.limit
     for piece in part.pieces:
-        if source.kind == "hub":
-            yield from _records(source, _hub_rows(source, piece), report)
+        if last is not None and report.records >= last:
+            return
+        if is_hub(piece.path):
+            with reading_hub(piece.path):
+                rows = _rows(source, piece, name_of(piece.path), report)
+                yield from _records(source, rows, report, last)
             continue
         path = Path(piece.path)
         name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
@@ -51,11 +58,8 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
                 yield from _texts(source, texts, name, report)
             elif source.kind in ("html", "pdf"):
                 yield from _texts(source, _pages(source, path, name, report), name, report)
-            elif source.kind == "jsonl":
-                lines = read_jsonl(path, name, piece.start, piece.stop, source.encodings, report)
-                yield from _records(source, lines, report)
             else:
-                yield from _records(source, _parquet_rows(source, path, name, piece), report)
+                yield from _records(source, _rows(source, piece, name, report), report, last)
 
 
 def file_hash(path: Path) -> str:
@@ -92,10 +96,13 @@ def _pages(source: Source, path: Path, name: str, report: ReadReport) -> Iterato
 
 
 def _records(
-    source: Source, rows: Iterator[tuple[str, Any]], report: ReadReport
+    source: Source, rows: Iterator[tuple[str, Any]], report: ReadReport, last: int | None
 ) -> Iterator[Document]:
-    """Documents of (place, record) pairs; the place is the id unless a field has one."""
+    """Documents of (place, record) pairs; the place is the id unless a field has one. last: where
+    the count of records ends."""
     for where, row in rows:
+        if last is not None and report.records >= last:
+            return
         report.records += 1
         try:
             document = _document(source, where, row)
@@ -157,29 +164,22 @@ def _columns(source: Source) -> set[str]:
     return {*own, source.id_field or "", *_MARKS}
 
 
-def _parquet_rows(
-    source: Source, path: Path, name: str, piece: Piece
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    table = open_parquet(path)
+def _rows(source: Source, piece: Piece, name: str, report: ReadReport) -> Iterator[tuple[str, Any]]:
+    """(place, record) of the rows or lines of a piece."""
+    if not is_parquet(source, piece.path):
+        return read_jsonl(piece.path, name, piece.start, piece.stop, source.encodings, report)
+    table = (open_hub_parquet if is_hub(piece.path) else open_parquet)(piece.path)
     names = table.schema_arrow.names
     if not source.chat and (source.field or "text") not in names:
         raise InputError(
-            f"{path} has no column '{source.field or 'text'}'; it has {', '.join(sorted(names))}."
+            f"{name} has no column '{source.field or 'text'}'; it has {', '.join(sorted(names))}."
         )
     columns = [one for one in names if one in _columns(source)]
-    row = piece.row
-    for batch in table.iter_batches(64, range(piece.start, piece.stop), columns=columns):
-        for record in batch.to_pylist():
-            yield f"{name}:{row}", record
-            row += 1
-
-
-def _hub_rows(source: Source, piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    dataset = hub_dataset(source.location, source.split)
-    columns = [one for one in dataset.column_names if one in _columns(source)]
-    dataset = dataset.select_columns(columns).select(range(piece.start, piece.stop))
-    for row, record in enumerate(dataset, piece.start):
-        yield str(row), record
+    batches = table.iter_batches(64, range(piece.start, piece.stop), columns=columns)
+    records = chain.from_iterable(batch.to_pylist() for batch in batches)
+    return (
+        (f"{name}:{row}", one) for row, one in enumerate(islice(records, piece.rows), piece.row)
+    )
 
 
 def _repository(source: Source, folder: Path, name: str, report: ReadReport) -> Iterator[Document]:
