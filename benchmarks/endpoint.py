@@ -21,14 +21,9 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,55 +32,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 import torch
 from harness import environment, record
 from llamacpp.logits import unpack
-from llamacpp.runner import CHILD, Llama, export
+from llamacpp.runner import Llama, export
+from llamacpp.server import Server
 
 import regraft
 from regraft.units import format_tokens
-
-START = 120  # seconds that a server may take to load
-
-
-class Server:
-    """llama-cpp-python's server with one model, in a process of its own."""
-
-    def __init__(self, llama: Llama, model: Path, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.python, self.path = llama.python, llama.folder / f"serve-{model.stem}.json"
-        self.job = {"op": "serve", "model": str(model), "alias": "smollm", "n_ctx": 512,
-                    "port": port}  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.path.write_text(json.dumps(self.job))
-        with self.path.with_suffix(".log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [self.python, "-P", str(CHILD), str(self.path)], stdout=log, stderr=log,
-                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-            )  # fmt: skip
-        for _ in range(START):
-            if self.process.poll() is not None:
-                break
-            try:
-                urllib.request.urlopen(f"{self.url}/models", timeout=5).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
-        raise SystemExit(self.path.with_suffix(".log").read_text()[-2000:])
-
-    def stop(self) -> None:
-        """Kill it."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        self.start()
-        try:
-            yield
-        finally:
-            self.stop()
 
 
 def main() -> int:

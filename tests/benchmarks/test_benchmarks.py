@@ -306,6 +306,13 @@ def test_endpoint_says_what_to_install_where_it_is_missing(monkeypatch, tmp_path
     assert printed.err.count("\n") == 1
 
 
+def test_replies_are_counted_and_asked_for_once(benchmark):
+    printed, _, _ = benchmark("rephrase", "--quick")
+    assert "| passages | 8 | 100% |" in printed
+    assert "8 an answer that is in several pieces" in printed
+    assert "The second builds have the same bytes." in printed
+
+
 def test_steps_are_rehearsed_by_shape(benchmark):
     printed, _, _ = benchmark("rehearse", "--quick")
     assert "| toy | full | 256 | ulysses 2 x shard 2 | offload |" in printed
