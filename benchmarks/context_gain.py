@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
@@ -57,7 +58,7 @@ def main() -> None:
             Path(model).name, gains, windows, tokens, count, time.time() - started, files
         )
         started = time.time()
-        others = measure_others(scorer, model, texts, tokens, count, tokens // 8)
+        others = measure_others(scorer, model, texts, tokens, count, segment=tokens // 8)
         result += other_table(others, tokens // 8, time.time() - started)
     record("context_gain", result, keep=not arguments.quick)
 
@@ -79,27 +80,33 @@ def measure_all(
     return gains
 
 
-Others = dict[str, list[tuple[Dependency, Distance]]]  # by kind of text: of each text
+@dataclass
+class Others:
+    """By kind of text: LDS of each text that the gain was measured of, and the reach of the first
+    layer in every text."""
+
+    pairs: dict[str, list[Dependency]] = field(default_factory=dict)
+    reach: dict[str, list[Distance]] = field(default_factory=dict)
 
 
 def measure_others(
     scorer: CausalScorer, model: str, texts: Sequence[str], tokens: int, count: int, segment: int
 ) -> Others:
-    """LDS and the reach of the first layer, of all texts."""
-    layer = FirstLayer.open(model, torch.device("cpu"))
-    others: Others = {}
-    for number in range(count):
+    """LDS of `count` texts and the reach of the first layer in all, which takes seconds."""
+    layer, others = FirstLayer.open(model, torch.device("cpu")), Others()
+    for number in range(len(texts)):
         for name, (text, run) in variants(scorer, texts, number, tokens).items():
             if run != RUN:
                 continue
             ids = scorer.ids(text)[:tokens]
-            rng = np.random.default_rng(number)
-            result = (
-                segment_dependency.measure(scorer, ids, segment=segment, pairs=500, rng=rng),
-                layer.measure(ids, tokens),
-            )
-            others.setdefault(name, []).append(result)
-            print(number, name, *result, flush=True)
+            others.reach.setdefault(name, []).append(layer.measure(ids, tokens))
+            if number < count:
+                rng = np.random.default_rng(number)
+                result = segment_dependency.measure(
+                    scorer, ids, segment=segment, pairs=500, rng=rng
+                )
+                others.pairs.setdefault(name, []).append(result)
+                print(number, name, result, flush=True)
     return others
 
 
@@ -164,25 +171,30 @@ def table(
 
 def other_table(others: Others, segment: int, seconds: float) -> str:
     """The means over texts."""
-    table = [(far.strength, far.variance) for every in others.values() for _, far in every]
-    scores = iter(standard_scores(np.array(table)).tolist())
+    reach = [(one.strength, one.variance) for every in others.reach.values() for one in every]
+    scores = iter(standard_scores(np.array(reach)).tolist())
+    longattn = {name: [next(scores) for _ in every] for name, every in others.reach.items()}
     lines = [
         "",
         "## By the other measures",
         "",
-        f"The same texts. LDS of pairs of segments of {segment} tokens; LongAttn of the first "
-        f"layer, compared between all texts of this table; {seconds / 60:.0f} minutes.",
+        f"LDS of the same texts, by pairs of segments of {segment} tokens; LongAttn of "
+        f"{len(longattn['whole'])} texts, all kinds compared together, by the first layer; "
+        f"{seconds / 60:.0f} minutes.",
         "",
-        "| text | LDS | strong pairs | LongAttn | attention to a quarter back or more |",
-        "|---|--:|--:|--:|--:|",
+        "| text | LDS | strong pairs | LongAttn | below the whole text in | attention to a quarter "
+        "back or more |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, every in others.items():
+    for name, every in others.pairs.items():
+        below = sum(a < b for a, b in zip(longattn[name], longattn["whole"], strict=True))
         cells = [
             name,
-            f"{mean(pairs.score for pairs, _ in every):.3f}",
-            f"{mean(pairs.strong for pairs, _ in every):.0%}",
-            f"{mean(next(scores) for _ in every):+.2f}",
-            f"{mean(far.strength for _, far in every):.3f}",
+            f"{mean(pairs.score for pairs in every):.3f}",
+            f"{mean(pairs.strong for pairs in every):.0%}",
+            f"{mean(longattn[name]):+.2f}",
+            "" if name == "whole" else f"{below} of {len(longattn[name])}",
+            f"{mean(one.strength for one in others.reach[name]):.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -17,17 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 import torch
+from chosen_text.crawl import MIX, Size, crawl, words_of
+from chosen_text.ways import ways
 from demo_models import (
     THETA,
     TRAINED,
@@ -39,49 +38,10 @@ from demo_models import (
 )
 from harness import add_quick, environment, record
 
-from regraft.data.build.document import Document
-from regraft.data.build.generation import restructure
 from regraft.data.build.scoring.causal_scorer import CausalScorer
-from regraft.data.build.statistics import Statistics
-from regraft.data.build.step import Context, Step
-from regraft.data.build.steps.long_dependency import LongDependency
-from regraft.data.build.steps.structure import Marks, Structure
-from regraft.data.build.tokens import open_counter
-from regraft.data.toy_language import (
-    ADJECTIVES,
-    Mix,
-    Prose,
-    Row,
-    needles,
-    note,
-    prose_row,
-    question,
-    training_row,
-)
+from regraft.data.toy_language import training_row
 from regraft.rope.laws import scaling_law
 from regraft.train.job import train_model
-
-SHORT = 64
-MIX = Mix(prose=0.45, questions=0.65)
-
-
-@dataclass(frozen=True)
-class Size:
-    """target: length after the extension. steps, rows: of a training. scorer: steps of the model
-    that scores. documents: of each kind in the crawl. held_out: documents that models are scored
-    on."""
-
-    target: int = 512
-    steps: int = 10
-    rows: int = 8
-    scorer: int = 40
-    documents: int = 90
-    held_out: int = 48
-
-    @property
-    def needed(self) -> int:
-        """Documents of the target length that a training reads."""
-        return self.steps * self.rows
 
 
 def main() -> None:
@@ -92,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = Size(128, 1, 4, 1, 6, 2) if arguments.quick else Size()
     exam = Exam(
-        lengths=(SHORT, size.target // 2, size.target), questions=8 if arguments.quick else 256,
+        lengths=(TRAINED, size.target // 2, size.target), questions=8 if arguments.quick else 256,
         prose_rows=8,
     )  # fmt: skip
     started = time.time()
@@ -142,141 +102,6 @@ def run_seed(seed: int, size: Size, exam: Exam, folder: Path) -> dict[str, Train
     return results
 
 
-def crawl(seed: int, size: Size) -> list[Document]:
-    """The documents that there are to choose from, shuffled; `kind` is in their metadata."""
-    documents = []
-    for number in range(size.documents):
-        rng = random.Random(f"{seed} crawl {number}")
-        shorts = short_notes(rng, size.target // SHORT)
-        copied = words_of(training_row(rng, SHORT, MIX)) + " "
-        texts = {
-            "notes": [words_of(training_row(rng, size.target + 2, MIX))],
-            "prose": [words_of(prose_row(rng, size.target + 2))],
-            "joined shorts": [" ".join(short_notes(rng, size.target // SHORT))],
-            "copies": [(copied * (size.target // SHORT + 2))[: 8 * size.target]],
-            "shorts": shorts,
-        }
-        documents += [
-            Document(text, f"{kind} {number}.{at}", "crawl", metadata={"kind": kind})
-            for kind, own in texts.items()
-            for at, text in enumerate(own)
-        ]
-    random.Random(f"{seed} order").shuffle(documents)
-    return documents
-
-
-def words_of(row: Row) -> str:
-    """A row as text; the tokenizer adds the `<s>` in front."""
-    return " ".join(row.words[1:])
-
-
-def short_notes(rng: random.Random, count: int) -> list[str]:
-    """`count` short documents with facts and questions about them, no key in two of them."""
-    facts = list(needles(rng, 16).items())
-    texts = []
-    for number in range(count):
-        own = facts[number % 8 * 2 :][:2]
-        prose, words, noted = Prose(rng), [], 0
-        while len(words) < SHORT:
-            if rng.random() < MIX.prose:
-                words += prose.sentence()
-            elif noted and (noted == len(own) or rng.random() < MIX.questions):
-                words += question("ask", *rng.choice(own[:noted]))
-            else:
-                words += note(*own[noted])
-                noted += 1
-        texts.append(" ".join(words))
-    return texts
-
-
-Choose = Callable[[list[Document], Path, int], list[Document]]
-
-
-def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
-    """How documents are chosen, by name."""
-
-    def is_long(document: Document) -> bool:
-        return document.metadata["kind"] != "shorts"
-
-    def at_random(documents: list[Document], folder: Path, seed: int) -> list[Document]:
-        return take(documents, size)
-
-    def long_only(documents: list[Document], folder: Path, seed: int) -> list[Document]:
-        return take([one for one in documents if is_long(one)], size)
-
-    def shorts_only(documents: list[Document], folder: Path, seed: int) -> list[Document]:
-        return take([one for one in documents if not is_long(one)], size)
-
-    def gain(model: str, window: int, copied_run: int) -> Choose:
-        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
-            long = [one for one in documents if is_long(one)]
-            step = LongDependency(
-                model=model, windows=[window], share=min(1.0, size.needed / len(long)),
-                copied_run=copied_run,
-            )  # fmt: skip
-            return take(list(run(step, long, base, seed)), size)
-
-        return choose
-
-    def untied(keys: bool) -> Choose:
-        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
-            shorts = sorted((one for one in documents if not is_long(one)), key=number_of)
-            marks = Marks(tail="", head="", trace="")
-            if keys:
-                restructure.keys = toy_keys
-                marks = Marks(tail=" then {key} , ", head="that {key} , ", trace="")
-            step = Structure(length=size.target + 80, share=1.0, marks=marks)
-            return take(list(run(step, shorts, base, seed)), size)
-
-        return choose
-
-    window = size.target // 16
-    return {
-        "random": at_random,
-        "long only": long_only,
-        "context gain": gain(donor, window, 12),
-        "context gain, copies count": gain(donor, window, 2 * size.target),
-        "context gain by the base": gain(base, SHORT // 4, 12),
-        "shorts joined": shorts_only,
-        "shorts untied": untied(keys=False),
-        "shorts untied, keys": untied(keys=True),
-    }
-
-
-def number_of(document: Document) -> tuple[int, int]:
-    """The number of a document in the crawl: documents of one group have different keys."""
-    first, second = document.id.split()[-1].split(".")
-    return int(first), int(second)
-
-
-def toy_keys(count: int, rng: np.random.Generator) -> list[str]:
-    """Keys of two words that the toys know."""
-    drawn: dict[str, None] = {}
-    while len(drawn) < count:
-        drawn[" ".join(rng.choice(ADJECTIVES, 2))] = None
-    return list(drawn)
-
-
-def run(step: Step, documents: list[Document], tokenizer: str, seed: int) -> Iterator[Document]:
-    """What a step lets through."""
-    with tempfile.TemporaryDirectory() as folder:
-        context = Context(
-            Statistics(step.name), open_counter(tokenizer), Path(folder), seed, "cpu"
-        )  # fmt: skip
-        yield from step.run(iter(documents), context)
-
-
-def take(documents: list[Document], size: Size) -> list[Document]:
-    """The first documents that have as many words as a training reads."""
-    chosen, words = [], 0
-    for document in documents:
-        if words >= size.needed * size.target:
-            break
-        chosen.append(document)
-        words += len(document.text.split())
-    return chosen
-
-
 def train(folder: Path, name: str, texts: list[str], size: Size, seed: int) -> Path:
     """The base after `size.needed` rows of the texts, which follow each other in random order."""
     path = folder / f"{name}.jsonl"
@@ -303,7 +128,7 @@ def measure(model: Path, held_out: list[str], exam: Exam, kinds: dict[str, float
     rows = [scorer.ids(text) for text in held_out]
     length = min(map(len, rows))
     nll = torch.cat([scorer.last([row[:length]], length - 1) for row in rows]).mean(0)
-    edges = sorted({0, SHORT, length // 2, length})
+    edges = sorted({0, TRAINED, length // 2, length})
     by_position = {
         f"{low}-{high}": float(nll[low : high - 1].mean()) for low, high in pairwise(edges)
     }
@@ -318,7 +143,7 @@ def table(results: list[dict[str, Trained]], size: Size, seconds: float) -> str:
     lines = [
         "# Choosing training text by the steps of regraft data build",
         "",
-        f"{environment('transformers')}. The demo's base, {SHORT} to {size.target} tokens, "
+        f"{environment('transformers')}. The demo's base, {TRAINED} to {size.target} tokens, "
         f"{tokens:,} tokens of each choice; means of {len(results)} seeds, {seconds / 60:.0f} "
         "minutes in all.",
         "",

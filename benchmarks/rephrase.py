@@ -55,9 +55,10 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     os.environ["NO_PROXY"] = "127.0.0.1"
-    server: Server | StandIn = StandIn(options.port)
-    texts, version = [TEXT], "a stand-in"
-    if not options.quick:
+    server: Server | StandIn
+    if options.quick:
+        server, texts, version = StandIn(), [TEXT], "a stand-in"
+    else:
         llama = Llama(options.python, out)
         found = llama.version()
         if found is None:
@@ -156,21 +157,20 @@ def report(
 class StandIn:
     """A server that answers each passage in capitals, and asks what Boris found."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.port = port
+    def __init__(self) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Answer within the block."""
-        server = ThreadingHTTPServer(("127.0.0.1", self.port), Answer)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            server.shutdown()
-            server.server_close()
+            self._server.shutdown()
+            self._server.server_close()
             thread.join()
 
 

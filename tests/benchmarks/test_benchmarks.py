@@ -177,6 +177,13 @@ def test_data_speed_builds_with_each_step(benchmark):
     assert [printed.count(f"| {step} |") for step in module.LARGE] == [2, 2, 2, 2]
 
 
+def test_trainings_on_chosen_text_are_compared(benchmark):
+    printed, _, _ = benchmark("data_training", "--quick")
+    assert "| before |" in printed
+    assert "| context gain |" in printed
+    assert "| shorts untied, keys | 100% shorts |" in printed
+
+
 def test_measures_of_dependency_see_four_kinds_of_text(benchmark):
     printed, _, _ = benchmark("context_gain", "--quick")
     assert "| one piece repeated, copies count | " in printed
