@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Message(NamedTuple):
@@ -47,7 +47,7 @@ class Document:
 
     def to_line(self) -> str:
         """One line of JSON, from which `from_line` makes an equal document."""
-        value: dict[str, Any] = {"text": self.text, "id": self.id, "source": self.source}
+        value: dict[str, object] = {"text": self.text, "id": self.id, "source": self.source}
         if self.scores:
             value["scores"] = dict(self.scores)
         if self.metadata:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from regraft.data.build.build import Build
 from regraft.data.build.executors.options import check_executor
@@ -28,7 +27,7 @@ from regraft.data.build.work import Setting, counter_of
 from regraft.data.sources import paths_of
 from regraft.errors import InputError
 from regraft.job import Job
-from regraft.records import versions, write_record
+from regraft.records import Plain, versions, write_record
 from regraft.write import write_text
 
 _LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers", "trafilatura", "pypdfium2")
@@ -139,8 +138,8 @@ def _source_record(source: Source, listing: Listing) -> SourceRecord:
     )  # fmt: skip
 
 
-def _plan(listings: dict[str, Listing]) -> dict[str, Any]:
-    plan: dict[str, Any] = {
+def _plan(listings: dict[str, Listing]) -> dict[str, Plain]:
+    plan: dict[str, Plain] = {
         f"source {name}": f"{listing.files:,} files in {len(listing.parts):,} parts"
         for name, listing in listings.items()
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from regraft.data.build.pipeline import ALL
 from regraft.data.build.schema import Body
 from regraft.data.build.step import Step
 from regraft.document import Where
 from regraft.errors import InputError, did_you_mean
+from regraft.input_files import JsonObject
 from regraft.recipe import BaseRecipe, Mistakes
 
 # Books3, and subsets under other names that hold it: RedPajama's and SlimPajama's books, the Pile.
@@ -100,7 +100,7 @@ _OF_KINDS = {
 }
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """JSON schema (draft 2020-12) of a recipe, for editors."""
     result = Body.model_json_schema()
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"

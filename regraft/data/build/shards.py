@@ -5,11 +5,12 @@ data/books/00000.parquet    text, tokens, source, id, scores, metadata, messages
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TypedDict
 
 from regraft.data.build.document import Document
 from regraft.data.build.read.read import file_hash
@@ -112,7 +113,7 @@ class _Shard:
              ("metadata", pyarrow.list_(pyarrow.struct(text_pair))),
              ("messages", pyarrow.list_(pyarrow.struct(turn)))]
         )  # fmt: skip
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[_Row] = []
         self._characters = 0
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,5 +154,17 @@ class _Shard:
         self._rows, self._characters = [], 0
 
 
-def _pairs(values: Any) -> list[dict[str, Any]]:
+class _Row(TypedDict):
+    """A row of a shard, as pyarrow takes it; scores and metadata are lists of names and values."""
+
+    text: str
+    tokens: int | None
+    source: str
+    id: str
+    scores: list[dict[str, object]]
+    metadata: list[dict[str, object]]
+    messages: list[dict[str, str]] | None
+
+
+def _pairs(values: Mapping[str, object]) -> list[dict[str, object]]:
     return [{"name": name, "value": value} for name, value in sorted(values.items())]

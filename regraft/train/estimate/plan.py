@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from regraft import progress
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.parallel import Mesh
 from regraft.records import SCHEMA_VERSION
 from regraft.train.estimate import budget
@@ -145,7 +146,7 @@ def plan_training(
 
 
 def _traces(
-    recipe: Recipe, config: dict[str, Any], stages: list[StageEstimate], machine: Machine
+    recipe: Recipe, config: JsonObject, stages: list[StageEstimate], machine: Machine
 ) -> list[StageTrace]:
     from regraft.train.estimate.trace import trace_stage
 
@@ -264,7 +265,7 @@ def estimate_stage(
     )
 
 
-def _config(body: Body) -> dict[str, Any]:
+def _config(body: Body) -> JsonObject:
     if isinstance(body.model, ToyModel):
         from regraft.train.toy_model import toy_config
 

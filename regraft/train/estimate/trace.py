@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from regraft.data.batch import IGNORED
 from regraft.errors import InputError
+from regraft.input_files import JsonObject
 from regraft.parallel.exchange.choose import GPU_CLUSTER, GPU_NODE
 from regraft.parallel.kernels.choose import by_shape
 from regraft.parallel.kernels.kernel import CpuFlash
@@ -113,7 +114,7 @@ def extrapolate(traces: Sequence[Trace], counts: Sequence[int], layers: int) -> 
     return replace(line(layers), exact=exact)
 
 
-def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+def _with_layers(config: Mapping[str, Any], layers: int) -> JsonObject:
     result = {**config, "num_hidden_layers": layers}
     if isinstance(kinds := config.get("layer_types"), list):
         result["layer_types"] = kinds[:layers]
@@ -136,7 +137,7 @@ def _fake_processes(devices: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _trace(body: Body, config: dict[str, Any], length: int, rows: int) -> Trace:
+def _trace(body: Body, config: JsonObject, length: int, rows: int) -> Trace:
     mesh = make_mesh(body, "cpu")
     ranks = mesh.context * mesh.ulysses
     mesh = replace(mesh, machine=GPU_NODE if ranks <= _NODE else GPU_CLUSTER)

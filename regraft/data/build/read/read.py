@@ -24,7 +24,7 @@ from regraft.data.build.schema import Source
 from regraft.data.chat.records import COLUMNS, read_conversation
 from regraft.data.sources import open_parquet
 from regraft.errors import InputError, reading
-from regraft.input_files import open_file
+from regraft.input_files import JsonObject, open_file
 
 _LONGEST = 64 << 20  # characters of a repository
 _MARKS = ("meta", "metadata")  # fields of a record that may name the set it comes from
@@ -149,7 +149,7 @@ def _document(source: Source, where: str, row: Any) -> Document:
     return Document(text, name, source.name)
 
 
-def _is_books3(row: dict[str, Any]) -> bool:
+def _is_books3(row: JsonObject) -> bool:
     """Whether a record says that it is of Books3, as those of RedPajama and the Pile do."""
     marks = [row.get(key) for key in _MARKS]
     texts = [m if isinstance(m, str) else "" for m in marks]
