@@ -20,11 +20,11 @@ _USED = 0.8  # of all memory, where the system does not say how much is free
 
 def pick_device(name: str) -> torch.device:
     """The torch device of that name; 'auto' is CUDA if available. Raises InputError for unknown or
-    missing devices."""
+    missing devices, with the driver's reason, and for a GPU that this torch has no kernels for."""
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -32,10 +32,49 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not (
         torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     ):
-        raise InputError(f"--device {name}: torch {torch.__version__} sees no such GPU here.")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        reason = f"there are {count}" if count else _no_gpu()
+        raise InputError(
+            f"--device {name}: torch {torch.__version__} sees no such GPU here ({reason})."
+        )
+    if device.type == "cuda":
+        _refuse_without_kernels(device)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device '{name}' is not auto, cpu, cuda or cuda:N.")
     return device
+
+
+def _no_gpu() -> str:
+    """Why torch sees no GPU, such as a driver that is too old for it."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "none is visible; see CUDA_VISIBLE_DEVICES"
+
+
+def _refuse_without_kernels(device: torch.device) -> None:
+    """Raise InputError for a GPU of a generation that torch was not built for: its kernels would
+    fail at the first operation."""
+    import torch
+
+    own = torch.cuda.get_device_capability(device)
+    built = []
+    for name in torch.cuda.get_arch_list():
+        kind, _, digits = name.rstrip("af").partition("_")
+        built.append((kind, (int(digits[:-1]), int(digits[-1]))))
+    # machine code runs on later GPUs of its generation, PTX (compute_) on all later ones
+    if built and not any(
+        known <= own and (kind == "compute" or known[0] == own[0]) for kind, known in built
+    ):
+        raise InputError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {own[0]}.{own[1]}, for "
+            f"which torch {torch.__version__} has no kernels (it has "
+            f"{', '.join(torch.cuda.get_arch_list())}); install another build of torch or say "
+            "--device cpu."
+        )
 
 
 def use_expandable_segments() -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft.device import deterministic_algorithms, full_precision, use_expandable_segments
+from regraft.device import (
+    deterministic_algorithms,
+    full_precision,
+    pick_device,
+    use_expandable_segments,
+)
+from regraft.errors import InputError
 
 
 @pytest.fixture
@@ -101,3 +107,54 @@ def test_segments_are_expandable_unless_the_user_configured_the_allocator(monkey
         use_expandable_segments()
         assert os.environ[name] == "max_split_size_mb:128"
         assert "expandable" not in os.environ.get(names[0], "")
+
+
+def fake_gpus(monkeypatch, count, capability=(9, 0), built=("sm_80", "sm_90")):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+
+
+def test_a_gpu_that_cannot_be_used_is_refused_with_the_drivers_reason(monkeypatch):
+    def too_old():
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040).\nPlease update."
+        )
+
+    fake_gpus(monkeypatch, 0)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    with pytest.raises(InputError, match=r"sees no such GPU here \(The NVIDIA driver on your"):
+        pick_device("cuda")
+    assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
+        pick_device("cuda")
+    fake_gpus(monkeypatch, 2)
+    with pytest.raises(InputError, match="there are 2"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((9, 0), ("sm_80", "sm_90"), True),
+        ((9, 0), ("sm_90a",), True),
+        ((8, 6), ("sm_80",), True),  # a later GPU of the same generation
+        ((8, 0), ("sm_86",), False),
+        ((12, 0), ("sm_80", "sm_90"), False),
+        ((12, 0), ("sm_80", "compute_90"), True),  # compiled by the driver
+        ((7, 0), ("sm_75", "compute_90"), False),
+        ((12, 0), ("sm_120",), True),
+        ((9, 0), (), True),  # torch does not say
+    ],
+)
+def test_a_gpu_without_kernels_in_this_torch_is_refused(capability, built, runs, monkeypatch):
+    fake_gpus(monkeypatch, 1, capability, built)
+    if runs:
+        assert pick_device("auto") == torch.device("cuda")
+        return
+    for name in ("auto", "cuda:0"):
+        with pytest.raises(InputError, match="has no kernels"):
+            pick_device(name)

@@ -39,7 +39,14 @@ from regraft.train.record import (
 from regraft.train.recovery import add_noise, begin_recovery
 from regraft.train.run_state import RunState
 from regraft.train.selection import choice_of
-from regraft.train.setup import Run, describe_run, input_files, model_source, prepare_run
+from regraft.train.setup import (
+    Run,
+    describe_run,
+    input_files,
+    model_source,
+    prepare_run,
+    warn_of_devices,
+)
 from regraft.train.source_losses import SourceRows, compare, token_shares
 from regraft.train.step.fsdp import shard
 from regraft.train.step.learner import load
@@ -93,6 +100,7 @@ def train_model(
         run = prepare_run(parsed, mesh, source, base)
         if dry_run:
             return _record(run, RunState(), plan=describe_run(run))
+        warn_of_devices(run)
         for i, contexts in enumerate(run.contexts, 1):
             if contexts.theta_note is not None:
                 progress.note(f"stage {i}: {contexts.theta_note}")

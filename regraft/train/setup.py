@@ -25,6 +25,7 @@ from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.corpus import Corpus, text_of
 from regraft.train.estimate.plan import StageEstimate, estimate_run
 from regraft.train.estimate.plan_text import describe
+from regraft.train.estimate.shortage import different_gpus, memory_shortages
 from regraft.train.output.trackers import check_tracker
 from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
@@ -125,7 +126,7 @@ def describe_run(run: Run) -> dict[str, Plain]:
     if estimates:
         plan["seconds"] = round(sum(estimate.seconds for estimate in estimates), 1)
         plan["estimates"] = "memory and time; the time may be wrong by a factor of two"
-        _warn_of_memory(estimates)
+        _warn_of_memory(run, estimates)
     return plan
 
 
@@ -176,13 +177,19 @@ def _warn_of_warmup(recipe: Recipe, number: int) -> None:
         )
 
 
-def _warn_of_memory(estimates: list[StageEstimate]) -> None:
-    for i, estimate in enumerate(estimates, 1):
-        if not estimate.fits:
-            progress.warn(
-                f"Stage {i} needs about {format_bytes(estimate.device_bytes)} of memory, more than "
-                "there is here; `regraft plan` says which switches would help."
-            )
+def warn_of_devices(run: Run) -> None:
+    """Warn before the first step of GPUs that differ or that the plan says are too small.
+    Collective."""
+    if run.mesh.device.type != "cuda":  # the rate of a CPU is measured, which every start would pay
+        return
+    if (note := different_gpus(run.mesh)) is not None:
+        progress.warn(note)
+    _warn_of_memory(run, estimate_run(run.recipe, run.shapes, run.mesh))
+
+
+def _warn_of_memory(run: Run, estimates: list[StageEstimate]) -> None:
+    for line in memory_shortages(run.recipe, run.shapes, run.mesh, estimates):
+        progress.warn(line)
 
 
 def _disk(run: Run) -> dict[str, str]:

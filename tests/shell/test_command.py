@@ -78,7 +78,15 @@ def test_quiet_says_nothing_on_stderr(family, tmp_path):
         (OutputError("Cannot write x: the disk is full."), 1, "Cannot write x"),
         (MemoryError("3 GB"), 1, "not enough memory"),
         (OSError(28, "No space left on device", "/x/y"), 1, "Cannot access /x/y: the disk is full"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "not enough GPU memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "not enough GPU memory; close"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})(
+                "CUDA out of memory. Tried to allocate 6.69 GiB. GPU 0 has a total capacity of "
+                "79.18 GiB of which 3.52 GiB is free. Including non-PyTorch memory, this process"
+            ),
+            1,
+            "memory: 6.69 GiB more were requested, 3.52 GiB of 79.18 GiB are free; close what",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

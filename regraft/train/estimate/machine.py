@@ -113,13 +113,14 @@ def this_machine(
             alone_overhead=_CPU_OVERHEAD,
             is_cpu=True,
         )
-    properties = torch.cuda.get_device_properties(0)
+    count = torch.cuda.device_count()
+    every = [torch.cuda.get_device_properties(index) for index in range(count)]
+    properties = min(every, key=lambda gpu: gpu.total_memory)  # it limits all
     name = known_device(properties.name)
     if name is None:
         raise InputError(
             f"The rate of {properties.name} is not known; describe a similar one with --gpus."
         )
-    count = torch.cuda.device_count()
     gigabytes = round(properties.total_memory / 1e9)
     return parse_machine(f"{count}x{name}-{gigabytes}", host or total_memory())
 
