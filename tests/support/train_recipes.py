@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from regraft.data.rows import hold_out
+from regraft.data.sources import Text, documents
 from regraft.train.output.log import read_lines
 
 RECIPE = """
@@ -49,3 +54,20 @@ def read_losses(folder: Path) -> list[Any]:
         [line[key] for key in ("step", "stage", "loss", "tokens", "gradient", "rate")]
         for line in read_lines(folder / "metrics.jsonl")
     ]
+
+
+def far_nll(folder: Path, words: int) -> float:
+    """NLL by transformers at positions 128 to 256 of the held-out documents of `words` words."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = list(documents(Text("synthetic", "notes", documents=30, words=words, seed=5)))
+    held_out = hold_out(30, 0.1, 5)[1]
+    assert len(held_out) == 3
+    nll = []
+    for document in held_out:
+        ids = [*tokenizer(texts[document])["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor(ids[:257])[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids[:, :-1]).logits
+        nll.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
+    return float(torch.cat([row[128:] for row in nll]).mean())

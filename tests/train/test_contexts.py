@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from train_recipes import LORA, RECIPE, write_recipe
+from train_recipes import LORA, RECIPE, far_nll, write_recipe
 from transformers import AutoModelForCausalLM
 
 from regraft.adapters.apply.apply import apply_lora
@@ -18,6 +18,7 @@ from regraft.rope import ContextSpec, inverse_frequencies, scaling_law
 from regraft.rope.longrope import long_factors
 from regraft.train.contexts import StageContexts, stage_contexts
 from regraft.train.job import train_model
+from regraft.train.output.log import read_lines
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.step.rotary import fix_rotary
 
@@ -156,14 +157,17 @@ def test_a_short_fine_tune_leaves_the_context_of_model_and_adapter(
 def test_longrope_is_trained_carried_and_computed_as_by_transformers(
     trained_model, data_folder, tmp_path
 ):
-    """The model has 256 tokens and gets 512, by factors that differ by pair."""
+    """The model has 256 tokens and gets 512, by factors that differ by pair; its validation at 256
+    has the factors of 256."""
     text = RECIPE.replace(
         RECIPE[RECIPE.index("stages:") : RECIPE.index("data:")],
         "stages: [{{length: 512, steps: 1, batch: 1, mix: {{long: 1}}}}]\n",
     ).replace("rope: {{law: scaling}}", "rope: {{family: longrope, long_factor: [1, 1.5, 2, 3]}}")
-    text = text.replace("words: 256", "words: 514")
+    text = text.replace("words: 256", "words: 514").replace("rows: 3}}", "rows: 3, length: 256}}")
     extended, adapter, grafted = (tmp_path / name for name in ("extended", "adapter", "grafted"))
     train_model(write_recipe(tmp_path, data_folder, text, trained_model), extended, device="cpu")
+    logged = read_lines(extended / "watch.jsonl")[-1]["nll"]["128-256"]
+    assert far_nll(extended, words=514) == pytest.approx(logged, abs=2e-5)
     extract_lora(trained_model, extended, adapter, rank=32)
     apply_lora(adapter, trained_model, grafted)
     for folder in (extended, grafted):

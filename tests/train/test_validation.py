@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from train_recipes import far_nll
 
-from regraft.data.rows import hold_out
-from regraft.data.sources import Text, documents
 from regraft.train.output import log as metrics
 from regraft.train.validation import reason_to_stop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_logged_nll_is_that_of_transformers(trained_model, data_folder):
-    model = AutoModelForCausalLM.from_pretrained(trained_model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(trained_model)
-    texts = list(documents(Text("synthetic", "notes", documents=30, words=256, seed=5)))
-    held_out = hold_out(30, 0.1, 5)[1]
-    assert len(held_out) == 3
-    nll = []
-    for document in held_out:
-        ids = [*tokenizer(texts[document])["input_ids"], tokenizer.eos_token_id]
-        ids = torch.tensor(ids[:257])[None]
-        with torch.no_grad():
-            logits = model(input_ids=ids[:, :-1]).logits
-        nll.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
-    far = torch.cat([row[128:] for row in nll]).mean()
+def test_the_logged_nll_is_that_of_transformers(trained_model):
     logged = metrics.read_lines(trained_model / "watch.jsonl")[-1]["nll"]["128-256"]
-    assert float(far) == pytest.approx(logged, abs=2e-5)
+    assert far_nll(trained_model, words=256) == pytest.approx(logged, abs=2e-5)
 
 
 def results(*far: float) -> list[dict[str, float]]:
