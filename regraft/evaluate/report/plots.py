@@ -82,6 +82,7 @@ class HeatMap:
 def curves(result: EvaluationRecord) -> list[Plot]:
     """For every task the scores by length, a line for each model without an adapter."""
     plots = []
+    numbers = {model: number for number, model in enumerate(result.models)}
     adapted = result.fidelity.adapters if result.fidelity else {}
     for task in result.tasks:
         by_model = {
@@ -94,7 +95,7 @@ def curves(result: EvaluationRecord) -> list[Plot]:
             continue
         x = _positions(lengths)
         lines = []
-        for number, (model, cells) in enumerate(by_model.items()):
+        for model, cells in by_model.items():
             points = [
                 Point(
                     x[length],
@@ -103,7 +104,7 @@ def curves(result: EvaluationRecord) -> list[Plot]:
                 )
                 for length, cell in cells.items()
             ]
-            lines.append(_line(model, number, points))
+            lines.append(_line(model, numbers[model], points))
         ticks = [(x[length], format_tokens(length)) for length in lengths]
         plots.append(Plot(task, _widen(lines), ticks, _grid(0, 1), "tokens"))
     return plots

@@ -181,24 +181,35 @@ def test_identical_lines_are_drawn_in_different_widths(
     assert draw(tmp_path, result) == ["curves.png"]
 
 
-def test_losses_are_drawn_at_the_end_of_their_part_of_the_text(tmp_path: Path) -> None:
+def test_losses_are_drawn_at_the_end_of_their_part_of_the_text(
+    result: EvaluationRecord, tmp_path: Path
+) -> None:
     def measures(*nll: float) -> Measures:
         parts = dict(zip(("0-64", "64-1024"), nll, strict=True))
         bounds = PerplexityIntervals(mean=None, gain={})
         return Measures(perplexity=Perplexity(nll=parts, mean=2.0, perplexity=7.4,
                                               intervals=bounds, gain={}))  # fmt: skip
 
-    result = record(models={"a": None, "b": None})
-    assert losses(result) == []
-    result = replace(result, measures={"a": measures(2.0, 3.0), "b": measures(2.5, 2.0)})
-    (plot,) = losses(result)
+    model = EvaluatedModel(place="", fingerprint="", context="", context_length=64)
+    alone = record(models={"a": model, "b": model})
+    assert losses(alone) == []
+    alone = replace(alone, measures={"a": measures(2.0, 3.0), "b": measures(2.5, 2.0)})
+    (plot,) = losses(alone)
     first, second = plot.lines
     assert [point.y for point in first.points] == [TOP + HEIGHT, TOP]
     assert [point.y for point in second.points] == [TOP + HEIGHT / 2, TOP + HEIGHT]
     assert [point.x for point in first.points] == [x for x, _ in plot.ticks]
     assert [label for _, label in plot.ticks] == ["64", "1k"]
     assert [label for _, label in plot.grid] == ["3.00", "2.75", "2.50", "2.25", "2.00"]
-    assert draw(tmp_path, result) == ["losses.png"]
+    assert draw(tmp_path, alone) == ["losses.png"]
+    beside = replace(result, measures={"_$a^{$": measures(2.0, 3.0)})
+    (of_losses,), of_scores = losses(beside)[0].lines, curves(beside)[0].lines[2]
+    assert (of_losses.key, of_losses.colour) == (of_scores.key, of_scores.colour)
+    for one in (alone, beside):  # one legend hides and shows a model's lines in all figures
+        write_page(tmp_path / "index.html", one)
+        page = (tmp_path / "index.html").read_text()
+        assert page.count('<ul class="legend">') == 1
+        assert "NLL of plain text, by position" in page
 
 
 def test_hostile_names_and_texts_stay_text(result: EvaluationRecord, tmp_path: Path) -> None:
