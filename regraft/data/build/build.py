@@ -19,6 +19,7 @@ from regraft.data.build.read.parts import Listing
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.recipe import Recipe
 from regraft.data.build.record import DatasetRecord, SourceRecord, total
+from regraft.data.build.report.domain_map import Sample
 from regraft.data.build.shards import Shards
 from regraft.data.build.statistics import Flow, Histogram, Statistics
 from regraft.data.build.step import read_spool
@@ -57,6 +58,7 @@ class Build:
         self.staging, self.setting, self.workers = staging, setting, workers
         self.pipeline: Pipeline = pipeline(recipe.body)
         self.done: dict[str, Done] = {}
+        self.sample = Sample([source.name for source in self.body.sources])
         self.runner = executor and DatatroveRunner(executor, self.body.executor, setting, workers)
 
     def run(self, record: DatasetRecord) -> DatasetRecord:
@@ -159,6 +161,7 @@ class Build:
                     repeated[name] = repeated.get(name, 0) + 1
                     document = replace(document, id=f"{own}~{repeated[name]}")
                 shards.add(document)
+                self.sample.add(document)
                 bar.advance()
         steps = self._statistics(last)
         sources = {}

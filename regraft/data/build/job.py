@@ -13,18 +13,22 @@ from pathlib import Path
 
 from regraft.data.build.build import Build
 from regraft.data.build.executors.options import check_executor
-from regraft.data.build.kept import keeping
+from regraft.data.build.kept import keeping, kept
 from regraft.data.build.read.parts import Listing, list_source
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.recipe import Recipe
 from regraft.data.build.record import RECORD, DatasetRecord, SourceRecord, TokenizerRecord
 from regraft.data.build.report.card import write_card
+from regraft.data.build.report.domain_map import FIGURE, draw_map
 from regraft.data.build.report.page import write_page
 from regraft.data.build.schema import Source
+from regraft.data.build.scoring.embedding import Embedder, open_embedder
 from regraft.data.build.statistics import Flow, Histogram
+from regraft.data.build.steps.diversity import Diversity
 from regraft.data.build.tokens import BYTES
 from regraft.data.build.work import Setting, counter_of
 from regraft.data.sources import paths_of
+from regraft.device import pick_device
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import Plain, versions, write_record
@@ -90,13 +94,23 @@ def build_data(
     states = {name: listing.state for name, listing in listings.items()}
     with job.start(parsed.canonical(), states, _states(parsed), counter.digest, device) as staging:
         setting = Setting(staging.spool, body.output.tokenizer, body.seed, device)
-        record = Build(parsed, listings, staging, setting, workers, kind).run(record)
+        build = Build(parsed, listings, staging, setting, workers, kind)
+        record = build.run(record)
+        shown = draw_map(staging.folder / FIGURE, build.sample, _embedder(parsed, device))
         write_record(staging.folder / RECORD, record)
         write_text(staging.folder / "recipe.yaml", parsed.document.text)
-        write_card(staging.folder, record, job.target.name)
-        write_page(staging.folder / "index.html", record, job.target.name)
+        write_card(staging.folder, record, job.target.name, shown)
+        write_page(staging.folder / "index.html", record, job.target.name, shown)
         staging.publish()
     return record
+
+
+def _embedder(recipe: Recipe, device: str) -> Embedder | None:
+    """The embedder of the first step `diversity`; None where there is none."""
+    for _, step in recipe.steps():
+        if isinstance(step, Diversity):
+            return kept(open_embedder, step.model, pick_device(device))
+    return None
 
 
 def _inputs(recipe: Recipe) -> list[str | Path]:

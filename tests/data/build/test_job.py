@@ -137,6 +137,13 @@ def test_card_and_page_have_licences_and_figures(folder):
     assert "| books | CC0-1.0 | jsonl books.jsonl | 1 | 57 documents" in card.read_text()
     assert "| long | 75.0% | 0.0% | 25.0% |" in card.read_text()
     html = page.read_text()
+    assert (folder / "text" / "map.png").is_file()
+    assert "](map.png)" in card.read_text()
+    assert html.count('src="data:image/png;base64,') == 1
+    books = read_dataset("text").sources["books"]
+    read = round(books.read.characters * books.out.tokens / books.out.characters)
+    assert f"| {read:,} (" in card.read_text()  # tokens before the steps
+    assert f'<td class="number">{books.out.documents:,} (' in html
     assert html.count("<svg") == 3 + 5  # lengths of the sources, scores of quality
     assert "books.jsonl, line 8" in html
     assert (folder / "text" / "recipe.yaml").read_text() == RECIPE

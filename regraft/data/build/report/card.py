@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regraft.data.build.record import RECORD, DatasetRecord
+from regraft.data.build.report.domain_map import FIGURE
 from regraft.data.build.statistics import Flow, Statistics
 from regraft.markdown import Markdown, render, table
 from regraft.units import format_bytes
@@ -28,6 +29,12 @@ Text for `regraft train`, made by `regraft data build`. Every token count is by 
 
 {{ sources }}
 
+{{ shares }}
+
+{% if map %}
+![A map of documents: {{ map }}]({{ figure }})
+
+{% endif %}
 {% for name, source in record.sources.items() if source.report.broken %}
 Of {{ name }}, {{ source.report.broken }} of {{ source.report.records }} records were broken and
 are left out, such as: {{ source.report.examples | join("; ") }}.
@@ -57,11 +64,12 @@ Shards, hashes and all counts are in [{{ manifest }}](data.json), figures in
 """
 
 
-def write_card(folder: Path, record: DatasetRecord, name: str) -> None:
-    """Write README.md of a dataset called `name`."""
+def write_card(folder: Path, record: DatasetRecord, name: str, shown: str | None) -> None:
+    """Write README.md of a dataset called `name`. shown: by its map; None: it has none."""
     text = render(
         _CARD, title=name, folder=name, record=record, manifest=RECORD,
-        sources=table(source_rows(record)), steps=table(step_rows(record)),
+        sources=table(source_rows(record)), shares=table(share_rows(record)),
+        map=shown, figure=FIGURE, steps=table(step_rows(record)),
         mixes=table(mix_rows(record)) if record.mixes else Markdown(""),
     )  # fmt: skip
     write_text(folder / "README.md", text)
@@ -76,6 +84,28 @@ def source_rows(record: DatasetRecord) -> list[list[str]]:
             f"{source.read.documents:,} documents, {format_bytes(source.bytes)}",
             f"{source.out.documents:,}", f"{source.out.tokens:,}",
         ])  # fmt: skip
+    return rows
+
+
+def share_rows(record: DatasetRecord) -> list[list[str]]:
+    """A row for each source: its documents and tokens before and after the steps, with shares.
+
+    Tokens before are characters times the tokens per character of what was written.
+    """
+    rows = [["source", "documents read", "documents written", "tokens read, about",
+             "tokens written"]]  # fmt: skip
+    sources = record.sources.values()
+    columns = [
+        [source.read.documents for source in sources],
+        [source.out.documents for source in sources],
+        [
+            round(source.read.characters * source.out.tokens / max(1, source.out.characters))
+            for source in sources
+        ],
+        [source.out.tokens for source in sources],
+    ]
+    for at, name in enumerate(record.sources):
+        rows.append([name, *(_counted(column[at], sum(column)) for column in columns)])
     return rows
 
 
@@ -98,6 +128,10 @@ def mix_rows(record: DatasetRecord) -> list[list[str]]:
         whole = sum(shares.values())
         rows.append([mix, *(f"{shares.get(name, 0) / whole:.1%}" for name in names)])
     return rows
+
+
+def _counted(number: int, whole: int) -> str:
+    return f"{number:,} ({number / max(1, whole):.1%})"
 
 
 def _share(part: Flow, whole: Flow) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.data.build.record import DatasetRecord, total
 from regraft.data.build.report import figures
-from regraft.data.build.report.card import mix_rows, source_rows, step_rows
+from regraft.data.build.report.card import mix_rows, share_rows, source_rows, step_rows
+from regraft.data.build.report.domain_map import FIGURE
 from regraft.write import write_text
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#999999")
@@ -24,26 +26,32 @@ class _Size:
     below: int = figures.TOP + figures.HEIGHT + 16
 
 
-def write_page(path: Path, record: DatasetRecord, name: str) -> None:
-    """Write the page of a dataset called `name`."""
+def write_page(path: Path, record: DatasetRecord, name: str, shown: str | None) -> None:
+    """Write the page of a dataset called `name`. shown: by the map beside it; None: it has none."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("regraft.data.build.report", ""), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["is_number"] = lambda cell: re.fullmatch(r"[\d,.%]+", cell) is not None
+    environment.filters["is_number"] = lambda cell: re.fullmatch(r"[\d,.%() ]+", cell) is not None
     out = total(source.out for source in record.sources.values())
     text = environment.get_template("page.html.j2").render(
         title=name,
         summary=f"{out.documents:,} documents with {out.tokens:,} tokens (tokenizer "
         f"{record.tokenizer.name}) in {len(record.shards):,} files.",
         size=_Size(), sources=source_rows(record), shares=_shares(record),
+        domains=share_rows(record), map=shown, figure=_figure(path.with_name(FIGURE)),
         broken=_broken(record), lengths=figures.length_figures(record), steps=step_rows(record),
         scores=figures.score_figures(record), mixes=mix_rows(record) if record.mixes else [],
         recipe=record.recipe, versions=record.versions,
     )  # fmt: skip
     write_text(path, text)
+
+
+def _figure(path: Path) -> str:
+    """A PNG file in base64; '' where there is none."""
+    return base64.b64encode(path.read_bytes()).decode() if path.exists() else ""
 
 
 def _shares(record: DatasetRecord) -> list[tuple[str, list[tuple[str, float, str]]]]:
