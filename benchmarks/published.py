@@ -39,7 +39,7 @@ class Published:
 _H100 = "live tensors by torch's allocator, cuBLAS's workspace of 0.06 among them"
 _ARCTIC = (
     "their whole device, without parameters and optimizer, which are in host memory; traced is a "
-    "LoRA step without its parameters and moments; Liger's fused SwiGLU is not expressed"
+    "LoRA step without its parameters and moments; Liger's fused SwiGLU is not expressed (below)"
 )
 ROWS = [
     Published("benchmarks/results/gpu.md", Row("8B", "lora", 2**16, 1), 46.82, _H100),
@@ -55,6 +55,38 @@ ROWS = [
     Published("TRL 1.13, 8 x H100", Row("Qwen3-8B", "full", 2**20, 8, RING, OFFLOAD), 56.2,
               "their whole device, 56.2 GB read as GiB; RoPE without YaRN's factor"),
 ]  # fmt: skip
+
+# Not computed here: from the figures in the comments of ArcticTraining's recipes.
+BY_HAND = """\
+## ArcticTraining's rows by hand
+
+Their settings (one H200, full fine-tune of Llama-3.1-8B, FlashAttention-3, parameters and Adam in
+host memory by ZeRO-3, Liger's kernels) leave on the device a constant C, for each token the inputs
+of 32 layers (2 d bytes each, d = 4,096; one layer's with offload) and the working set w of a
+layer. Their rows of 300,000 and 650,000 tokens differ in tokens and offload alone, so they give
+both:
+
+    C + 300,000 (64 d + w) = 134.96 GiB
+    C + 650,000 ( 2 d + w) = 126.81 GiB     w = 45.0 d, C = 10.2 GiB
+
+Here w is 57.4 d with fused norms. The 12.3 d between them are the MLP's: at the peak of its
+backward pass 12 bytes live for each unit of its width m = 3.5 d here (gate, silu(gate), up and
+three gradients); Liger's SwiGLU saves gate and up alone and writes their gradients over them,
+which leaves 8, so 14 d less.
+
+| tokens | memory savers | theirs | with w = 57.4 d | with Liger's SwiGLU, 43.4 d | apart |
+|--:|---|--:|--:|--:|--:|
+| 300,000 | | 134.96 | 149.1 | 133.1 | -1.4% |
+| 650,000 | offload | 126.81 | 157.5 | 122.8 | -3.2% |
+| 1,200,000 | offload, tiles (w = 23.4 d) | 136.15 | | 126.5 | -7% |
+| 65,000 | none; norms not fused, w = 61.4 d | 137.36 | 134.4 | | -2% |
+
+So the row of 300,000 agreed in the table above only because C is not in it. In the row with tiles
+attention sets the peak, by 2.1 d a token more than here; FlashAttention-3's float32 sum of dq
+takes 4 d where it lives at that time, which the trace's kernel does not have. The row of 65,000
+keeps whole logits: 12 bytes of each of 65,000 x 128,256, 93 GiB. `regraft plan` is of the step as
+it is here, so nothing in it follows from these rows but that a SwiGLU which saves less would be
+worth 14 d (56 KiB a token) where the MLP is not tiled."""
 
 
 def main() -> None:
@@ -80,6 +112,8 @@ def main() -> None:
         "logits, and its last (1,200,000 with tiles, 136.2), which takes over ten minutes; TRL's "
         "Qwen3-32B on 8 x H100 (60.8), whose float32 parameters and moments alone would take 46 "
         "GiB of a device here.",
+        "",
+        BY_HAND,
     ]
     record("published", "\n".join(text), keep=not quick)
 
