@@ -4,11 +4,11 @@
 
 The text is generated: documents of about 4 kB, one in fifty of 200 kB, a tenth of them near
 duplicates. A build reads, counts bytes as tokens, and writes Parquet; a step's speed is from the
-CPU time that the build takes more with it. The largest input is for steps that could need memory.
+CPU time that the build takes more with it. Larger inputs are for steps that could need memory.
 
 VENV has datatrove: pip install datatrove spacy tokenizers regex tldextract 'xxhash<4'. Its four
 stages (signatures, buckets, clusters, filter) run one after another in one process, with the same
-bands, rows and length of word sequences, on the smaller inputs.
+bands, rows and length of word sequences, on the smallest input.
 
 The table goes to benchmarks/results/data_speed.md.
 """
@@ -36,7 +36,7 @@ STEPS = {
     "length, join": "length: {join: 64k}",
     "mix": "mix: {weights: {text: 1}, tokens: TOKENS}",
 }
-LARGE = ("none", "quality", "dedup, near", "length, join")  # steps on the largest input
+LARGE = ("none", "quality", "dedup, near", "length, join")  # steps on larger inputs
 DATATROVE = """
 import sys
 from datatrove.executor import LocalPipelineExecutor
@@ -78,7 +78,7 @@ class Input:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", help="of an environment with datatrove")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100], help="MB of input")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="MB of input")
     add_quick(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -99,13 +99,12 @@ def table(inputs: list[Input], work: Path, python: str | None) -> Iterator[str]:
     yield "| --- | --: | --: | --: | --: | --: | --: |"
     for i, text in enumerate(inputs):
         base: Child | None = None
-        for step, line in STEPS.items():
-            if i == len(inputs) - 1 and step not in LARGE:
-                continue
+        for step in STEPS if i == 0 and len(inputs) > 1 else LARGE:
+            line = STEPS[step]
             child = build(text, line, work)
             base = base or child
             yield _row(step, text, child, None if line is None else base)
-        if python is not None and (i < len(inputs) - 1 or i == 0):
+        if python is not None and i == 0:
             out = work / "datatrove"
             child = run([python, "-c", DATATROVE, str(text.folder), str(out)])
             yield _row("datatrove's MinHash, whole process", text, child, None)

@@ -131,7 +131,9 @@ class DatatroveRunner:
             try:
                 jobs.run()
             except subprocess.CalledProcessError as error:
-                progress.warn(f"sbatch ended with {error.returncode}: a task failed, or the job.")
+                progress.warn(
+                    f"sbatch ended with {error.returncode}: the job was refused, or a task failed"
+                )
 
 
 @contextmanager
