@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def demo(
     out: options.Out = "demo-out",
     seed: options.Seed = 2,
+    dry_run: options.DryRun = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue with another seed: run again what it affects."),
@@ -41,5 +42,8 @@ def demo(
         yield label_table(f"Job in {out}", summary(record, out))
 
     return Command(
-        lambda: regraft.run_demo(out, seed=seed, resume=resume, overwrite=overwrite), show
+        lambda: regraft.run_demo(
+            out, seed=seed, overwrite=overwrite, resume=resume, dry_run=dry_run
+        ),
+        show,
     )

@@ -23,13 +23,18 @@ _THREADS = 2
 
 
 def run_demo(
-    out: str | Path, *, seed: int = SEED, resume: bool = False, overwrite: bool = False
+    out: str | Path,
+    *,
+    seed: int = SEED,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> JobRecord:
     """Run the demo's recipe into the folder `out`, as `graft_model` would. Returns its record.
 
     It takes about two minutes of two cores and continues where it was interrupted. seed: of the
     models' trainings; the same one gives the same weights and scores on one machine and library
-    version. resume: continue with another seed than before.
+    version. resume: continue with another seed than before. dry_run: check and plan only.
 
     Raises InputError if `out` holds another job and neither `resume` nor `overwrite` is given.
     """
@@ -43,7 +48,10 @@ def run_demo(
     threads = torch.get_num_threads()
     torch.set_num_threads(min(threads, _THREADS))
     try:
-        return graft_model(demo_recipe(seed), out, device="cpu", resume=resume, overwrite=overwrite)
+        return graft_model(
+            demo_recipe(seed), out, device="cpu", overwrite=overwrite, resume=resume,
+            dry_run=dry_run,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
 

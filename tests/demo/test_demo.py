@@ -82,6 +82,13 @@ def test_a_second_run_continues_the_first_and_graft_continues_the_demo(finished)
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_a_dry_run_plans_the_stages_and_writes_nothing(finished, tmp_path: Path):
+    record = regraft.run_demo(tmp_path / "out", dry_run=True)
+    assert record.plan is not None
+    assert list(record.plan)[:3] == ["train/base", "extend", "extract/rank-16"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_seed_is_another_job(finished):
     with pytest.raises(InputError, match="another recipe: --resume"):
         regraft.run_demo(finished[0] / "out", seed=3)
