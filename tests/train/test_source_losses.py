@@ -7,14 +7,19 @@ import math
 
 import pytest
 import torch
-from train_recipes import write_recipe
+from train_recipes import LORA, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.rows import hold_out
 from regraft.data.sources import Text, documents
+from regraft.rope import ContextSpec
 from regraft.train.job import RECORD
 from regraft.train.recipe.recipe import Recipe
-from regraft.train.source_losses import SpanNll, compare, token_shares
+from regraft.train.recipe_mesh import make_mesh
+from regraft.train.setup import prepare_run
+from regraft.train.source_losses import SourceRows, SpanNll, compare, token_shares
+from regraft.train.step.learner import load
 from regraft.train.toy_model import write_toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +66,27 @@ def nll_of(model, tokenizer, text):
     with torch.no_grad():
         logits = model(input_ids=ids[:, :-1]).logits
     return torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none")
+
+
+def test_each_measurement_is_by_the_rope_that_it_is_given(trained_model, data_folder, tmp_path):
+    recipe = Recipe.read(write_recipe(tmp_path, data_folder, LORA, trained_model))
+    mesh = make_mesh(recipe.body, "cpu")
+    with Checkpoint.open(str(trained_model)) as base:
+        run = prepare_run(recipe, mesh, str(trained_model), base)
+        learner = load(recipe.body, base, mesh)
+    rows = SourceRows(run.corpus, 64)
+    expected = rows.measure(learner, run.before)
+    other = ContextSpec.from_config({**load_json(trained_model), "rope_parameters": {
+        "rope_type": "default", "rope_theta": 20.0}, "rope_theta": 20.0})  # fmt: skip
+    assert rows.measure(learner, other) != expected
+    assert rows.measure(learner, run.before) == expected
+    run.corpus.held_out["short"] = run.corpus.held_out["short"][:0]
+    assert SourceRows(run.corpus, 64).measure(learner, run.before) == {}  # one source alone
+
+
+def load_json(folder):
+    """The config.json of a model."""
+    return json.loads((folder / "config.json").read_text())
 
 
 def test_a_source_whose_loss_rose_gets_more_of_the_mix_by_the_published_step():
