@@ -13,6 +13,7 @@ import torch
 from models import LLAMA, changed, contents, family, load, save, weights
 
 from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.extract import extract, factorize
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError, LineageError, RegraftError
 from regraft.graft.job import graft_model
@@ -211,6 +212,27 @@ def test_a_target_that_fails_does_not_stop_the_others(models: Path, tmp_path: Pa
     assert targets["derivative"]["result"] == "models/derivative"
     assert "up_proj" in targets["broken"]["failed"]
     assert not (out / "grafts/broken").exists()
+
+
+def test_an_interrupted_stage_continues_where_it_was(models, tmp_path, monkeypatch) -> None:
+    def stop(*_, **__):
+        raise RuntimeError("stopped")
+
+    given, out = recipe(tmp_path, models), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "write_adapter", stop)  # when all modules are decomposed
+        with pytest.raises(RuntimeError, match="stopped"):
+            graft_model(given, out)
+    again = []
+
+    def deltas(base, extended, modules, device):
+        again.extend(modules)
+        return iter(())
+
+    monkeypatch.setattr(factorize, "deltas", deltas)
+    graft_model(given, out, until="extract")
+    assert not again
+    assert (out / "adapters/rank-4").is_dir()
 
 
 def test_a_given_adapter_and_its_scale_are_applied(models: Path, tmp_path: Path) -> None:
