@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import models
 import pytest
 import torch
 from merge_zoo import EPS, entries, layers, merge
+from scripts import Scripts
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.merge.job import merge_models
@@ -122,28 +120,27 @@ def zoo_recipe(zoo: Path, *names: str) -> Path:
 
 PEER = """
 import json, sys
+from pathlib import Path
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 options = MergeOptions(
     quiet=True, write_model_card=False, copy_tokenizer=False, lora_merge_cache="lora-cache"
 )
-for name, recipe in json.load(sys.stdin).items():
+for name, recipe in json.loads(Path(sys.argv[1]).read_text()).items():
     run_merge(MergeConfiguration.model_validate(recipe), "peer/" + name, options)
 """
 
 
 @pytest.fixture(scope="module")
-def peer(zoo: Path) -> Path:
+def peer(zoo: Path, scripts: Scripts) -> Path:
     """mergekit's outputs of all RECIPES."""
     if find_spec("mergekit") is None:
         pytest.skip("mergekit is not installed")
     apply_lora(zoo / "lora", zoo / "a", zoo / "applied")
     merge_models(zoo_recipe(zoo, "long", "applied"), zoo / "merged")
-    done = subprocess.run(
-        [sys.executable, "-c", PEER], input=json.dumps(RECIPES), text=True, capture_output=True,
-        cwd=zoo, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"},
-    )  # fmt: skip
+    (zoo / "recipes.json").write_text(json.dumps(RECIPES))
+    done = scripts.run(PEER, zoo / "recipes.json", cwd=zoo)
     assert done.returncode == 0, done.stderr[-2000:]
     return zoo / "peer"
 

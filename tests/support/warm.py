@@ -42,7 +42,10 @@ class WarmProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={
+                **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                "PYTHONHASHSEED": "0",  # mergekit's union of vocabularies has a set's order
+            },  # fmt: skip
         )
         return self
 
