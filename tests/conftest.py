@@ -23,7 +23,7 @@ from regraft import drawing, progress
 # Files whose tests share models or runs that take seconds to make: each goes to one process.
 _WHOLE = (
     "benchmarks/test_benchmarks", "demo/test_demo", "docs/test_commands", "docs/test_site",
-    "graft/test_report", "graft/test_sweep", "merge/test_conformance", "train/test_parallel",
+    "graft/test_report", "graft/test_sweep", "train/test_job", "train/test_parallel",
     "train/test_recovery", "train/test_selection",
 )  # fmt: skip
 _CACHE = TemporaryDirectory(prefix="regraft-cache-")  # nothing an earlier version kept is trusted
@@ -48,6 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if "merge/" in file and file.endswith("/test_conformance.py"):
+                return "mergekit"  # all that import it
             return file if file.removesuffix(".py").endswith(_WHOLE) else nodeid
 
     return Scheduler(config, log)

@@ -76,7 +76,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
 ) -> None:
     from regraft.evaluate import cells
 
-    run: dict[str, Any] = {"matrix": True, "suite": MATRIX, "lengths": "64,128", **QUICK}
+    run: dict[str, Any] = {
+        "matrix": True, "suite": MATRIX, "lengths": "64,128", **QUICK, "items": 2, "texts": 1
+    }  # fmt: skip
     evaluate(named(folders), tmp_path / "whole", **run)
     calls = 0
     real = cells.answer

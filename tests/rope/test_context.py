@@ -239,7 +239,7 @@ _CONFIGS = st.fixed_dictionaries(
 
 
 @given(_CONFIGS)
-@settings(max_examples=600)
+@settings(max_examples=250)
 def test_any_json_is_a_context_with_frequencies_or_a_sentence(config: dict[str, object]) -> None:
     message = ""
     try:

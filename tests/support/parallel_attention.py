@@ -35,10 +35,10 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def attention_cases(world: int) -> Iterator[tuple[str, str, str]]:
-    """(topology, documents, type) of `job_attention`: all on two ranks and for a plain ring or
-    gather of four; for the other topologies of four, documents in float64."""
+    """(topology, documents, type) of `job_attention`: all on two ranks, documents in float64 on
+    four."""
     for topology in TOPOLOGIES[world]:
-        if world == 4 and topology not in ("ring 4", "gather 4"):
+        if world == 4:
             yield topology, "documents", "float64"
             continue
         yield from ((topology, which, "float64") for which in STARTS)

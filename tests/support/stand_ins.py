@@ -169,6 +169,8 @@ def _more_words(verb: str, words: list[str]) -> list[str]:
         more.append("--dry-run")
     if "--trace" in words:  # every device takes a second
         words[words.index("--gpus") + 1] = "1xH100-80"
+    if "--search" in words:
+        words[words.index("--search") + 1] = "4"
     if "--budget" in words:
         words[words.index("--budget") + 1] = "30kB"
     if "--calibrate" in words:

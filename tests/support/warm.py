@@ -28,6 +28,8 @@ from typing import Any
 
 from short_imports import shorten_imports
 
+# mergekit's union of vocabularies has the order of a set
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
 LIMIT = 120.0
 """Seconds that a job may take."""
 _DUMP = 0.5  # seconds for processes to write their stacks
@@ -42,10 +44,7 @@ class WarmProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={
-                **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                "PYTHONHASHSEED": "0",  # mergekit's union of vocabularies has a set's order
-            },  # fmt: skip
+            env={**os.environ, **_ENVIRONMENT},
         )
         return self
 

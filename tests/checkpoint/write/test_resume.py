@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from models import contents
+from scripts import Scripts
 from written_files import JOURNAL, tensors, three_shards, unfinished, write_all
 
 from regraft.checkpoint.read.files import INDEX
@@ -41,14 +40,11 @@ written_files.write_all(Path(sys.argv[1]))
 """
 
 
-def test_resume_after_kill_gives_same_bytes(tmp_path: Path) -> None:
+def test_resume_after_kill_gives_same_bytes(tmp_path: Path, scripts: Scripts) -> None:
     write_all(tmp_path / "straight")
     target = tmp_path / "out"
     # Three headers are written, two tensors are finished, the third is cut.
-    ran = subprocess.run(
-        [sys.executable, "-c", VICTIM, str(target), "6"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    ran = scripts.run(VICTIM, target, "6")
     assert ran.returncode == -signal.SIGKILL
     assert not target.exists()
     with pytest.raises(InputError, match="--resume continues it, --overwrite starts again"):

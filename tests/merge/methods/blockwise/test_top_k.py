@@ -47,7 +47,7 @@ HOSTILE: dict[str, Callable[[], Tensor]] = {
 }  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(
     kind=st.sampled_from(list(HOSTILE)),
     k=st.integers(0, ROWS * COLUMNS),
