@@ -39,7 +39,6 @@ from smollm2.table import write
 
 BENCHMARKS = Path(__file__).resolve().parent
 RANKS = (8, 32, 128)
-CALIBRATED = (8, 32, 128)
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Plan:
         top = str(RANKS[-1])
         exact = ["--rank", top, "--layout", "exact"]
         yield self._extract(f"adapter-{top}-exact", "extended", exact)
-        for rank in map(str, CALIBRATED):
+        for rank in map(str, self.size.calibrated):
             yield self._extract(
                 f"adapter-{rank}-calibrated", "extended", ["--rank", rank, *calibrate, *self.device]
             )
@@ -206,7 +205,7 @@ class Plan:
             self.options.rate / 10, self.options.seed,
         )  # fmt: skip
         yield self._train(f"graft-{top}-recovered", recipe, (f"graft-{top}",))
-        for rank in CALIBRATED:
+        for rank in self.size.calibrated:
             yield self._apply(f"graft-{rank}-calibrated", f"adapter-{rank}-calibrated")
         yield self._apply(f"graft-{top}-negated", f"adapter-{top}", "--scale", "-1")
         yield self._apply(f"graft-{top}-shuffled", f"adapter-{top}-shuffled", "--force")

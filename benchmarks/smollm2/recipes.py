@@ -14,7 +14,8 @@ class Size:
     target: context length of the extension; growth: (length, steps, rows a step) of its stages;
     window: tokens of a PoSE row; lengths: of the questions; texts: of the NLL by position;
     calibration: tokens; rows: short ones in one forward pass; whole: the extension is trained on
-    whole rows, and on PoSE rows for comparison, otherwise on PoSE rows alone.
+    whole rows, and on PoSE rows for comparison, otherwise on PoSE rows alone; calibrated: the ranks
+    of calibrated adapters.
     """
 
     target: int
@@ -31,6 +32,7 @@ class Size:
     calibration: int
     rows: int
     whole: bool = True
+    calibrated: tuple[int, ...] = (8, 32, 128)
 
     @property
     def tokens(self) -> int:
@@ -48,6 +50,7 @@ SIZES = {
         target=12288, growth=((12288, 14, 1),), window=2048, skill_length=256, skill_steps=40,
         skill_batch=8, recovery_steps=4, lengths=(4096, 12288), items=16, questions_per_text=4,
         texts=1, calibration=24576, rows=1, whole=False,
+        calibrated=(8, 32),
     ),
     "quick": Size(
         target=512, growth=((512, 2, 1),), window=128, skill_length=64, skill_steps=2,
