@@ -100,9 +100,9 @@ def test_no_other_file_of_the_package_reads_a_users_json() -> None:
     """Files that read back what regraft itself has written into its cache or staging folder."""
     root = Path(regraft.__file__).parent
     own = {
-        "cache.py", "data/tokens.py", "data/build/document.py",
+        "cache.py", "data/tokens.py", "data/build/document.py", "data/build/executors/runner.py",
         "checkpoint/write/journal.py", "checkpoint/write/manifest.py",
-        "checkpoint/hf/roles.py", "demo/job.py", "evaluate/shared_output.py",
+        "checkpoint/hf/roles.py", "evaluate/shared_output.py",
         "line_file.py", "train/job.py", "train/output/log.py", "train/state.py",
     }  # fmt: skip
     users = {
