@@ -59,7 +59,9 @@ class Build:
         self.pipeline: Pipeline = pipeline(recipe.body)
         self.done: dict[str, Done] = {}
         self.sample = Sample([source.name for source in self.body.sources])
-        self.runner = executor and DatatroveRunner(executor, self.body.executor, setting, workers)
+        self.runner: DatatroveRunner | None = None
+        if executor is not None:
+            self.runner = DatatroveRunner(executor, self.body.executor, setting, workers)
 
     def run(self, record: DatasetRecord) -> DatasetRecord:
         """Do what is not done yet; the record with everything counted."""
