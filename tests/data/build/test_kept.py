@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import regraft
+from regraft.data.build import job
 from regraft.data.build.read import parts
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.steps import diversity, long_dependency
@@ -48,7 +49,13 @@ def test_each_model_is_loaded_once_for_all_parts_and_again_by_the_next_build(tmp
     for step in (long_dependency.LongDependency, diversity.Diversity):
         monkeypatch.setattr(step, "check", lambda self: None)
     monkeypatch.setattr(CausalScorer, "open", lambda *_: loaded.append("scorer") or Model())
-    monkeypatch.setattr(diversity, "open_embedder", lambda *_: loaded.append("embedder") or Model())
+
+    def open_embedder(*_):
+        loaded.append("embedder")
+        return Model()
+
+    for module in (diversity, job):  # the map of documents has the embeddings of the step
+        monkeypatch.setattr(module, "open_embedder", open_embedder)
     documents = diversity.sources.documents
     monkeypatch.setattr(diversity.sources, "documents", lambda of: read.append(1) or documents(of))
     for _ in range(2):
