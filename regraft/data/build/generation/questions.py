@@ -28,9 +28,8 @@ def ask_at_end(document: Document, text: str, queries: Sequence[Query], form: Fo
 
     form: text, or the turns of a conversation, whose answers are the assistant's.
     """
-    asked = "".join(f"\n\n{query.question}\n{query.answer}" for query in queries)
     last = queries[-1]
-    made = document.with_text(text + asked).with_metadata(
+    made = document.with_text(text + asked_text(queries)).with_metadata(
         {"question": last.question, "answer": last.answer}
     )
     if form == "text":
@@ -40,6 +39,11 @@ def ask_at_end(document: Document, text: str, queries: Sequence[Query], form: Fo
         before = "" if number else f"{text}\n\n"
         turns += [Message("user", before + query.question), Message("assistant", query.answer)]
     return replace(made, messages=tuple(turns))
+
+
+def asked_text(queries: Sequence[Query]) -> str:
+    """The questions and answers that follow a text."""
+    return "".join(f"\n\n{query.question}\n{query.answer}" for query in queries)
 
 
 def read_query(reply: str) -> Query | None:

@@ -1,4 +1,4 @@
-"""`tasks`: facts hidden in documents, with questions at their end."""
+"""`tasks`: facts hidden in documents, or passages cut out, with questions at their end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pydantic import Field
 from regraft.data.boundaries import split
 from regraft.data.build.document import Document
 from regraft.data.build.generation.episodes import KINDS
+from regraft.data.build.generation.far_middle import far_middle
 from regraft.data.build.generation.questions import Form, ask_at_end
 from regraft.data.build.step import Context, Step
 from regraft.data.build.tokens import count_tokens
 from regraft.data.generate.hiding import hide
 from regraft.recipe_values import Count, Share, Tokens
 
-Kind = Literal["retrieval", "chains", "tracking", "aggregation", "many_shot"]
+Kind = Literal["retrieval", "chains", "tracking", "aggregation", "many_shot", "far_middle"]
 _FEWEST, _MOST = 8, 2000  # facts
 _NEAREST = 0.005  # of the text, from its end
 
@@ -26,14 +27,16 @@ _NEAREST = 0.005  # of the text, from its end
 class Tasks(Step):
     """Hide facts in documents and ask for them at the end: retrieval, chains of facts, states that
     change, totals, rules shown by many examples. Distances of facts from the end are log-uniform,
-    so that all scales occur; facts whose order matters are spread evenly.
+    so that all scales occur; facts whose order matters are spread evenly. Or cut sentences out of
+    the first half and ask for them (`far_middle`; a document without a suitable one stays as it
+    is).
 
     The questions of evaluation have other wordings, keys and values. The last question and answer
     of a document are in its metadata, for `long_dependency`.
     """
 
     name: ClassVar[str] = "tasks"
-    share: Share = Field(default=0.1, description="of the documents that get facts and questions")
+    share: Share = Field(default=0.1, description="of the documents that get questions")
     kinds: Annotated[list[Kind], Field(min_length=1)] = Field(
         default=list(get_args(Kind)), description="one is drawn for each document"
     )
@@ -61,6 +64,8 @@ class Tasks(Step):
 
     def _with_task(self, document: Document, rng: random.Random, context: Context) -> Document:
         kind = rng.choice(self.kinds)
+        if kind == "far_middle":
+            return self._without_passages(document, rng, context)
         count = min(_MOST, max(_FEWEST, (document.tokens or 0) // self.every))
         episode = KINDS[kind](rng, count, self.questions)
         depths = [_depth(rng) for _ in episode.facts]
@@ -71,6 +76,17 @@ class Tasks(Step):
         context.statistics.count(kind)
         made = ask_at_end(document, text, episode.queries, self.form)
         return made.with_metadata({self.name: kind})
+
+    def _without_passages(
+        self, document: Document, rng: random.Random, context: Context
+    ) -> Document:
+        gaps = rng.randint(1, self.questions)
+        made = far_middle(rng, document.text, gaps, context.counter)
+        context.statistics.count("far_middle" if made else "no passage to cut out")
+        if made is None:
+            return document
+        asked = ask_at_end(document, made.text, made.queries, self.form)
+        return asked.with_metadata({self.name: "far_middle"})
 
 
 def _depth(rng: random.Random) -> float:

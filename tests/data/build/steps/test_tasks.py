@@ -11,6 +11,7 @@ from evaluated import world_tokenizer
 
 from regraft.data.build.document import Document, Message
 from regraft.data.build.generation.episodes import KINDS
+from regraft.data.build.generation.far_middle import QUESTIONS
 from regraft.data.build.steps.tasks import Tasks
 from regraft.evaluate.prompts.haystack import Fixed
 from regraft.evaluate.prompts.length import Prompter
@@ -97,3 +98,5 @@ def test_no_wording_key_or_value_is_one_of_evaluation():
             assert not trained & evaluated, name
             answers = {query.answer.lower() for query in episode.queries}
             assert not answers & keys, name
+    for wording in QUESTIONS:
+        assert not grams(wording.format(before="", after=""), 5) & evaluated
