@@ -102,6 +102,28 @@ def test_ties_of_one_adapter_is_the_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_zoo")
+@pytest.mark.usefixtures("in_zoo")
+def test_a_module_that_only_the_second_adapter_changes_has_its_weight(tmp_path: Path) -> None:
+    for name, modules in (("x", "q_proj"), ("y", "q_proj,v_proj")):
+        extract_lora(
+            "base", "a", tmp_path / name, rank=2, modules=modules, dtype="float32", verify=False
+        )
+    inputs = [f"base+{tmp_path / name}" for name in "xy"]
+    models_ = [
+        {"model": name, "parameters": {"weight": weight}}
+        for name, weight in zip(inputs, (0.25, 1.0), strict=True)
+    ]
+    path = write_recipe(tmp_path, {"merge_method": "task_arithmetic", "base_model": "base",
+                                   "models": models_, "space": "core"})  # fmt: skip
+    merge_models(path, tmp_path / "adapter", as_adapter=True)
+    own, merged = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("y", "adapter")
+    )
+    for a in (name for name in own if "v_proj.lora_A" in name):
+        b = a.replace("lora_A", "lora_B")
+        torch.testing.assert_close(merged[b] @ merged[a], own[b] @ own[a], rtol=1e-4, atol=1e-6)
+
+
 def test_what_has_no_core_space_is_refused_with_its_line(tmp_path: Path) -> None:
     recipe = {"merge_method": "ties", "base_model": "base", "context": {"from": "lora"},
               "space": "core", "models": entries("lora", "base+lora2", weight=1.0)}  # fmt: skip
