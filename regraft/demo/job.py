@@ -46,14 +46,16 @@ def run_demo(
     from regraft.graft.job import graft_model
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, _THREADS))
+    if limited := threads > _THREADS:  # setting even the present number changes MKL's rounding
+        torch.set_num_threads(_THREADS)
     try:
         return graft_model(
             demo_recipe(seed), out, device="cpu", overwrite=overwrite, resume=resume,
             dry_run=dry_run,
         )  # fmt: skip
     finally:
-        torch.set_num_threads(threads)
+        if limited:
+            torch.set_num_threads(threads)
 
 
 def demo_recipe(seed: int = SEED) -> Document:
