@@ -200,11 +200,6 @@ class Plan:
         yield self._full_delta("full-delta", "extended")
         guard = ["--guard", str(self.base)]
         yield self._apply(f"graft-{top}-guarded", f"adapter-{top}", *guard)
-        recipe = recipes.recovery(
-            self.size, self.out / f"graft-{top}", self.out / "derivative", self.texts,
-            self.options.rate / 10, self.options.seed,
-        )  # fmt: skip
-        yield self._train(f"graft-{top}-recovered", recipe, (f"graft-{top}",))
         for rank in self.size.calibrated:
             yield self._apply(f"graft-{rank}-calibrated", f"adapter-{rank}-calibrated")
         yield self._apply(f"graft-{top}-negated", f"adapter-{top}", "--scale", "-1")
@@ -214,6 +209,11 @@ class Plan:
             yield self._full_delta("full-delta-pose", "pose")
         yield self._apply("graft-auto", "adapter-auto")
         yield self._apply(f"graft-{top}-exact", f"adapter-{top}-exact")
+        recipe = recipes.recovery(
+            self.size, self.out / f"graft-{top}", self.out / "derivative", self.texts,
+            self.options.rate / 10, self.options.seed,
+        )  # fmt: skip
+        yield self._train(f"graft-{top}-recovered", recipe, (f"graft-{top}",))
 
     def _full_delta(self, name: str, extended: str) -> Job:
         models = (self.base, self.out / extended, self.out / "derivative")

@@ -108,7 +108,7 @@ def recovery(
         "stages": [{**stage, "rate": rate, "mix": {"skill": 1}}],
         "data": {"sources": [_long(texts), *_skill(texts)["sources"]], "held_out": 0.05},
         "watch": {
-            "every": 10, "rows": 2, "length": size.target, "needle": {"filler": "long", "rows": 8},
+            "every": 10, "rows": 2, "length": size.target, "needle": {"filler": "long", "rows": 4},
         },
     }  # fmt: skip
 
