@@ -102,7 +102,6 @@ def test_ties_of_one_adapter_is_the_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_zoo")
-@pytest.mark.usefixtures("in_zoo")
 def test_a_module_that_only_the_second_adapter_changes_has_its_weight(tmp_path: Path) -> None:
     for name, modules in (("x", "q_proj"), ("y", "q_proj,v_proj")):
         extract_lora(
@@ -124,6 +123,7 @@ def test_a_module_that_only_the_second_adapter_changes_has_its_weight(tmp_path: 
         torch.testing.assert_close(merged[b] @ merged[a], own[b] @ own[a], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("in_zoo")
 def test_what_has_no_core_space_is_refused_with_its_line(tmp_path: Path) -> None:
     recipe = {"merge_method": "ties", "base_model": "base", "context": {"from": "lora"},
               "space": "core", "models": entries("lora", "base+lora2", weight=1.0)}  # fmt: skip
