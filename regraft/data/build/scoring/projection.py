@@ -18,7 +18,7 @@ _GRAM = 5  # characters
 _BITS = 17  # of a hash
 _DIMENSIONS = 128
 _COMPONENTS = 50  # of the vectors that t-SNE reads
-_FEWEST = 200  # documents for t-SNE
+_FEWEST = 200  # different documents for t-SNE
 _PERPLEXITY = 30
 
 
@@ -39,11 +39,12 @@ def hashed_vectors(texts: Sequence[str]) -> Vectors:
 
 def to_plane(vectors: Vectors) -> tuple[NDArray[np.float32], str]:
     """(points [n, 2], name of the method): t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of 200
-    vectors or more where scikit-learn is installed, else the first two principal components."""
+    different vectors or more where scikit-learn is installed, else the first two principal
+    components. (Of equal vectors alone scikit-learn 1.9 computes NaN and crashes.)"""
     centred = vectors - vectors.mean(0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     components = (left * sizes)[:, :_COMPONENTS]
-    if len(vectors) >= _FEWEST:
+    if len(np.unique(vectors, axis=0)) >= _FEWEST:
         try:
             from sklearn.manifold import TSNE
             from threadpoolctl import threadpool_limits

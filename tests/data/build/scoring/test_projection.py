@@ -50,6 +50,17 @@ def test_texts_too_short_or_equal_have_a_place() -> None:
     assert to_plane(vectors[2:])[0].tolist() == [[0, 0], [0, 0]]
 
 
+def test_many_equal_texts_are_not_given_to_t_sne(monkeypatch) -> None:
+    class Method:
+        def __init__(self, **_) -> None:
+            raise AssertionError("t-SNE computes NaN where all points are equal")
+
+    monkeypatch.setattr(projection, "_FEWEST", 4)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", SimpleNamespace(TSNE=Method))
+    points, method = to_plane(np.ones((6, 8), np.float32))
+    assert (points.tolist(), method) == ([[0, 0]] * 6, "principal components")
+
+
 def test_many_texts_are_placed_by_t_sne(texts, monkeypatch) -> None:
     class Method:
         def __init__(self, **settings) -> None:
