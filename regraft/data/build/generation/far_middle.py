@@ -109,7 +109,7 @@ def _shortened(body: str, asked: str, limit: int, counter: Counter) -> str:
         at = int(ends[room - 1])
         text = body[:at]
         if at < len(body) and not body[at].isspace():
-            text = re.sub(r"\S+$", "", text)
+            text = text.removesuffix(text.rsplit(None, 1)[-1])
         text = text.rstrip()
         (tokens,) = counter.lengths([text + asked])
         if tokens <= limit:

@@ -75,6 +75,17 @@ def test_texts_without_a_passage_stay_as_they_are() -> None:
     assert statistics.counts == {"no passage to cut out": 3}
 
 
+def test_a_long_run_without_spaces_takes_time_in_proportion() -> None:
+    """As of base64; time by its square would exceed the limit of a test."""
+    text = _text().replace("alone 40", "x" * 100_000)
+    made = far_middle(random.Random(0), text, 1, ByteCounter())
+    assert made is not None
+    cut = text.replace(made.queries[0].answer, MARK)
+    assert cut.startswith(made.text)
+    assert cut[len(made.text)].isspace()
+    assert not cut[len(made.text) - 1].isspace()
+
+
 def test_wordings_have_places_for_both_sides() -> None:
     for wording in QUESTIONS:
         assert wording.format(before="a b", after="c d").count('"') == 4
