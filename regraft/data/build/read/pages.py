@@ -50,19 +50,21 @@ def read_page(path: Path, encodings: Sequence[str]) -> str:
     """The text of an HTML file; '' where it has none.
 
     Its encoding is the one that it states or, if it is in another one, the first of `encodings`
-    that decodes it. Raises InputError where there is none, and where it is no HTML.
+    that decodes it. Raises InputError where there is none, where it is no HTML, and for more than
+    10 MB.
     """
-    if path.stat().st_size > _LARGEST:
-        raise InputError("it is larger than 10 MB")
+    _check_size(path.stat().st_size)  # before it is read
     return page_text(_decode_page(read_bytes(path), encodings))
 
 
 def page_text(html: str) -> str:
     """The text of a web page without its menus, headers and footers; '' where it has none.
 
-    Raises InputError for what is no HTML.
+    Raises InputError for what is no HTML, and for more than 10 MB.
     """
     import trafilatura
+
+    _check_size(len(html))
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it reports every empty page
     if not html.strip():
@@ -81,6 +83,11 @@ def page_text(html: str) -> str:
         raise InputError(f"its text cannot be extracted ({_reason(error)})") from error
     lines = max(ways, key=len).replace(_HEADER_LINK, "").split("\n")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _check_size(size: int) -> None:
+    if size > _LARGEST:
+        raise InputError("it is larger than 10 MB")
 
 
 def read_pdf(path: Path) -> Iterator[str]:

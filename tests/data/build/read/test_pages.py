@@ -106,6 +106,8 @@ def test_pages_too_large_or_in_no_encoding_are_broken(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(pages, "_LARGEST", 5000)
     (tmp_path / "a.html").write_text("x" * 5001)
     (tmp_path / "b.html").write_bytes(PAGE.format(head="", body="\u00e9").encode("latin-1"))
+    with pytest.raises(InputError, match="larger than 10 MB"):
+        pages.page_text("x" * 5001)  # of a field
     found, report = _read(html=str(tmp_path))
     assert (found, report.broken, report.records) == ([], 2, 2)
     assert report.examples == [
