@@ -93,7 +93,7 @@ class DatatroveRunner:
         """Run the tasks, and wait for their end."""
         from datatrove import executor
 
-        from regraft.data.build.executors.task import QuietLocalExecutor, Task
+        from regraft.data.build.executors.task import PoolExecutor, Task
 
         options = self._options
         cluster: dict[str, Any] = {
@@ -108,7 +108,7 @@ class DatatroveRunner:
             "skip_completed": False,
         }
         if self._kind == "local":
-            QuietLocalExecutor(**common, workers=min(self._workers, tasks)).run()
+            PoolExecutor(**common, workers=min(self._workers, tasks)).run()
         elif self._kind == "ray":
             import ray
 

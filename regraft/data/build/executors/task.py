@@ -1,4 +1,4 @@
-"""A piece of a build as a task of datatrove, and its local executor without output of its own."""
+"""A piece of a build as a task of datatrove, and its executor on this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.stats import PipelineStats
 
+from regraft.data.build.pool import Pool
 from regraft.errors import RegraftError
 from regraft.records import to_json
 from regraft.write import json_text, write_text
@@ -47,11 +47,21 @@ class Task(PipelineStep):
         return ()
 
 
-class QuietLocalExecutor(LocalPipelineExecutor):
-    """Has no task of local rank 0, whose log datatrove prints; those of all are in files."""
+class PoolExecutor(LocalPipelineExecutor):
+    """Runs its tasks in a `Pool` of this package: a process that is killed ends the build, where
+    datatrove's own pool waits for its result for ever, and a killed build leaves no processes."""
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        return super()._run_for_rank(rank, local_rank + 1, node_rank)
+    def run(self) -> None:
+        """Run all tasks. Raises RegraftError where a process was killed."""
+        with Pool(self.workers) as pool:
+            calls = {str(rank): (_run_task, (self, rank)) for rank in range(self.tasks)}
+            for _ in pool.run(calls):
+                pass
+
+
+def _run_task(executor: PoolExecutor, rank: int) -> None:
+    # a local rank other than 0, whose log datatrove prints; those of all are in files
+    executor._run_for_rank(rank, local_rank=1)
 
 
 def call_file(folder: Path, rank: int) -> Path:

@@ -13,6 +13,7 @@ import pytest
 
 import regraft
 from regraft.data.build.executors import options, runner
+from regraft.data.build.pool import Pool
 from regraft.data.build.read import parts
 from regraft.data.build.recipe import Recipe
 from regraft.errors import InputError, RegraftError
@@ -62,6 +63,29 @@ def test_tasks_on_this_machine_give_the_same_bytes(folder, capfd):
     assert _files(folder / "local/text") == _files(folder / "plain/text")
     assert capfd.readouterr().err == ""
     assert os.listdir("local") == ["text"]
+
+
+def test_a_killed_process_of_this_machine_is_an_error_and_its_task_is_done_again(
+    folder, monkeypatch
+):
+    from regraft.data.build.executors import task
+
+    sizes = []
+
+    class Killed(Pool):
+        def run(self, calls):
+            sizes.append(len(calls))
+            for number, result in enumerate(super().run(calls), 1):
+                yield result
+                if number == 2 and len(sizes) == 1:
+                    raise RegraftError("A process was killed")
+
+    monkeypatch.setattr(task, "Pool", Killed)
+    with pytest.raises(RegraftError, match="was killed"):
+        regraft.build_data("recipe.yaml", "local/text", executor="local")
+    regraft.build_data("recipe.yaml", "local/text", executor="local", resume=True)
+    assert sizes == [3, 1]
+    assert _files(folder / "local/text") == _files(folder / "plain/text")
 
 
 def test_an_error_of_a_task_is_one_sentence(folder):
