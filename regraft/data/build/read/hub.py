@@ -22,10 +22,9 @@ _READ_AHEAD = 4 << 20  # bytes, of lines
 
 @dataclass(frozen=True)
 class HubFile:
-    """path: 'hf://datasets/org/name@COMMIT/FILE'. name: FILE. size: bytes."""
+    """path: 'hf://datasets/org/name@COMMIT/FILE'. size: bytes."""
 
     path: str
-    name: str
     size: int
 
 
@@ -63,10 +62,7 @@ def hub_split(location: str, subset: str | None, split: str) -> HubSplit:
                     f"{name}@refs/convert/parquet, or download and convert it."
                 )
         sizes = [_file_system().info(path)["size"] for path in parts[split]]
-    files = [
-        HubFile(path, path.removeprefix(start), size)
-        for path, size in zip(parts[split], sizes, strict=True)
-    ]
+    files = [HubFile(path, size) for path, size in zip(parts[split], sizes, strict=True)]
     return HubSplit(builder.hash, files)
 
 
@@ -76,8 +72,8 @@ def is_hub(path: str) -> bool:
 
 
 def name_of(path: str) -> str:
-    """The name of a file in its dataset."""
-    return path.removeprefix(_START).split("/", 2)[2]
+    """The name of a file in its dataset, which may have no organisation, such as `squad`."""
+    return path.partition("@")[2].partition("/")[2]
 
 
 def open_hub_file(path: str, *, in_order: bool) -> Any:

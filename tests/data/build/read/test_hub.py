@@ -127,6 +127,12 @@ def test_other_files_are_refused(monkeypatch, path, message) -> None:
         hub.hub_split("org/data", None, "train")
 
 
+@pytest.mark.parametrize("dataset", ["org/data", "squad"])
+@pytest.mark.parametrize("name", ["a.jsonl", "data/a@1.jsonl"])
+def test_a_file_is_named_by_its_place_in_the_dataset(dataset, name) -> None:
+    assert hub.name_of(f"hf://datasets/{dataset}@{COMMIT}/{name}") == name
+
+
 def test_a_failing_transfer_is_a_sentence(monkeypatch) -> None:
     class Broken:
         def open(self, *_, **__):
