@@ -13,7 +13,7 @@ from pathlib import Path
 
 from regraft.data.build.build import Build
 from regraft.data.build.executors.options import check_executor
-from regraft.data.build.kept import keeping, kept
+from regraft.data.build.process_cache import cached, clearing_cache
 from regraft.data.build.read.parts import Listing, list_source
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.recipe import Recipe
@@ -37,7 +37,7 @@ from regraft.write import write_text
 _LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers", "trafilatura", "pypdfium2")
 
 
-@keeping()
+@clearing_cache()
 def build_data(
     recipe: str | Path,
     out: str | Path | None,
@@ -96,11 +96,11 @@ def build_data(
         setting = Setting(staging.spool, body.output.tokenizer, body.seed, device)
         build = Build(parsed, listings, staging, setting, workers, kind)
         record = build.run(record)
-        shown = draw_map(staging.folder / FIGURE, build.sample, _embedder(parsed, device))
+        caption = draw_map(staging.folder / FIGURE, build.sample, _embedder(parsed, device))
         write_record(staging.folder / RECORD, record)
         write_text(staging.folder / "recipe.yaml", parsed.document.text)
-        write_card(staging.folder, record, job.target.name, shown)
-        write_page(staging.folder / "index.html", record, job.target.name, shown)
+        write_card(staging.folder, record, job.target.name, caption)
+        write_page(staging.folder / "index.html", record, job.target.name, caption)
         staging.publish()
     return record
 
@@ -109,7 +109,7 @@ def _embedder(recipe: Recipe, device: str) -> Embedder | None:
     """The embedder of the first step `diversity`; None where there is none."""
     for _, step in recipe.steps():
         if isinstance(step, Diversity):
-            return kept(open_embedder, step.model, pick_device(device))
+            return cached(open_embedder, step.model, pick_device(device))
     return None
 
 

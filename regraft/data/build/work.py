@@ -21,8 +21,8 @@ import xxhash
 from pydantic import TypeAdapter
 
 from regraft.data.build.document import Document
-from regraft.data.build.kept import kept
 from regraft.data.build.pipeline import Chain, PlacedStep, run_steps
+from regraft.data.build.process_cache import cached
 from regraft.data.build.read.parts import Part
 from regraft.data.build.read.read import read_part
 from regraft.data.build.read.report import ReadReport
@@ -123,7 +123,7 @@ def _run(
 
 def counter_of(tokenizer: str) -> Counter:
     """The counter of a tokenizer, opened once in a process."""
-    return kept(open_counter, tokenizer)
+    return cached(open_counter, tokenizer)
 
 
 def start_worker() -> None:

@@ -34,10 +34,10 @@ def test_a_map_is_drawn_of_ten_documents_or_more(tmp_path, monkeypatch) -> None:
     path = tmp_path / "map.png"
     assert draw_map(path, _sample(_documents(9, "a")), None) is None
     assert not path.exists()
-    shown = draw_map(path, _sample(_documents(6, "a") + _documents(6, "b")), None)
-    assert shown is not None
-    assert shown.startswith("12 documents as they were written, at most 1,000 of a source;")
-    assert shown.endswith("(principal components of hashed n-grams).")
+    caption = draw_map(path, _sample(_documents(6, "a") + _documents(6, "b")), None)
+    assert caption is not None
+    assert caption.startswith("12 documents as they were written, at most 1,000 of a source;")
+    assert caption.endswith("(principal components of hashed n-grams).")
     assert path.is_file()
 
 
@@ -48,7 +48,7 @@ def test_the_embedder_of_the_recipe_places_documents(tmp_path) -> None:
             return np.eye(len(texts), 16, dtype=np.float32)
 
     seen: list[str] = []
-    shown = draw_map(tmp_path / "map.png", _sample(_documents(12, "b")), Embedder())
+    caption = draw_map(tmp_path / "map.png", _sample(_documents(12, "b")), Embedder())
     assert sorted(seen) == sorted(f"text {i} of b" for i in range(12))
-    assert shown is not None
-    assert "embeddings of the step diversity" in shown
+    assert caption is not None
+    assert "embeddings of the step diversity" in caption

@@ -64,12 +64,12 @@ Shards, hashes and all counts are in [{{ manifest }}](data.json), figures in
 """
 
 
-def write_card(folder: Path, record: DatasetRecord, name: str, shown: str | None) -> None:
-    """Write README.md of a dataset called `name`. shown: by its map; None: it has none."""
+def write_card(folder: Path, record: DatasetRecord, name: str, caption: str | None) -> None:
+    """Write README.md of a dataset called `name`. caption: of its map; None: it has none."""
     text = render(
         _CARD, title=name, folder=name, record=record, manifest=RECORD,
         sources=table(source_rows(record)), shares=table(share_rows(record)),
-        map=shown, figure=FIGURE, steps=table(step_rows(record)),
+        map=caption, figure=FIGURE, steps=table(step_rows(record)),
         mixes=table(mix_rows(record)) if record.mixes else Markdown(""),
     )  # fmt: skip
     write_text(folder / "README.md", text)

@@ -45,7 +45,7 @@ class Sample:
 
 
 def draw_map(path: Path, sample: Sample, embedder: Embedder | None) -> str | None:
-    """Draw the map. Returns what it shows; None, and no file, for fewer than ten documents.
+    """Draw the map. Returns its caption; None, and no file, for fewer than ten documents.
 
     embedder: of the step `diversity`; without one, vectors of n-grams.
     """

@@ -26,8 +26,8 @@ class _Size:
     below: int = figures.TOP + figures.HEIGHT + 16
 
 
-def write_page(path: Path, record: DatasetRecord, name: str, shown: str | None) -> None:
-    """Write the page of a dataset called `name`. shown: by the map beside it; None: it has none."""
+def write_page(path: Path, record: DatasetRecord, name: str, caption: str | None) -> None:
+    """Write the page of a dataset called `name`. caption: of its map; None: it has none."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -41,7 +41,7 @@ def write_page(path: Path, record: DatasetRecord, name: str, shown: str | None) 
         summary=f"{out.documents:,} documents with {out.tokens:,} tokens (tokenizer "
         f"{record.tokenizer.name}) in {len(record.shards):,} files.",
         size=_Size(), sources=source_rows(record), shares=_shares(record),
-        domains=share_rows(record), map=shown, figure=_figure(path.with_name(FIGURE)),
+        domains=share_rows(record), map=caption, figure=_figure(path.with_name(FIGURE)),
         broken=_broken(record), lengths=figures.length_figures(record), steps=step_rows(record),
         scores=figures.score_figures(record), mixes=mix_rows(record) if record.mixes else [],
         recipe=record.recipe, versions=record.versions,

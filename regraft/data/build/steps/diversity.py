@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from regraft.data import sources
 from regraft.data.build.document import Document
-from regraft.data.build.kept import kept
+from regraft.data.build.process_cache import cached
 from regraft.data.build.scoring.coreset import Vectors, farthest_first, greatest_similarity
 from regraft.data.build.scoring.embedding import Embedder, check_embedder, normalise, open_embedder
 from regraft.data.build.step import Context, Spool, Step
@@ -69,9 +69,9 @@ class Diversity(Step):
         return [self.base, *([self.model] if Path(self.model).is_dir() else [])]
 
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
-        embedder = kept(open_embedder, self.model, pick_device(context.device))
+        embedder = cached(open_embedder, self.model, pick_device(context.device))
         seed = context.seed_of("base")
-        mean, centred = kept(_centred_base, embedder, self.base, self.sample, seed)
+        mean, centred = cached(_centred_base, embedder, self.base, self.sample, seed)
         if self.tokens is None:
             for document, _ in self._in_band(documents, context, embedder, mean, centred):
                 yield document

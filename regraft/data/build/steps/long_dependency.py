@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.build.document import Document
-from regraft.data.build.kept import kept
+from regraft.data.build.process_cache import cached
 from regraft.data.build.scoring import context_gain, segment_dependency
 from regraft.data.build.scoring.attention_distance import FirstLayer, standard_scores
 from regraft.data.build.scoring.causal_scorer import CausalScorer
@@ -131,10 +131,10 @@ class LongDependency(Step):
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
         device = pick_device(context.device)
         if self.measure == "longattn":
-            layer = kept(FirstLayer.open, self.model, device)
+            layer = cached(FirstLayer.open, self.model, device)
             scored = self._standardised(self._distances(documents, context, layer), context)
         else:
-            scorer = kept(CausalScorer.open, self.model, device)
+            scorer = cached(CausalScorer.open, self.model, device)
             measure = self._dependencies if self.measure == "lds" else self._gains
             scored = (self._answers if self.answer else measure)(documents, context, scorer)
         return select(scored, context, self._decisive, least=self.least, share=self.share)

@@ -1,4 +1,4 @@
-"""Values that are slow to make, such as models, made once in a process and kept for all its work.
+"""A cache of values that are slow to make, such as models, for all work of a process.
 
 A process does many pieces of a build, each with steps of its own, and each piece would load the
 models of its steps again.
@@ -15,7 +15,7 @@ Arguments = TypeVarTuple("Arguments")
 _values: dict[tuple[Any, ...], Any] = {}
 
 
-def kept(make: Callable[[*Arguments], Value], *arguments: *Arguments) -> Value:
+def cached(make: Callable[[*Arguments], Value], *arguments: *Arguments) -> Value:
     """`make(*arguments)`, called once in a process; the arguments are hashable."""
     key = (make, *arguments)
     if key not in _values:
@@ -24,8 +24,8 @@ def kept(make: Callable[[*Arguments], Value], *arguments: *Arguments) -> Value:
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
-    """Keep values to the end of the block: files may change before the next build."""
+def clearing_cache() -> Iterator[None]:
+    """Clear the cache after the block: files may change before the next build."""
     try:
         yield
     finally:
