@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -63,8 +64,9 @@ def _refuse_without_kernels(device: torch.device) -> None:
     own = torch.cuda.get_device_capability(device)
     built = []
     for name in torch.cuda.get_arch_list():
-        kind, _, digits = name.rstrip("af").partition("_")
-        built.append((kind, (int(digits[:-1]), int(digits[-1]))))
+        if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name)) is None:
+            return  # AMD's names, such as gfx942
+        built.append((match[1], (int(match[2]), int(match[3]))))
     # machine code runs on later GPUs of its generation, PTX (compute_) on all later ones
     if built and not any(
         known <= own and (kind == "compute" or known[0] == own[0]) for kind, known in built

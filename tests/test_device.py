@@ -148,6 +148,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_the_drivers_reason(monkeypatc
         ((7, 0), ("sm_75", "compute_90"), False),
         ((12, 0), ("sm_120",), True),
         ((9, 0), (), True),  # torch does not say
+        ((9, 0), ("gfx90a", "gfx942"), True),  # AMD's, of which capabilities say nothing
     ],
 )
 def test_a_gpu_without_kernels_in_this_torch_is_refused(capability, built, runs, monkeypatch):
