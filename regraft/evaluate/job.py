@@ -108,23 +108,32 @@ def evaluate_models(
 
 def input_files(settings: Settings) -> list[str]:
     """Every file and folder that an evaluation reads, except models."""
-    local_suites = [name.partition(":")[2] for name in settings.suites if ":" in name]
-    generated = settings.haystack in ("grammar", "code", "world")
-    haystack = [] if generated else [settings.haystack]
     grafts = [point.adapter for point in settings.grafts]
     tokenizer = [settings.tokenizer] if settings.tokenizer else []
-    others = [*haystack, *settings.qa, *filter(None, local_suites), *tokenizer]
-    return [*settings.adapters, *grafts, *others]
+    return [*settings.adapters, *grafts, *text_files(settings), *tokenizer]
+
+
+def text_files(settings: Settings) -> list[str]:
+    """The files and folders of texts and questions."""
+    suites = [name.partition(":") for name in settings.suites if ":" in name]
+    # lm-eval's own tasks are no files
+    local = [path for kind, _, path in suites
+             if path and (kind != "lm-eval" or path.endswith((".yaml", ".yml")))]  # fmt: skip
+    generated = settings.haystack in ("grammar", "code", "world")
+    haystack = [] if generated else [settings.haystack]
+    return [*haystack, *settings.qa, *local]
 
 
 def _identity(work: Work) -> JsonObject:
     """Everything that changes the output, as JSON: a run is only resumed by an equal one."""
     from regraft.adapters.folder import digests
     from regraft.adapters.reader import Adapter
+    from regraft.file_hashes import paths_content
 
     settings = replace(work.settings, endpoint_requests=0, endpoint_timeout=0)
     return {
         "evaluate": asdict(settings),
+        "files": paths_content(text_files(settings)),
         "models": {source.name: source.identity() for source in work.sources},
         "fidelity": to_json(work.fidelity),
         "grafts": [digests(Adapter.open(one.adapter).folder) for one in work.settings.grafts],

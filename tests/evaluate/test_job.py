@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,13 @@ from models import LLAMA, LONG, contents, save, weights
 from typer.testing import CliRunner
 
 from regraft.cli import app
+from regraft.data.toy_language import prose_row
 from regraft.errors import CheckpointError, InputError
 from regraft.evaluate.answers.model import LanguageModel, Source
+from regraft.evaluate.job import text_files
+from regraft.evaluate.measures import Measurer
 from regraft.evaluate.result import read_result
+from regraft.evaluate.settings import Settings
 from regraft.records import dump_json
 
 CPU = torch.device("cpu")
@@ -99,6 +104,36 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     evaluate(named(folders), tmp_path / "part", resume=True, **run)
     assert calls == 7 + 10  # 16 cells, six of them done before the kill
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_run_is_not_resumed_with_texts_that_have_changed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(self: Measurer, source: Source, model: Any) -> Any:
+        if source.name == "donor":
+            raise RuntimeError("stopped")
+        return real(self, source, model)
+
+    real = Measurer.measure_once
+    monkeypatch.setattr(Measurer, "measure_once", dying)
+    text = tmp_path / "text.txt"
+    run: dict[str, Any] = {
+        "suite": "perplexity", "lengths": "64", "haystack": str(text), "texts": 1
+    }  # fmt: skip
+    models = [f"{name}={folders[name]}" for name in ("recipient", "donor")]
+    rows = [" ".join(prose_row(random.Random(seed), 512).words[1:]) for seed in (0, 1)]
+    text.write_text(rows[0])
+    with pytest.raises(RuntimeError, match="stopped"):
+        evaluate(models, tmp_path / "out", **run)
+    text.write_text(rows[1])
+    with pytest.raises(InputError, match="with the same ones"):
+        evaluate(models, tmp_path / "out", resume=True, **run)
+
+
+def test_tasks_of_lm_eval_are_no_files() -> None:
+    suites = ("needle", "lm-eval:hellaswag", "lm-eval:own.yaml", "loogle:folder")
+    settings = Settings(suites=suites, qa=("squad.json",))
+    assert text_files(settings) == ["squad.json", "own.yaml", "folder"]
 
 
 @pytest.mark.filterwarnings("ignore:niah_single_1 is left out")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regraft.evaluate.job import evaluate_models, input_files
+from regraft.evaluate.job import evaluate_models, text_files
 from regraft.evaluate.result import EvaluationPlan
 from regraft.evaluate.settings import Settings
+from regraft.file_hashes import paths_content
 from regraft.graft.change import measure_change
-from regraft.graft.content import paths_content
 from regraft.graft.schema import Evaluate as EvaluateBlock
 from regraft.graft.stages.stage import Context, Source, Stage, locations
 from regraft.input_files import JsonObject
@@ -50,8 +50,8 @@ class Evaluate(Stage):
     @property
     def files(self) -> list[str | Path]:
         block = self.block
-        return [*input_files(Settings(suites=tuple(block.suites), haystack=block.haystack,
-                                      qa=tuple(block.qa)))]  # fmt: skip
+        return [*text_files(Settings(suites=tuple(block.suites), haystack=block.haystack,
+                                     qa=tuple(block.qa)))]  # fmt: skip
 
     @property
     def arguments(self) -> JsonObject:

@@ -12,9 +12,9 @@ from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.data.calibration import text_of_path
 from regraft.data.sources import files as source_files
+from regraft.file_hashes import paths_content
 from regraft.graft.check import check_future_graft
 from regraft.graft.choose import point_label
-from regraft.graft.content import paths_content
 from regraft.graft.schema import Apply as ApplyBlock
 from regraft.graft.schema import Extract as ExtractBlock
 from regraft.graft.stages.stage import (

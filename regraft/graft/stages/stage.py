@@ -16,7 +16,8 @@ import yaml
 
 from regraft.device import pick_device
 from regraft.document import Document
-from regraft.graft.content import adapter_content, files_content, model_content
+from regraft.file_hashes import files_content
+from regraft.graft.content import adapter_content, model_content
 from regraft.graft.workspace import FinishedStage, Workspace
 from regraft.input_files import JsonObject
 from regraft.job import job_hash
