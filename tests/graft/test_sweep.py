@@ -17,6 +17,7 @@ from regraft.evaluate.statistics import Ratio, ratio
 from regraft.graft.choose import PointRecord, choose
 from regraft.graft.job import graft_model
 from regraft.graft.report.sweep import scale_labels
+from regraft.graft.stages.evaluation import Compare
 from regraft.units import format_bytes
 
 
@@ -73,6 +74,16 @@ def test_questions_about_one_text_are_not_counted_as_independent(
     graft_model(swept / "recipe.yaml", swept / "out")  # finished: only the choice is made again
     # of each of four points: two questions about a text at 128; at 64 also two that shout
     assert seen == [[0, 0], [0, 0, 1, 1]] * 4
+
+
+def test_a_stage_whose_code_has_changed_runs_again_alone(
+    swept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Compare, "version", Compare.version + 1)
+    plan = graft_model(swept / "recipe.yaml", swept / "out", dry_run=True).plan
+    assert plan is not None
+    changed = [name for name, text in plan.items() if not text.startswith("finished in")]
+    assert changed == ["compare/target", "card/target"]
 
 
 def test_the_chosen_point_is_grafted_and_evaluated_on_other_items(swept: Path) -> None:

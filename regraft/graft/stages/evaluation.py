@@ -25,6 +25,7 @@ class Evaluate(Stage):
     instead of those that are not made yet."""
 
     kind = "evaluate"
+    version = 2
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """A stage: one command on given inputs, which runs again only when they change.
 
-The key of a stage is a hash of the contents of its inputs, its arguments and the version of this
-code. A stage whose recorded key is its present one, and whose output is whole, is finished.
+The key of a stage is a hash of the contents of its inputs, its arguments and the version of
+its code. A stage whose recorded key is its present one, and whose output is whole, is finished.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from regraft.graft.workspace import FinishedStage, Workspace
 from regraft.input_files import JsonObject
 from regraft.job import job_hash
 from regraft.write import write_text
-
-VERSION = 1  # of the stages: raise it when the same inputs and arguments give another output
 
 Produces = Literal["model", "adapter", "files"]
 
@@ -68,6 +66,7 @@ class Stage(ABC):
     """
 
     kind: ClassVar[str]  # the first part of the name, for --until and --from
+    version: ClassVar[int] = 1  # raised when the same inputs and arguments give another output
     produces: Produces = "files"
 
     def __init__(
@@ -133,7 +132,7 @@ class Stage(ABC):
         for label, source in self.inputs.items():
             contents[label] = source.content()
         device = pick_device(self.context.device).type
-        return job_hash("graft", VERSION, self.kind, contents, self.arguments, device)
+        return job_hash("graft", self.version, self.kind, contents, self.arguments, device)
 
     def is_finished(self) -> bool:
         """Whether the output is that of the present inputs and arguments."""
