@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -34,6 +35,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     set_environment()
     _open_standard_streams()
     handle_signals()
+    _hide_missing_kernels()
     threading.excepthook = _report_thread
     try:
         app(arguments)
@@ -78,6 +80,12 @@ def _open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # None where it was closed
             stream.reconfigure(errors="backslashreplace")  # for names the terminal cannot display
+
+
+def _hide_missing_kernels() -> None:
+    """Drop bitsandbytes's warning that an optional kernel for 4-bit weights is missing: PEFT
+    imports bitsandbytes where it is installed, whether or not a command has such weights."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

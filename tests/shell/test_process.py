@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import threading
 
+import pytest
+
+from regraft.shell import process
 from regraft.shell.process import set_environment
 
 
@@ -22,6 +27,24 @@ def test_threads_wait_asleep_and_segments_grow_unless_the_user_says_otherwise(mo
     set_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+def test_a_missing_kernel_of_bitsandbytes_is_not_reported(monkeypatch, caplog):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    for name in ("set_environment", "handle_signals", "_open_standard_streams"):
+        monkeypatch.setattr(process, name, lambda: None)
+    loggers = [logging.getLogger(f"bitsandbytes{name}") for name in (".backends.cpu.ops", "")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+
+    def app(_):
+        for logger in loggers:
+            logger.warning("Failed to load")
+
+    with pytest.raises(SystemExit):
+        process.run_app(app)
+    assert [line.name for line in caplog.records] == ["bitsandbytes"]
+    logging.getLogger().manager._clear_cache()
 
 
 def test_the_environment_is_set_before_torch_is_imported():

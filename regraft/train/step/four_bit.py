@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -93,6 +92,5 @@ def check_four_bit(*, sharded: bool) -> None:
 
 def _operators() -> Any:
     if not hasattr(torch.ops.bitsandbytes, "quantize_4bit"):
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels
         importlib.import_module("bitsandbytes")
     return torch.ops.bitsandbytes
