@@ -6,8 +6,10 @@ products of the model's shapes. Both are estimates, and printed as such.
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +95,8 @@ def parse_machine(text: str, host: float | None) -> Machine:
 def this_machine(
     host: float | None, device: torch.device | None = None, width: tuple[int, int] = (512, 512)
 ) -> Machine:
-    """This machine's GPUs, or its CPU if it has none or `device` is the CPU.
+    """This machine's GPUs, or its CPU if it has none or `device` is the CPU. Of a run on the GPU
+    `device`, those of its processes on this machine.
 
     width: shape of the model's largest matrix, for the products that are timed on a CPU.
     Raises InputError for a GPU whose rate is not known.
@@ -113,8 +116,11 @@ def this_machine(
             alone_overhead=_CPU_OVERHEAD,
             is_cpu=True,
         )
-    count = torch.cuda.device_count()
-    every = [torch.cuda.get_device_properties(index) for index in range(count)]
+    used: Sequence[int] = range(torch.cuda.device_count())
+    if device is not None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        used = range(processes) if processes > 1 else [device.index or 0]
+    every = [torch.cuda.get_device_properties(index) for index in used]
     properties = min(every, key=lambda gpu: gpu.total_memory)  # it limits all
     name = known_device(properties.name)
     if name is None:
@@ -122,7 +128,7 @@ def this_machine(
             f"The rate of {properties.name} is not known; describe a similar one with --gpus."
         )
     gigabytes = round(properties.total_memory / 1e9)
-    return parse_machine(f"{count}x{name}-{gigabytes}", host or total_memory())
+    return parse_machine(f"{len(used)}x{name}-{gigabytes}", host or total_memory())
 
 
 def known_device(name: str) -> str | None:

@@ -107,3 +107,7 @@ def test_the_plan_of_a_machine_with_different_gpus_is_for_the_smallest(monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: (H100, A100)[i])
     assert machine.this_machine(1e12).name == "2xA100-42"
+    first = torch.device("cuda", 0)  # a run in one process is on one of them
+    assert machine.this_machine(1e12, first).name == "1xH100-85"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine.this_machine(1e12, first).name == "2xA100-42"
