@@ -276,15 +276,6 @@ class EvaluationPlan:
     plan: dict[str, str | float]
 
 
-def losses_by_position(result: EvaluationRecord) -> dict[str, dict[int, float]]:
-    """Model -> the end of a part of the text -> the mean NLL in it, in nats."""
-    return {
-        name: {int(part.rpartition("-")[2]): loss for part, loss in facts.perplexity.nll.items()}
-        for name, facts in result.measures.items()
-        if facts.perplexity is not None and facts.perplexity.nll
-    }
-
-
 def parse_answers(lines: list[JsonObject]) -> list[Answer]:
     """The answers of an items file, from its JSON lines."""
     answers: list[Answer] = _parser(list[Answer]).validate_python(lines)

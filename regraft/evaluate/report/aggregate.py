@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from itertools import product
 
 from regraft.evaluate.report.transfer import compare, effective_length, long_score
-from regraft.evaluate.result import Answer, Cell, EffectiveLength, Interval
+from regraft.evaluate.result import (
+    Answer,
+    Cell,
+    EffectiveLength,
+    EvaluationRecord,
+    Interval,
+)
 from regraft.evaluate.statistics import Ratio, mean, mean_interval, ratio, score_interval
 from regraft.evaluate.statistics import standard_error as error_of_mean
 from regraft.evaluate.tasks import Task
@@ -163,6 +169,16 @@ def _comparable(answers: Answers, tasks: Sequence[Task], model: str) -> tuple[li
         and all((model, task.name, length) in answers for length in lengths)
     ]
     return names, lengths
+
+
+def losses_by_position(result: EvaluationRecord) -> dict[str, dict[int, float]]:
+    """Model without an adapter -> the end of a part of the text -> the mean NLL in it, in nats."""
+    adapted = result.fidelity.adapters if result.fidelity else {}
+    return {
+        name: {int(part.rpartition("-")[2]): loss for part, loss in facts.perplexity.nll.items()}
+        for name, facts in result.measures.items()
+        if name not in adapted and facts.perplexity is not None and facts.perplexity.nll
+    }
 
 
 def _scores(answers: Sequence[Answer]) -> list[float]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regraft import drawing
-from regraft.evaluate.report.aggregate import RatiosByTask
+from regraft.evaluate.report.aggregate import RatiosByTask, losses_by_position
 from regraft.evaluate.report.overlap import Point, covered_by
-from regraft.evaluate.result import EvaluationRecord, FidelityRecord, losses_by_position
+from regraft.evaluate.result import EvaluationRecord, FidelityRecord
 from regraft.units import format_tokens
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from regraft.evaluate.report.aggregate import losses_by_position
 from regraft.evaluate.report.overlap import covered_by
-from regraft.evaluate.result import Cell, EvaluationRecord, losses_by_position
+from regraft.evaluate.result import Cell, EvaluationRecord
 from regraft.units import format_tokens
 
 Number = TypeVar("Number", int, float)
@@ -111,7 +112,8 @@ def curves(result: EvaluationRecord) -> list[Plot]:
 
 
 def losses(result: EvaluationRecord) -> list[Plot]:
-    """The NLL of plain text by position, a line for each model; empty where it was not measured."""
+    """The NLL of plain text by position, a line for each model without an adapter; empty where it
+    was not measured."""
     by_model = losses_by_position(result)
     if not by_model:
         return []

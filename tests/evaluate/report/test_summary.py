@@ -203,6 +203,9 @@ def test_losses_are_drawn_at_the_end_of_their_part_of_the_text(
     assert [label for _, label in plot.grid] == ["3.00", "2.75", "2.50", "2.25", "2.00"]
     assert draw(tmp_path, alone) == ["losses.png"]
     beside = replace(result, measures={"_$a^{$": measures(2.0, 3.0)})
+    adapted = with_fidelity(0.4, 0.9, RATIO)  # the legend of these models has no adapters
+    adapter = next(iter(adapted.fidelity.adapters))
+    assert losses(replace(adapted, measures={adapter: measures(2.0, 3.0)})) == []
     (of_losses,), of_scores = losses(beside)[0].lines, curves(beside)[0].lines[2]
     assert (of_losses.key, of_losses.colour) == (of_scores.key, of_scores.colour)
     for one in (alone, beside):  # one legend hides and shows a model's lines in all figures
