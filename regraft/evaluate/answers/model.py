@@ -264,7 +264,8 @@ class LanguageModel:
         finally:
             logging.set_verbosity(verbosity)
         # after the stop token a row is padded to the longest answer of the batch
-        return [_until(set(stops), [int(i) for i in row[ids.shape[1] :]]) for row in out]
+        end, answers = set(stops), out[:, ids.shape[1] :].tolist()
+        return [list(takewhile(lambda token: token not in end, answer)) for answer in answers]
 
     def _pad(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Token ids [B, longest], zeros on the right. Raises InputError as `_check` does."""
@@ -294,8 +295,3 @@ class LanguageModel:
                 f"{self.name} computes {what}: its numbers overflow at this length, or its weights "
                 "are broken. Load it in float32 or lower --lengths."
             )
-
-
-def _until(stops: set[int], ids: list[int]) -> list[int]:
-    """`ids` up to the first of `stops`, which is excluded."""
-    return list(takewhile(lambda token: token not in stops, ids))
