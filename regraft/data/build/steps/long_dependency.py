@@ -110,7 +110,7 @@ class LongDependency(Step):
                 f"once, and a pair of segments has {2 * self.segment:,} and a token before them; "
                 "give a smaller `segment`."
             )
-        length = self.context or spec.max_position_embeddings
+        length = min(self.context or spec.max_position_embeddings, spec.max_position_embeddings)
         if self.measure == "longattn" and length < _FEWEST:
             raise InputError(
                 f"long_dependency: no attention reaches far within {length} tokens; give a "

@@ -79,6 +79,8 @@ def test_a_window_larger_than_half_the_models_context_is_refused(model):
     step(model).check()
     with pytest.raises(InputError, match="reads 256 tokens at once, and a window of 200"):
         step(model, windows=[200]).check()
+    with pytest.raises(InputError, match="reads 256 tokens at once, and a window of 200"):
+        step(model, windows=[200], context=1000).check()  # which the model does not read
 
 
 def test_segments_are_scored_by_a_sample_that_the_document_decides(model, texts):
