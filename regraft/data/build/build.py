@@ -132,7 +132,7 @@ class Build:
         revision = record.sources[source.name].revision
         if report.hashes:
             listed = "".join(f"{name} {digest}\n" for name, digest in sorted(report.hashes.items()))
-            revision = hashlib.sha256(listed.encode("utf-8", "replace")).hexdigest()
+            revision = hashlib.sha256(listed.encode()).hexdigest()
         if len(report.hashes) > _MOST_HASHES:
             report.hashes = {}
         return replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_byte_order_mark_before_the_first_line_is_left_out(tmp_path):
     found, report = _read(_source(jsonl=str(tmp_path)))
     assert [one.text for one in found] == ["a", "b"]
     assert report.broken == 0
+
+
+def test_names_of_files_in_another_encoding_are_printable(tmp_path):
+    (tmp_path / "code").mkdir()
+    for name in (b"caf\xe9.txt", b"code/caf\xe9.py"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "w") as file:
+            file.write("x = 1")
+    ((text,), report) = _read(_source(text=str(tmp_path)))
+    assert text.id == r"caf\udce9.txt"
+    assert list(report.hashes) == [text.id]
+    ((code,), report) = _read(_source(code=str(tmp_path / "code")))
+    assert r"caf\udce9.py" in code.text
+    assert list(report.hashes) == [r"code/caf\udce9.py"]
 
 
 def test_only_the_broken_lines_that_are_examples_have_their_number_counted(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
                 yield from _records(source, rows, report, last)
             continue
         path = Path(piece.path)
-        name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+        name = _printable(path.relative_to(root) if path.is_relative_to(root) else path.name)
         if source.kind == "code":
             yield from _repository(source, path, name, report)
             continue
@@ -69,6 +69,11 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _printable(path: str | Path) -> str:
+    """A path as text. Of a name that is not in UTF-8, as from old archives, bytes are escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _texts(
@@ -197,7 +202,7 @@ def _repository(source: Source, folder: Path, name: str, report: ReadReport) -> 
         return Document(text, name if number == 0 else f"{name}:{number}", source.name)
 
     for inner in repository_files(folder):
-        path = folder / inner
+        path, inner = folder / inner, _printable(inner)
         report.hashes[f"{name}/{inner}"] = file_hash(path)
         found = read_texts(path, f"{name}/{inner}", source.encodings, None, report)
         text = "".join(text for _, text in found)

@@ -30,7 +30,7 @@ class Sample:
     def add(self, document: Document) -> None:
         """Draw a document, or not."""
         drawn = self._drawn[document.source]
-        rank = -xxhash.xxh3_64_intdigest(document.id.encode("utf-8", "replace"))
+        rank = -xxhash.xxh3_64_intdigest(document.id.encode())
         if len(drawn) < self._most:
             heapq.heappush(drawn, (rank, document.text[:_CHARACTERS]))
         elif rank > drawn[0][0]:
