@@ -41,9 +41,8 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
         if last is not None and report.records >= last:
             return
         if is_hub(piece.path):
-            with reading_hub(piece.path):
-                rows = _rows(source, piece, name_of(piece.path), report)
-                yield from _records(source, rows, report, last)
+            rows = _hub_rows(source, piece, report)
+            yield from _records(source, rows, report, last)
             continue
         path = Path(piece.path)
         name = _printable(path.relative_to(root) if path.is_relative_to(root) else path.name)
@@ -185,6 +184,12 @@ def _rows(source: Source, piece: Piece, name: str, report: ReadReport) -> Iterat
     return (
         (f"{name}:{row}", one) for row, one in enumerate(islice(records, piece.rows), piece.row)
     )
+
+
+def _hub_rows(source: Source, piece: Piece, report: ReadReport) -> Iterator[tuple[str, Any]]:
+    """`_rows` of a file of the Hub. Raises InputError where the transfer fails."""
+    with reading_hub(piece.path):
+        yield from _rows(source, piece, name_of(piece.path), report)
 
 
 def _repository(source: Source, folder: Path, name: str, report: ReadReport) -> Iterator[Document]:

@@ -10,7 +10,10 @@ import pytest
 from hub_server import COMMIT, HubServer
 from scripts import Scripts
 
-from regraft.data.build.read import hub
+from regraft.data.build.read import hub, read
+from regraft.data.build.read.parts import Part, Piece
+from regraft.data.build.read.report import ReadReport
+from regraft.data.build.schema import Source
 from regraft.errors import InputError
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -131,6 +134,21 @@ def test_other_files_are_refused(monkeypatch, path, message) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "data/a@1.jsonl"])
 def test_a_file_is_named_by_its_place_in_the_dataset(dataset, name) -> None:
     assert hub.name_of(f"hf://datasets/{dataset}@{COMMIT}/{name}") == name
+
+
+def test_only_errors_of_the_transfer_are_blamed_on_the_network(monkeypatch) -> None:
+    def broken(*_):
+        yield "a:0", {"text": "a"}
+        raise ConnectionError("reset by peer")
+
+    part = Part("s", 0, (Piece(f"{OWN}/a.jsonl"),))
+    source = Source(name="s", licence="CC0-1.0", hub="org/data")
+    monkeypatch.setattr(read, "_rows", broken)
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read \(ConnectionError: reset by"):
+        list(read.read_part(source, part, ReadReport()))
+    monkeypatch.setattr(read, "_document", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(read.read_part(source, part, ReadReport()))
 
 
 def test_a_failing_transfer_is_a_sentence(monkeypatch) -> None:
