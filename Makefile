@@ -9,6 +9,8 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
 	$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 # Idle OpenMP threads that spin make two busy processes ten times slower than two quiet ones.
 export OMP_WAIT_POLICY = passive
+# Where this is set, every process compiles torch and transformers again: 17 s.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-bench lint bench docs clean
 
