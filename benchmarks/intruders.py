@@ -71,14 +71,16 @@ def compare(options: Options) -> Iterator[list[str]]:
     for name, adapter in adapters(options).items():
         graft = options.out / f"graft-{adapter.name}"
         regraft.apply_lora(adapter, target, graft)
-        found = damp(target, graft, options.out / "damped", "value", 1.0)
-        yield line(name, "plain", found, examine(graft, exam))
-        if not found and not (options.quick and name in LORAS):
+        intruders = damp(target, graft, options.out / "damped", "value", 1.0)
+        yield line(name, "plain", intruders, examine(graft, exam))
+        if not intruders and not (options.quick and name in LORAS):
             continue
         for way in WAYS:
             for factor in options.factors[: 1 if options.quick else None]:
                 damp(target, graft, options.out / "damped", way, factor)
-                yield line("", f"{way} x {factor:g}", found, examine(options.out / "damped", exam))
+                yield line(
+                    "", f"{way} x {factor:g}", intruders, examine(options.out / "damped", exam)
+                )
 
 
 def adapters(options: Options) -> dict[str, Path]:

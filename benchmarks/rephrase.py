@@ -58,14 +58,14 @@ def main() -> int:
         server, texts, version = StandIn(), [TEXT], "a stand-in"
     else:
         llama = Llama(options.python, out)
-        found = llama.version()
-        if found is None:
+        installed = llama.version()
+        if installed is None:
             print(llama.missing("'llama-cpp-python[server]==0.3.36'"), file=sys.stderr)
             return 2
         if options.real is None or not options.texts:
             parser.error("give --real and texts")
         texts = [path.read_text(encoding="utf-8") for path in options.texts]
-        version = f"llama-cpp-python {found}, {options.real.name}"
+        version = f"llama-cpp-python {installed}, {options.real.name}"
         server = Server(llama, options.real.resolve(), options.port, n_ctx=2048)
     with (out / "texts.jsonl").open("w", encoding="utf-8") as file:
         for text in texts:

@@ -72,7 +72,7 @@ def _choose(
 ) -> list[int]:
     """The passages that the far text tells most about, in random order among equals."""
     words = [frozenset(_WORD.findall(sentence.lower())) for sentence in sentences]
-    spread = Counts(word for inner in words for word in inner)
+    sentences_with = Counts(word for inner in words for word in inner)
     sentence_counts = Counts(sentence.strip() for sentence in sentences)
     late = frozenset(_WORD.findall(end.lower()))
     scores: dict[int, float] = {}
@@ -89,8 +89,12 @@ def _choose(
             and all(sentence_counts[one.strip()] == 1 for one in around)
         ):
             near = words[at - 1] | words[at + 1] | late
-            rarity = {word: math.log(len(sentences) / spread[word]) for word in words[at]}
-            far = sum(r for word, r in rarity.items() if spread[word] > 1 and word not in near)
+            rarity = {word: math.log(len(sentences) / sentences_with[word]) for word in words[at]}
+            far = sum(
+                value
+                for word, value in rarity.items()
+                if sentences_with[word] > 1 and word not in near
+            )
             scores[at] = far / (sum(rarity.values()) or 1.0)
     order = list(scores)
     rng.shuffle(order)
@@ -101,7 +105,7 @@ def _choose(
     return chosen
 
 
-def _shortened(body: str, asked: str, limit: int, counter: Counter) -> str:
+def _shortened(body: str, questions: str, limit: int, counter: Counter) -> str:
     """As many words of the body as fit before the questions into `limit` tokens."""
     ends = counter.ends(body)
     room = len(ends)
@@ -111,7 +115,7 @@ def _shortened(body: str, asked: str, limit: int, counter: Counter) -> str:
         if at < len(body) and not body[at].isspace():
             text = text.removesuffix(text.rsplit(None, 1)[-1])
         text = text.rstrip()
-        (tokens,) = counter.lengths([text + asked])
+        (tokens,) = counter.lengths([text + questions])
         if tokens <= limit:
             return text
         room -= tokens - limit

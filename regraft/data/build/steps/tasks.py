@@ -85,8 +85,8 @@ class Tasks(Step):
         context.statistics.count("far_middle" if made else "no passage to cut out")
         if made is None:
             return document
-        asked = ask_at_end(document, made.text, made.queries, self.form)
-        return asked.with_metadata({self.name: "far_middle"})
+        document_with_questions = ask_at_end(document, made.text, made.queries, self.form)
+        return document_with_questions.with_metadata({self.name: "far_middle"})
 
 
 def _depth(rng: random.Random) -> float:
