@@ -210,6 +210,13 @@ def _stop_tokens(checkpoint: Checkpoint, built: Any) -> list[int] | None:
     return tokens
 
 
+def for_inference(model: Any, device: torch.device) -> Any:
+    """A loaded model on a device, without dropout; float32 instead of float16 on a CPU."""
+    if device.type == "cpu" and model.dtype == torch.float16:
+        model = model.float()
+    return model.to(device).eval()
+
+
 def _stored_dtype(checkpoint: Checkpoint, built: Any) -> torch.dtype:
     """The dtype that the config states, else that of most stored bytes."""
     stated = getattr(built, "dtype", None)

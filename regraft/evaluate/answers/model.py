@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
@@ -76,9 +76,7 @@ class Source:
         assert self.adapter is None, "merge the adapter first"
         with Checkpoint.open(self.location) as checkpoint:
             model = load_model(checkpoint, config=self.config())
-        if device.type == "cpu" and model.dtype == torch.float16:
-            model = model.float()
-        return LanguageModel(self.name, model.to(device).eval(), mesh or Mesh())
+        return LanguageModel(self.name, for_inference(model, device), mesh or Mesh())
 
 
 class LanguageModel:

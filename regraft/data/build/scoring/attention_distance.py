@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.build.scoring.pieces import pieces
@@ -86,9 +86,7 @@ class FirstLayer:
             }
             model = load_model(checkpoint, config={**config, "num_hidden_layers": 1})
             tokenizer = load_tokenizer(checkpoint)
-        if device.type == "cpu" and model.dtype == torch.float16:
-            model = model.float()
-        return cls(location, model.to(device).eval(), tokenizer)
+        return cls(location, for_inference(model, device), tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, with the tokenizer's special tokens."""

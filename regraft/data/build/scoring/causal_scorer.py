@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
@@ -52,9 +52,7 @@ class CausalScorer:
         with Checkpoint.open(location) as checkpoint:
             model = load_model(checkpoint)
             tokenizer = load_tokenizer(checkpoint)
-        if device.type == "cpu" and model.dtype == torch.float16:
-            model = model.float()
-        return cls(location, model.to(device).eval(), tokenizer)
+        return cls(location, for_inference(model, device), tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, with the tokenizer's special tokens."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regraft.checkpoint.hf.pretrained import load_model
+from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
@@ -80,9 +80,7 @@ def open_embedder(location: str, device: torch.device) -> Embedder:
         return StaticEmbeddings(location)
     with Checkpoint.open(location) as checkpoint:
         model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    if device.type == "cpu" and model.dtype == torch.float16:
-        model = model.float()
-    return HiddenStates(model.to(device).eval(), tokenizer)
+    return HiddenStates(for_inference(model, device), tokenizer)
 
 
 def check_embedder(location: str) -> None:
