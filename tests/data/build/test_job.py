@@ -261,7 +261,8 @@ def test_a_source_is_trained_as_conversations_where_all_of_it_has_turns(
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "recipe.yaml").write_text(
         f"sources: [{{name: a, licence: CC0-1.0, jsonl: {tmp_path}/a.jsonl}}]\n"
-        f"steps: [tasks: {{share: {share}, form: messages}}]\noutput: {{tokenizer: bytes}}\n"
+        f"steps: [tasks: {{share: {share}, form: messages, kinds: [retrieval]}}]\n"
+        "output: {tokenizer: bytes}\n"
     )
     record = regraft.build_data(tmp_path / "recipe.yaml", tmp_path / "out")
     assert record.sources["a"].chat is chat
