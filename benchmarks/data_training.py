@@ -3,7 +3,7 @@
     python benchmarks/data_training.py [--seeds 2] [-o bench-out]
 
 The demo's base (64 tokens) is extended to 512 by the same number of tokens of a crawl, from which
-documents are chosen in different ways. The crawl has, about equally often: notes (facts, and
+documents are chosen by different rules. The crawl has, about equally often: notes (facts, and
 questions about them all over the text: what long context is for); plain prose; eight short notes in
 one document; a short piece of notes repeated to the length; and short notes as documents of their
 own. Every model is then asked for needles, and scored on held-out notes by position.
@@ -26,7 +26,7 @@ from statistics import mean
 
 import torch
 from chosen_text.crawl import MIX, Size, crawl, words_of
-from chosen_text.ways import ways
+from chosen_text.selection import selections
 from demo_models import (
     THETA,
     TRAINED,
@@ -73,7 +73,7 @@ class Trained:
 
 
 def run_seed(seed: int, size: Size, exam: Exam, folder: Path) -> dict[str, Trained]:
-    """Every way of choosing, from one base."""
+    """A training with each selection, from one base."""
     folder.mkdir(parents=True, exist_ok=True)
     exam = replace(exam, seed=seed)
     base = write_recipe(folder / "base.yaml", base_recipe(seed, quick=size.steps == 1))
@@ -87,10 +87,10 @@ def run_seed(seed: int, size: Size, exam: Exam, folder: Path) -> dict[str, Train
         for n in range(size.held_out)
     ]
     results = {"before": measure(folder / "base", held_out, exam, {})}
-    for name, choose in ways(str(donor), str(folder / "base"), size).items():
+    for name, select in selections(str(donor), str(folder / "base"), size).items():
         if size.steps == 1 and name not in ("context gain", "shorts untied, keys"):
             continue
-        chosen = choose(crawl(seed, size), folder, seed)
+        chosen = select(crawl(seed, size), folder, seed)
         words = Counter[str]()
         for one in chosen:
             words[one.metadata["kind"]] += len(one.text.split())

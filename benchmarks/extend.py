@@ -56,7 +56,7 @@ positions: {{kind: {kind}, window: 64, least: 4, chunks: [2, 3], content: near}}
 """
 FREEZE = "method: full\nfreeze: [embed_tokens, lm_head, model.norm]\n"
 LORA = "method: lora\nlora: {{rank: 16, alpha: 32, norms: true}}\n"
-WAYS = {
+RECIPES = {
     "full fine-tune": FREEZE + LONG.format(rate="1e-3"),
     "LoRA 16 and norms": LORA.format() + LONG.format(rate="3e-3"),
     "LoRA, 64-token rows, 2 or 3 sorted chunks": SKIPS.format(kind="multi_chunk", source="short"),
@@ -76,7 +76,7 @@ def main() -> None:
         seed: one(arguments.out.resolve() / f"extend-seed-{seed}", seed, arguments.quick)
         for seed in arguments.seeds
     }
-    ways = list(results[arguments.seeds[0]])
+    names = list(results[arguments.seeds[0]])
     lines = [
         "# Context extended 16 times by regraft train",
         "",
@@ -88,26 +88,26 @@ def main() -> None:
         "| | " + " | ".join(f"seed {seed}: at 1024 | at 64 | s" for seed in results) + " |",
         "|---|" + "--:|--:|--:|" * len(results),
     ]
-    for way in ways:
+    for name in names:
         cells = [
-            f"{results[seed][way]['1024']:.2f} | {results[seed][way]['64']:.2f} | "
-            f"{results[seed][way]['seconds']:.0f}"
+            f"{results[seed][name]['1024']:.2f} | {results[seed][name]['64']:.2f} | "
+            f"{results[seed][name]['seconds']:.0f}"
             for seed in results
         ]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     table = "\n".join(lines) + "\n"
     record("extend", table, keep=not arguments.quick)
     missed = [
-        (seed, way)
+        (seed, name)
         for seed in results
-        for way in ("full fine-tune", "LoRA 16 and norms")
-        if results[seed][way]["1024"] < 0.9
+        for name in ("full fine-tune", "LoRA 16 and norms")
+        if results[seed][name]["1024"] < 0.9
     ]
     raise SystemExit(1 if missed and not arguments.quick else 0)
 
 
 def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
-    """Shares of questions answered and seconds of every way, with one seed."""
+    """Shares of questions answered and seconds of every recipe, with one seed."""
     exam = Exam(seed=seed)
     if quick:
         exam = exam.quick()
@@ -132,7 +132,7 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
                 row = training_row(rng, words, Mix(prose=0.45, questions=0.65))
                 file.write(json.dumps({"text": " ".join(row.words[1:])}) + "\n")
     models = {"base": (folder / "base", 0.0), "theta only": (folder / "theta-only", 0.0)}
-    for number, (way, recipe) in enumerate(WAYS.items()):
+    for number, (name, recipe) in enumerate(RECIPES.items()):
         path, out = folder / f"recipe-{number}.yaml", folder / f"out-{number}"
         head = HEAD.format(base=folder / "base", seed=seed, folder=folder, cache=folder / "cache")
         if quick:
@@ -144,8 +144,8 @@ def one(folder: Path, seed: int, quick: bool) -> dict[str, dict[str, float]]:
         if (out / "adapter_config.json").is_file():
             apply_lora(str(out), str(folder / "base"), folder / f"graft-{number}", overwrite=True)
             out = folder / f"graft-{number}"
-        models[way] = out, seconds
-        print(f"seed {seed}, {way}: {seconds:.0f} s", flush=True)
+        models[name] = out, seconds
+        print(f"seed {seed}, {name}: {seconds:.0f} s", flush=True)
     results = {}
     for name, (model, seconds) in models.items():
         needle = examine(model, exam).needle

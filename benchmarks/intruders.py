@@ -31,7 +31,7 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.lowrank.intruders import DIRECTIONS, THRESHOLD
 
 LORAS = {"LoRA, rank 4": (4, 0.02), "LoRA, rank 16": (16, 0.005)}  # rank and rate of a training
-WAYS = ("value", "change", "all")
+DAMPED_PARTS = ("value", "change", "all")
 FILE = "model.safetensors"
 
 
@@ -75,11 +75,11 @@ def compare(options: Options) -> Iterator[list[str]]:
         yield line(name, "plain", intruders, examine(graft, exam))
         if not intruders and not (options.quick and name in LORAS):
             continue
-        for way in WAYS:
+        for part in DAMPED_PARTS:
             for factor in options.factors[: 1 if options.quick else None]:
-                damp(target, graft, options.out / "damped", way, factor)
+                damp(target, graft, options.out / "damped", part, factor)
                 yield line(
-                    "", f"{way} x {factor:g}", intruders, examine(options.out / "damped", exam)
+                    "", f"{part} x {factor:g}", intruders, examine(options.out / "damped", exam)
                 )
 
 
@@ -103,7 +103,7 @@ def adapters(options: Options) -> dict[str, Path]:
     return result
 
 
-def damp(target: Path, graft: Path, out: Path, way: str, factor: float) -> int:
+def damp(target: Path, graft: Path, out: Path, part: str, factor: float) -> int:
     """Write the graft with damped intruders. Returns how many it had."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(graft, out)
@@ -112,14 +112,16 @@ def damp(target: Path, graft: Path, out: Path, way: str, factor: float) -> int:
         for name, role in checkpoint_roles(before).items():
             if role.kind == "projection":
                 old, new = before.tensor(name).double(), tensors[name].double()
-                damped, intruders = without_intruders(old, new, way, factor)
+                damped, intruders = without_intruders(old, new, part, factor)
                 tensors[name] = damped.to(tensors[name].dtype).contiguous()
                 count += intruders
     save_file(tensors, out / FILE, {"format": "pt"})
     return count
 
 
-def without_intruders(before: Tensor, after: Tensor, way: str, factor: float) -> tuple[Tensor, int]:
+def without_intruders(
+    before: Tensor, after: Tensor, part: str, factor: float
+) -> tuple[Tensor, int]:
     """(`after` (m, n) with damped intruders, their number)."""
     u, values, vt = torch.linalg.svd(after, full_matrices=False)
     own = torch.linalg.svd(before, full_matrices=False).U
@@ -128,7 +130,7 @@ def without_intruders(before: Tensor, after: Tensor, way: str, factor: float) ->
     u, values, vt = u[:, at], values[at], vt[at]
     change = after - before
     parts = {"value": (u * values) @ vt, "change": u @ (u.T @ change), "all": change}
-    return after + (factor - 1) * parts[way], len(at)
+    return after + (factor - 1) * parts[part], len(at)
 
 
 def line(name: str, how: str, intruders: int | None, answers: Answers) -> list[str]:

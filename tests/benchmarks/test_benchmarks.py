@@ -165,7 +165,7 @@ def test_the_demo_runs_by_seed(benchmark):
 
 def test_the_extension_is_tried_four_ways(benchmark):
     printed, _, module = benchmark("extend", "--quick")
-    assert all(f"| {way} |" in printed for way in module.WAYS)
+    assert all(f"| {name} |" in printed for name in module.RECIPES)
 
 
 def test_the_theta_probe_is_followed_by_a_training(benchmark):

@@ -1,4 +1,4 @@
-"""Ways of choosing documents of the crawl, most of them by steps of `regraft data build`."""
+"""Selections of documents of the crawl, most of them by steps of `regraft data build`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from regraft.data.build.steps.structure import Marks, Structure
 from regraft.data.build.tokens import open_counter
 from regraft.data.toy_language import ADJECTIVES
 
-Choose = Callable[[list[Document], Path, int], list[Document]]
+# (documents, folder, seed) -> the documents that a training reads
+Selection = Callable[[list[Document], Path, int], list[Document]]
 
 
-def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
-    """How documents are chosen, by name."""
+def selections(donor: str, base: str, size: Size) -> dict[str, Selection]:
+    """The compared selections by name. `donor`, `base`: models that score documents."""
 
     def is_long(document: Document) -> bool:
         return document.metadata["kind"] != "shorts"
@@ -38,8 +39,8 @@ def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
     def shorts_only(documents: list[Document], folder: Path, seed: int) -> list[Document]:
         return take([one for one in documents if not is_long(one)], size)
 
-    def gain(model: str, window: int, copied_run: int) -> Choose:
-        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+    def gain(model: str, window: int, copied_run: int) -> Selection:
+        def select(documents: list[Document], folder: Path, seed: int) -> list[Document]:
             long = [one for one in documents if is_long(one)]
             step = LongDependency(
                 model=model, windows=[window], share=min(1.0, size.needed / len(long)),
@@ -47,10 +48,10 @@ def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
             )  # fmt: skip
             return take(list(run(step, long, base, seed)), size)
 
-        return choose
+        return select
 
-    def untied(keys: bool) -> Choose:
-        def choose(documents: list[Document], folder: Path, seed: int) -> list[Document]:
+    def untied(keys: bool) -> Selection:
+        def select(documents: list[Document], folder: Path, seed: int) -> list[Document]:
             shorts = sorted((one for one in documents if not is_long(one)), key=number_of)
             marks = Marks(tail="", head="", trace="")
             if keys:
@@ -60,7 +61,7 @@ def ways(donor: str, base: str, size: Size) -> dict[str, Choose]:
             with mock.patch.object(restructure, "keys", own):
                 return take(list(run(step, shorts, base, seed)), size)
 
-        return choose
+        return select
 
     window = size.target // 16
     return {
