@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 from harness import environment
 from smollm2 import corpus, recipes, reversal
 from smollm2.jobs import Job, run_jobs
-from smollm2.model import unpack
+from smollm2.model import unpack, with_rope_of
 from smollm2.recipes import SIZES, Size
 from smollm2.table import write
 
@@ -151,16 +151,9 @@ class Plan:
             yield self._train(name, recipe, ("texts", "base"))
 
     def _train(self, name: str, recipe: dict[str, Any], needs: tuple[str, ...]) -> Job:
-        file = self._recipe(name, recipe)
+        file = recipes.write(self.out, name, recipe)
         line = ["train", str(file), "-o", str(self.out / name), "--resume", *self.device]
         return Job(name, line, self.out / name, needs, heavy=True)
-
-    def _recipe(self, name: str, recipe: dict[str, Any]) -> Path:
-        """A recipe as YAML, of which JSON is a part."""
-        folder = self.out / "recipes"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.yaml").write_text(json.dumps(recipe, indent=1))
-        return folder / f"{name}.yaml"
 
     def _adapters(self) -> Iterator[Job]:
         calibrate = ["--calibrate", str(self.texts / "long.jsonl")]
@@ -194,7 +187,11 @@ class Plan:
         """In the order of their value, if time should run out."""
         top = RANKS[-1]
         only = self.out / "theta-only"
-        yield Job(only.name, lambda: self._theta_only(only), only, ("extended", "derivative"))
+        yield Job(
+            only.name,
+            lambda: with_rope_of(self.out / "derivative", self.out / "extended", only), only,
+            ("extended", "derivative"),
+        )  # fmt: skip
         for rank in reversed(RANKS):
             yield self._apply(f"graft-{rank}", f"adapter-{rank}")
         yield self._full_delta("full-delta", "extended")
@@ -217,7 +214,7 @@ class Plan:
 
     def _full_delta(self, name: str, extended: str) -> Job:
         models = (self.base, self.out / extended, self.out / "derivative")
-        file = self._recipe(name, recipes.full_delta(*models))
+        file = recipes.write(self.out, name, recipes.full_delta(*models))
         line = ["merge", str(file), "-o", str(self.out / name), "--device", "cpu"]
         return Job(name, line, self.out / name, (extended, "derivative"))
 
@@ -225,18 +222,6 @@ class Plan:
         line = ["apply", str(self.out / adapter), str(self.out / "derivative"), "-o"]
         line += [str(self.out / name), "--device", "cpu", *more]
         return Job(name, line, self.out / name, (adapter, "derivative"))
-
-    def _theta_only(self, target: Path) -> None:
-        """The derivative under the RoPE of the extension, and no other change."""
-        part = target.with_suffix(".part")
-        shutil.copytree(self.out / "derivative", part, dirs_exist_ok=True)
-        long = json.loads((self.out / "extended" / "config.json").read_text())
-        config = json.loads((part / "config.json").read_text())
-        for key in ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"):
-            if key in long:
-                config[key] = long[key]
-        (part / "config.json").write_text(json.dumps(config, indent=1))
-        part.rename(target)
 
     def _evaluations(self, grafts: list[str]) -> Iterator[Job]:
         """Needles and NLL of each model; then skill and drift from the derivative, of all."""

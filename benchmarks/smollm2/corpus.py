@@ -23,29 +23,47 @@ _FORM = "The words {given} in reverse order are {reversed}.\n"
 _LEAST = 2000  # characters of a document
 
 
+def documents(folders: Iterable[Path]) -> Iterator[str]:
+    """Every novel, and every file of more than a page."""
+    for novels, files in _by_folder(folders):
+        yield from novels
+        yield from files
+
+
 def long_documents(folders: Iterable[Path]) -> Iterator[str]:
-    """Every file of more than a page; a folder's files are joined where they are short."""
+    """Every novel, and the files joined to texts of 400,000 characters."""
+    for novels, files in _by_folder(folders):
+        yield from novels
+        yield from _joined(files)
+
+
+def _by_folder(folders: Iterable[Path]) -> Iterator[tuple[Iterator[str], Iterator[str]]]:
+    """Novels and other files of each folder."""
     sources = list(folders)
     for folder in sources:
-        yield from _novels(folder)
-        paths = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
-        yield from _joined(paths)
+        yield _novels(folder), _files(p for p in folder.rglob("*") if p.suffix in ENDINGS)
     if not sources:
-        yield from _joined(sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")))
+        yield iter(()), _files(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
 
 
-def _joined(paths: list[Path], characters: int = 400_000) -> Iterator[str]:
-    """Files in the order of their paths, until a document has that many characters."""
-    text = ""
-    for path in paths:
-        part = path.read_text(encoding="utf-8", errors="replace")
-        if len(part) >= _LEAST and "site-packages" not in path.parts:
-            text += part.strip() + "\n\n"
-        if len(text) >= characters:
-            yield text
-            text = ""
-    if text:
-        yield text
+def _files(paths: Iterable[Path]) -> Iterator[str]:
+    """In the order of their paths."""
+    for path in sorted(paths):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if len(text) >= _LEAST and "site-packages" not in path.parts:
+            yield text.strip()
+
+
+def _joined(texts: Iterable[str], characters: int = 400_000) -> Iterator[str]:
+    """Texts one after another, until a document has that many characters."""
+    joined = ""
+    for text in texts:
+        joined += text + "\n\n"
+        if len(joined) >= characters:
+            yield joined
+            joined = ""
+    if joined:
+        yield joined
 
 
 def _novels(folder: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The base of the experiment as a checkpoint folder in bfloat16."""
+"""Checkpoint folders of the experiments: the base in bfloat16, weights under another RoPE."""
 
 from __future__ import annotations
 
@@ -25,4 +25,17 @@ def unpack(source: Path, target: Path) -> None:
         save_file(state, part / "model.safetensors", {"format": "pt"})
         config = json.loads((part / "config.json").read_text())
         (part / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}, indent=1))
+    part.rename(target)
+
+
+def with_rope_of(weights: Path, other: Path, target: Path) -> None:
+    """A copy of the checkpoint `weights` under the RoPE of `other`, and no other change."""
+    part = target.with_suffix(".part")
+    shutil.copytree(weights, part, dirs_exist_ok=True)
+    long = json.loads((other / "config.json").read_text())
+    config = json.loads((part / "config.json").read_text())
+    for key in ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"):
+        if key in long:
+            config[key] = long[key]
+    (part / "config.json").write_text(json.dumps(config, indent=1))
     part.rename(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ SIZES = {
         texts=1, calibration=1024, rows=2,
     ),
 }  # fmt: skip
+
+
+def write(out: Path, name: str, recipe: dict[str, Any]) -> Path:
+    """A recipe in the folder `recipes` of `out`, as JSON, which is a part of YAML."""
+    folder = out / "recipes"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(json.dumps(recipe, indent=1))
+    return folder / f"{name}.yaml"
 
 
 def extension(size: Size, base: Path, texts: Path, rate: float, seed: int) -> dict[str, Any]:

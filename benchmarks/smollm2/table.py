@@ -193,7 +193,7 @@ def _text(folder: Path, options: dict[str, Any]) -> str:
         f"PoSE: as many in rows of {window}." if size.whole else f"All in PoSE rows of {window}."
     )
     return (
-        f"Extended: {growth}, {size.tokens / 1e6:.1f}M tokens. {short} in PoSE rows of {window}. "
+        f"Extended: {growth}, {size.tokens / 1e6:.1f}M tokens. {short} "
         f"Derivative: {size.skill_steps} steps of {size.skill_batch} "
         f"rows of {format_tokens(size.skill_length)}. Needles: {size.items} questions at each "
         f"length, {size.questions_per_text} about one text of {Path(options['held_out']).name}; "
