@@ -137,10 +137,11 @@ def selections(size: Size, base: Path) -> dict[str, list[dict[str, Any]]]:
     short = {"length": {"maximum": size.length // 4}}
     joined = {"length": {"join": most}}
     scored = {"model": str(base), "share": 0.3}
+    window = min(200, size.length // 20)
     return {
         "random": [joined],
         "long only": [long],
-        "context gain": [long, {"long_dependency": {**scored, "windows": [min(200, size.length // 20)]}}],
+        "context gain": [long, {"long_dependency": {**scored, "windows": [window]}}],
         "longattn": [long, {"long_dependency": {**scored, "measure": "longattn"}}],
         "with tasks": [long, {"tasks": {"share": 0.5, "kinds": ["retrieval"]}}],
         "shorts joined": [short, joined],

@@ -21,6 +21,7 @@ _LINE_EVERY = 15.0  # seconds
 _quiet = True
 _console: Console | None = None
 _active = False  # whether a bar is displayed; another one inside its block is not
+_part: Callable[[float], None] | None = None  # moves the outer bar by a share of the current part
 _notes_hidden = False
 _whole: Whole | None = None  # of a command that runs others
 
@@ -108,15 +109,23 @@ def whole(describe: Callable[[], str]) -> Iterator[None]:
 class Bar:
     """Progress over a known amount of work (bytes, steps), with rate and time left.
 
-    total: None for a stage of unknown length, which displays the time that it has taken.
+    total: None for a stage of unknown length, which displays the time that it has taken. outer:
+    told, of a bar inside another's part, the share of `total` that was done.
     """
 
-    def __init__(self, description: str, total: float | None, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: float | None,
+        progress: Progress | None,
+        outer: Callable[[float], None] | None = None,
+    ) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total) if progress else None
         self._description = self._label = description
         self._total, self._done, self._skipped = total, 0.0, 0.0
         self._began = time.monotonic()
+        self._outer = outer if total else None
 
     @property
     def left(self) -> float | None:
@@ -135,10 +144,34 @@ class Bar:
 
     def advance(self, amount: float = 1, text: str | None = None) -> None:
         """Move the bar by `amount` that was done; `text` is displayed beside the description."""
-        self._done += amount
         self._label = self._description if text is None else f"{self._description} {text}"
+        self._move(amount)
+
+    @contextmanager
+    def part(self, amount: float) -> Iterator[None]:
+        """Move the bar by `amount` in all: as a bar inside the block moves, the rest at its end."""
+        global _part
+        left = amount
+
+        def move(share: float) -> None:
+            nonlocal left
+            step = min(left, share * amount)
+            left -= step
+            self._move(step)
+
+        before, _part = _part, move
+        try:
+            yield
+        finally:
+            _part = before
+        self._move(left)
+
+    def _move(self, amount: float) -> None:
+        self._done += amount
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=amount, description=self._label)
+        if self._outer is not None and self._total:
+            self._outer(amount / self._total)
 
     def line(self) -> str:
         """The state in one line: 'Merging: 40%, 12 s left'."""
@@ -150,13 +183,18 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Bar]:
-    """Display a bar with an ETA while the block runs, unless the block is inside another bar's.
+    """Display a bar with an ETA while the block runs, unless the block is inside another bar's,
+    whose `part` it then moves.
 
     unit: 'bytes' displays sizes and MB/s.
     """
-    global _active
+    global _active, _part
     if _quiet or _active:
-        yield Bar(description, total, None)
+        outer, _part = _part, None
+        try:
+            yield Bar(description, total, None, outer)
+        finally:
+            _part = outer
         return
     _active = True
     try:

@@ -86,3 +86,25 @@ def test_time_left_follows_from_the_work_of_this_run(monkeypatch):
         assert bar.left == pytest.approx(40)
         bar.skip(-100)  # to be done again
         assert bar.left == pytest.approx(50)
+
+
+def test_bars_inside_a_part_move_it_by_their_share(said):
+    with progress.bar("models", total=10) as bar:
+        bar.advance(0, "the first")
+        with bar.part(4):
+            with progress.bar("batches", total=8) as inner:
+                inner.advance(2)
+                assert bar.line().startswith("models the first: 10%")
+                with inner.part(4):
+                    with progress.bar("tokens", total=2) as innermost:
+                        innermost.advance(1)
+                    with progress.bar("tokens", total=2) as again:  # the part is full at its end
+                        again.advance(2)
+                    with progress.bar("tokens", total=2) as late:
+                        late.advance(2)
+                assert bar.line().startswith("models the first: 30%")
+            assert bar.line().startswith("models the first: 30%")
+        assert bar.line().startswith("models the first: 40%")
+        with progress.bar("unrelated", total=2) as other:  # not in a part
+            other.advance(2)
+        assert bar.line().startswith("models the first: 40%")

@@ -18,6 +18,7 @@ from regraft.evaluate.answers.judge import add_verdicts
 from regraft.evaluate.answers.scoring import Answerer, answer
 from regraft.evaluate.answers.served.model import ServedModel
 from regraft.evaluate.answers.served.source import ServedSource
+from regraft.evaluate.cost import Operations
 from regraft.evaluate.fidelity import merged
 from regraft.evaluate.measures import Measurer, batch_tokens
 from regraft.evaluate.prepare import Evaluated, Work
@@ -82,24 +83,35 @@ def answer_items(
     answers: Answers = {}
     measures: dict[str, Measures] = {}
     measurer = Measurer(work, output)
-    with progress.bar("models", total=len(work.sources) * (len(files) + 1)) as bar:
-        for source in work.sources:
+    costs = [Operations(work, source, output.mesh.device) for source in work.sources]
+    total = sum(
+        cost.measures() + sum(cost.cell(tasks[task], length) for task, length in files)
+        for cost in costs
+    )
+    with progress.bar("models", total=total or None) as bar:
+        for source, cost in zip(work.sources, costs, strict=True):
             model = _LazyModel(work, source, output, lambda text: bar.advance(0, text))
             for (task, length), path in files.items():
-                model.label = f"{source.name}: {task} {format_tokens(length)}"
-                bar.advance(1, model.label)
+                size = cost.cell(tasks[task], length)
                 if task in source.unsupported:
+                    bar.skip(size)
                     continue
+                model.label = f"{source.name}: {task} {format_tokens(length)}"
+                bar.advance(0, model.label)
                 target = output.folder / "items" / source.folder / path.name
                 key = f"cell {source.name} {path.name}"
-                if not output.has(key, target):
+                if output.has(key, target):
+                    bar.skip(size)
+                else:
                     items = [Item.from_json(line) for line in output.read(path)]
-                    lines = _answer_cell(work, tasks[task], items, model)
+                    with bar.part(size):
+                        lines = _answer_cell(work, tasks[task], items, model)
                     output.write(key, target, [to_json(line) for line in lines])
                 answers[source.name, task, length] = parse_answers(output.read(target))
             model.label = source.name
-            bar.advance(1, model.label)
-            measures[source.name] = measurer.measure_once(source, model.get)
+            bar.advance(0, f"{source.name}: {', '.join(work.measures)}".rstrip(": "))
+            with bar.part(cost.measures()):
+                measures[source.name] = measurer.measure_once(source, model.get)
     return answers, measures
 
 

@@ -9,7 +9,7 @@ several questions share is read once if its cache fits, and then a few tokens fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -20,12 +20,14 @@ from regraft.evaluate.answers.cache import cache_bytes, too_large
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
 from regraft.evaluate.answers.served.source import ServedSource
-from regraft.evaluate.prepare import Work
+from regraft.evaluate.measures import drift_size
+from regraft.evaluate.prepare import Evaluated, Work
 from regraft.evaluate.tasks import Task
 from regraft.units import format_bytes, format_tokens
 
 _REPEATS = 3  # measurements, of which the fastest counts
 _QUESTION = 32  # tokens that differ between two questions about a text
+_SLOWER = 16  # times that a token takes longer to generate than to read, about
 
 
 def plan(work: Work, device: torch.device) -> dict[str, str | float]:
@@ -58,26 +60,68 @@ def tokens(
 
     fits: whether the cache of a text of so many tokens does, so that its questions share it. An
     item's candidates count once, as with a cached prompt; lm-eval's suites do not count."""
-    settings = work.settings
-    read: dict[int, int] = {}
+    read = measured_tokens(work)
     written = 0
     for task in work.tasks:
-        items, both = min(settings.items, task.max_items or settings.items), 1 + settings.twins
-        prompts = items * both
         for length in work.lengths:
-            here = prompts * length
-            if settings.questions_per_text > 1 and task.make_group and fits(length):
-                here = -(-items // _questions(work, task, length)) * both * length
-                here += prompts * _QUESTION
+            here, generated = cell_tokens(work, task, length, fits)
             read[length] = read.get(length, 0) + here
-            written += prompts * task.answer_tokens if work.scoring(task) == "generate" else 0
+            written += generated
+    return read, written
+
+
+def cell_tokens(
+    work: Work, task: Task, length: int, fits: Callable[[int], bool]
+) -> tuple[int, int]:
+    """`tokens` of one task and length: what a model reads, and the most that it generates."""
+    settings = work.settings
+    items, both = min(settings.items, task.max_items or settings.items), 1 + settings.twins
+    prompts = items * both
+    read = prompts * length
+    if settings.questions_per_text > 1 and task.make_group and fits(length):
+        read = -(-items // _questions(work, task, length)) * both * length + prompts * _QUESTION
+    return read, prompts * task.answer_tokens if work.scoring(task) == "generate" else 0
+
+
+def measured_tokens(work: Work) -> dict[int, int]:
+    """`tokens` of the measures without questions, by the length of their texts."""
+    read: dict[int, int] = {}
+    longest, texts = max(work.lengths), work.settings.texts
     if "perplexity" in work.measures:
-        longest = max(work.lengths)
-        read[longest] = read.get(longest, 0) + settings.texts * longest
+        read[longest] = texts * longest
         for window in WINDOWS:
             if 4 * window <= longest:  # half the text, each quarter window behind a whole one
-                read[window] = read.get(window, 0) + settings.texts * longest * 5 // 2
-    return read, written
+                read[window] = read.get(window, 0) + texts * longest * 5 // 2
+    if "drift" in work.measures:
+        length, count = drift_size(work)
+        read[length] = read.get(length, 0) + length * count
+    return read
+
+
+class Operations:
+    """What the parts of one model's evaluation cost in operations; of a served one in tokens."""
+
+    def __init__(self, work: Work, source: Evaluated, device: torch.device) -> None:
+        self._work = work
+        self._weights, self._attended = 1, 0
+        self.fits: Callable[[int], bool] = lambda length: True
+        if isinstance(source, Source):
+            self._weights, self._attended = _size(source)
+            self.fits = partial(_fits, source, device)
+
+    def cell(self, task: Task, length: int) -> float:
+        """Of one task and length."""
+        read, written = cell_tokens(self._work, task, length, self.fits)
+        return self.of({length: read}) + _SLOWER * self.of({0: written})
+
+    def measures(self) -> float:
+        """Of the measures without questions."""
+        return self.of(measured_tokens(self._work))
+
+    def of(self, read: Mapping[int, int]) -> float:
+        """Of tokens that are read, by the length of their texts."""
+        each = {length: 2 * self._weights + 2 * self._attended * length for length in read}
+        return float(sum(count * each[length] for length, count in read.items()))
 
 
 def seconds(work: Work, device: torch.device) -> float:
@@ -87,10 +131,9 @@ def seconds(work: Work, device: torch.device) -> float:
     for source in work.sources:
         if isinstance(source, ServedSource):
             continue
-        read, written = tokens(work, partial(_fits, source, device))
-        weights, attended = _size(source)
-        total += sum(n * (2 * weights + 2 * attended * length) for length, n in read.items()) / fast
-        total += written * 2 * weights / slow
+        operations = Operations(work, source, device)
+        read, written = tokens(work, operations.fits)
+        total += operations.of(read) / fast + operations.of({0: written}) / slow
     return total
 
 

@@ -24,6 +24,12 @@ from regraft.records import to_json
 _DRIFT_TOKENS = 8192  # at least
 
 
+def drift_size(work: Work) -> tuple[int, int]:
+    """(length, number) of the texts on which drift is measured."""
+    length = min(work.own_length, 2048)
+    return length, max(work.settings.texts, _DRIFT_TOKENS // length)
+
+
 class Measurer:
     """Measures one model after another, and holds the reference that they are compared with.
 
@@ -89,8 +95,7 @@ class Measurer:
             work, first = self._work, self._work.sources[0]
             assert isinstance(first, Source), "a served model comes last"
             base = model if source is first else first.load(model.device, model.mesh)
-            length = min(work.own_length, 2048)
-            count = max(work.settings.texts, _DRIFT_TOKENS // length)
+            length, count = drift_size(work)
             texts = plain_texts(work.kit, length, count, work.settings.seed)
             self._drift_reference = drift.Reference(base, texts)
         return self._drift_reference

@@ -58,16 +58,21 @@ def map_over_processes(
     Each part is processed by one process, or by those that share a sequence. The RegraftError of
     the first part that fails is raised in all processes.
     """
-    if mesh.size == 1:
-        return [work(part) for part in parts]
+    numbers = range(mesh.data_rank, len(parts), mesh.data_size)
     results: dict[int, Result] = {}
     failed: tuple[int, RegraftError] | None = None
-    for number in range(mesh.data_rank, len(parts), mesh.data_size):
-        try:
-            results[number] = work(parts[number])
-        except RegraftError as error:
-            failed = number, error
-            break
+    with progress.bar("batches", total=len(numbers)) as bar:
+        for number in numbers:
+            try:
+                results[number] = work(parts[number])
+            except RegraftError as error:
+                if mesh.size == 1:
+                    raise
+                failed = number, error
+                break
+            bar.advance()
+    if mesh.size == 1:
+        return [results[number] for number in numbers]
     gathered: list[tuple[dict[int, Result], tuple[int, RegraftError] | None]]
     gathered = [({}, None)] * mesh.size
     first = mesh.context_rank == mesh.ulysses_rank == 0

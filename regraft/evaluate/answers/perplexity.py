@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from regraft import progress
 from regraft.data.generate.fit import fit
 from regraft.evaluate.answers.distributed import map_over_processes
 from regraft.evaluate.answers.scoring import Answerer, batches
@@ -77,8 +78,14 @@ def measure(
     rows: token ids, all of one length. budget: tokens in a batch. keys: the key tokens, by default
     those that the model chooses itself.
     """
-    length = len(rows[0])
-    whole = torch.stack(_nll(model, rows, budget))  # [rows, length - 1]: of token i + 1
+    length, windows = len(rows[0]), _windows(rows)
+    with progress.bar("perplexity", total=2 + 5 * len(windows)) as bar:  # half texts' tokens
+        with bar.part(2):
+            whole = torch.stack(_nll(model, rows, budget))  # [rows, length - 1]: of token i + 1
+        by_window: dict[int, Tensor] = {}  # [rows, length / 2]
+        for window in windows:
+            with bar.part(5):
+                by_window[window] = _windowed(model, rows, length // 2, window, budget)
     nll = {}
     marks = edges(length)
     for low, high in pairwise(marks):
@@ -88,8 +95,7 @@ def measure(
     gain_intervals: dict[str, Interval | None] = {}
     key_share = long_perplexity = None
     full = whole[:, length // 2 - 1 :]
-    for window in _windows(rows):
-        windowed = _windowed(model, rows, length // 2, window, budget)
+    for window, windowed in by_window.items():
         gain[str(window)] = round(float((windowed - full).mean()), 6)
         gain_intervals[str(window)] = _interval((windowed - full).mean(1))
         key = _key_mask(windowed, full)
