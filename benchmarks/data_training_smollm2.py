@@ -4,9 +4,9 @@
     python benchmarks/data_training_smollm2.py --table OUT             # only the table
 
 MODEL, text and held-out text are those of smollm2_transfer.py. The model gets the theta of eight
-times its context, which costs it much of what it could do with 8k tokens, and is trained on equally
-many tokens in rows of 4k, chosen from one sample of the text in different ways. Each result is
-asked for needles in 8k tokens of the held-out text, and scored on that text by position.
+times its context, which costs it much of what it could do, and is trained on equally many tokens in
+rows of 2k, chosen from one sample of the text in different ways. Each result is asked for needles
+in 4k tokens of the held-out text, and scored on that text by position.
 
 The same command goes on where an earlier one was stopped. About an hour on two cores.
 """
@@ -46,13 +46,13 @@ class Size:
     characters of the text to choose from. asked: tokens of the text that the questions are about.
     """
 
-    length: int = 4096
-    steps: int = 6
-    batch: int = 2
-    sample: int = 1_200_000
-    asked: int = CONTEXT
+    length: int = 2048
+    steps: int = 8
+    batch: int = 3
+    sample: int = 1_000_000
+    asked: int = 4096
     items: int = 32
-    texts: int = 2
+    texts: int = 4
 
     @property
     def rows(self) -> int:
@@ -142,10 +142,10 @@ def selections(size: Size, base: Path) -> dict[str, list[dict[str, Any]]]:
         "random": [joined],
         "long only": [long],
         "context gain": [long, {"long_dependency": {**scored, "windows": [window]}}],
-        "longattn": [long, {"long_dependency": {**scored, "measure": "longattn"}}],
         "with tasks": [long, {"tasks": {"share": 0.5, "kinds": ["retrieval"]}}],
-        "shorts joined": [short, joined],
         "shorts untied": [short, {"structure": {"length": most, "share": 1.0}}],
+        "shorts joined": [short, joined],
+        "longattn": [long, {"long_dependency": {**scored, "measure": "longattn"}}],
     }  # fmt: skip
 
 
