@@ -140,11 +140,11 @@ def selections(size: Size, base: Path) -> dict[str, list[dict[str, Any]]]:
     window = min(200, size.length // 20)
     return {
         "random": [joined],
-        "long only": [long],
+        "shorts joined": [short, joined],
+        "shorts untied": [short, {"structure": {"length": most, "share": 1.0}}],
         "context gain": [long, {"long_dependency": {**scored, "windows": [window]}}],
         "with tasks": [long, {"tasks": {"share": 0.5, "kinds": ["retrieval"]}}],
-        "shorts untied": [short, {"structure": {"length": most, "share": 1.0}}],
-        "shorts joined": [short, joined],
+        "long only": [long],
         "longattn": [long, {"long_dependency": {**scored, "measure": "longattn"}}],
     }  # fmt: skip
 
