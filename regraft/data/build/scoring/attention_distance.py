@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from regraft.checkpoint.config import load_config
 from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
@@ -47,6 +48,31 @@ class Distance:
 
     strength: float
     variance: float
+
+
+def check_first_layer(checkpoint: Checkpoint, length: int) -> None:
+    """Raise InputError, from the config alone, for a model whose first layer does not attend to all
+    of `length` tokens: it has a sliding window or chunks that are shorter, or no attention."""
+    config = load_config(checkpoint.config, checkpoint.name).get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[0] if kinds else "sliding_attention" if window else "full_attention"
+    reach = {
+        "full_attention": None,
+        "sliding_attention": window,
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    if kind not in reach:
+        raise InputError(
+            f"the first layer of {checkpoint.name} is of type {kind}, which has no attention "
+            "weights; give another model, or another measure."
+        )
+    if (most := reach[kind]) is not None and most < length:
+        raise InputError(
+            f"the first layer of {checkpoint.name} attends to {most:,} tokens at most, and a text "
+            f"has up to {length:,}; give `context: {most}` or less, a model with full attention, "
+            "or another measure."
+        )
 
 
 class _Measured(Exception):

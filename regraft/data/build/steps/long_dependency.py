@@ -13,7 +13,11 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.build.document import Document
 from regraft.data.build.process_cache import cached
 from regraft.data.build.scoring import context_gain, segment_dependency
-from regraft.data.build.scoring.attention_distance import FirstLayer, standard_scores
+from regraft.data.build.scoring.attention_distance import (
+    FirstLayer,
+    check_first_layer,
+    standard_scores,
+)
 from regraft.data.build.scoring.causal_scorer import CausalScorer
 from regraft.data.build.scoring.selection import select
 from regraft.data.build.step import Context, Step
@@ -103,18 +107,14 @@ class LongDependency(Step):
 
     def check(self) -> None:
         with Checkpoint.open(self.model) as checkpoint:
-            spec = ContextSpec.from_config(checkpoint.config)
-        if self.measure == "lds" and 2 * self.segment >= spec.max_position_embeddings:
+            most = ContextSpec.from_config(checkpoint.config).max_position_embeddings
+            length = min(self.context or most, most)
+            if self.measure == "longattn":
+                self._check_attention(checkpoint, length)
+        if self.measure == "lds" and 2 * self.segment >= most:
             raise InputError(
-                f"long_dependency: {self.model} reads {spec.max_position_embeddings:,} tokens at "
-                f"once, and a pair of segments has {2 * self.segment:,} and a token before them; "
-                "give a smaller `segment`."
-            )
-        length = min(self.context or spec.max_position_embeddings, spec.max_position_embeddings)
-        if self.measure == "longattn" and length < _FEWEST:
-            raise InputError(
-                f"long_dependency: no attention reaches far within {length} tokens; give a "
-                f"`context` of {_FEWEST} or more."
+                f"{self.model} reads {most:,} tokens at once, and a pair of segments has "
+                f"{2 * self.segment:,} and a token before them; give a smaller `segment`."
             )
         if self.measure != "context_gain":
             return
@@ -124,6 +124,14 @@ class LongDependency(Step):
                 f"{max(self.windows):,} needs twice as many; give smaller `windows`, or a model "
                 "with a longer context."
             )
+
+    def _check_attention(self, checkpoint: Checkpoint, length: int) -> None:
+        if length < _FEWEST:
+            raise InputError(
+                f"no attention reaches far within {length} tokens; give a `context` of {_FEWEST} "
+                "or more."
+            )
+        check_first_layer(checkpoint, length)
 
     def inputs(self) -> list[str]:
         return [self.model] if Path(self.model).is_dir() else []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from built import documents, run_step
 from evaluated import toy
+from models import LLAMA, QWEN2, save
 
 from regraft.data.build.document import Document, Message
 from regraft.data.build.scoring.attention_distance import standard_scores
@@ -114,6 +115,30 @@ def test_attention_is_compared_within_the_source(model, texts):
     assert sum(statistics.dropped.values()) == 5
     with pytest.raises(InputError, match="within 8 tokens"):
         whole.model_copy(update={"context": 8}).check()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "mistral", "sliding_window": 64}, "attends to 64 tokens at most"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention", "full_attention"],
+          "use_sliding_window": True, "sliding_window": 64}, "attends to 64 tokens at most"),
+        ({"model_type": "llama4_text", "attention_chunk_size": 64}, "attends to 64 tokens at most"),
+        ({"model_type": "qwen3_next", "full_attention_interval": 2}, "of type linear_attention"),
+    ],
+    ids=["mistral", "qwen2", "llama4", "qwen3_next"],
+)  # fmt: skip
+def test_a_first_layer_without_full_attention_is_refused_by_the_config(tmp_path, config, message):
+    tensors = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    save(tmp_path, {**LLAMA, **config}, tensors)
+    whole = LongDependency.model_validate({"model": str(tmp_path), "measure": "longattn"})
+    with pytest.raises(InputError, match=message):
+        whole.check()
+    if "linear" not in message:
+        whole.model_copy(update={"context": 64}).check()
+    switched_off = {**QWEN2, "use_sliding_window": False, "sliding_window": 64}
+    save(tmp_path, switched_off, tensors)
+    whole.check()
 
 
 def test_a_key_of_another_measure_is_refused(model):
