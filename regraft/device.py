@@ -26,10 +26,7 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device '{name}' is not auto, cpu, cuda or cuda:N.") from None
+    device = _device_of(name)
     if device.type == "cuda" and not (
         torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     ):
@@ -40,7 +37,30 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type == "cuda":
         _refuse_without_kernels(device)
-    if device.type not in ("cpu", "cuda"):
+    return device
+
+
+def check_device(name: str) -> None:
+    """Raise InputError for a name that `pick_device` accepts on no machine with this torch. For
+    work that other machines do."""
+    import torch
+
+    if name == "auto" or _device_of(name).type == "cpu" or torch.backends.cuda.is_built():
+        return
+    raise InputError(
+        f"--device {name}: torch {torch.__version__} is built without CUDA, so that it uses no GPU "
+        "on any machine; install another build of torch or say --device cpu."
+    )
+
+
+def _device_of(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"--device '{name}' is not auto, cpu, cuda or cuda:N.")
     return device
 

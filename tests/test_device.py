@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from regraft.device import (
+    check_device,
     deterministic_algorithms,
     full_precision,
     pick_device,
@@ -134,6 +135,20 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_the_drivers_reason(monkeypatc
     fake_gpus(monkeypatch, 2)
     with pytest.raises(InputError, match="there are 2"):
         pick_device("cuda:2")
+
+
+def test_a_device_for_other_machines_is_refused_where_torch_has_it_on_none(monkeypatch):
+    fake_gpus(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    for name in ("auto", "cpu", "cuda", "cuda:3"):
+        check_device(name)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    check_device("auto")
+    with pytest.raises(InputError, match=r"--device cuda: torch .* is built without CUDA"):
+        check_device("cuda")
+    for name in ("gpu", "meta"):
+        with pytest.raises(InputError, match=f"--device '{name}' is not auto, cpu"):
+            check_device(name)
 
 
 @pytest.mark.parametrize(

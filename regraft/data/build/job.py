@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from regraft.data.build.build import Build
-from regraft.data.build.executors.options import check_executor
+from regraft.data.build.executors.options import CLUSTERS, Kind, check_executor
+from regraft.data.build.pipeline import pipeline
 from regraft.data.build.process_cache import cached, clearing_cache
 from regraft.data.build.read.parts import Listing, list_source
 from regraft.data.build.read.report import ReadReport
@@ -21,14 +22,14 @@ from regraft.data.build.record import RECORD, DatasetRecord, SourceRecord, Token
 from regraft.data.build.report.card import write_card
 from regraft.data.build.report.domain_map import FIGURE, draw_map
 from regraft.data.build.report.page import write_page
-from regraft.data.build.schema import Source
+from regraft.data.build.schema import Body, Source
 from regraft.data.build.scoring.embedding import Embedder, open_embedder
 from regraft.data.build.statistics import Flow, Histogram
 from regraft.data.build.steps.diversity import Diversity
 from regraft.data.build.tokens import BYTES
 from regraft.data.build.work import Setting, counter_of
 from regraft.data.sources import paths_of
-from regraft.device import pick_device
+from regraft.device import check_device, pick_device
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import Plain, versions, write_record
@@ -68,6 +69,7 @@ def build_data(
     parsed = Recipe.read(recipe)
     body = parsed.body
     kind = None if executor is None else check_executor(executor, body.executor)
+    _check_device(body, device, kind)
     if job is not None:
         job.add_inputs(_inputs(parsed))
     parsed.check_steps(servers=not resume)
@@ -96,7 +98,7 @@ def build_data(
         setting = Setting(staging.spool, body.output.tokenizer, body.seed, device)
         build = Build(parsed, listings, staging, setting, workers, kind)
         record = build.run(record)
-        caption = draw_map(staging.folder / FIGURE, build.sample, _embedder(parsed, device))
+        caption = draw_map(staging.folder / FIGURE, build.sample, _embedder(parsed, device, kind))
         write_record(staging.folder / RECORD, record)
         write_text(staging.folder / "recipe.yaml", parsed.document.text)
         write_card(staging.folder, record, job.target.name, caption)
@@ -105,8 +107,22 @@ def build_data(
     return record
 
 
-def _embedder(recipe: Recipe, device: str) -> Embedder | None:
-    """The embedder of the first step `diversity`; None where there is none."""
+def _check_device(body: Body, device: str, kind: Kind | None) -> None:
+    """Raise InputError where this machine lacks the device of a step that runs on it, or torch has
+    it on none. A task on another machine fails before it reads text where that one lacks it."""
+    check_device(device)
+    steps = pipeline(body)
+    here = [*steps.on_all, *(placed for chain in steps.chains for placed in chain.on_source)]
+    if kind not in CLUSTERS:
+        here += [placed for chain in steps.chains for placed in chain.on_parts]
+    if any(placed.step.uses_device for placed in here):
+        pick_device(device)
+
+
+def _embedder(recipe: Recipe, device: str, kind: Kind | None) -> Embedder | None:
+    """The embedder of the first step `diversity`, on this machine; None where there is none."""
+    if kind in CLUSTERS and device != "cpu":
+        device = "auto"  # the step may have run on other machines
     for _, step in recipe.steps():
         if isinstance(step, Diversity):
             return cached(open_embedder, step.model, pick_device(device))

@@ -53,6 +53,11 @@ class Step(Block):
         several processes may work on parts of a source."""
         return False
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether the step runs a model on the device of its context."""
+        return False
+
     def check(self) -> None:
         """Raise InputError, before any work, for a missing file, model or package."""
 

@@ -13,6 +13,7 @@ from regraft.recipe_values import Block, Bytes, Count
 
 Kind = Literal["local", "slurm", "ray"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+CLUSTERS: tuple[Kind, ...] = ("slurm", "ray")  # whose tasks run on other machines
 
 
 class Executor(Block):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft import progress
-from regraft.data.build.executors.options import Executor, Kind
+from regraft.data.build.executors.options import CLUSTERS, Executor, Kind
 from regraft.data.build.work import DONE, Calls, Done, Setting, path_of, spool_hash
 from regraft.errors import InputError, RegraftError, writing
 
@@ -53,7 +53,8 @@ class DatatroveRunner:
             elif "error" in outcome:
                 path.unlink()  # done again by a resumed build
                 error = InputError if outcome["exit_code"] == 2 else RegraftError
-                raise error(outcome["error"])
+                where = f" The task ran on {outcome['machine']}." if self._kind in CLUSTERS else ""
+                raise error(outcome["error"] + where)
             else:
                 yield key, DONE.validate_python(outcome["done"])
         if lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ class Task(PipelineStep):
         try:
             outcome = {"done": to_json(function(*arguments))}
         except RegraftError as error:
-            outcome = {"error": str(error), "exit_code": error.exit_code}
+            outcome = {
+                "error": str(error),
+                "exit_code": error.exit_code,
+                "machine": socket.gethostname(),
+            }
         part = Path(f"{result}.{os.getpid()}")
         write_text(part, json_text(outcome))
         part.rename(result)

@@ -61,6 +61,10 @@ class Diversity(Step):
     def independent(self) -> bool:
         return self.tokens is None
 
+    @property
+    def uses_device(self) -> bool:
+        return True
+
     def check(self) -> None:
         check_embedder(self.model)
         sources.files(text_of_path(self.base))

@@ -105,6 +105,10 @@ class LongDependency(Step):
     def independent(self) -> bool:
         return self.share is None and self.measure != "longattn"
 
+    @property
+    def uses_device(self) -> bool:
+        return True
+
     def check(self) -> None:
         with Checkpoint.open(self.model) as checkpoint:
             most = ContextSpec.from_config(checkpoint.config).max_position_embeddings

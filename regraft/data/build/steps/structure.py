@@ -96,6 +96,10 @@ class Structure(Step):
     def independent(self) -> bool:
         return self.kind == "reorder"
 
+    @property
+    def uses_device(self) -> bool:
+        return self.kind == "negatives"
+
     def check(self) -> None:
         if self.model is not None and self.kind == "negatives":
             check_embedder(self.model)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import regraft
+from regraft.data.build import job
 from regraft.data.build.executors import options, runner
 from regraft.data.build.pool import Pool
 from regraft.data.build.read import parts
 from regraft.data.build.recipe import Recipe
+from regraft.data.build.work import Setting
 from regraft.errors import InputError, RegraftError
 
 pytest.importorskip("datatrove")
+from regraft.data.build.executors.task import Task
+
 RECIPE = """
 sources:
   - name: a
@@ -154,6 +160,53 @@ def test_ray_gets_the_options_of_the_recipe(folder, monkeypatch):
     regraft.build_data("recipe.yaml", "ray/text", executor="ray")
     assert calls == ["init", (3, 2, 3, 3), "shutdown"]
     assert _files(folder / "ray/text") == _files(folder / "plain/text")
+
+
+@pytest.mark.parametrize(
+    ("executor", "share", "built", "message"),
+    [
+        (None, "", True, "--device cuda: torch .* sees no such GPU here"),
+        ("local", "", True, "--device cuda: torch .* sees no such GPU here"),
+        ("slurm", "", True, "nowhere"),  # the model is missing: a task's machine may have a GPU
+        ("slurm", ", share: 0.5", True, "--device cuda: torch .* sees no such GPU here"),
+        ("slurm", "", False, "--device cuda: torch .* is built without CUDA"),
+    ],
+)
+def test_a_device_is_checked_where_a_step_runs(
+    tmp_path, monkeypatch, executor, share, built, message
+):
+    _script(tmp_path / "bin" / "sbatch", "")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    step = f"long_dependency: {{model: ./nowhere{share}}}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("length: {join: 100}", step) + CLUSTER)
+    with pytest.raises(InputError, match=message):
+        regraft.build_data(
+            tmp_path / "recipe.yaml", None, executor=executor, device="cuda", dry_run=True
+        )
+
+
+def test_the_map_is_made_without_the_gpu_of_the_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(job, "open_embedder", lambda model, device: device)
+    step = "diversity: {model: m, base: b}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("length: {join: 100}", step))
+    recipe = Recipe.read(tmp_path / "recipe.yaml")
+    for device in ("cuda", "cpu"):
+        assert job._embedder(recipe, device, "slurm") == torch.device("cpu")
+
+
+def test_an_error_of_a_task_on_a_cluster_names_its_machine(tmp_path, monkeypatch):
+    def launch(self, tasks):
+        Task(str(self._folder / "calls")).run()
+
+    monkeypatch.setattr(runner.DatatroveRunner, "_launch", launch)
+    setting = Setting(tmp_path, "bytes", 0, "cuda")
+    tasks = runner.DatatroveRunner("ray", options.Executor(), setting, 1)
+    fails = {"a": (options.check_executor, ("none", options.Executor()))}
+    with pytest.raises(InputError, match=rf"ray\. The task ran on {socket.gethostname()}\.$"):
+        list(tasks.run(fails))
 
 
 @pytest.mark.parametrize(
