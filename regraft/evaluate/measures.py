@@ -26,7 +26,7 @@ _DRIFT_TOKENS = 8192  # at least
 
 def drift_size(work: Work) -> tuple[int, int]:
     """(length, number) of the texts on which drift is measured."""
-    length = min(work.own_length, 2048)
+    length = drift.text_length(work.own_length)
     return length, max(work.settings.texts, _DRIFT_TOKENS // length)
 
 

@@ -17,6 +17,7 @@ from regraft.evaluate.answers.lm_eval import PREFIX
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.served.source import Address, ServedSource, parse_address
 from regraft.evaluate.fidelity import Fidelity, add_adapters, graft_sources
+from regraft.evaluate.haystack_check import check_size, check_words
 from regraft.evaluate.prompts.haystack import open_corpus
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.settings import Settings
@@ -89,7 +90,7 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
         task.haystack for task in tasks
     )
     if settings.haystack != "world" and reads_haystack:
-        _check_haystack(kit, settings.haystack)
+        check_words(kit, settings.haystack)
     _check_vocabularies(sources, kit, settings.chat)
     limit = address.find() if address else None
     lengths = list(settings.lengths) or _lengths(contexts, limit)
@@ -108,6 +109,7 @@ def prepare(models: list[str], settings: Settings, matrix: bool) -> Work:
     if measures and max(lengths) < 2:
         raise InputError("perplexity and drift need two tokens; raise --lengths.")
     own = contexts[sources[0].name].max_position_embeddings if sources else limit or max(lengths)
+    check_size(kit, tasks, measures, max(lengths), own)
     evaluated: list[Evaluated] = [*sources]
     if address is not None:
         scorings = {task.name: _scoring(settings, task) for task in tasks}
@@ -182,16 +184,6 @@ def _check_folders(sources: Sequence[Source | Address]) -> None:
     for source in sources:
         if (other := folders.setdefault(source.folder, source.name)) != source.name:
             raise InputError(f"'{other}' and '{source.name}' are too similar; rename one.")
-
-
-def _check_haystack(kit: Kit, name: str) -> None:
-    """Raises InputError if the tokenizer does not know the haystack's words."""
-    share = kit.prompter.unknown_share("".join(kit.haystack.pieces("known", 50)))
-    if share > 0.2:
-        raise InputError(
-            f"The models' tokenizer does not know {share:.0%} of the words of the haystack "
-            f"{name}; give --haystack world (with --suite toy) or a text that it knows."
-        )
 
 
 def _check_vocabularies(sources: list[Source], kit: Kit, chat: bool) -> None:

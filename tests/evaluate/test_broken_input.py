@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from models import LLAMA, LONG, save, weights
 from typer.testing import CliRunner
 
 from regraft.cli import app
+from regraft.data.generate.grammar import sentences
 from regraft.errors import CheckpointError, InputError, RegraftError
 from regraft.evaluate.answers import cache, drift
 from regraft.evaluate.answers.model import Source
@@ -235,6 +237,28 @@ def test_what_is_too_little_is_said(tmp_path: Path) -> None:
         evaluate([folder], tmp_path / "out", suite="perplexity", lengths="1")
     with pytest.warns(UserWarning, match="2 needle items cover only the first 2 of 5 depths"):
         prepare([folder], Settings(("needle",), (512,), items=2), matrix=False)
+
+
+@pytest.mark.parametrize("suite", ["needle", "perplexity", "drift"])
+def test_a_haystack_shorter_than_the_prompts_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, suite: str
+) -> None:
+    folder = str(speaker(tmp_path / "m", max_position_embeddings=1024))
+    haystack = tmp_path / "short.txt"
+    haystack.write_text("".join(islice(sentences("haystack"), 10)))
+    settings = Settings((suite,), (1024,), items=5, haystack=str(haystack))
+    with pytest.raises(InputError, match=r"text of short\.txt is too short: 10 sentences"):
+        prepare([folder], settings, matrix=False)
+    haystack.write_text("".join(islice(sentences("haystack"), 200)))
+    assert prepare([folder], settings, matrix=False).lengths == [1024]
+
+
+def test_a_haystack_of_few_sentences_is_enough_for_short_prompts(tmp_path: Path) -> None:
+    folder = str(speaker(tmp_path / "m"))
+    haystack = tmp_path / "short.txt"
+    haystack.write_text("".join(islice(sentences("haystack"), 30)))
+    settings = Settings(("needle",), (256,), items=5, haystack=str(haystack))
+    assert prepare([folder], settings, matrix=False).lengths == [256]
 
 
 def test_several_needles_have_room_for_all_their_digits() -> None:

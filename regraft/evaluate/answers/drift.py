@@ -20,6 +20,12 @@ from regraft.evaluate.answers.model import LanguageModel
 from regraft.evaluate.result import Drift
 
 _CHUNK = 1024  # positions whose logits exist at a time
+_LONGEST_TEXT = 2048  # tokens
+
+
+def text_length(context: int) -> int:
+    """Tokens of a text, for a recipient whose context has `context` tokens."""
+    return min(context, _LONGEST_TEXT)
 
 
 class Reference:

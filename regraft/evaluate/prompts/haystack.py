@@ -28,10 +28,12 @@ _SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
 class Corpus(Protocol):
-    """A text in pieces. name: for records; ending: of a piece that is inserted."""
+    """A text in pieces. name: for records; ending: of a piece that is inserted; size: number of
+    pieces, None where the text is endless."""
 
     name: str
     ending: str
+    size: int | None
 
     def pieces(self, seed: str, count: int) -> list[str]:
         """The first `count` pieces of this seed's text, which is always the same.
@@ -45,6 +47,7 @@ class _Streams:
 
     name = ""
     ending = " "
+    size: int | None = None
 
     def __init__(self) -> None:
         self._seed: str | None = None
@@ -91,16 +94,17 @@ class Fixed:
         if not pieces:
             raise InputError(f"The text of {name} is empty; give another.")
         self.name, self.ending, self._pieces = name, ending, pieces
+        self.size: int | None = len(pieces)
 
     def pieces(self, seed: str, count: int) -> list[str]:
-        available = len(self._pieces)
-        if count > available:
+        size = len(self._pieces)
+        if count > size:
             raise UsedUp(
-                f"The text of {self.name} is too short: {available} sentences, and a prompt needs "
+                f"The text of {self.name} is too short: {size} sentences, and a prompt needs "
                 "more; give a longer text (it is never repeated), or lower --lengths."
             )
-        start = random.Random(f"{self.name} {seed}").randrange(available)
-        wrapped = max(0, start + count - available)
+        start = random.Random(f"{self.name} {seed}").randrange(size)
+        wrapped = max(0, start + count - size)
         return [*self._pieces[start : start + count], *self._pieces[:wrapped]]
 
 
