@@ -139,6 +139,11 @@ class Adapter:
         keys = [key for module in self.modules.values() for key in (module.key_a, module.key_b)]
         return reduce(torch.promote_types, {self._weights.tensors[key].dtype for key in keys})
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored factors."""
+        return sum(info.nbytes for info in self._weights.tensors.values())
+
     def rank(self, tensor: str) -> int:
         """The rank of a module's factors as stored, padding included."""
         return int(self._weights.shape(self.modules[tensor].key_b)[1])

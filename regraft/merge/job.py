@@ -26,7 +26,7 @@ from regraft.job import Job
 from regraft.merge.files.config import choose_context, find_donor
 from regraft.merge.files.files import Files, choose_files, write_files
 from regraft.merge.inputs.inputs import Input, Inputs
-from regraft.merge.inputs.match import check_relatives, expert_notes
+from regraft.merge.inputs.match import check_relatives, expert_notes, stranger_notes
 from regraft.merge.inputs.vocabulary import compare_vocabularies
 from regraft.merge.mergekit.engine import (
     check_for_mergekit,
@@ -42,7 +42,7 @@ from regraft.merge.recipe.recipe import Recipe
 from regraft.merge.recipe.schema import schema
 from regraft.merge.report import conflicts
 from regraft.merge.report.card import write_card
-from regraft.merge.report.describe import plan_lines, summary
+from regraft.merge.report.describe import adapter_plan_lines, plan_lines, summary
 from regraft.records import (
     AdapterRecord,
     MergeContext,
@@ -91,6 +91,9 @@ def merge_models(
     """
     if engine not in ENGINES:
         raise InputError(f"--engine '{engine}' is not one of {', '.join(ENGINES)}.")
+    if as_adapter and (max_shard_size is not None or verify):
+        option = "--verify" if max_shard_size is None else "--max-shard-size"
+        raise InputError(f"{option} is for the shards of a model; leave it out with --as-adapter.")
     torch_device = pick_device(device)
     shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
     arguments: dict[str, Plain] = {
@@ -130,11 +133,23 @@ def merge_models(
         for text in checked.notes:
             progress.warn(text)
         if dry_run:
-            return replace(record, plan=plan_lines(record, inputs, checked.plan, torch_device))
+            if as_adapter and checked.plan is not None:
+                dtype = into_adapter.factor_dtype(parsed, inputs)
+                plan = adapter_plan_lines(record, inputs, checked.plan, parsed.body.space, dtype)
+            else:
+                plan = plan_lines(record, inputs, checked.plan, torch_device)
+            return replace(record, plan=plan)
+        strangers = stranger_notes(inputs, checked.donor)
+        for text in strangers:
+            progress.warn(text)
+        record = replace(record, notes=[*record.notes, *strangers])
         if checked.plan is None:
             progress.note(f"{checked.reason}: merging in mergekit, a separate process")
         donor = record.donor
-        progress.note(f"config from {donor.config} ({donor.why}), tokenizer from {donor.tokenizer}")
+        if not as_adapter:
+            progress.note(
+                f"config from {donor.config} ({donor.why}), tokenizer from {donor.tokenizer}"
+            )
         with job.start(to_json(record), torch_device.type) as staging:
             if as_adapter:
                 assert checked.plan is not None

@@ -93,7 +93,10 @@ def check_graft(
     else:
         relation = lineage.relate(*sketches)
         if relation.verdict == "stranger":
-            refusals.append(Refusal("stranger", _stranger(lora, target, base, relation)))
+            refusal = _stranger(
+                lora, target, base, relation, "a model made from that base, or --force"
+            )
+            refusals.append(Refusal("stranger", refusal))
         factors = ((c.key, *c.factors(lora)) for c in match.changes.values() if c.kind == "factors")
         present = lineage.present(sketches[0], sketches[1], factors)
         _judge_presence(lora, target, present, scale, refusals, warnings)
@@ -199,16 +202,16 @@ def relate_to_base(
         return None
     relation = lineage.relate(*sketches)
     if relation.verdict == "stranger":
-        raise _stranger(lora, target, base_of(lora), relation)
+        raise _stranger(lora, target, base_of(lora), relation, "a model made from that base")
     return relation
 
 
 def _stranger(
-    lora: Adapter, target: Checkpoint, base: BaseRecord, relation: RelationRecord
+    lora: Adapter, target: Checkpoint, base: BaseRecord, relation: RelationRecord, remedy: str
 ) -> LineageError:
     return LineageError(
         f"{target.name} is no relative of {base.name}, the base of {lora.name}: "
-        f"{lineage.describe(relation)}; give a model made from that base, or --force."
+        f"{lineage.describe(relation)}; give {remedy}."
     )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from regraft.adapters import lineage
 from regraft.checkpoint.dtypes import FLOAT_DTYPES
 from regraft.checkpoint.hf.roles import Role, unknown_tensors
 from regraft.merge.inputs.inputs import Input, Inputs, at_layer
@@ -110,6 +111,28 @@ def check_relatives(recipe: Recipe, inputs: Inputs, donor: Input) -> list[str]:
                 f"model does not have, such as {unknown[0]}"
             )
     return notes
+
+
+def stranger_notes(inputs: Inputs, donor: Input) -> list[str]:
+    """A note for each model whose sampled weights are unrelated to the donor's."""
+    first, notes = _samples(donor), []
+    roles = {name: donor.role_of[stored] for name, stored in donor.names.items()}
+    for one in {id(one.checkpoint): one for one in inputs}.values():
+        if one.checkpoint is donor.checkpoint:
+            continue
+        relation = lineage.relate(first, _samples(one), roles)
+        if relation.verdict == "stranger":
+            notes.append(
+                f"{one.checkpoint.name} is no relative of {donor.checkpoint.name}: "
+                f"{lineage.describe(relation)}; their merge will hardly be of use"
+            )
+    return notes
+
+
+def _samples(one: Input) -> lineage.Sketch:
+    """Sampled weights of an input's model, by their names in transformers."""
+    samples = lineage.sketch(one.checkpoint)
+    return {name: samples[stored] for name, stored in one.names.items() if stored in samples}
 
 
 def expert_notes(inputs: Inputs, method: Method) -> list[str]:

@@ -111,8 +111,8 @@ def write(
     """
     assert recipe.body.base_model is not None
     base = inputs[recipe.body.base_model]
-    changed = [out for out in plan.outputs if any(name in one.changes for one, name in out.inputs)]
-    dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else _widest_dtype(inputs)
+    changed = plan.changed
+    dtype = factor_dtype(recipe, inputs)
     scale = 1.0 if recipe.body.scale is None else recipe.body.scale
     spool = _Spool(staging)
     with progress.bar("Merging", len(changed)) as bar:
@@ -222,8 +222,11 @@ class _Spool:
         return self._folder / f"{name}.safetensors"
 
 
-def _widest_dtype(inputs: Inputs) -> torch.dtype:
-    """The dtype that holds the factors of all input adapters without rounding."""
+def factor_dtype(recipe: Recipe, inputs: Inputs) -> torch.dtype:
+    """The dtype of the written factors: the recipe's, else one that holds the factors of all input
+    adapters without rounding."""
+    if recipe.out_dtype is not None:
+        return getattr(torch, recipe.out_dtype)
     dtypes = [one.adapter.dtype for one in inputs if one.adapter is not None]
     return reduce(torch.promote_types, dtypes)
 
@@ -286,11 +289,6 @@ def _extracted(output: Output, plan: Plan, scale: float, seed: int, device: torc
     one, name = output.base
     delta -= one.rows(name, slice(0, len(delta)), torch.float32, torch.device("cpu"))
     one.release_change(name)
-    ranks = [
-        i.adapter.rank(i.changes[n].key)
-        for i, n in output.inputs
-        if n in i.changes and i.adapter is not None
-    ]
-    svd = truncated_svd(delta, min(sum(ranks), *delta.shape, PORTABLE_CAP), seed=own)
+    svd = truncated_svd(delta, min(output.adapter_rank, PORTABLE_CAP), seed=own)
     b, a = svd.factors()
     return Merged(b, a, math.sqrt(svd.squared_norm), svd.error())

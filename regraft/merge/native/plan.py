@@ -50,6 +50,16 @@ class Output:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
+    def adapter_rank(self) -> int:
+        """The summed rank of the adapters' changes, at most that of a matrix of this shape."""
+        ranks = [
+            one.adapter.rank(one.changes[name].key)
+            for one, name in self.inputs
+            if name in one.changes and one.adapter is not None
+        ]
+        return min(sum(ranks), *self.shape)
+
+    @property
     def tensors(self) -> tuple[StoredTensor, ...]:
         """All tensors that are read."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
@@ -71,6 +81,11 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(out.nbytes for out in self.outputs)
+
+    @property
+    def changed(self) -> list[Output]:
+        """The outputs that an input's adapter changes."""
+        return [out for out in self.outputs if any(name in one.changes for one, name in out.inputs)]
 
 
 def make_plan(

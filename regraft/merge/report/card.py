@@ -87,6 +87,7 @@ The RoPE must change with the weights: `regraft apply` does both.
 | program | loads it |
 |---|---|
 {{ readers.items() | rows }}
+
 {% else %}
 The config has the RoPE and the context length in both spellings.
 {% endif %}

@@ -18,6 +18,7 @@ from regraft.records import AdapterRecord, MergeFigures, MergeRecord, Plain
 from regraft.rope import ContextSpec
 from regraft.units import format_bytes
 
+_DENSE = "densely, then extracted again"
 _BYTES_PER_SECOND = 0.5e9  # read on two cores, measured with benchmarks/merge.py
 
 
@@ -52,6 +53,30 @@ def plan_lines(
         "writes": format_bytes(plan.write_bytes),
         "peak memory": f"about {format_bytes(peak_memory(plan, device))}",
         "seconds": round(plan.read_bytes / _BYTES_PER_SECOND, 1),
+    }
+
+
+def adapter_plan_lines(
+    record: MergeRecord, inputs: Inputs, plan: Plan, space: str, dtype: torch.dtype
+) -> dict[str, Plain]:
+    """The plan of a merge into an adapter: label -> text or number. space: of the recipe; dtype: of
+    the written factors."""
+    how = _how(record.method, space)
+    adapters = {one.adapter.folder: one.adapter for one in inputs if one.adapter is not None}
+    read = sum(adapter.nbytes for adapter in adapters.values())
+    if how == _DENSE:
+        bases = [out.base for out in plan.changed if out.base is not None]
+        read += sum(one.info(name).nbytes for one, name in bases)
+    rank = max(out.adapter_rank for out in plan.changed)
+    written = rank * sum(sum(out.shape) for out in plan.changed) * dtype.itemsize
+    lines: dict[str, Plain] = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
+    return lines | {
+        "method": f"{record.method}, {len(adapters)} adapters, {how}",
+        "context": _context(record),
+        "parameters": _parameters(plan.changed),
+        "modules": f"{len(plan.changed)} of rank up to {rank}",
+        "reads": format_bytes(read),
+        "writes": f"up to {format_bytes(written)}",
     }
 
 
@@ -159,13 +184,18 @@ def _adapter_summary(record: AdapterRecord) -> list[tuple[str, str]]:
     assert record.merge is not None
     before = ContextSpec.from_record(record.context.base)
     after = ContextSpec.from_record(record.context.extended)
-    how = "in factors, exactly" if record.merge.exact else "densely, then extracted again"
-    if record.merge.space == "core":
-        how = "in the core space of their factors"
+    how = _how(record.merge.method, record.merge.space)
     totals = record.totals
     return [
         ("method", f"{record.merge.method}, {len(record.merge.inputs)} adapters, {how}"),
         ("context", f"{before.describe()}  ->  {after.describe()}"),
         ("modules", f"{totals.modules} of rank up to {totals.rank_max}"),
-        ("error", f"{totals.error:.2e} of the merged change, rounding of the factors included"),
+        ("error", f"{totals.error:.3g} of the merged change, rounding of the factors included"),
     ]
+
+
+def _how(method: str, space: str) -> str:
+    """How adapters are merged into an adapter."""
+    if space == "core":
+        return "in the core space of their factors"
+    return "in factors, exactly" if method == "task_arithmetic" else _DENSE

@@ -50,6 +50,16 @@ def test_models_of_different_architectures_are_refused(tmp_path: Path) -> None:
         assert words_ in message, name
 
 
+def test_an_unrelated_model_gives_a_warning_that_the_card_repeats(tmp_path: Path) -> None:
+    models.save(tmp_path / "other", CONFIG, models.weights(CONFIG, seed=9))
+    recipe = {"merge_method": "linear", "models": entries("a", "b", "other", weight=1)}
+    recipe["models"][2]["model"] = str(tmp_path / "other")
+    with pytest.warns(UserWarning, match="other is no relative of a: projection") as caught:
+        merge_models(write_recipe(tmp_path, recipe), tmp_path / "out")
+    assert len(caught) == 1  # b is a relative
+    assert "other is no relative of a" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_nan_in_an_input_is_refused_by_name(tmp_path: Path) -> None:
     state = models.load(Path("b"))
     key = "model.layers.2.mlp.up_proj.weight"

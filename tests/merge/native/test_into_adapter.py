@@ -8,12 +8,13 @@ import models
 import pytest
 import torch
 from extracted import merged_by_peft
-from merge_zoo import EPS, entries, merge, refusal, write_recipe
+from merge_zoo import CONFIG, EPS, entries, merge, refusal, write_recipe
 from safetensors.torch import load_file
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
 from regraft.merge.job import merge_models, summary
+from regraft.units import format_bytes, parse_bytes
 
 pytestmark = pytest.mark.usefixtures("in_zoo")
 
@@ -102,3 +103,52 @@ def test_as_adapter_refuses_models(tmp_path: Path) -> None:
         "models": entries("a", weight=1),
     }
     assert "a is no adapter on base" in refusal(tmp_path, recipe, as_adapter=True)
+
+
+def test_as_adapter_refuses_options_of_a_model(tmp_path: Path) -> None:
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base",
+              "models": entries("lora", weight=1), "context": {"from": "lora"}}  # fmt: skip
+    sharded = refusal(tmp_path, recipe, as_adapter=True, max_shard_size="1GB")
+    assert "--max-shard-size is for the shards of a model" in sharded
+    assert "--verify is for" in refusal(tmp_path, recipe, as_adapter=True, verify=True)
+
+
+def test_an_adapter_of_another_base_is_refused_without_an_option_that_merge_lacks(
+    tmp_path: Path,
+) -> None:
+    models.save(tmp_path / "other", CONFIG, models.weights(CONFIG, seed=9))
+    recipe = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "other"),
+              "models": entries("lora", weight=1), "context": {"from": "lora"}}  # fmt: skip
+    message = refusal(tmp_path, recipe, as_adapter=True)
+    assert "give a model made from that base." in message
+    assert "--force" not in message
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_the_plan_of_a_merge_into_an_adapter_is_that_of_the_adapter(
+    tmp_path: Path, method: str
+) -> None:
+    recipe = {"merge_method": method, "base_model": "base", "context": {"from": "lora"},
+              "models": entries("lora", "lora2", weight=0.5)}  # fmt: skip
+    path = write_recipe(tmp_path, recipe)
+    plan = merge_models(path, tmp_path / "out", as_adapter=True, dry_run=True).plan
+    record = merge_models(path, tmp_path / "out", as_adapter=True)
+    assert plan["method"] == dict(summary(record))["method"]
+    assert plan["modules"] == f"{record.totals.modules} of rank up to {record.totals.rank_max}"
+    assert plan["writes"] == f"up to {format_bytes(record.totals.bytes)}"
+    files = sum(
+        Path(name, "adapter_model.safetensors").stat().st_size for name in ("lora", "lora2")
+    )
+    read = parse_bytes(plan["reads"].replace(" ", ""))
+    dense = sum(
+        tensor.nbytes for name, tensor in models.load(Path("base")).items() if "proj" in name
+    )
+    assert 0.5 * files < read - (dense if method == "ties" else 0) <= files
+    assert {"config", "tokenizer"}.isdisjoint(plan)
+
+
+def test_the_text_after_the_cards_table_is_a_paragraph_of_its_own(tmp_path: Path) -> None:
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base",
+              "models": entries("lora", weight=1), "context": {"from": "lora"}}  # fmt: skip
+    merge_models(write_recipe(tmp_path, recipe), tmp_path / "out", as_adapter=True)
+    assert "|\n\nWhat a merge is worth" in (tmp_path / "out" / "README.md").read_text()
