@@ -137,7 +137,7 @@ def selections(size: Size, base: Path) -> dict[str, list[dict[str, Any]]]:
     short = {"length": {"maximum": size.length // 4}}
     joined = {"length": {"join": most}}
     scored = {"model": str(base), "share": 0.3}
-    window = min(200, size.length // 20)
+    window = min(200, size.length // 8)
     return {
         "random": [joined],
         "shorts joined": [short, joined],
