@@ -52,7 +52,7 @@ class Size:
     sample: int = 1_000_000
     asked: int = 4096
     items: int = 32
-    texts: int = 4
+    texts: int = 2
 
     @property
     def rows(self) -> int:
