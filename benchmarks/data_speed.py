@@ -79,19 +79,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", help="of an environment with datatrove")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000], help="MB of input")
+    parser.add_argument(
+        "--steps", choices=list(STEPS), nargs="+", help="only these; the table is only printed"
+    )
     add_quick(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         sizes = [0.2] if options.quick else options.sizes
         inputs = [make_input(work / f"input-{i}", size) for i, size in enumerate(sizes)]
-        lines = print_each(table(inputs, work, options.python))
+        lines = print_each(table(inputs, work, options.python, options.steps))
     head = [f"Speed of `regraft data build`. {environment('pyarrow', 'datasketch')}.", ""]
-    record("data_speed", "\n".join([*head, *lines, "", NOTES]), keep=not options.quick)
+    record(
+        "data_speed",
+        "\n".join([*head, *lines, "", NOTES]),
+        keep=not (options.quick or options.steps),
+    )
 
 
-def table(inputs: list[Input], work: Path, python: str | None) -> Iterator[str]:
-    """The lines of the table."""
+def table(
+    inputs: list[Input], work: Path, python: str | None, only: list[str] | None
+) -> Iterator[str]:
+    """The lines of the table. only: steps beside `none`, which the others are compared with."""
     yield (
         "| step | input MB | documents | CPU s | MB/s of the step | documents/s of the step | "
         "peak MB |"
@@ -99,7 +108,8 @@ def table(inputs: list[Input], work: Path, python: str | None) -> Iterator[str]:
     yield "| --- | --: | --: | --: | --: | --: | --: |"
     for i, text in enumerate(inputs):
         base: Child | None = None
-        for step in STEPS if i == 0 and len(inputs) > 1 else LARGE:
+        steps = STEPS if i == 0 and len(inputs) > 1 else LARGE
+        for step in steps if only is None else {"none": None, **dict.fromkeys(only)}:
             line = STEPS[step]
             child = build(text, line, work)
             base = base or child
