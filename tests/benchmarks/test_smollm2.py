@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from evaluated import world_tokenizer
 
+from regraft.data.build.schema import Body as DataBody
+from regraft.data.build.steps.length import Length
 from regraft.evaluate.prompts.haystack import World
 from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.tasks import Kit
@@ -67,6 +69,19 @@ def test_recipes_are_valid_and_pose_sees_as_many_tokens(parts, name):
     short = pose.stages[0].batch * pose.positions.window
     assert tokens - short < (pose.stages[0].steps or 0) * short <= tokens
     assert recovery.watch is not None
+
+
+def test_selections_are_valid_recipes_of_rows_that_fill_the_training(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("data_training_smollm2")
+    size, folder = benchmark.Size(), Path("x")
+    stage = Body.model_validate(benchmark._training_recipe(folder, folder, size, 1)).stages[0]
+    assert stage.length * (stage.steps or 0) * stage.batch == size.length * size.rows
+    for steps in benchmark.selections(size, folder).values():
+        recipe = DataBody.model_validate(benchmark._build_recipe(folder, steps, folder, 1))
+        last = [entry.step for entry in recipe.sources[0].steps][-1]
+        if isinstance(last, Length):
+            assert (last.join or last.minimum or 0) > size.length
 
 
 def test_jobs_run_once_in_order_and_a_failure_stops_what_needs_it(parts, tmp_path):
