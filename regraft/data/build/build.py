@@ -166,21 +166,21 @@ class Build:
                 self.sample.add(document)
                 bar.advance()
         steps = self._statistics(last)
-        sources = {}
+        sources, warnings = {}, []
         for name, source in record.sources.items():
             written = shards.written.get(name)
             if written is None:
                 raise InputError(_all_dropped(name, steps))
             if repeated.get(name):
-                progress.warn(
+                warnings.append(
                     f"{repeated[name]:,} documents of '{name}' had the id of another one; theirs "
-                    "now ends in a number"
+                    "now ends in a number."
                 )
             if 0 < written.conversations < written.out.documents:
-                progress.warn(
+                warnings.append(
                     f"{written.conversations:,} of {written.out.documents:,} documents of '{name}' "
                     "are conversations, and a training reads all of them as text; for turns take a "
-                    "source of its own with `share: 1`"
+                    "source of its own with `share: 1`."
                 )
             sources[name] = replace(
                 source,
@@ -190,7 +190,13 @@ class Build:
                 tokens=written.tokens,
                 repeated_ids=repeated.get(name, 0),
             )
-        return replace(record, sources=sources, steps=steps, shards=shards.records)
+        for statistics in steps:
+            warnings += self.pipeline.steps[statistics.step].warnings(statistics)
+        for warning in warnings:
+            progress.warn(warning)
+        return replace(
+            record, sources=sources, steps=steps, shards=shards.records, warnings=warnings
+        )
 
     def _documents(self) -> Iterator[Document]:
         """The documents of all sources after their own steps."""
@@ -200,7 +206,7 @@ class Build:
 
     def _statistics(self, last: list[Statistics]) -> list[Statistics]:
         """The statistics of every step, over all parts and sources."""
-        result = {label: Statistics(label) for label in self.pipeline.labels}
+        result = {label: Statistics(label) for label in self.pipeline.steps}
         for done in [*(self.done[key] for key in sorted(self.done)), Done("", 0, last)]:
             for statistics in done.steps:
                 result[statistics.step].include(statistics)

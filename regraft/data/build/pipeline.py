@@ -47,12 +47,12 @@ class Pipeline:
     on_all: tuple[PlacedStep, ...]
 
     @property
-    def labels(self) -> list[str]:
-        """The label of every step, in the order of the recipe."""
-        own = [s.label for c in self.chains for s in (*c.on_parts, *c.on_source)]
-        return list(dict.fromkeys([label for label in own if not label.startswith(f"{ALL}/")]
-                                  + [label for label in own if label.startswith(f"{ALL}/")]
-                                  + [step.label for step in self.on_all]))  # fmt: skip
+    def steps(self) -> dict[str, Step]:
+        """Every step by its label, in the order of the recipe."""
+        in_chains = [s for chain in self.chains for s in (*chain.on_parts, *chain.on_source)]
+        moved = [placed for placed in in_chains if placed.label.startswith(f"{ALL}/")]
+        own = [placed for placed in in_chains if placed not in moved]
+        return {placed.label: placed.step for placed in (*own, *moved, *self.on_all)}
 
 
 def pipeline(body: Body) -> Pipeline:

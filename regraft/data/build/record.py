@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +68,8 @@ class DatasetRecord:
 
     recipe: its text. steps: what each did, by label, in order; steps of the recipe's own are
     'all/...'. mixes: shares of rows by source, by name. In a dry run nothing but sources' files,
-    bytes and licences is known, and `plan` states what would be done.
+    bytes and licences is known, and `plan` states what would be done. warnings: sentences on what
+    is probably not what was meant.
     """
 
     recipe: str
@@ -79,6 +80,7 @@ class DatasetRecord:
     tokenizer: TokenizerRecord
     arguments: dict[str, Plain]
     versions: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
     plan: dict[str, Plain] | None = None
     kind: Literal["dataset"] = "dataset"
     schema_version: int = SCHEMA_VERSION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from regraft.data.build.document import Document
@@ -84,8 +85,9 @@ class Flow:
 class Statistics:
     """Statistics of one step: what came in and went out, and why documents were dropped.
 
-    dropped: documents by reason. counts: anything else that the step counts, by name. scores: the
-    distribution of every score that the step gives.
+    dropped: documents by reason. counts: anything else that the step counts, by name; by_source: of
+    these, what is counted for each source. scores: the distribution of every score that the step
+    gives.
     """
 
     step: str
@@ -93,15 +95,19 @@ class Statistics:
     out: Flow = field(default_factory=Flow)
     dropped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     scores: dict[str, Histogram] = field(default_factory=dict)
 
     def drop(self, reason: str) -> None:
         """Count a dropped document; reason: in a few words, such as 'too short'."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def count(self, name: str, number: int = 1) -> None:
-        """Count something that is no dropped document, such as 'cut documents'."""
-        self.counts[name] = self.counts.get(name, 0) + number
+    def count(self, name: str, number: int = 1, *, source: str | None = None) -> None:
+        """Count something that is no dropped document, such as 'cut documents'; with `source`, in
+        `by_source` too."""
+        _add({name: number}, self.counts)
+        if source is not None:
+            _add({name: number}, self.by_source.setdefault(source, {}))
 
     def score(self, name: str, value: float) -> None:
         """Add a score to its distribution."""
@@ -111,8 +117,14 @@ class Statistics:
         """Add the statistics of the same step on another part."""
         self.into.include(other.into)
         self.out.include(other.out)
-        for mine, others in ((self.dropped, other.dropped), (self.counts, other.counts)):
-            for name, number in others.items():
-                mine[name] = mine.get(name, 0) + number
+        _add(other.dropped, self.dropped)
+        _add(other.counts, self.counts)
+        for source, counts in other.by_source.items():
+            _add(counts, self.by_source.setdefault(source, {}))
         for name, histogram in other.scores.items():
             self.scores.setdefault(name, Histogram()).include(histogram)
+
+
+def _add(counts: Mapping[str, int], total: dict[str, int]) -> None:
+    for name, number in counts.items():
+        total[name] = total.get(name, 0) + number

@@ -70,6 +70,11 @@ class Step(Block):
         another build."""
         return []
 
+    def warnings(self, statistics: Statistics) -> list[str]:
+        """Sentences on what the step was meant to do and did not, from its statistics on all
+        documents; for the screen, the card and the page."""
+        return []
+
     @abstractmethod
     def run(self, documents: Iterator[Document], context: Context) -> Iterator[Document]:
         """The documents that go on, in a fixed order. What comes in and goes out is counted by the

@@ -32,6 +32,7 @@ sources:
     licence: Apache-2.0
     code: repositories/*
     order: imports
+    steps: [tasks: {kinds: [far_middle], share: 1}]
   - name: notes
     licence: CC0-1.0
     text: notes
@@ -116,7 +117,8 @@ def test_a_build_has_the_documents_and_counts_of_every_source(folder):
         "quality.compression", "quality.repetition"
     }  # fmt: skip
     steps = {step.step: step for step in record.steps}
-    assert list(steps) == ["books/1-quality", "books/2-length", "notes/1-length", "all/1-dedup"]
+    assert list(steps) == ["books/1-quality", "books/2-length", "code/1-tasks", "notes/1-length",
+                           "all/1-dedup"]  # fmt: skip
     assert steps["books/1-quality"].into.documents == books.read.documents == 57
     assert steps["all/1-dedup"].dropped["exact duplicate"] >= 1
     code = [(row["id"], row["text"]) for row in _rows(folder / "text", "code")]
@@ -131,8 +133,9 @@ def test_a_build_has_the_documents_and_counts_of_every_source(folder):
     assert all(shard.bytes < 20_000 for shard in record.shards)
 
 
-def test_card_and_page_have_licences_and_figures(folder):
-    _build()
+def test_card_and_page_have_licences_figures_and_warnings(folder):
+    with pytest.warns(UserWarning, match=r"No document of 'code' has a task of the step code/1-t"):
+        record = _build()
     card, page = (folder / "text" / name for name in ("README.md", "index.html"))
     assert "| books | CC0-1.0 | jsonl books.jsonl | 1 | 57 documents" in card.read_text()
     assert "| long | 75.0% | 0.0% | 25.0% |" in card.read_text()
@@ -146,6 +149,12 @@ def test_card_and_page_have_licences_and_figures(folder):
     assert f'<td class="number">{books.out.documents:,} (' in html
     assert html.count("<svg") == 3 + 5  # lengths of the sources, scores of quality
     assert "books.jsonl, line 8" in html
+    assert [warning.split(" of ")[1] for warning in record.warnings] == [
+        "'books' had the id", "'code' has a task"
+    ]  # fmt: skip
+    for warning in record.warnings:
+        assert f"\n{warning}\n" in card.read_text()
+        assert f"<p>{warning}</p>".replace("'", "&#39;") in html
     assert (folder / "text" / "recipe.yaml").read_text() == RECIPE
 
 
@@ -229,17 +238,17 @@ def test_a_dry_run_writes_nothing(folder):
         (("jsonl: books.jsonl", "jsonl: no.jsonl"), r"line 3: .*no such file or folder"),
         (("encodings: [utf-8, cp1252]", "encodings: [utf-8]"),
          r"1 of 5 records of 'notes' are broken \(20.00%; b.md is not utf-8 text"),
-        (("[utf-8, cp1252]", "[utf9]"), r"line 19: 'utf9' is not an encoding"),
-        (("[utf-8, cp1252]", "[rot13]"), r"line 19: 'rot13' is not an encoding"),
-        (("[utf-8, cp1252]", "[undefined]"), r"line 19: 'undefined' is not an encoding"),
-        (("name: notes", "name: all"), r"line 15: 'all' is what the steps of the recipe"),
+        (("[utf-8, cp1252]", "[utf9]"), r"line 20: 'utf9' is not an encoding"),
+        (("[utf-8, cp1252]", "[rot13]"), r"line 20: 'rot13' is not an encoding"),
+        (("[utf-8, cp1252]", "[undefined]"), r"line 20: 'undefined' is not an encoding"),
+        (("name: notes", "name: all"), r"line 16: 'all' is what the steps of the recipe"),
         (("{books: 3, notes: 1}", "{boks: 3}"), r"'boks' is not a source \(did you mean books\?"),
         (("- dedup:", "- dedupe:"), r"'dedupe' is not a key here \(did you mean dedup\?\)"),
         (("characters: 100", "characters: 99999"),
          r"No document of 'books' passed .*books/1-quality: too few characters \(57\)\)"),
-        (("near: false", "prompts: [a.txt]"), r"line 24: dedup: there is no file a.txt"),
+        (("near: false", "prompts: [a.txt]"), r"line 25: dedup: there is no file a.txt"),
         (("order: imports", "order: imports\n    separator: x"), r"'separator' is of text only"),
-        (("text: notes", "text: empty"), r"line 15: 'notes' has no text; give another source"),
+        (("text: notes", "text: empty"), r"line 16: 'notes' has no text; give another source"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*'books' are broken")

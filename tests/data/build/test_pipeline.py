@@ -20,7 +20,7 @@ def _pipeline(own, common):
         ([step.label for step in chain.on_parts], [step.label for step in chain.on_source])
         for chain in made.chains
     ]
-    return places, [step.label for step in made.on_all], made.labels
+    return places, [step.label for step in made.on_all], list(made.steps)
 
 
 def test_independent_steps_run_on_parts():

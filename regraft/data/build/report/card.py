@@ -40,6 +40,10 @@ Of {{ name }}, {{ source.report.broken }} of {{ source.report.records }} records
 are left out, such as: {{ source.report.examples | join("; ") }}.
 
 {% endfor %}
+{% for warning in record.warnings %}
+{{ warning }}
+
+{% endfor %}
 ## Steps
 
 {{ steps }}

@@ -42,7 +42,8 @@ def write_page(path: Path, record: DatasetRecord, name: str, caption: str | None
         f"{record.tokenizer.name}) in {len(record.shards):,} files.",
         size=_Size(), sources=source_rows(record), shares=_shares(record),
         domains=share_rows(record), map=caption, figure=_figure(path.with_name(FIGURE)),
-        broken=_broken(record), lengths=figures.length_figures(record), steps=step_rows(record),
+        broken=_broken(record), warnings=record.warnings,
+        lengths=figures.length_figures(record), steps=step_rows(record),
         scores=figures.score_figures(record), mixes=mix_rows(record) if record.mixes else [],
         recipe=record.recipe, versions=record.versions,
     )  # fmt: skip

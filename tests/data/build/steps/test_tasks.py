@@ -12,6 +12,7 @@ from evaluated import world_tokenizer
 from regraft.data.build.document import Document, Message
 from regraft.data.build.generation.episodes import KINDS
 from regraft.data.build.generation.far_middle import QUESTIONS
+from regraft.data.build.statistics import Statistics
 from regraft.data.build.steps.tasks import Tasks
 from regraft.evaluate.prompts.haystack import Fixed
 from regraft.evaluate.prompts.length import Prompter
@@ -72,6 +73,26 @@ def test_a_share_of_documents_gets_tasks_and_conversations_none():
     assert result[-1].messages == chat.messages
     again, _ = run_step(Tasks(share=0.5), [*documents(*[TEXT] * 40), chat])
     assert again == result
+
+
+def test_a_source_without_a_task_is_counted_and_named():
+    chat = Document("a", "c", "chats", messages=(Message("user", "a"),))
+    step = Tasks(share=1, kinds=["far_middle"])
+    items = [chat, chat, *documents("Too short. ", source="chats"), *documents("Short. ")]
+    _, statistics = run_step(step, items)
+    assert statistics.counts == {
+        "conversations left as they are": 2, "no passage to cut out": 2
+    }  # fmt: skip
+    total = Statistics("all/1-tasks")
+    for _ in range(2):
+        total.include(statistics)
+    assert total.by_source["a"] == {"no passage to cut out": 2}
+    total.count("retrieval", source="a")
+    assert step.warnings(total) == [
+        "No document of 'chats' has a task of the step all/1-tasks (conversations left as they "
+        "are: 4, no passage to cut out: 2); leave the step out for this source, or give it other "
+        "kinds."
+    ]
 
 
 def grams(text, n):
