@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -28,7 +29,7 @@ def hide(pieces: Sequence[str], needles: Sequence[str], depths: Sequence[float])
     total = starts[-1]
     positions: list[tuple[int, int]] = []
     for number, depth in enumerate(depths):
-        at = max(i for i, start in enumerate(starts) if start <= depth * total)
+        at = bisect_right(starts, depth * total) - 1
         positions.append((at, number))
     out, done = [], 0
     for at, number in sorted(positions):

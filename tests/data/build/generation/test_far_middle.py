@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+import tracemalloc
 
 import pytest
 from built import documents, run_step
 
+from regraft.data.build import generation
 from regraft.data.build.generation.far_middle import MARK, QUESTIONS, far_middle
 from regraft.data.build.steps.tasks import Tasks
 from regraft.data.build.tokens import ByteCounter
@@ -73,6 +75,20 @@ def test_texts_without_a_passage_stay_as_they_are() -> None:
     result, statistics = run_step(step, documents(*texts))
     assert [one.text for one in result] == texts
     assert statistics.counts == {"no passage to cut out": 3}
+
+
+def test_memory_is_a_few_texts_and_the_words_of_candidates(monkeypatch) -> None:
+    monkeypatch.setattr(generation.far_middle, "_MOST_COMPARED", 20)
+    text = "".join(
+        f"Sentence {i} speaks of item{i % 300} or stone{i % 400}, no more. " for i in range(500)
+    )
+    tracemalloc.start()
+    try:
+        assert far_middle(random.Random(0), text, 2, ByteCounter()) is not None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * len(text)  # with a set of words for each sentence 20 times the text
 
 
 def test_a_long_run_without_spaces_takes_time_in_proportion() -> None:
