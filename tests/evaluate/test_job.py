@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from bars import shares_of
 from evaluated import evaluate, text_tokenizer
 from models import LLAMA, LONG, contents, save, weights
 from typer.testing import CliRunner
 
-from regraft import progress
 from regraft.cli import app
 from regraft.data.toy_language import prose_row
 from regraft.errors import CheckpointError, InputError
@@ -35,40 +35,24 @@ def named(folders: dict[str, Path]) -> list[str]:
     return [f"{name}={folder}" for name, folder in folders.items()]
 
 
-def shares_done(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
-    """Of the bar over all models, its share whenever it moves, and when measuring begins."""
-    moves: list[float] = []
-    begun: list[float] = []
-
-    class Seen(progress.Bar):
-        def _move(self, amount: float) -> None:
-            super()._move(amount)
-            if self._description == "models" and self._total:
-                moves.append(self._done / self._total)
-
-    measure_once = Measurer.measure_once
-
-    def measure(self: Measurer, *arguments: Any) -> Any:
-        begun.append(moves[-1])
-        return measure_once(self, *arguments)
-
-    monkeypatch.setattr(progress, "Bar", Seen)
-    monkeypatch.setattr(Measurer, "measure_once", measure)
-    return moves, begun
-
-
 def test_matrix_shows_every_model_the_same_prompts(
     folders: dict[str, Path], tmp_path: Path, rendered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    done = shares_done(monkeypatch)
+    moves, measured = shares_of(monkeypatch, "models"), []
+    measure_once = Measurer.measure_once
+
+    def measure(self: Measurer, *arguments: Any) -> Any:
+        measured.append(moves[-1])
+        return measure_once(self, *arguments)
+
+    monkeypatch.setattr(Measurer, "measure_once", measure)
     result = evaluate(named(folders), out, matrix=True, suite=MATRIX, lengths="64,128", **QUICK)
-    cells, measures = done  # as long texts take longer, and one part after another is done
-    assert cells == sorted(cells)
-    assert measures == sorted(measures)
-    assert len(set(cells)) > 4 * 4 + 4
-    assert cells[-1] == pytest.approx(1)
-    assert measures[-1] < 0.9
+    assert moves == sorted(moves)
+    assert len(set(moves)) > 4 * 4 + 4  # also within the cells and measures of four models
+    assert moves[-1] == pytest.approx(1)
+    assert measured == sorted(measured)
+    assert measured[-1] < 0.9
     models = ["recipient", "theta only", "donor", "graft"]
     assert list(result["models"]) == list(result["cells"]) == models
     assert result == json.loads(dump_json(read_result(out)))

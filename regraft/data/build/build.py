@@ -78,7 +78,7 @@ class Build:
                 steps.source.name: self._source(steps, record) for steps in self.pipeline.chains
             }
             whole = {
-                key_of(steps.source.name): (do_source, (self.setting, steps, self._parts(steps)))
+                key_of(steps.source.name): (do_source, self._whole(steps))
                 for steps in self.pipeline.chains
                 if steps.on_source
             }
@@ -96,10 +96,17 @@ class Build:
             return
         with progress.bar(name, len(calls)) as bar:
             bar.skip(len(calls) - len(missing))
-            for key, done in pool.run(missing):
+            results = pool.run(missing)
+            for _ in missing:
+                with bar.part(1):  # moves by documents where this process does the work
+                    key, done = next(results)
                 self.done[key] = done
                 self.staging.record(key, **to_json(done))
-                bar.advance()
+
+    def _whole(self, steps: Chain) -> tuple[Setting, Chain, list[str], int]:
+        """The arguments of `do_source`."""
+        parts = self._parts(steps)
+        return self.setting, steps, parts, sum(self.done[key].number for key in parts)
 
     def _parts(self, steps: Chain) -> list[str]:
         return [part.key for part in self.listings[steps.source.name].parts]

@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import xxhash
 from pydantic import TypeAdapter
 
+from regraft import progress
 from regraft.data.build.document import Document
 from regraft.data.build.pipeline import Chain, PlacedStep, run_steps
 from regraft.data.build.process_cache import cached
@@ -84,20 +84,33 @@ def spool_hash(path: Path) -> str | None:
 def do_part(setting: Setting, steps: Chain, part: Part) -> Done:
     """Read a part of a source and run the steps on it that need no other part."""
     done = Done("", 0, [])
+    rows = sum(piece.rows for piece in part.pieces)
+    size = rows or sum(piece.stop - piece.start for piece in part.pieces)  # 0 for other files
 
-    def read() -> Iterator[Document]:
+    def read(bar: progress.Bar) -> Iterator[Document]:
         for document in read_part(steps.source, part, done.report):
             done.read.add(document)
             done.before.add(len(document.text))
             yield document
+            bar.advance(1 if rows else len(document.text))
 
-    return _run(setting, part.key, steps.on_parts, read(), done)
+    with progress.bar(part.key, size or None) as bar:
+        return _run(setting, part.key, steps.on_parts, read(bar), done)
 
 
-def do_source(setting: Setting, steps: Chain, parts: list[str]) -> Done:
-    """Run the steps that need all of a source, from the files of its parts."""
-    documents = chain.from_iterable(read_spool(path_of(setting, key)) for key in parts)
-    return _run(setting, key_of(steps.source.name), steps.on_source, documents, Done("", 0, []))
+def do_source(setting: Setting, steps: Chain, parts: list[str], number: int) -> Done:
+    """Run the steps that need all of a source, from the files of its parts with `number`
+    documents."""
+    key = key_of(steps.source.name)
+
+    def read(bar: progress.Bar) -> Iterator[Document]:
+        for part in parts:
+            for document in read_spool(path_of(setting, part)):
+                yield document
+                bar.advance()
+
+    with progress.bar(key, number) as bar:
+        return _run(setting, key, steps.on_source, read(bar), Done("", 0, []))
 
 
 def _run(

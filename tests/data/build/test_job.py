@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from bars import shares_of
 
 import regraft
 from regraft.data.build import build, pool
@@ -97,8 +98,13 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_build_has_the_documents_and_counts_of_every_source(folder):
+def test_a_build_has_the_documents_and_counts_of_every_source(folder, monkeypatch):
+    read, whole = shares_of(monkeypatch, "Reading"), shares_of(monkeypatch, "Working on sources")
     record = _build()
+    assert len(set(read)) > 57  # documents of books; the part of each source is a third
+    assert read[-1] == pytest.approx(1)
+    assert len(set(whole)) > 2  # documents of notes, the one source with a step on all of it
+    assert whole[-1] == pytest.approx(1)
     assert read_dataset("text") == record
     books = record.sources["books"]
     assert (books.report.records, books.report.broken, books.report.books3) == (59, 1, 1)
