@@ -81,6 +81,25 @@ def from_zero(axes: Axes) -> None:
     axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
 
 
+def logarithmic(axes: Axes) -> None:
+    """Make both axes logarithmic, with plain numbers at the ticks: matplotlib's own labels are
+    formulas, which `figure` does not render."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Put the ticks of the x axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
+
+
 def legend(axes: Axes) -> None:
     """Add a legend if there is more than one label."""
     if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -19,34 +19,38 @@ _BYTES = {
 }  # fmt: skip
 
 
-def parse_tokens(text: str | int) -> int:
+def parse_tokens(text: str | int, option: str = "") -> int:
     """`8k` -> 8192, `1M` -> 1048576, `262144` -> 262144.
 
-    k, M and G are powers of 1024, as is usual for context lengths. Raises InputError unless the
-    text is a whole number of tokens.
+    k, M and G are powers of 1024, as is usual for context lengths. option: to name in an error.
+    Raises InputError unless the text is a whole number of tokens.
     """
     expected = "a token count such as 8192, 64k or 1M"
-    value = _parse(str(text), _TOKENS, expected)
+    subject = f"{option} '{text}'".strip()
+    value = _parse(str(text), _TOKENS, f"{subject} is not {expected}.")
     if value < 1 or value != int(value):
-        raise InputError(f"'{text}' is not a whole number of at least 1; give {expected}.")
+        raise InputError(f"{subject} is not a whole number of at least 1; give {expected}.")
     return int(value)
 
 
-def parse_bytes(text: str | int) -> int:
+def parse_bytes(text: str | int, option: str = "") -> int:
     """`300MB` -> 300000000, `1GiB` -> 1073741824, `0.7kib` -> 717 (rounded to the nearest byte); a
-    bare number is bytes. Raises InputError for what rounds to less than one byte."""
+    bare number is bytes. option: to name in an error. Raises InputError for what rounds to less
+    than one byte."""
     expected = "a size such as 300MB or 1.5GiB"
-    value = round(_parse(str(text), _BYTES, expected))
+    subject = f"{option} '{text}'".strip()
+    value = round(_parse(str(text), _BYTES, f"{subject} is not {expected}."))
     if value < 1:
-        raise InputError(f"'{text}' is less than one byte; give {expected}.")
+        raise InputError(f"{subject} is less than one byte; give {expected}.")
     return value
 
 
-def _parse(text: str, units: dict[str, int], expected: str) -> Decimal:
-    """The number with its unit, as a decimal: as a float 2.05 GB would not be whole."""
+def _parse(text: str, units: dict[str, int], refusal: str) -> Decimal:
+    """The number with its unit, as a decimal: as a float 2.05 GB would not be whole. refusal: the
+    message for another text."""
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in units:
-        raise InputError(f"'{text}' is not {expected}.")
+        raise InputError(refusal)
     return Decimal(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
 
 

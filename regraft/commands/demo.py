@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @options.shell_command(threads=False)
 def demo(
-    out: options.Out = "demo-out",
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="Folder to write. \\[default: demo-out]", show_default=False
+        ),
+    ] = "demo-out",
     seed: options.Seed = 2,
     dry_run: options.DryRun = False,
     resume: Annotated[

@@ -62,7 +62,11 @@ def evaluate(
         ),
     ] = 1,
     haystack: Annotated[
-        str, typer.Option(help="grammar, code, world, or a text file or folder.")
+        str,
+        typer.Option(
+            help="Text that prompts are filled with: grammar (generated prose), code (Python's "
+            "standard library), world (the prose of toys), or a text file or folder."
+        ),
     ] = "grammar",
     qa: Annotated[
         list[str] | None,
@@ -74,9 +78,9 @@ def evaluate(
         int, typer.Option(help="Needles in a prompt of the needle task; all are asked for.")
     ] = 1,
     decoys: Annotated[int, typer.Option(help="Needles with a similar key in each prompt.")] = 0,
-    depths: Annotated[int, typer.Option(help="Depths of the needle task.")] = 5,
+    depths: Annotated[int, typer.Option(help="Positions of the needle, from start to end.")] = 5,
     sigmoid: Annotated[
-        bool, typer.Option("--sigmoid", help="Place more depths near both ends.")
+        bool, typer.Option("--sigmoid", help="Place more of these positions near both ends.")
     ] = False,
     scoring: Annotated[
         str, typer.Option(help="auto, teacher (teacher forcing) or generate.")
@@ -84,9 +88,13 @@ def evaluate(
     twins: Annotated[
         bool, typer.Option(help="Ask every question without its evidence, too.")
     ] = True,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the chat template.")
+    ] = False,
     texts: Annotated[int, typer.Option(help="Texts for perplexity and drift.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Items of each lm-eval task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Items of each lm-eval task. \\[default: all]")
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(

@@ -72,7 +72,7 @@ def extract_lora(
         str, typer.Option(help="Type of the stored factors: bfloat16, float16 or float32.")
     ] = "bfloat16",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compute LAPACK's full SVD (slow) instead.")
+        bool, typer.Option("--exact", help="Decompose by LAPACK's full SVD (slow).")
     ] = False,
     calibrate: Annotated[
         str | None,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @options.shell_command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A model or adapter: a folder or org/name.")],
+    path: Annotated[
+        str, typer.Argument(help="A model or adapter: a folder or org/name\\[@revision].")
+    ],
     other: Annotated[str | None, typer.Argument(help="A second one, to compare with.")] = None,
     intruders: Annotated[
         bool, typer.Option("--intruders", help="Count the intruder directions of the change.")

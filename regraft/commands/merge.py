@@ -23,7 +23,9 @@ Schema = Annotated[bool, options.schema_option("regraft.merge.recipe.schema")]
 
 @options.shell_command()
 def merge(
-    recipe: Annotated[str, typer.Argument(help="A recipe in YAML: mergekit's format, or ours.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe in YAML: mergekit's format, with keys of regraft.")
+    ],
     out: options.Out,
     engine: Annotated[
         str, typer.Option(help="auto, native (streams in float32) or mergekit (its own process).")

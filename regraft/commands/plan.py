@@ -23,7 +23,9 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A training recipe in YAML.")],
     gpus: Annotated[
         str | None,
-        typer.Option(help="Such as 8xH100-80. \\[default: this machine's GPUs, else its CPU]"),
+        typer.Option(
+            help="GPUs, such as 8xH100-80. \\[default: this machine's GPUs, else its CPU]"
+        ),
     ] = None,
     host_memory: Annotated[
         str | None, typer.Option(help="Memory of all nodes together, such as 1TB.")

@@ -48,7 +48,7 @@ def theta(
     search: Annotated[
         int,
         typer.Option(
-            help="With --probe: also try longrope, with the best of so many lists of factors.",
+            help="With --probe: also try longrope, with the best of this many lists of factors.",
             min=0,
         ),
     ] = 0,

@@ -43,10 +43,11 @@ def calibration_rows(
     rows = Rows("joined", text.lengths(), np.arange(len(text)), length, seed=seed)
     count = tokens // length
     if len(rows) < count:
+        fewer = f"--calibrate-tokens {len(rows) * length}"
         raise InputError(
             f"The calibration text {path} has {text.total:,} tokens, {len(rows)} rows of "
-            f"{length:,}, and {count} rows are needed; give a longer text, or fewer "
-            "--calibrate-tokens."
+            f"{length:,}, and {count} rows are needed; give a longer text, or "
+            f"{fewer if len(rows) else 'a shorter --calibrate-length'}."
         )
     ids = [
         np.concatenate([text.slice(piece.document, piece.start, piece.stop) for piece in row])

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regraft.errors import InputError
+
 if TYPE_CHECKING:
     from regraft.document import Document
     from regraft.graft.record import JobRecord
@@ -36,7 +38,8 @@ def run_demo(
     models' trainings; the same one gives the same weights and scores on one machine and library
     version. resume: continue with another seed than before. dry_run: check and plan only.
 
-    Raises InputError if `out` holds another job and neither `resume` nor `overwrite` is given.
+    Raises InputError if `out` holds another job and neither `resume` nor `overwrite` is given, and
+    for a seed that is negative or 2^63 or more.
     """
     if "torch" not in sys.modules:
         # Threads that spin while they wait slow a shared machine down up to ten times.
@@ -45,6 +48,8 @@ def run_demo(
 
     from regraft.graft.job import graft_model
 
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed} cannot be used; give a number from 0 to 2^63 - 1.")
     threads = torch.get_num_threads()
     if limited := threads > _THREADS:  # setting even the present number changes MKL's rounding
         torch.set_num_threads(_THREADS)

@@ -73,7 +73,9 @@ def evaluate_models(
     silence_other_processes()
     chosen = Settings(
         suites=tuple(part.strip() for part in suite.split(",") if part.strip()),
-        lengths=tuple(sorted({parse_tokens(part) for part in (lengths or "").split(",") if part})),
+        lengths=tuple(
+            sorted({parse_tokens(part, "--lengths") for part in (lengths or "").split(",") if part})
+        ),
         **settings,
     )
     mesh = join_mesh(context_parallel, device)

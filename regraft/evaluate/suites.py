@@ -81,8 +81,8 @@ def choose(names: Sequence[str], quizzes: int) -> tuple[list[Task], list[str]]:
             tasks |= {task.name: task for task in READERS[suite](path)}
         else:
             local = [f"{suite}:PATH" for suite in READERS]
-            known = ", ".join((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *known_tasks))
-            raise InputError(f"--suite '{name}' is unknown; choose from {known}.")
+            known = dict.fromkeys((*SUITES, *MEASURES, f"{PREFIX}TASK", *local, *known_tasks))
+            raise InputError(f"--suite '{name}' is unknown; choose from {', '.join(known)}.")
     if not tasks and not measures:
         raise InputError("--suite names nothing to measure; give needle, for example.")
     check([name.removeprefix(PREFIX) for name in measures if name.startswith(PREFIX)])

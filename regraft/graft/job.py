@@ -26,6 +26,7 @@ from regraft.graft.recipe import Recipe
 from regraft.graft.record import FILE, JobRecord, StageRecord
 from regraft.graft.report.page import write_pages
 from regraft.graft.results import target_records
+from regraft.graft.schema import in_recipe_words
 from regraft.graft.stages.evaluation import Compare
 from regraft.graft.stages.package import Package
 from regraft.graft.stages.stage import Context, Stage
@@ -96,11 +97,9 @@ def graft_model(
         with progress.stage("Writing the page"):
             write_pages(workspace.folder, record)
     if failed:
-        listed = "; ".join(f"{name} ({text})" for name, text in failed.items())
-        raise RegraftError(
-            f"{len(failed)} of {len(names)} targets failed: {listed.rstrip('.')}. The "
-            f"others are in {workspace.folder}."
-        )
+        listed = "; ".join(f"{name} ({text.rstrip('.')})" for name, text in failed.items())
+        others = f" The others are in {workspace.folder}." if len(failed) < len(names) else ""
+        raise RegraftError(f"{len(failed)} of {len(names)} targets failed: {listed}.{others}")
     return record
 
 
@@ -149,7 +148,7 @@ def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, StagePlan]:
         try:
             plan = stage.check()
         except InputError as error:
-            raise type(error)(f"{stage.name}: {error}") from None
+            raise type(error)(f"{stage.name}: {in_recipe_words(str(error))}") from None
         plans[stage.name] = StagePlan(_describe(stage, plan), _seconds(stage, plan))
     return plans
 
@@ -157,7 +156,7 @@ def _plan(stages: list[Stage], again: list[Stage]) -> dict[str, StagePlan]:
 def _describe(stage: Stage, plan: Mapping[str, Any]) -> str:
     """The plan of a stage on one line."""
     steps = [f"{label} {text}" for label, text in plan_rows(plan)]
-    if not steps:
+    if not steps and not all(need.is_finished() for need in stage.needs()):
         steps = ["checked in full when its inputs are made"]
     return "; ".join([f"{', '.join(stage.reads())} -> {stage.path}", *steps])
 
@@ -191,8 +190,9 @@ def _run(stages: list[Stage], plans: Mapping[str, StagePlan]) -> dict[str, str]:
                 if stage.target is None:
                     raise
                 timing.leave_out(stage.name)
-                failed[stage.target] = f"{stage.name}: {error}"
-                progress.warn(f"{stage.target} fails in {stage.name}: {error}")
+                message = in_recipe_words(str(error))
+                failed[stage.target] = f"{stage.name}: {message}"
+                progress.warn(f"{stage.target} fails in {stage.name}: {message}")
             else:
                 progress.note(f"{label}: {format_duration(timing.finish())}")
     return failed

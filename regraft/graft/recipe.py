@@ -12,7 +12,7 @@ from regraft.document import Document, RecipeValues, Where
 from regraft.errors import InputError
 from regraft.evaluate.suites import MEASURES
 from regraft.graft.blocks import check_recover, include, training_block, training_blocks
-from regraft.graft.schema import Body, Target, Trained, check_evaluation
+from regraft.graft.schema import Body, Target, Trained, check_evaluation, in_recipe_words
 from regraft.input_files import JsonObject
 from regraft.lowrank.rank import parse_rule
 from regraft.markdown import last_name
@@ -121,7 +121,7 @@ class Recipe(BaseRecipe[Body]):
                     )
                 except InputError as error:
                     where: Where = ("ranks",) if body.ranks is not None else ("extract",)
-                    mistakes.add(where, str(error))
+                    mistakes.add(where, in_recipe_words(str(error)))
         if self.is_sweep and body.evaluate is None:
             where = ("ranks",) if len(self.ranks) > 1 else ("scales",)
             mistakes.add(where, "several ranks or scales are compared by evaluate; add its block")

@@ -12,6 +12,7 @@ schema, which `recipe.py` applies to them.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -185,11 +186,25 @@ class Body(Block):
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the stages that draw")
 
 
+_KEYS = {*Body.model_fields, *Extract.model_fields, *Apply.model_fields, *Evaluate.model_fields}
+_VALUES = {"rank": "rank", "scale": "scale", "force": "force: true"}
+
+
+def in_recipe_words(message: str) -> str:
+    """The message of a command, with the recipe's keys in place of the command's options."""
+
+    def key(match: re.Match[str]) -> str:
+        name = match[1].replace("-", "_")
+        return _VALUES.get(name, name if name in _KEYS else match[0])
+
+    return re.sub(r"--([a-z][a-z-]*)", key, message)
+
+
 def check_evaluation(block: Evaluate, where: Where, mistakes: Mistakes) -> None:
     """Add the mistakes for which `regraft evaluate` would refuse the block at `where`."""
     try:
         choose(block.suites, len(block.qa))
     except InputError as error:
-        mistakes.add((*where, "suite"), str(error).removeprefix("--"))
+        mistakes.add((*where, "suite"), in_recipe_words(str(error)))
     if (block.judge is None) != (block.judge_model is None):
         mistakes.add(where, "a judge needs both judge and judge_model")

@@ -95,7 +95,9 @@ def merge_models(
         option = "--verify" if max_shard_size is None else "--max-shard-size"
         raise InputError(f"{option} is for the shards of a model; leave it out with --as-adapter.")
     torch_device = pick_device(device)
-    shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
+    shard_bytes = None
+    if max_shard_size is not None:
+        shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
     arguments: dict[str, Plain] = {
         "engine": engine, "seed": seed, "max_shard_size": shard_bytes, "as_adapter": as_adapter,
     }  # fmt: skip

@@ -31,6 +31,12 @@ def test_a_seed_is_that_of_every_training():
     assert [block["seed"] for block in blocks] == [7, 7, 7]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_training_takes_is_refused_as_the_option(seed: int, tmp_path: Path):
+    with pytest.raises(InputError, match=f"--seed {seed} cannot be used"):
+        regraft.run_demo(tmp_path / "out", seed=seed)
+
+
 def test_theta_follows_from_the_scaling_law():
     body = Recipe(demo_recipe()).body
     trained = body.base.train["model"]["toy"]

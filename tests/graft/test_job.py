@@ -190,6 +190,9 @@ def test_what_a_command_refuses_is_refused_before_the_first_stage(
     with pytest.raises(LineageError, match=r"graft/stranger: .* is no relative of"):
         graft_model(given, out)
     assert not (out / "adapters").exists()
+    text = "evaluate: {suite: needle, haystack: nowhere}"
+    with pytest.raises(InputError, match=r"^evaluate/derivative: haystack nowhere is neither"):
+        graft_model(recipe(tmp_path, models, text), out)
     with pytest.raises(InputError, match="overlaps the input"):
         graft_model(recipe(tmp_path, models), models / "base" / "out")
     (tmp_path / "mine").mkdir()
@@ -212,6 +215,10 @@ def test_a_target_that_fails_does_not_stop_the_others(models: Path, tmp_path: Pa
     targets = json.loads((out / "graft.json").read_text())["targets"]
     assert targets["derivative"]["result"] == "models/derivative"
     assert "up_proj" in targets["broken"]["failed"]
+    assert str(caught.value).endswith(f" The others are in {out}.")
+    alone = recipe(tmp_path, models, targets=str(tmp_path / "broken"))
+    with pytest.raises(RegraftError, match=r"1 of 1 targets failed: broken .*\)\.$"):
+        graft_model(alone, out, resume=True)
     assert not (out / "grafts/broken").exists()
 
 

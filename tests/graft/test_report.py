@@ -64,6 +64,7 @@ def test_the_card_says_what_a_reader_needs(job: Path) -> None:
         "| base | llama3 |", "| extended | not stated |", "| one | apache-2.0 |",
         'AutoModelForCausalLM.from_pretrained("one"', "vllm serve one --max-model-len 2048",
         "llama-server -m one.gguf -c 2048", "retention is n/a", "### Carried over: notes",
+        "Next: items 50 or more.",  # a key of the recipe, not an option of regraft evaluate
     ):  # fmt: skip
         assert words in card, words
     assert RECIPE in card
@@ -77,7 +78,7 @@ def test_the_page_has_every_target_and_needs_no_other_file(job: Path) -> None:
         "Long context grafted on one, second", "<h2>one</h2>", "<h2>second</h2>",
         "two with what extended learned over base grafted on", RECIPE.strip(), "<polyline",
         "data:image/png;base64,", "<td>extract/rank-2</td>", "vllm serve out/models/second",
-        "Carried over: notes",
+        "Carried over: notes", "Next: items 50 or more.",
     ):  # fmt: skip
         assert words in page, words
     assert not re.search(r'(src|href)="https?:', page)

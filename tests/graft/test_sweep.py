@@ -52,6 +52,12 @@ def test_every_point_is_measured_and_only_the_chosen_one_is_stored(swept: Path) 
     assert [path.name for path in (swept / "out/grafts").iterdir()] == ["target"]
 
 
+def test_a_plan_names_each_input_once(swept: Path) -> None:
+    record = graft_model(swept / "recipe.yaml", swept / "again", dry_run=True)
+    assert record.plan is not None
+    assert record.plan["sweep/target"].count("rank-auto") == 1
+
+
 def test_a_sweep_leaves_out_what_the_choice_does_not_read(swept: Path) -> None:
     """Lengths between the target's own context and the greatest, and twins."""
     sweep, report = (read_result(swept / "out" / name / "target") for name in ("sweeps", "reports"))

@@ -86,7 +86,9 @@ def apply_lora(
     if guard == "":
         raise InputError("--guard is empty; name the model that the checkpoint was tuned from.")
     out_dtype = OUTPUT_DTYPES[dtype] if dtype is not None else None
-    shard_bytes = parse_bytes(max_shard_size) if max_shard_size is not None else None
+    shard_bytes = None
+    if max_shard_size is not None:
+        shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
     torch_device = pick_device(device)
     job = None
     if out is not None:
@@ -239,7 +241,9 @@ def summary(record: GraftRecord) -> list[tuple[str, str]]:
     before = ContextSpec.from_record(record.context.checkpoint)
     after = ContextSpec.from_record(record.context.output)
     arrow = f"{before.describe()}  ->  {after.describe()}" if before != after else after.describe()
-    lines = [("context", f"{arrow} (from the {record.context.policy})")]
+    policy = record.context.policy
+    origin = "as given" if policy == "given" else f"from the {policy}"
+    lines = [("context", f"{arrow} ({origin})")]
     if record.totals is not None:
         lines.append(
             ("changed", f"{record.totals.tensors} tensors, scale {record.arguments['scale']}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regraft.adapters.serving import llamacpp_flags, readers_of_record, vllm_flags
-from regraft.drawing import figure, from_zero, legend, styles
+from regraft.drawing import figure, from_zero, legend, logarithmic, styles, whole_numbers
 from regraft.markdown import hub_id, last_name, render
 from regraft.records import AdapterRecord, ModuleRecord, TruncationRecord
 from regraft.rope import ContextSpec
@@ -163,7 +163,7 @@ def _draw(path: Path, modules: Mapping[str, ModuleRecord]) -> None:
     with figure(path, 2) as (left, right):
         for (leaf, members), style in zip(_by_leaf(modules).items(), styles(), strict=False):
             values = _truncation(members[len(members) // 2]).spectrum
-            left.loglog(range(1, len(values) + 1), values, label=leaf, **{**style, "marker": ""})
+            left.plot(range(1, len(values) + 1), values, label=leaf, **{**style, "marker": ""})
             layers = _errors_by_layer(modules, leaf)
             if len(layers) > 1:
                 right.plot(*zip(*layers, strict=True), label=leaf, **style)
@@ -178,9 +178,14 @@ def _draw(path: Path, modules: Mapping[str, ModuleRecord]) -> None:
         left.set(
             xlabel="index", ylabel="singular value", title="Spectrum of the change, middle layer"
         )
-        legend(left)
+        logarithmic(left)
         right.set(xlabel="layer", ylabel="relative error", title="Error of the adapter by layer")
         from_zero(right)
+        if right.get_legend_handles_labels()[1]:
+            whole_numbers(right)
+            legend(right)
+        else:
+            legend(left)
 
 
 def _errors_by_layer(modules: Mapping[str, ModuleRecord], leaf: str) -> list[tuple[int, float]]:

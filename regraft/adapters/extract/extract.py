@@ -176,7 +176,9 @@ def _check_arguments(
     cap = PORTABLE_CAP if layout == "portable" else None
     if rank is None and energy is None and budget is None:
         rank = 64
-    return parse_rule(rank, energy, parse_bytes(budget) if budget is not None else None, cap)
+    return parse_rule(
+        rank, energy, parse_bytes(budget, "--budget") if budget is not None else None, cap
+    )
 
 
 def _model(checkpoint: Checkpoint, full_fingerprint: bool) -> ModelRecord:

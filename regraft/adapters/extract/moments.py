@@ -63,8 +63,8 @@ def open_calibration(
     that cannot be run by layers; CheckpointError for a model without tokenizer.
     """
     limit = context.max_position_embeddings
-    own_length = parse_tokens(length or min(parse_tokens(_LENGTH), limit))
-    total = parse_tokens(tokens or _TOKENS)
+    own_length = parse_tokens(length or min(parse_tokens(_LENGTH), limit), "--calibrate-length")
+    total = parse_tokens(tokens or _TOKENS, "--calibrate-tokens")
     if own_length > limit:
         raise InputError(
             f"--calibrate-length {own_length} is more than the context of {extended.name}, {limit} "

@@ -126,8 +126,10 @@ def _adapter(result: AdapterDescription) -> list[Table | Text]:
         lines.append(("context", "not stored: give --context when you apply the adapter"))
     totals = result.totals
     if totals is not None:
-        kind = "merged" if result.method else "projections'"
-        lines.append(("error", f"{totals.error:.4f} of the {kind} change"))
+        figure, kind = f"{totals.error:.4f}", "projections'"
+        if result.method:  # the error of an exact merge is far below 0.0001
+            figure, kind = f"{totals.error:.3g}", "merged"
+        lines.append(("error", f"{figure} of the {kind} change"))
     if totals is not None and totals.signal_captured is not None:
         share = f"{totals.signal_captured:.1%} of it in the adapter"
         lines.append(("above rounding", f"{totals.signal:.1%} of the change's energy; {share}"))

@@ -53,7 +53,7 @@ def _graft(result: EvaluationRecord) -> list[str]:
         )
         if transfer.low > 0.8:
             return [f"{line} Next: check short tasks (retention, drift) before you use it."]
-        return [f"{line} Next: a higher --rank, or a short recovery training (regraft train)."]
+        return [f"{line} Next: a higher rank, or a short recovery training (regraft train)."]
     line = f"Transfer at {_tokens(far)} is n/a:"
     if far <= own:
         wider = f"--lengths {format_tokens(min(2 * own, target))},{format_tokens(target)}"

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from regraft.adapters.serving import model_commands
 from regraft.evaluate.report.figures import draw
-from regraft.evaluate.report.summary import summary
 from regraft.evaluate.report.tables import MANY_TASKS, Rows, tables
-from regraft.evaluate.report.text import scores
 from regraft.evaluate.result import EvaluationRecord
 from regraft.graft.change import LogitChange
 from regraft.graft.choose import SweepRecord
+from regraft.graft.report.findings import findings
 from regraft.graft.report.licences import Licence, common_licence
 from regraft.graft.report.sweep import draw_sweep, sweep_table
 from regraft.markdown import render, table
@@ -134,7 +133,7 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
             ("context", f"{facts.before.describe()}  ->  {facts.after.describe()}"),
             ("what changed", facts.change.describe()),
         ],
-        findings=summary(facts.report) + scores(facts.report) if facts.report is not None else [],
+        findings=findings(facts.report) if facts.report is not None else [],
         tables=[(title, table(rows)) for title, rows in _tables(facts.report)]
         if facts.report is not None
         else [],

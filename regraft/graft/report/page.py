@@ -12,11 +12,11 @@ from regraft.checkpoint.read.source import Checkpoint
 from regraft.evaluate.report import plots
 from regraft.evaluate.report.page import render_page
 from regraft.evaluate.report.plots import Plot
-from regraft.evaluate.report.summary import summary
 from regraft.evaluate.report.tables import MANY_TASKS, Rows, format_ratio, tables
-from regraft.evaluate.report.text import notes, scores
+from regraft.evaluate.report.text import notes
 from regraft.evaluate.result import EvaluationRecord, read_result
 from regraft.graft.record import JobRecord, TargetRecord
+from regraft.graft.report.findings import findings
 from regraft.graft.report.sweep import draw_sweep, sweep_table
 from regraft.markdown import render, table
 from regraft.rope import ContextSpec
@@ -113,7 +113,7 @@ def _target(
         commands = list(model_commands(str(path), context).items())
     lines = target_lines(target)
     if result is not None:
-        lines += summary(result) + scores(result)
+        lines += findings(result)
     return _Target(
         name=name,
         failed=target.failed,

@@ -122,7 +122,7 @@ class Stage(ABC):
 
     def reads(self) -> list[str]:
         """The locations of the inputs, made or not, for a plan."""
-        return [source.location for source in self.inputs.values()]
+        return list(dict.fromkeys(source.location for source in self.inputs.values()))
 
     def key(self) -> str | None:
         """The key of the stage; None while an input is not made."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.adapters.serving import readers_of_record
-from regraft.drawing import figure, legend, styles
+from regraft.drawing import figure, legend, styles, whole_numbers
 from regraft.markdown import Markdown, last_name, render
 from regraft.merge.report.describe import labels, measured_from_base, pair_label, summary
 from regraft.records import (
@@ -225,4 +225,4 @@ def _draw(
         right.set_ylim(min(0.0, low), max(1.05, high))
         legend(right)
         for axes in (left, right):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            whole_numbers(axes)

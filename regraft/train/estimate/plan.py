@@ -115,7 +115,7 @@ def plan_training(
     are not known, and for a trace of a CPU's step.
     """
     read = Recipe.read(recipe)
-    host = parse_bytes(host_memory) if host_memory else None
+    host = parse_bytes(host_memory, "--host-memory") if host_memory else None
     config = _config(read.body)
     name = read.body.model if isinstance(read.body.model, str) else "the toy"
     mesh = Mesh.create(1, 1, 1, 1, device="cpu")

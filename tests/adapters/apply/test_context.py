@@ -7,7 +7,7 @@ import pytest
 import torch
 from applied import config_of, made_by_peft
 
-from regraft.adapters.apply.apply import apply_lora
+from regraft.adapters.apply.apply import apply_lora, summary
 from regraft.errors import InputError, LineageError
 from regraft.rope import ContextSpec
 
@@ -50,6 +50,12 @@ def test_context_is_whose_the_user_says(context, theta, length, family, adapter,
     spec = apply_lora(adapter, family[2], tmp_path / "out", context=context, dry_run=True).context
     assert spec.output.rope_parameters["rope_theta"] == theta
     assert spec.output.max_position_embeddings == length
+
+
+def test_the_screen_says_where_the_context_comes_from(family, adapter, tmp_path):
+    for context, words in ((None, "from the adapter"), ("length=4k", "as given")):
+        record = apply_lora(adapter, family[2], tmp_path / words[:2], context=context)
+        assert f"({words})" in dict(summary(record))["context"]
 
 
 def test_unequal_rope_without_a_policy_is_refused(family, adapter, tmp_path):

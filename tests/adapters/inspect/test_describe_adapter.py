@@ -46,7 +46,7 @@ def test_merged_adapter_names_its_inputs(folders: dict[str, Path], tmp_path: Pat
     (folder / RECORD).write_text(json.dumps(record))
     text = printed(inspect_model(str(folder)))
     assert "by ties from one" in text
-    assert "0.1250 of the merged change" in text
+    assert "0.125 of the merged change" in text
 
 
 @pytest.mark.parametrize(

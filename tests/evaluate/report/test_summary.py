@@ -61,7 +61,7 @@ def matrix(far: int, scores: tuple[float, float, float], ratio: Any, items: int 
         (matrix(16384, (0.2, 0.1, 0.1), None), r"no more than the recipient.*another donor"),
         (matrix(16384, (0.2, 0.3, 0.3), None), r"noise\. Next: more --items"),
         (matrix(16384, (0, 1, 0.9), RATIO), r"holds 90% \(95%: 85% to 95%\).*Next: check short"),
-        (matrix(16384, (0, 1, 0.5), replace(RATIO, low=0.4)), r"Next: a higher --rank"),
+        (matrix(16384, (0, 1, 0.5), replace(RATIO, low=0.4)), r"Next: a higher rank"),
         (matrix(16384, (0, 1, 0.9), RATIO, items=5), r"5 items a cell say little"),
     ],
 )
