@@ -96,11 +96,13 @@ def _as_number(value: str | float) -> float | None:
 
 
 def _read(name: str) -> TrainedRope:
-    from regraft.checkpoint.read.files import read_json  # imports torch, which numbers do not need
+    from regraft.checkpoint.config import name_checkpoint  # imports torch, as numbers need not
+    from regraft.checkpoint.read.files import read_json
     from regraft.checkpoint.read.find import find_files
 
     config = read_json(find_files(name), "config.json")
-    spec = ContextSpec.from_config(config)
+    with name_checkpoint(name):
+        spec = ContextSpec.from_config(config)
     _, text = text_model(config)
     try:
         head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]

@@ -65,6 +65,10 @@ def test_models_that_are_not_there_or_say_too_little_are_refused(model, monkeypa
         theta_for("no/such/model", "16k")
     with pytest.raises(InputError, match="'8q' is not a token count"):
         theta_for("8q", "16k")
+    contradiction = {**SMOLLM, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    (model / "config.json").write_text(json.dumps(contradiction))
+    with pytest.raises(RegraftError, match=r"smollm: config\.json contradicts itself"):
+        theta_for(str(model), "16k")
     (model / "config.json").write_text(
         json.dumps({key: value for key, value in SMOLLM.items() if key != "hidden_size"})
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regraft import progress
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.batch import IGNORED, Row
 from regraft.errors import InputError, RegraftError
@@ -183,7 +184,7 @@ def _short_rows(recipe: Recipe, corpus: Corpus, context: ContextSpec) -> list[Ro
 
 
 def _teacher_context(recipe: Recipe, teacher: Checkpoint, vocabulary: int) -> ContextSpec:
-    spec = ContextSpec.from_config(teacher.config)
+    spec = checkpoint_context(teacher)
     if teacher.config.get("vocab_size") != vocabulary:
         raise recipe.error(
             ("recover", "teacher"),

@@ -16,6 +16,7 @@ from regraft.checkpoint.config import load_config
 from regraft.checkpoint.dtypes import OUTPUT_DTYPES
 from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.sources import input_paths
 from regraft.parallel import Mesh
@@ -71,7 +72,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
     name = source if isinstance(body.model, str) else "toy"
     check_tracker(body)
     _check_batches(recipe, mesh)
-    before = ContextSpec.from_config(base.config)
+    before = checkpoint_context(base)
     check_tensors(base, load_config(base.config, name))
     contexts = stage_contexts(recipe, name, base.config)
     shapes = untrained_learner(body, base.config, name, mesh)

@@ -231,6 +231,15 @@ def test_names_of_models_are_kept_apart(tmp_path: Path, monkeypatch: pytest.Monk
     assert [source.name for source in prepare(["."], settings, matrix=False).sources] == ["m"]
 
 
+def test_a_model_whose_config_contradicts_itself_is_named(tmp_path: Path) -> None:
+    good, bad = (speaker(tmp_path / name, **LONG) for name in ("good", "bad"))
+    config = json.loads((bad / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 7.0}
+    (bad / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"/bad: config\.json contradicts itself"):
+        prepare([str(good), str(bad)], Settings(("needle",), (512,), items=5), matrix=False)
+
+
 def test_what_is_too_little_is_said(tmp_path: Path) -> None:
     folder = str(speaker(tmp_path / "m"))
     with pytest.raises(InputError, match="need two tokens"):

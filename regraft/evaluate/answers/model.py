@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regraft.checkpoint.hf.pretrained import for_inference, load_model
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import InputError
 from regraft.evaluate.answers.cache import cache_bytes, common_tokens, too_large
@@ -53,8 +54,11 @@ class Source:
         return config if self.context is None else self.context.write_into(config)
 
     def spec(self) -> ContextSpec:
-        """Its RoPE and context length."""
-        return self.context or ContextSpec.from_config(self.config())
+        """Its RoPE and context length. Raises CheckpointError naming the model's location."""
+        if self.context is not None:
+            return self.context
+        with Checkpoint.open(self.location) as checkpoint:
+            return checkpoint_context(checkpoint)
 
     def fingerprint(self) -> str:
         """The fingerprint of its weights."""

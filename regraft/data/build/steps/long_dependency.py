@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.build.document import Document
 from regraft.data.build.process_cache import cached
@@ -24,7 +25,6 @@ from regraft.data.build.step import Context, Step
 from regraft.device import pick_device
 from regraft.errors import InputError
 from regraft.recipe_values import Count, Number, Positive, Share, Tokens
-from regraft.rope import ContextSpec
 
 MESSAGES = "messages"
 _FEWEST = 16  # tokens of a piece in which distances are compared
@@ -111,7 +111,7 @@ class LongDependency(Step):
 
     def check(self) -> None:
         with Checkpoint.open(self.model) as checkpoint:
-            most = ContextSpec.from_config(checkpoint.config).max_position_embeddings
+            most = checkpoint_context(checkpoint).max_position_embeddings
             length = min(self.context or most, most)
             if self.measure == "longattn":
                 self._check_attention(checkpoint, length)
