@@ -134,6 +134,10 @@ class Build:
                 f"{report.broken:,} of {report.records:,} records of '{source.name}' are broken "
                 f"and left out: {examples}"
             )
+        if report.empty:
+            progress.note(
+                f"{report.empty:,} of {report.records:,} records of '{source.name}' have no text"
+            )
         if not read.documents:
             raise self.recipe.error(where, f"'{source.name}' has no text; give another source.")
         revision = record.sources[source.name].revision

@@ -140,6 +140,8 @@ def test_a_build_has_the_documents_and_counts_of_every_source(folder, monkeypatc
 
 
 def test_card_and_page_have_licences_figures_and_warnings(folder):
+    with (folder / "books.jsonl").open("a") as file:
+        file.write('\n{"name": "blank", "text": " "}')
     with pytest.warns(UserWarning, match=r"No document of 'code' has a task of the step code/1-t"):
         record = _build()
     card, page = (folder / "text" / name for name in ("README.md", "index.html"))
@@ -154,7 +156,10 @@ def test_card_and_page_have_licences_figures_and_warnings(folder):
     assert f"| {read:,} (" in card.read_text()  # tokens before the steps
     assert f'<td class="number">{books.out.documents:,} (' in html
     assert html.count("<svg") == 3 + 5  # lengths of the sources, scores of quality
-    assert "books.jsonl, line 8" in html
+    for words in ("are broken and left out, such as: books.jsonl, line 8: it is not valid JSON",
+                  "have no text and are left out."):  # fmt: skip
+        assert f"Of books, 1 of 60 records {words}" in card.read_text()
+        assert f"Of books, 1 of 60 records {words}" in html
     assert [warning.split(" of ")[1] for warning in record.warnings] == [
         "'books' had the id", "'code' has a task"
     ]  # fmt: skip

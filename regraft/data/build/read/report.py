@@ -31,6 +31,20 @@ class ReadReport:
         if self.has_room:
             self.examples.append(message.rstrip("."))
 
+    def left_out(self) -> list[str]:
+        """Which records are left out, and why, as phrases."""
+        phrases = []
+        if self.broken:
+            phrases.append(
+                f"{self.broken:,} of {self.records:,} records are broken and left out, such as: "
+                f"{'; '.join(self.examples)}"
+            )
+        if self.empty:
+            phrases.append(
+                f"{self.empty:,} of {self.records:,} records have no text and are left out"
+            )
+        return phrases
+
     def include(self, other: ReadReport) -> None:
         """Add the report of another part of the source."""
         self.records += other.records

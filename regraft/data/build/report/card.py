@@ -35,10 +35,11 @@ Text for `regraft train`, made by `regraft data build`. Every token count is by 
 ![A map of documents: {{ map }}]({{ figure }})
 
 {% endif %}
-{% for name, source in record.sources.items() if source.report.broken %}
-Of {{ name }}, {{ source.report.broken }} of {{ source.report.records }} records were broken and
-are left out, such as: {{ source.report.examples | join("; ") }}.
+{% for name, source in record.sources.items() %}
+{% for phrase in source.report.left_out() %}
+Of {{ name }}, {{ phrase }}.
 
+{% endfor %}
 {% endfor %}
 {% for warning in record.warnings %}
 {{ warning }}

@@ -42,7 +42,7 @@ def write_page(path: Path, record: DatasetRecord, name: str, caption: str | None
         f"{record.tokenizer.name}) in {len(record.shards):,} files.",
         size=_Size(), sources=source_rows(record), shares=_shares(record),
         domains=share_rows(record), map=caption, figure=_figure(path.with_name(FIGURE)),
-        broken=_broken(record), warnings=record.warnings,
+        left_out=_left_out(record), warnings=record.warnings,
         lengths=figures.length_figures(record), steps=step_rows(record),
         scores=figures.score_figures(record), mixes=mix_rows(record) if record.mixes else [],
         recipe=record.recipe, versions=record.versions,
@@ -71,10 +71,9 @@ def _shares(record: DatasetRecord) -> list[tuple[str, list[tuple[str, float, str
     return result
 
 
-def _broken(record: DatasetRecord) -> list[str]:
+def _left_out(record: DatasetRecord) -> list[str]:
     return [
-        f"{name}: {source.report.broken:,} of {source.report.records:,} records were broken and "
-        f"are left out, such as {'; '.join(source.report.examples)}."
+        f"Of {name}, {phrase}."
         for name, source in record.sources.items()
-        if source.report.broken
+        for phrase in source.report.left_out()
     ]
