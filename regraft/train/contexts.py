@@ -72,7 +72,7 @@ def stage_contexts(recipe: Recipe, name: str, config: Mapping[str, Any]) -> list
         if first.theta in stage.fallback:
             raise recipe.error(
                 ("stages", i, "fallback"),
-                f"the stage starts with theta {first.theta:g}; leave it out of its fallback",
+                f"the stage starts with theta {first.theta:.15g}; leave it out of its fallback",
             )
         result.append(StageContexts(first, others, _theta_note(base, rope, stage, first)))
         current = first
@@ -177,6 +177,6 @@ def _theta_note(base: ContextSpec, rope: Rope, stage: Stage, spec: ContextSpec) 
         "" if rope.law else ", the default; `theta` in the stage or `rope: {law: ..}` change it"
     )
     return (
-        f"theta {base.theta:g} -> {spec.theta:g} for "
+        f"theta {base.theta:.15g} -> {spec.theta:.15g} for "
         f"{format_tokens(stage.length)} tokens by the {names[law]}{default}"
     )

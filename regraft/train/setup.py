@@ -117,7 +117,7 @@ def describe_run(run: Run) -> dict[str, Plain]:
             f"{contexts.first.describe()}; {steps:,} steps of {stage.batch} x "
             f"{format_tokens(rows.window)} = {count * rows.window:,} tokens at {stage.rate:g}; "
             + ", ".join(shares)
-            + "".join(f"; where watch stops it, theta {s.theta:g}" for s in contexts.fallbacks)
+            + "".join(f"; where watch stops it, theta {s.theta:.15g}" for s in contexts.fallbacks)
         )
         if contexts.theta_note is not None:
             plan[f"theta of stage {i + 1}"] = contexts.theta_note

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cards import assert_tables_are_whole
 from evaluated import toy
 from models import LONG, changed, load, save
 
@@ -68,6 +69,7 @@ def test_the_card_says_what_a_reader_needs(job: Path) -> None:
     ):  # fmt: skip
         assert words in card, words
     assert RECIPE in card
+    assert_tables_are_whole(card)
     for figure in re.findall(r"!\[.*?\]\((.*?)\)", card):
         assert (job / "models/one" / figure).read_bytes().startswith(b"\x89PNG")
 

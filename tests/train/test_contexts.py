@@ -50,7 +50,7 @@ def test_a_longer_stage_takes_the_scaling_law_by_default_and_reports_it():
     (stage,) = contexts("{length: 256k, steps: 1}")
     assert stage.first.theta == round(scaling_law(5e5, 8192, 262144)) == 283461213
     assert stage.first.max_position_embeddings == 262144
-    assert "theta 500000 -> 2.83461e+08 for 256k tokens by the scaling law" in stage.theta_note
+    assert "theta 500000 -> 283461213 for 256k tokens by the scaling law" in stage.theta_note
     assert "the default" in stage.theta_note
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.drawing import figure, from_zero, legend, styles
+from regraft.drawing import figure, from_zero, legend, styles, whole_numbers
 from regraft.markdown import hub_id, last_name, render
 from regraft.records import GraftRecord, TensorGraft
 from regraft.write import write_text
@@ -40,7 +40,7 @@ relative to the change, spread over all directions as in any model of this dtype
 |---|---|---|---|---|
 {% for role, row in roles.items() %}
 | {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
-{{- " %.2f%% | %.2f%%" % (100 * row.retained, 100 * row.lost_to_storage) }} |
+{{- " " }}{{ "%.2f%%" % (100 * row.retained) }} | {{ "%.2f%%" % (100 * row.lost_to_storage) }} |
 {% endfor %}
 {% if guard %}
 
@@ -53,7 +53,7 @@ from the guard, mapped to 0 to 1 over its tensor. Mean of these factors:
 |---|---|---|---|
 {% for name, scales in guard.items() %}
 | {{ name }} | {{ "%.1f%%" % (100 * scales.mean) }} |
-{{- " %.1f%% | %.1f%%" % (100 * scales.smallest, 100 * scales.largest) }} |
+{{- " " }}{{ "%.1f%%" % (100 * scales.smallest) }} | {{ "%.1f%%" % (100 * scales.largest) }} |
 {% endfor %}
 
 Guard: {{ guard_model.name }}
@@ -139,6 +139,7 @@ def _draw(path: Path, tensors: Mapping[str, TensorGraft]) -> None:
             right.plot(numbers, [100 * share for share in lost], label=leaf, **style)
         left.set(xlabel="layer", ylabel="norm", title="Change added to each tensor")
         right.set(xlabel="layer", ylabel="% of the change", title="Lost by rounding to storage")
-        from_zero(left)
-        from_zero(right)
+        for axes in (left, right):
+            from_zero(axes)
+            whole_numbers(axes)
         legend(left)

@@ -35,7 +35,7 @@ def _draw_loss(axes: Any, steps: list[StepRecord]) -> None:
     attempts = sorted({(line.stage, line.attempt) for line in steps})
     for style, attempt in zip(drawing.styles(), attempts, strict=False):
         lines = [line for line in steps if (line.stage, line.attempt) == attempt]
-        theta = f"{lines[0].theta:.3g}"
+        theta = f"{lines[0].theta:.15g}"
         label = f"{format_tokens(lines[0].length)}, theta {theta}"
         axes.plot(
             [line.step for line in lines], [line.loss for line in lines],

@@ -46,7 +46,8 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
     lines += [
         (
             "started again",
-            f"stage {lost.stage}, after {lost.steps} steps at theta {lost.theta:g}: {lost.reason}",
+            f"stage {lost.stage}, after {lost.steps} steps at theta {lost.theta:.15g}: "
+            f"{lost.reason}",
         )
         for lost in record.abandoned
     ]

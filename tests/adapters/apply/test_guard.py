@@ -10,6 +10,7 @@ import models
 import pytest
 import torch
 from applied import made_by_peft
+from cards import assert_tables_are_whole
 from refusals import refusal_of
 
 from regraft.adapters.apply import stream
@@ -69,6 +70,7 @@ def test_the_change_is_scaled_by_the_formula(
     card = (tmp_path / "out/README.md").read_text()
     assert f"Guard: {base}, sampled:" in card
     assert "| q_proj |" in card
+    assert_tables_are_whole(card)
 
 
 def test_float64_follows_the_formula_to_float64(family: Any, adapter: Path, tmp_path: Path) -> None:
