@@ -92,6 +92,7 @@ class Run:
         ]  # fmt: skip
         self.file, self.log = out / "gpu.jsonl", out / "gpu.log"
         self.forks = True  # whether CUDA starts after a fork
+        self.imports = 0.0  # seconds
 
     def run(self) -> int:
         """Run the parts and write the tables; the exit code."""
@@ -125,10 +126,15 @@ class Run:
         """Seconds left for parts; the last second is for the tables."""
         return self.seconds - self._elapsed() - 1
 
+    def _start_seconds(self) -> float:
+        """Seconds until a part begins its work: a new interpreter imports everything again."""
+        return 0.0 if self.forks else self.imports
+
     def _machine(self) -> int:
         """Run the first part, which needs a GPU that starts after a fork or in a new interpreter.
         Returns 0, or the exit code of the whole run."""
-        print(f"imports: {self._elapsed():.1f} s", flush=True)
+        self.imports = self._elapsed()
+        print(f"imports: {self.imports:.1f} s", flush=True)
         outcome = self._start(FIRST, MACHINE)
         if outcome.code == _NO_GPU and self.scale != "rehearse" and _has_device_file():
             self.forks = False
@@ -148,8 +154,7 @@ class Run:
     def _part(self, part: Part) -> None:
         report = Report(self.file, part.name)
         limit = part.quick if self.scale == "quick" and part.quick else part.seconds
-        limit = min(limit, self._left())
-        if limit < _LEAST:
+        if self._left() < _LEAST + self._start_seconds():
             report.end("no time left", 0)
             return
         outcome = self._start(part, limit)
@@ -157,6 +162,7 @@ class Run:
         report.end(_reason(outcome), outcome.seconds, tail)
 
     def _start(self, part: Part, limit: float) -> Outcome:
+        limit = min(limit + self._start_seconds(), self._left())
         print(f"{part.name}: at {self._elapsed():.0f} s, {limit:.0f} s at most", flush=True)
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"\n===== {part.name}\n")

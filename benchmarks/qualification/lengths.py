@@ -23,6 +23,8 @@ _MEMORY_SAVERS: dict[str, dict[str, Any]] = {
     "offload and tiled_mlp": BOTH,
     "keep_attention": {"keep_attention": True},
     "all three": {**BOTH, "keep_attention": True},
+    "fused_norms": {"fused_norms": True},
+    "keep_attention and fused_norms": {"keep_attention": True, "fused_norms": True},
 }
 
 
@@ -116,28 +118,34 @@ def _line(
 
 
 def measure_longest(scope: Scope, report: Report) -> None:
-    """The longest row of the whole model that the device's memory holds.
+    """The longest row of the whole model that the device's memory holds, and with `fused_norms`.
 
-    Two layers train beside a tensor of the size of the other layers' weights, gradients and
+    Three layers train beside a tensor of the size of the other layers' weights, gradients and
     moments; with `offload` the inputs of only two layers are on the device at a time, whatever
     their number. Attention is replaced by a kernel that allocates what the real one does and
     computes nothing, which makes a step linear in the length: peaks of two lengths give the length
     that should fit, which is then run, and a longer one. The host needs `host_GiB` for the inputs
     of all layers.
     """
-    layers = scope.pick(LAYERS, LAYERS, 4)
-    trainee = Trainee(scope, 2, 1 << 20, BOTH)
+    for memory in (BOTH, {**BOTH, "fused_norms": True}):
+        _longest(scope, report, memory)
+        scope.clear()
+
+
+def _longest(scope: Scope, report: Report, memory: dict[str, Any]) -> None:
+    layers, savers = scope.pick(LAYERS, LAYERS, 4), " and ".join(memory)
+    trainee = Trainee(scope, 3, 1 << 20, memory)
     shape = trainee.throughput.shape
-    ballast = _allocate_layers(scope, trainee, layers - 2)
+    ballast = _allocate_layers(scope, trainee, layers - trainee.layers)
     with _Idle(trainee.mesh.kernel) as kernel:
         short, long = scope.pick((65536, 131072), (16384, 32768), (64, 128))
         real = trainee.measure(short)
         kernel.idle = True
         idle = trainee.measure(short)
-        report.figure("real attention", length=short, **real.peaks)
-        report.figure("idle attention", length=short, **idle.peaks)
+        report.figure("real attention", savers=savers, length=short, **real.peaks)
+        report.figure("idle attention", savers=savers, length=short, **idle.peaks)
         more = trainee.measure(long)
-        report.figure("idle attention", length=long, **more.peaks)
+        report.figure("idle attention", savers=savers, length=long, **more.peaks)
         if scope.device.type != "cuda":
             return
         total = torch.cuda.mem_get_info(scope.device)[1] / GIB
@@ -147,9 +155,12 @@ def measure_longest(scope: Scope, report: Report) -> None:
         a_token += excess / short
         fits = short + (total - outside - 0.5 - real.peaks["active_GiB"]) / a_token
         fits = int(0.97 * fits) // 4096 * 4096
-        report.figure("should fit", length=fits, KiB_a_token=a_token * 2**20,
+        report.figure("should fit", savers=savers, length=fits, KiB_a_token=a_token * 2**20,
                       outside_GiB=outside, **_host(shape, fits))  # fmt: skip
         for length in (fits, int(1.1 * fits) // 4096 * 4096):
+            if scope.left() < 2 * more.seconds * length / long + 2:
+                report.figure("no time left", savers=savers, length=length)
+                break
             scope.clear()
             beyond_idle = max(0, int(excess * GIB * length / short))  # by the real kernel
             try:
@@ -157,9 +168,11 @@ def measure_longest(scope: Scope, report: Report) -> None:
                 measured = trainee.measure(length)
                 del workspace
             except OutOfMemory as error:
-                report.figure("out of memory", length=length, error=str(error)[:200])
+                report.figure("out of memory", savers=savers, length=length,
+                              error=str(error)[:200])  # fmt: skip
                 break
-            report.figure("fits", length=length, step_s=measured.seconds, **measured.peaks)
+            report.figure("fits", savers=savers, length=length, step_s=measured.seconds,
+                          **measured.peaks)  # fmt: skip
     del ballast
 
 

@@ -18,6 +18,8 @@ from qualification.report import Report
 from qualification.scope import GIB, MIB, Scope
 from regraft.device import available_memory
 
+_PACKAGES = ("torch", "transformers", "peft", "triton", "bitsandbytes")
+
 
 def describe_machine(scope: Scope, report: Report) -> None:
     """Report the card, the driver, the libraries and the host in one line."""
@@ -27,7 +29,7 @@ def describe_machine(scope: Scope, report: Report) -> None:
         "date": date.today().isoformat(),
         "driver": _driver() if cuda else "none",
         "Python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers", "peft", "triton")},
+        **{name: _version(name) for name in _PACKAGES},
         "CUDA": torch.version.cuda or "none",
         "cuDNN": str(torch.backends.cudnn.version()) if cuda else "none",
         "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if cuda else "none",

@@ -130,6 +130,27 @@ def test_parts_are_forked_only_where_no_import_has_started_cuda(gpu, monkeypatch
     assert gpu._preload() is not started
 
 
+def test_imports_of_a_new_interpreter_are_not_in_the_time_of_a_part(gpu, monkeypatch, tmp_path):
+    """As with bitsandbytes, which starts CUDA when it is imported."""
+    limits = []
+
+    def run_part(work, log, limit):
+        limits.append(limit)
+        return gpu.Outcome(0, 0.0, "")
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(gpu, "PARTS", (gpu.Part("one", "offload:check_offload", 50),))
+    run = gpu.Run(tmp_path, "full", 200, None)
+    run.folder, run.imports = tmp_path, 30.0
+    run.file.touch()
+    for run.forks in (True, False):
+        run._part(run.parts[0])
+    assert limits == [50, 80]
+    run.seconds = run._elapsed() + 30  # enough for the part, not for the imports too
+    run._part(run.parts[0])
+    assert len(limits) == 2
+
+
 def test_no_part_starts_after_the_seconds_are_used_up(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "_preload", lambda: True)
     code = call(gpu, monkeypatch, "--rehearse", "--part", "64k", "--seconds", 3, "-o", tmp_path)
