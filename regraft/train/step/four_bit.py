@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regraft.checkpoint.config import one_line
 from regraft.errors import InputError
 from regraft.train.step.save_first import save_first
 
@@ -77,8 +79,9 @@ def quantized_parameters(model: nn.Module) -> int:
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 
-def check_four_bit(*, sharded: bool) -> None:
-    """Raise InputError where 4-bit weights cannot be used. sharded: over several processes."""
+def check_four_bit(device: torch.device, *, sharded: bool) -> None:
+    """Raise InputError where 4-bit weights cannot be used on `device`. sharded: over several
+    processes."""
     if sharded:
         raise InputError(
             "load: {bits: 4} works in one process only, since packed weights are not sharded; "
@@ -88,6 +91,15 @@ def check_four_bit(*, sharded: bool) -> None:
         raise InputError(
             "load: {bits: 4} needs bitsandbytes: pip install 'regraft[four-bit]' or leave load out."
         )
+    try:  # without a library for this CUDA it can be imported, and fails at its first use
+        layer = FourBitLinear(nn.Linear(BLOCK, 1, dtype=torch.bfloat16)).to(device)
+        layer.whole(layer.packed, torch.bfloat16)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise InputError(
+            f"load: {{bits: 4}}: bitsandbytes {version('bitsandbytes')} does not work on {device} "
+            f"with torch {torch.__version__} ({one_line(error)}); install another version of it or "
+            "leave load out."
+        ) from error
 
 
 def _operators() -> Any:

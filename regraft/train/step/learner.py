@@ -120,7 +120,7 @@ def untrained_learner(body: Body, config: JsonObject, name: str, mesh: Mesh) -> 
     Raises what `load` raises for a model, a LoRA, frozen tensors or an optimizer that cannot work.
     """
     if body.load.bits == 4:
-        check_four_bit(sharded=mesh.fsdp_mesh is not None)
+        check_four_bit(mesh.device, sharded=mesh.fsdp_mesh is not None)
     model = meta_model(config, name)
     _refuse(model, name)
     learner = prepare(model, body, mesh)

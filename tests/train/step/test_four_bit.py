@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,12 +24,14 @@ from regraft.train.estimate.throughput import shape_of
 from regraft.train.estimate.trace import trace_stage
 from regraft.train.job import train_model
 from regraft.train.recipe.schema import Body
+from regraft.train.step import four_bit
 from regraft.train.step.four_bit import FourBitLinear, check_four_bit
 from regraft.train.step.learner import untrained_learner
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
+CPU = torch.device("cpu")
 FOUR_BIT = LORA.replace("watch: {{every: 3, rows: 3}}\n", "load: {{bits: 4}}\n")
 
 
@@ -120,6 +123,20 @@ def body(**memory) -> Body:
 
 
 @needs_bitsandbytes
+def test_a_bitsandbytes_without_a_library_for_this_gpu_is_refused_before_loading(monkeypatch):
+    """It can be imported, and fails at its first use."""
+
+    def missing(*_):
+        raise RuntimeError("CUDA binary not found.\nTry another.")
+
+    broken = SimpleNamespace(quantize_4bit=four_bit._operators().quantize_4bit)
+    broken.dequantize_4bit = missing
+    monkeypatch.setattr(four_bit, "_operators", lambda: broken)
+    with pytest.raises(InputError, match=r"not work on cpu .*\(.*CUDA binary not found.*\); "):
+        untrained_learner(body(), LLAMA_8B_CONFIG, "m", Mesh.create(device="cpu"))
+
+
+@needs_bitsandbytes
 def test_the_plan_counts_four_bits_and_the_trace_agrees():
     """Two layers of Llama-3-8B at 32k tokens."""
     recipe = body(tiled_mlp=4096)
@@ -136,11 +153,11 @@ def test_the_plan_counts_four_bits_and_the_trace_agrees():
 
 def test_what_cannot_be_loaded_in_four_bits_is_refused(tmp_path, data_folder, monkeypatch):
     with pytest.raises(InputError, match="one process only"):
-        check_four_bit(sharded=True)
+        check_four_bit(CPU, sharded=True)
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(InputError, match=r"pip install 'regraft\[four-bit\]'"):
-            check_four_bit(sharded=False)
+            check_four_bit(CPU, sharded=False)
     text = FOUR_BIT.replace("method: lora\nlora: {{rank: 4, alpha: 16, rslora: true, norms: true}}",
                             "method: full")  # fmt: skip
     with pytest.raises(InputError, match="4-bit weights do not learn; say method: lora"):
