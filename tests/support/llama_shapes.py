@@ -1,4 +1,4 @@
-"""Sizes of Llama-3-8B, and of models with some layers of it or of Llama-3-70B."""
+"""Sizes of Llama-3-8B, and of models with some layers of it, of Llama-3-70B or of Qwen3."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def llama_70b(layers: int, everything: bool) -> Shape:
     parameters = layers * 855_654_400 + 2 * 128256 * 8192 + 8192
     trained = parameters if everything else 2_588_672 * layers
     return Shape(parameters, trained, 8192, layers, 28672, 128256, 1024, 64, 128)
+
+
+def qwen3_8b(layers: int, everything: bool) -> Shape:
+    """The same with layers of Qwen3-8B."""
+    parameters = layers * 192_946_432 + 2 * 151936 * 4096 + 4096
+    trained = parameters if everything else 1_212_416 * layers
+    return Shape(parameters, trained, 4096, layers, 12288, 151936, 1024, 32, 128, True)
+
+
+def qwen3_32b(layers: int, everything: bool) -> Shape:
+    """The same with layers of Qwen3-32B, whose queries are wider than its hidden states."""
+    parameters = layers * 487_598_336 + 2 * 151936 * 5120 + 5120
+    trained = parameters if everything else 2_097_152 * layers
+    return Shape(parameters, trained, 5120, layers, 25600, 151936, 1024, 64, 128, True)

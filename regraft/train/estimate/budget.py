@@ -9,25 +9,27 @@ Per device, with S tokens on it and N devices:
 
 state     stored parameters and the optimizer's moments, a teacher's parameters, on one device also
           the narrow copy that autocast keeps of trained matrices
-gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds
+gradients 4 bytes of each trained parameter; they replace the inputs as the backward pass proceeds,
+          the first layer's after its working set
 E, G      what FSDP gathers at a time, where N > 1: both embeddings as narrow as the arithmetic; a
           layer and the one fetched ahead, and 7 or 12 bytes of each parameter trained in the layer
           while gradients are summed
 a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 1) of attention's
           output and log-sum-exp where they are kept (q = h heads of their size; the last layer's
           are in w); one layer's of both if they wait on the host. Without recomputation, of every
-          layer 17.1 d and 8 for each unit of the MLP's width unless that is tiled
-w         working set of one layer's backward (`layer_bytes`); 2 d more where devices share rows;
+          layer 13.1 d + 4 q, what norms of queries and keys and trained ones save, and 8 for each
+          unit of the MLP's width unless that is tiled
+w         working set of one layer's backward (`layer_bytes`); 2 q more where devices share rows;
           without recomputation 17.4 d, of the last norm, during the loss too, 6 d less with
           fused_norms, which also makes a 4 d less
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
-FSDP2, AdamW) traced by shape alone (`trace`) for layers of Llama-3-8B and 70B, 2 to 80 of them, 64k
-to 4M tokens, 1 to 1,024 devices. The formula is within 5% of them (a few layers, all trained on one
-device, up to 13% above), and within 3% of the peaks measured on an H100
-(`benchmarks/results/gpu.md`). Other architectures may differ. In float32 the bytes of activations
-double.
+FSDP2, AdamW) traced by shape alone (`trace`) for layers of Llama-3-8B and 70B, Qwen3-8B and 32B, 2
+to 80 of them, 64k to 4M tokens, 1 to 1,024 devices. The formula is within 5% of them (a few layers,
+all trained on one device, up to 13% above; a small one where the loss sets the peak, up to 15%
+below), and within 3% of the peaks measured on an H100 (`benchmarks/results/gpu.md`). Other
+architectures may differ. In float32 the bytes of activations double.
 
 Time is floating-point operations over the rates that whole steps reach, those of attention and the
 others apart, but at least the time to start all operators: tracing a LoRA step of Llama-3-8B
@@ -44,7 +46,8 @@ from regraft.train.estimate.layer_bytes import Peak, backward_peaks
 from regraft.train.estimate.machine import GIB, Machine
 
 _EXCHANGE_BYTES = 2.0  # of bfloat16 arithmetic
-_KEPT_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 17.1, 8.0, 17.4  # without recomputation
+# without recomputation:
+_KEPT_BYTES, _KEPT_QUERY_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 13.1, 4.0, 8.0, 17.4
 _KEPT_NORM_BYTES, _KEPT_LAST_NORM_BYTES = 4.0, 6.0  # less with fused_norms
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
@@ -68,10 +71,27 @@ class Shape:
     heads: int
     head: int
     """Size of a head."""
+    query_norms: bool = False
+    """Whether queries and keys are normalised, as in Qwen3."""
+    tied: bool = False
+    """Whether the head is the embedding."""
+
+    @property
+    def queries(self) -> int:
+        """Heads x head size."""
+        return self.heads * self.head
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of embedding and head."""
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], parameters: int, trained: int) -> Shape:
-        """From a config.json."""
+    def of(
+        cls, config: Mapping[str, Any], parameters: int, trained: int,
+        *, query_norms: bool = False, tied: bool = False,
+    ) -> Shape:  # fmt: skip
+        """From a config.json, but for what only the model shows."""
         heads = int(config["num_attention_heads"])
         head = int(config.get("head_dim") or config["hidden_size"] // heads)
         return cls(
@@ -84,21 +104,24 @@ class Shape:
             int(config.get("num_key_value_heads") or heads) * head,
             heads,
             head,
+            query_norms,
+            tied,
         )
 
 
 @dataclass(frozen=True)
 class Switches:
-    """What decides the memory. tile: tokens of the MLP at a time, 0: all. frozen_bytes,
-    trained_bytes: of each parameter as stored, with the optimizer's moments; four_bit: whether
-    frozen linear layers have 4 bits a weight; element: bytes of a number in the layers' arithmetic;
-    loss_chunk: tokens whose logits exist at a time; teacher: whether a frozen model of the same
-    shape is held; distill: whether it reads every row; overhead: C."""
+    """What decides the memory. tile: tokens of the MLP at a time, 0: all. trained_norms: whether
+    norms learn. frozen_bytes, trained_bytes: of each parameter as stored, with the optimizer's
+    moments; four_bit: whether frozen linear layers have 4 bits a weight; element: bytes of a number
+    in the layers' arithmetic; loss_chunk: tokens whose logits exist at a time; teacher: whether a
+    frozen model of the same shape is held; distill: whether it reads every row; overhead: C."""
 
     checkpoint: bool = True
     offload: bool = False
     keep_attention: bool = False
     tile: int = 0
+    trained_norms: bool = False
     fused_norms: bool = False
     frozen_bytes: float = 2
     four_bit: bool = False
@@ -115,18 +138,24 @@ def token_bytes(
 ) -> tuple[float, list[Peak], float]:
     """Bytes of each of a device's `tokens`: what the layers keep on the device, the working set of
     one layer's backward, on the host."""
-    scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.hidden if context > 1 else 0.0
+    scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.queries if context > 1 else 0.0
     extra = switches.element * shape.hidden if switches.distill else 0
     fused = switches.fused_norms and switches.element < _GRADIENT
     if not switches.checkpoint:
         mlp = 0.0 if switches.tile else _KEPT_MLP_BYTES * shape.intermediate
         norm = _KEPT_NORM_BYTES if fused else 0.0
-        kept = scale * ((_KEPT_BYTES - norm) * shape.hidden + mlp + exchange)
-        last = _LAST_NORM_BYTES - (_KEPT_LAST_NORM_BYTES if fused else 0.0)
+        kept = (_KEPT_BYTES - norm) * shape.hidden + _KEPT_QUERY_BYTES * shape.queries + mlp
+        result = 2 if switches.trained_norms and not fused else 0  # of a norm, kept where it learns
+        kept += 2 * result * shape.hidden
+        if shape.query_norms:
+            kept += (result + (2 if fused else 4)) * (shape.queries + shape.kv)
+        kept = scale * (kept + exchange)
+        last = _LAST_NORM_BYTES + result - (_KEPT_LAST_NORM_BYTES if fused else 0.0)
         return kept * shape.layers, [Peak(scale * last * shape.hidden + extra, 7)], 0.0
     peaks = backward_peaks(
-        shape.hidden, shape.kv, shape.intermediate,
-        tile=switches.tile / tokens, fused_norms=fused, offload=switches.offload,
+        shape.hidden, shape.queries, shape.kv, shape.intermediate, query_norms=shape.query_norms,
+        tile=switches.tile / tokens, trained_norms=switches.trained_norms, fused_norms=fused,
+        offload=switches.offload,
     )  # fmt: skip
     working = [Peak(scale * (peak.token + exchange) + extra, peak.trained) for peak in peaks]
     inputs = float(switches.element * shape.hidden)
@@ -145,38 +174,39 @@ def memory(
     parameters are held `replicate` times by all devices."""
     local = tokens / context
     inputs, peaks, host = token_bytes(shape, switches, local, context)
-    narrow = switches.element < _GRADIENT
     # of the embedding or the head, the share that is trained
     embedding = shape.vocabulary * shape.hidden * shape.trained / shape.parameters
     frozen = shape.parameters - shape.trained
     state = frozen * switches.frozen_bytes + shape.trained * switches.trained_bytes
     if switches.four_bit:  # all but the embeddings; one matrix is whole at a time
-        packed = max(frozen - 2 * shape.vocabulary * shape.hidden, 0)
+        packed = max(frozen - shape.embeddings, 0)
         state -= packed * (switches.frozen_bytes - _FOUR_BIT_BYTES)
         state += switches.element * shape.hidden * shape.intermediate
     if switches.teacher:
         state += shape.parameters * switches.element
-    if devices == 1 and narrow:
+    if devices == 1 and switches.element < _GRADIENT:
         state += (shape.trained - embedding) * switches.element
     parts = devices / replicate
     state /= parts
     gradients = _GRADIENT * shape.trained / parts
-    by_layers = gradients - _GRADIENT * embedding / parts  # the embedding's comes after them
+    # the head's comes first, an embedding's of its own last
+    by_layers = gradients - (0.0 if shape.tied else _GRADIENT * embedding / parts)
     chunk = _LOGIT_BYTES * shape.vocabulary * min(local, switches.loss_chunk)
     last = inputs if switches.offload else inputs / shape.layers
-    layer = max(shape.parameters - 2 * shape.vocabulary * shape.hidden, 0) / shape.layers
+    layer = max(shape.parameters - shape.embeddings, 0) / shape.layers
     trained = layer * shape.trained / shape.parameters if devices > 1 else 0.0
     working = max(local * peak.token + trained * peak.trained for peak in peaks)
-    backward = max(local * inputs, by_layers + local * last) + working
+    before = by_layers * (1 - 1 / shape.layers)  # when the first layer begins
+    backward = max(local * inputs, before + local * last) + working
     loss = local * inputs + chunk + (_GRADIENT + switches.element) * embedding
     if not switches.checkpoint:
         loss += local * peaks[0].token
     if devices > 1:  # FSDP gathers the embeddings, a layer and the next
-        root = (3 if switches.distill else 2) * shape.vocabulary * shape.hidden * switches.element
+        teachers = shape.vocabulary * shape.hidden if switches.distill else 0  # head
+        root = (shape.embeddings + teachers) * switches.element
         backward += root + 2 * layer * switches.element
         loss += root
-    update = 2 * gradients
-    return switches.overhead + state + max(backward, loss, update), local * host * devices
+    return switches.overhead + state + max(backward, loss, 2 * gradients), local * host * devices
 
 
 def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
@@ -230,7 +260,8 @@ def step_flops(
     """
     extra = int(checkpoint) + int(distill)
     passes = 2 + 2 * extra + (4 if full else 2)
-    matrices = shape.parameters - shape.vocabulary * shape.hidden  # a look-up takes no operations
+    look_up = 0 if shape.tied else shape.vocabulary * shape.hidden  # takes no operations
+    matrices = shape.parameters - look_up
     repeated = extra - int(checkpoint and keep_attention)
     attention = 2.0 * tokens**2 * shape.heads * shape.head * shape.layers * (3.5 + repeated)
     return Flops(passes * float(matrices) * tokens, attention)
@@ -246,10 +277,10 @@ def step_seconds(shape: Shape, machine: Machine, flops: Flops, passes: int) -> f
 
 def link_needed(shape: Shape, machine: Machine, tokens: int, context: int) -> float:
     """Bytes a second each way that hide the exchange of keys and values behind attention:
-    F (N - 1) kv / (2 S d) x 4 bytes for keys and values, F the rate of attention on a device."""
+    F (N - 1) kv / (2 S q) x 4 bytes for keys and values, F the rate of attention on a device."""
     if context == 1:
         return 0.0
-    return machine.attention_rate * (context - 1) * 4 * shape.kv / (2 * tokens * shape.hidden)
+    return machine.attention_rate * (context - 1) * 4 * shape.kv / (2 * tokens * shape.queries)
 
 
 def alternatives(

@@ -206,16 +206,16 @@ def decide_keep_attention(recipe: Recipe, learner: Learner, mesh: Mesh) -> list[
 def switches_of(body: Body, machine: Machine) -> Switches:
     """The switches of a recipe. Trained weights and moments are float32 (8-bit moments a byte
     each); frozen weights and the teacher have the dtype of the arithmetic."""
-    on_cpu = machine.is_cpu
-    auto = "float32" if on_cpu else "bfloat16"
+    auto = "float32" if machine.is_cpu else "bfloat16"
     dtype = auto if body.dtype == "auto" else body.dtype
     element = {"float32": 4, "bfloat16": 2, "float64": 8}[dtype]
     moments = 2 if body.optimizer.name == "adamw8bit" else 8
     return Switches(
         checkpoint=body.memory.checkpoint,
-        offload=body.memory.offload and not on_cpu,
+        offload=body.memory.offload and not machine.is_cpu,
         keep_attention=body.memory.checkpoint and body.memory.keep_attention is True,
         tile=body.memory.tiled_mlp,
+        trained_norms=trains_everything(body) or (body.lora is not None and body.lora.norms),
         fused_norms=body.memory.fused_norms,
         frozen_bytes=element,
         four_bit=body.load.bits == 4,

@@ -50,7 +50,12 @@ def shape_of(learner: Learner) -> Shape:
     parameters += quantized_parameters(learner)
     trained = sum(parameter.numel() for parameter in learner.trained().values())
     config = learner.model.config.get_text_config()
-    return Shape.of(config.to_dict(), parameters, trained)
+    query_norms = any(name.endswith(".q_norm") for name, _ in learner.named_modules())
+    head, embedding = learner.model.get_output_embeddings(), learner.model.get_input_embeddings()
+    return Shape.of(
+        config.to_dict(), parameters, trained,
+        query_norms=query_norms, tied=head.weight is embedding.weight,
+    )  # fmt: skip
 
 
 def document_lengths(row: Row) -> torch.Tensor:

@@ -174,12 +174,15 @@ def _trace(body: Body, config: JsonObject, length: int, rows: int) -> Trace:
 
 
 def _allocate(learner: Learner) -> None:
-    """Replace tensors on the meta device by fake ones of the CPU."""
+    """Replace tensors on the meta device by fake ones of the CPU; tied ones stay tied."""
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in learner.modules():
         for name, old in list(module._parameters.items()):
             if old is not None:
-                new = torch.empty(old.shape, dtype=old.dtype)
-                module.register_parameter(name, torch.nn.Parameter(new, old.requires_grad))
+                if old not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    made[old] = torch.nn.Parameter(new, old.requires_grad)
+                module.register_parameter(name, made[old])
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from llama_shapes import LLAMA_8B, LLAMA_8B_CONFIG, llama, llama_70b
+from llama_shapes import LLAMA_8B, LLAMA_8B_CONFIG, llama, llama_70b, qwen3_8b, qwen3_32b
 
 from regraft.parallel import Mesh
 from regraft.train.estimate import budget, plan
@@ -67,6 +67,10 @@ TRACED_MESHES = [
     (llama_70b(3, False), _SENT | {"tile": 16384}, 256, 8, 8, 20.151),
     (llama_70b(3, False), _SENT, 32, 1, 1, 24.465),
     (llama_70b(3, False), _SENT | {"tile": 2048}, 32, 1, 1, 18.467),
+    (qwen3_8b(3, False), {}, 64, 1, 1, 20.031),
+    (qwen3_8b(3, True), _SENT, 1024, 8, 8, 43.059),
+    (qwen3_32b(3, True), _SENT, 1024, 8, 8, 76.112),
+    (qwen3_32b(3, False), {"tile": 8192}, 64, 1, 1, 22.766),
 ]
 # Peaks of live tensors on an H100, GiB, and seconds of a step (benchmarks/results/gpu.md): layers,
 # switches, thousands of tokens.
@@ -105,7 +109,7 @@ def test_the_formulas_agree_with_what_an_h100_took(layers, switches, tokens, pea
 def test_the_formula_is_within_five_percent_of_the_live_bytes_of_the_real_step(
     layers, everything, switches, tokens, devices, live
 ):
-    bare = Switches(**switches, overhead=0)
+    bare = Switches(**switches, trained_norms=everything, overhead=0)
     device, _ = budget.memory(llama(layers, everything), bare, tokens * 1024, devices, devices)
     assert device / GIB == pytest.approx(live, rel=0.05)
 
@@ -113,10 +117,11 @@ def test_the_formula_is_within_five_percent_of_the_live_bytes_of_the_real_step(
 @pytest.mark.parametrize(
     ("shape", "switches", "tokens", "context", "devices", "live"), TRACED_MESHES
 )
-def test_the_formula_holds_for_70b_for_other_meshes_and_tiles(
+def test_the_formula_holds_for_70b_and_qwen3_for_other_meshes_and_tiles(
     shape, switches, tokens, context, devices, live
 ):
-    bare = Switches(**switches, overhead=0)
+    everything = shape.trained == shape.parameters
+    bare = Switches(**switches, trained_norms=everything, overhead=0)
     device, _ = budget.memory(shape, bare, tokens * 1024, context, devices)
     assert device / GIB == pytest.approx(live, rel=0.03)
 
@@ -138,6 +143,25 @@ def test_the_formula_follows_the_step_as_it_is(method, memory):
     switches = replace(plan.switches_of(body, parse_machine("H100", None)), overhead=0)
     device, _ = budget.memory(shape, switches, 65536, 1, 1)
     assert 0.99 * live <= device <= live * 1.3
+
+
+def test_norms_of_queries_trained_norms_the_mlps_width_and_a_tied_head_count():
+    """Two layers of a Qwen3 with more queries than its width, whose MLP is narrow, traced now."""
+    config = {
+        **LLAMA_8B_CONFIG, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+        "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16,
+        "head_dim": 128, "vocab_size": 8192, "num_hidden_layers": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    body = Body(
+        model="m", method="lora", dtype="bfloat16", lora={"rank": 16, "norms": True},
+        stages=[{"length": 64, "steps": 1}], data={"sources": [{"name": "a", "text": "a"}]},
+    )  # fmt: skip
+    live = trace_stage(body, config, 16384, 1, 1).device_bytes
+    shape = shape_of(untrained_learner(body, config, "m", Mesh.create(device="cpu")))
+    assert shape.tied
+    switches = replace(plan.switches_of(body, parse_machine("H100", None)), overhead=0)
+    device, _ = budget.memory(shape, switches, 16384, 1, 1)
+    assert device == pytest.approx(live, rel=0.03)
 
 
 def test_replicated_processes_hold_parameters_again():
@@ -170,6 +194,17 @@ def test_time_and_links_of_a_step():
     needed = budget.link_needed(LLAMA_8B, gpus, 131072, 8)
     assert needed == pytest.approx(10.7e9, rel=0.01)  # F (N - 1) / (2 S)
     assert budget.link_needed(LLAMA_8B, gpus, 131072, 1) == 0
+    wide = replace(LLAMA_8B, heads=64)  # twice the operations for the same keys and values
+    assert budget.link_needed(wide, gpus, 131072, 8) == needed / 2
+
+
+def test_a_tied_head_takes_operations_and_is_gathered_once():
+    tied = replace(LLAMA_8B, parameters=LLAMA_8B.parameters - 128256 * 4096, tied=True)
+    both = [replace(shape, trained=0) for shape in (LLAMA_8B, tied)]
+    flops = [budget.step_flops(s, 4096, full=False, checkpoint=True) for s in both]
+    assert flops[0] == flops[1]
+    sizes = [budget.memory(s, Switches(frozen_bytes=0), 65536, 8, 8)[0] for s in both]
+    assert sizes[0] - sizes[1] == pytest.approx(128256 * 4096 * 2)
 
 
 def test_a_step_never_takes_less_than_starting_its_operators():
