@@ -71,7 +71,13 @@ QWEN3_8B = LLAMA_8B | {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288,
     "num_hidden_layers": 36, "vocab_size": 151936, "head_dim": 128, "rope_theta": 1e6,
 }  # fmt: skip
-CONFIGS = {"8B": LLAMA_8B, "70B": LLAMA_70B, "Qwen3-8B": QWEN3_8B, "toy": TOY}
+QWEN3_32B = QWEN3_8B | {
+    "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+}  # fmt: skip
+CONFIGS = {
+    "8B": LLAMA_8B, "70B": LLAMA_70B, "Qwen3-8B": QWEN3_8B, "Qwen3-32B": QWEN3_32B, "toy": TOY,
+}  # fmt: skip
 
 
 def main() -> None:
