@@ -11,11 +11,16 @@ import pytest
 import yaml
 from cards import assert_tables_are_whole
 from evaluated import toy
-from models import LONG, changed, load, save
+from models import LLAMA, LONG, changed, load, save
 
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.data.toy_language import write_tokenizer
 from regraft.graft.job import graft_model
+from regraft.graft.record import JobRecord, StageRecord
+from regraft.graft.report.page import write_pages
+from regraft.records import ModelRecord, write_record
+from regraft.rope import ContextSpec
+from regraft.train.record import LossPair, SourceLoss, TrainingContext, TrainingRecord
 
 RECIPE = """\
 base: base
@@ -88,3 +93,32 @@ def test_the_page_has_every_target_and_needs_no_other_file(job: Path) -> None:
         assert (job / link).is_file()
     readme = (job / "README.md").read_text()
     assert "| second | rank " in readme
+
+
+def test_the_page_has_the_losses_of_the_sources_of_finished_trainings(tmp_path: Path) -> None:
+    context = ContextSpec.from_config({**LLAMA, "max_position_embeddings": 8192}).to_record()
+    books = SourceLoss(
+        share=0.6, suggested_share=0.569,
+        within=LossPair(tokens=61_440, before=2.412, after=2.398),
+        beyond=LossPair(tokens=430_080, before=6.93, after=2.301),
+    )  # fmt: skip
+    training = TrainingRecord(
+        export="model", recipe={}, base=ModelRecord(name="base", revision=None, fingerprint="0"),
+        context=TrainingContext(base=context, stages=[context]), text={}, steps=1, stage_steps=[1],
+        tokens=1, abandoned=[], stopped={}, loss=None, drift=[], watch=None,
+        sources={"books": books}, processes="1", versions={},
+    )  # fmt: skip
+    stages = []
+    for name, key in (("recover", "1"), ("extend", None)):  # the second one is not finished
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name / "train.json", training)
+        stages.append(StageRecord(name=f"{name}/one", out=name, key=key))
+    write_pages(tmp_path, JobRecord(recipe="", stages=stages, targets={}, versions={}))
+    page = (tmp_path / "index.html").read_text()
+    shown = page[page.index("<h2>Losses of the sources") : page.index("<h2>Stages</h2>")]
+    cells = re.findall("<td.*?>(.*?)</td>", shown)
+    assert cells == [
+        "recover/one", "books",
+        "2.412 -&gt; 2.398 within 8k (61,440 tokens), 6.930 -&gt; 2.301 beyond (430,080 tokens); "
+        "60.0% of the training, 56.9% suggested",
+    ]  # fmt: skip

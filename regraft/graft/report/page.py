@@ -19,7 +19,11 @@ from regraft.graft.record import JobRecord, TargetRecord
 from regraft.graft.report.findings import findings
 from regraft.graft.report.sweep import draw_sweep, sweep_table
 from regraft.markdown import render, table
+from regraft.records import read_record
 from regraft.rope import ContextSpec
+from regraft.train.job import RECORD as TRAINING
+from regraft.train.output.summary import source_losses
+from regraft.train.record import TrainingRecord
 from regraft.units import format_tokens
 from regraft.write import write_text
 
@@ -77,6 +81,7 @@ def write_pages(folder: Path, record: JobRecord) -> None:
     page = render_page(
         "page.html.j2", package="regraft.graft.report", title=title, introduction=introduction,
         overview=overview, targets=targets, distinct_lines=plots.distinct_lines,
+        source_losses=_source_losses(folder, record),
         stages=[["stage", "folder", "state"],
                 *([s.name, s.out, "finished" if s.key else "not run"] for s in record.stages)],
         recipe=record.recipe, notes=notes(first) if first is not None else [],
@@ -88,6 +93,17 @@ def write_pages(folder: Path, record: JobRecord) -> None:
         targets=[(target.name, target.lines) for target in targets],
     )  # fmt: skip
     write_text(folder / "README.md", text)
+
+
+def _source_losses(folder: Path, record: JobRecord) -> Rows:
+    """A row for each source of each training that scored held-out text of several."""
+    rows: Rows = [["training", "source", "held-out NLL in nats; share of the training's tokens"]]
+    for stage in record.stages:
+        path = folder / stage.out / TRAINING
+        if stage.key is not None and path.is_file():
+            training = read_record(path, TrainingRecord, "run the job again")
+            rows += [[stage.name, *losses] for losses in source_losses(training)]
+    return rows
 
 
 def target_lines(target: TargetRecord) -> list[str]:

@@ -1,4 +1,4 @@
-"""The lines on the result of a training, for the screen and the model card."""
+"""The lines on the result of a training, for the screen, the model card and the page of a graft."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
         if last.needle:
             start = f"{first.needle.accuracy:.0%} -> " if first.needle else ""
             lines.append(("needles", f"{start}{last.needle.accuracy:.0%} found"))
-    lines += [
-        (f"NLL of {name}", _source_loss(source, before.max_position_embeddings))
-        for name, source in record.sources.items()
-    ]
+    lines += [(f"NLL of {name}", text) for name, text in source_losses(record)]
     if record.drift:
         start_drift, end_drift = record.drift[0], record.drift[-1]
         if choice is not None:
@@ -53,6 +50,12 @@ def summary(record: TrainingRecord) -> list[tuple[str, str]]:
     ]
     lines += [("stopped", f"stage {n}: {reason}") for n, reason in record.stopped.items()]
     return lines
+
+
+def source_losses(record: TrainingRecord) -> list[tuple[str, str]]:
+    """(source, its held-out loss before and after, its share and the suggested one)."""
+    context = ContextSpec.from_record(record.context.base).max_position_embeddings
+    return [(name, _source_loss(source, context)) for name, source in record.sources.items()]
 
 
 def _source_loss(source: SourceLoss, context: int) -> str:
