@@ -21,6 +21,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
@@ -31,7 +32,8 @@ from smollm2.jobs import Job, run_jobs
 from smollm2.model import unpack, with_rope_of
 
 from regraft.data.build.record import read_dataset
-from regraft.evaluate.result import read_result
+from regraft.evaluate.result import Answer, parse_answers, read_result
+from regraft.evaluate.shared_output import read_lines
 from regraft.rope.laws import scaling_law
 from regraft.units import format_tokens
 
@@ -210,6 +212,7 @@ def _evaluation(out: Path, name: str, model: Path, size: Size, device: list[str]
 def table(out: Path, size: Size) -> str:
     """The page of a finished run."""
     head = ["text", "documents", f"needles at {format_tokens(size.asked)}", "answer's NLL"]
+    head += ["less that of random, by text"]
     lines: list[list[str]] = []
     names = [BEFORE, RAISED, *selections(size, out / "base")]
     for name in names:
@@ -232,6 +235,7 @@ def table(out: Path, size: Size) -> str:
             _documents(out / f"data-{folder}"),
             f"{cell.score:.2f} ({low:.2f}-{high:.2f})",
             f"{cell.nll:.2f}",
+            _differences(out, folder, size.asked),
             *(f"{measured.nll[part]:.3f}" for part in parts),
             *(f"{measured.gain[window]:.3f}" for window in windows),
         ])  # fmt: skip
@@ -253,6 +257,23 @@ def table(out: Path, size: Size) -> str:
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
     ])  # fmt: skip
+
+
+def _differences(out: Path, folder: str, length: int) -> str:
+    """The mean difference of the answers' NLL from `random`'s, and the least and greatest mean over
+    the questions about one text."""
+    answers = [
+        _answers(out / "scores" / name / "items" / name, length) for name in (folder, "random")
+    ]
+    by_text: dict[int | None, list[float]] = {}
+    for own, other in zip(*answers, strict=True):
+        by_text.setdefault(own.text, []).append((own.nll or 0) - (other.nll or 0))
+    means = [mean(values) for values in by_text.values()]
+    return f"{mean(means):+.3f} ({min(means):+.3f} to {max(means):+.3f})"
+
+
+def _answers(folder: Path, length: int) -> list[Answer]:
+    return parse_answers(read_lines(folder / f"needle-{length}.jsonl"))
 
 
 def _documents(built: Path) -> str:
