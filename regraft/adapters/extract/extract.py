@@ -21,6 +21,7 @@ from regraft.adapters.extract.deltas import difference, difference_dtype
 from regraft.adapters.extract.factorize import Factorizer, RestChange, measure_rest
 from regraft.adapters.extract.select import Module, Plan, check_lineage, make_plan, shared_shape
 from regraft.adapters.extract.verify import verify_with_peft
+from regraft.adapters.folder import WEIGHTS
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
 from regraft.checkpoint.config import load_config
@@ -29,6 +30,7 @@ from regraft.checkpoint.hf.pretrained import check_tensors
 from regraft.checkpoint.hf.roles import Role, checkpoint_roles
 from regraft.checkpoint.read.context import checkpoint_context
 from regraft.checkpoint.read.source import Checkpoint
+from regraft.checkpoint.write.disk import need_space
 from regraft.checkpoint.write.shard_plan import PlannedTensor
 from regraft.device import full_precision, pick_device
 from regraft.errors import InputError
@@ -140,6 +142,8 @@ def extract_lora(
         if dry_run:
             return replace(record, plan=evidence.plan_record(plan))
         with job.start(to_json(record), torch_device.type) as staging:
+            if plan.rule.rank is not None:  # other rules may take less than is planned
+                need_space(staging.folder, {WEIGHTS: plan.write_bytes})
             factorizer = Factorizer(
                 b, e, plan, staging, torch_device,
                 dtype=stored_dtype, seed=seed, exact=exact, calibration=calibration,

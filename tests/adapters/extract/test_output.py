@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -12,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from regraft.adapters.extract.extract import extract_lora
-from regraft.errors import InputError
+from regraft.adapters.extract.factorize import Factorizer
+from regraft.errors import InputError, OutputError
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, monkeypatch):
@@ -179,6 +182,16 @@ def test_a_full_disk_is_one_sentence_and_resumable(share, family, tmp_path, chil
     assert not (tmp_path / "again").exists()
     assert children.run(*line, "-o", tmp_path / "again", "--resume")["code"] == 0
     assert models.contents(tmp_path / "again") == models.contents(tmp_path / "whole")
+
+
+def test_too_little_room_is_found_before_the_first_module(family, tmp_path, monkeypatch):
+    def never(self: Factorizer) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=4, f_frsize=1000))
+    monkeypatch.setattr(Factorizer, "run", never)
+    with pytest.raises(OutputError, match=r"needs [\d.]+ kB, and 4 kB are free"):
+        extract_lora(*family[:2], tmp_path / "out", rank=4, verify=False)
 
 
 def test_an_output_inside_an_input_is_refused(family, tmp_path):
