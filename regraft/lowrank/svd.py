@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from regraft.lowrank.blocks import squared_frobenius
+from regraft.lowrank.blocks import small_svd, squared_frobenius
 from regraft.lowrank.certificate import ErrorBounds
 from regraft.lowrank.low_rank import LowRank, squared_residual
 from regraft.lowrank.subspace import SubspaceIteration
@@ -82,9 +82,7 @@ def _lapack(delta: Tensor, rank: int, total: float) -> LowRank:
     if min(delta.shape) <= _FLOAT64_BELOW:
         tall = tall.double()
     q, r = torch.linalg.qr(tall / scale)
-    if min(delta.shape) <= _EXACT_BELOW:
-        r = r.cpu()  # a GPU's solver takes several times as long
-    u, s, vt = (part.to(q.device) for part in torch.linalg.svd(r, full_matrices=False))
+    u, s, vt = _svd_of_triangle(r)
     u = q @ u[:, :rank]
     u, vt = (vt[:rank].T, u.T) if wide else (u, vt[:rank])
     u, vt = u.to(delta.dtype).contiguous(), vt.to(delta.dtype).contiguous()
@@ -100,6 +98,14 @@ def _lapack(delta: Tensor, rank: int, total: float) -> LowRank:
         storage=torch.finfo(delta.dtype).eps / 2,
     ).scaled(total)
     return LowRank(u, bounds.values, vt, bounds, "lapack", 1)
+
+
+def _svd_of_triangle(r: Tensor) -> tuple[Tensor, ...]:
+    """U, S, Vt of R (n, n), on its device. A GPU's small ones are decomposed on the host by one
+    thread, as other small eigenproblems are (`blocks`)."""
+    if r.device.type == "cpu" or len(r) > _EXACT_BELOW:
+        return torch.linalg.svd(r, full_matrices=False)
+    return tuple(part.to(r.device) for part in small_svd(r))
 
 
 def _zero(delta: Tensor, total: float) -> LowRank:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from low_rank import SPECTRA, check_decomposition, matrix
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from regraft.lowrank import subspace
+from regraft.lowrank import subspace, svd
 from regraft.lowrank.low_rank import rounding_error
 from regraft.lowrank.svd import truncated_svd
 
@@ -193,3 +194,24 @@ def test_bounds_hold_before_the_iteration_has_converged(size, monkeypatch):
         result = truncated_svd(delta, 16, tolerance=tolerance)
         assert (exact <= result.bounds.upper * (1 + 1e-6)).all()
         check_decomposition(delta, 16, result, tolerance)
+
+
+def test_small_triangles_of_a_gpu_are_decomposed_on_the_host_by_one_thread(monkeypatch):
+    """By shape alone. Those of the CPU keep all threads, and so their bits."""
+    calls, real = [], torch.linalg.svd
+
+    def record(r, full_matrices):
+        calls.append((r.device.type, torch.get_num_threads() == 1))
+        return real(r, full_matrices=full_matrices)
+
+    monkeypatch.setattr(torch.linalg, "svd", record)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with FakeTensorMode():
+            for device, size in (("cuda", 192), ("cuda", 512), ("cpu", 192)):
+                r = torch.empty(size, size, dtype=torch.float64, device=device)
+                assert {part.device.type for part in svd._svd_of_triangle(r)} == {device}
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [("cpu", True), ("cuda", False), ("cpu", False)]
