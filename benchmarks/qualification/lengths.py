@@ -14,6 +14,7 @@ from regraft.parallel.kernels.kernel import Grads, Kernel
 from regraft.train.estimate.budget import Shape
 from regraft.train.estimate.machine import available_memory
 from regraft.train.recipe.execution import Memory
+from regraft.train.step.memory import RESIDENT
 
 BOTH = {"offload": True, "tiled_mlp": 8192}
 _MEMORY_SAVERS: dict[str, dict[str, Any]] = {
@@ -125,7 +126,7 @@ def measure_longest(scope: Scope, report: Report) -> None:
     their number. Attention is replaced by a kernel that allocates what the real one does and
     computes nothing, which makes a step linear in the length: peaks of two lengths give the length
     that should fit, which is then run, and a longer one. The host needs `host_GiB` for the inputs
-    of all layers.
+    of all layers but the last two.
     """
     for memory in (BOTH, {**BOTH, "fused_norms": True}):
         _longest(scope, report, memory)
@@ -177,7 +178,7 @@ def _longest(scope: Scope, report: Report, memory: dict[str, Any]) -> None:
 
 
 def _host(shape: Shape, length: int) -> dict[str, float]:
-    needed = 2 * shape.hidden * LAYERS * length / GIB
+    needed = 2 * shape.hidden * (LAYERS - RESIDENT) * length / GIB
     return {"host_GiB": needed, "host_free_GiB": available_memory() / GIB}
 
 

@@ -16,9 +16,9 @@ E, G      what FSDP gathers at a time, where N > 1: both embeddings as narrow as
           while gradients are summed
 a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 1) of attention's
           output and log-sum-exp where they are kept (q = h heads of their size; the last layer's
-          are in w); one layer's of both if they wait on the host. Without recomputation, of every
-          layer 13.1 d + 4 q, what norms of queries and keys and trained ones save, and 8 for each
-          unit of the MLP's width unless that is tiled
+          are in w); one layer's of both if they wait on the host (during the loss, two). Without
+          recomputation, of every layer 13.1 d + 4 q, what norms of queries and keys and trained
+          ones save, and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward (`layer_bytes`); 2 q more where devices share rows;
           without recomputation 17.4 d, of the last norm, during the loss too, 6 d less with
           fused_norms, which also makes a 4 d less
@@ -44,6 +44,7 @@ from typing import Any
 
 from regraft.train.estimate.layer_bytes import Peak, backward_peaks
 from regraft.train.estimate.machine import GIB, Machine
+from regraft.train.step.memory import RESIDENT
 
 _EXCHANGE_BYTES = 2.0  # of bfloat16 arithmetic
 # without recomputation:
@@ -95,18 +96,10 @@ class Shape:
         heads = int(config["num_attention_heads"])
         head = int(config.get("head_dim") or config["hidden_size"] // heads)
         return cls(
-            parameters,
-            trained,
-            int(config["hidden_size"]),
-            int(config["num_hidden_layers"]),
-            int(config["intermediate_size"]),
-            int(config["vocab_size"]),
-            int(config.get("num_key_value_heads") or heads) * head,
-            heads,
-            head,
-            query_norms,
-            tied,
-        )
+            parameters, trained, int(config["hidden_size"]), int(config["num_hidden_layers"]),
+            int(config["intermediate_size"]), int(config["vocab_size"]),
+            int(config.get("num_key_value_heads") or heads) * head, heads, head, query_norms, tied,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,7 +156,7 @@ def token_bytes(
     if switches.keep_attention:
         attention = float(switches.element * shape.head + max(4, switches.element)) * shape.heads
     if switches.offload:
-        return inputs + attention, working, (inputs + attention) * shape.layers
+        return inputs + attention, working, (inputs + attention) * max(shape.layers - RESIDENT, 0)
     return inputs * shape.layers + attention * (shape.layers - 1), working, 0.0
 
 
@@ -198,7 +191,8 @@ def memory(
     working = max(local * peak.token + trained * peak.trained for peak in peaks)
     before = by_layers * (1 - 1 / shape.layers)  # when the first layer begins
     backward = max(local * inputs, before + local * last) + working
-    loss = local * inputs + chunk + (_GRADIENT + switches.element) * embedding
+    kept = min(RESIDENT, shape.layers) if switches.offload else 1  # layers, of `inputs` each
+    loss = local * inputs * kept + chunk + (_GRADIENT + switches.element) * embedding
     if not switches.checkpoint:
         loss += local * peaks[0].token
     if devices > 1:  # FSDP gathers the embeddings, a layer and the next

@@ -3,9 +3,11 @@
 Of each recomputed layer only its input [B, s, d] survives the forward pass: 8 KiB a token for
 Llama-3-8B, 256 KiB over its layers; as much again with keep_attention, by which attention is not
 computed twice (`parallel.kept_attention`). With `offload` both wait in pinned host memory, copied
-on a stream of their own and fetched one layer ahead. "Arctic Long Sequence Training" (arXiv
-2506.13996) describes all of them except keep_attention. The place where inputs wait changes no bit
-of the result; tiles may, because a GPU adds up a smaller product in another order.
+on a stream of their own and fetched one layer ahead. Those of the last two layers stay on the
+device: the backward pass begins with the last layer and fetches the one before, so the peak is the
+same. "Arctic Long Sequence Training" (arXiv 2506.13996) describes all of them except
+keep_attention. The place where inputs wait changes no bit of the result; tiles may, because a GPU
+adds up a smaller product in another order.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from regraft.parallel.shards import KEY
 from regraft.train.step.tiles import tile_mlp
 
 _PIECE = 1 << 26  # bytes
+RESIDENT = 2  # last layers, of which `offload` moves nothing
 
 
 def save_memory(
@@ -42,18 +46,22 @@ def save_memory(
     the MLP at a time, 0 for all at once. Forwards are replaced, so hooks on the modules (FSDP's)
     stay outside.
     """
-    store = HostStore() if offload and recompute else None
-    for layer in layers:
+    store, layers = HostStore() if offload and recompute else None, list(layers)
+    for number, layer in enumerate(layers):
         if tile:
             mlp: Any = layer.mlp
             tile_mlp(mlp, tile)
         if recompute:
-            layer.forward = _recomputed(layer.forward, store, keep_attention)
+            stays = number >= len(layers) - RESIDENT
+            layer.forward = _recomputed(layer.forward, store, keep_attention, stays)
     return store
 
 
 def _recomputed(
-    forward: Callable[..., Any], store: HostStore | None, keep_attention: Callable[[], bool]
+    forward: Callable[..., Any],
+    store: HostStore | None,
+    keep_attention: Callable[[], bool],
+    stays: bool,
 ) -> Callable[..., Any]:
     def run(hidden_states: Tensor, **rest: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -61,11 +69,11 @@ def _recomputed(
         if keep_attention():
             kept = KeptAttention()
             if store is not None:
-                kept = KeptAttention(store.pack_more, store.unpack)
+                kept = KeptAttention(partial(store.pack_more, stays=stays), store.unpack)
             rest[KEY] = replace(rest[KEY], kept=kept)
         if store is None:
             return checkpoint(forward, hidden_states, use_reentrant=False, **rest)
-        with saved_tensors_hooks(store.pack, store.unpack):
+        with saved_tensors_hooks(partial(store.pack, stays=stays), store.unpack):
             return checkpoint(forward, hidden_states, use_reentrant=False, **rest)
 
     return run
@@ -95,26 +103,32 @@ class HostStore:
         """What copies tensors on CUDA, made for the first one; a trace sets its own."""
 
     def __len__(self) -> int:
-        """Tensors on the host."""
+        """Tensors on the host, and those that stay on the device."""
         return len(self._stored)
 
-    def pack(self, tensor: Tensor) -> int | Tensor:
-        """Send the input of a layer to the host; the handle by which `unpack` returns it."""
+    def pack(self, tensor: Tensor, stays: bool = False) -> int | Tensor:
+        """Send the input of a layer to the host, unless it `stays` where it is; the handle by which
+        `unpack` returns it."""
         if tensor.numel() == 0:  # the placeholder of torch's checkpoint
             return tensor
         self._layer = self._last + 1
-        return self.pack_more(tensor)
+        return self.pack_more(tensor, stays)
 
-    def pack_more(self, tensor: Tensor) -> int:
+    def pack_more(self, tensor: Tensor, stays: bool = False) -> int:
         """The same for another tensor of the layer whose input was packed last."""
-        self.moved += tensor.numel() * tensor.element_size()
         self._last += 1
         strides = tensor.stride()
         axes = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
         dense = tensor.detach().permute(axes)  # contiguous where memory is dense in another order
         if self.copies is None and tensor.is_cuda:
             self.copies = CopyStream()
-        data = dense.clone() if self.copies is None else self._send(dense, self.copies)
+        data: Tensor | list[Tensor] = dense
+        if stays:
+            if self.copies is not None:  # nothing is sent after this
+                self._release_sent(self.copies, 0)
+        else:
+            self.moved += tensor.numel() * tensor.element_size()
+            data = dense.clone() if self.copies is None else self._send(dense, self.copies)
         self._stored[self._last] = _Stored(data, axes, dense.shape, tensor.device, self._layer)
         return self._last
 
@@ -128,8 +142,9 @@ class HostStore:
         result, arrival = ahead or self._fetch(handle)
         stored = self._stored.pop(handle)
         if self.copies is not None:
-            self.copies.wait(arrival)
-            for piece in stored.data:
+            if arrival is not None:
+                self.copies.wait(arrival)
+            for piece in stored.data if isinstance(stored.data, list) else ():
                 self._free.setdefault((piece.numel(), piece.dtype), []).append(piece)
             before = self._stored.get(stored.layer - 1)  # the last tensor of the layer before
             for layer in [stored.layer] + ([before.layer] if before else []):
@@ -202,8 +217,9 @@ class CopyStream:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor on the host, in pieces where it came from a GPU. axes: of the tensor, in the order
-    of its memory; shape: in that order; layer: the handle of its layer's input."""
+    """A tensor on the host, in pieces where it came from a GPU, or one that stays. axes: of the
+    tensor, in the order of its memory; shape: in that order; layer: the handle of its layer's
+    input."""
 
     data: Tensor | list[Tensor]
     axes: list[int]

@@ -52,8 +52,7 @@ def test_live_bytes_are_those_of_an_h100(memory, tokens, measured):
     config = {**LLAMA_8B_CONFIG, "num_hidden_layers": 2}
     traced = trace_stage(recipe(**memory), config, tokens, 1, 1)
     assert traced.device_bytes / GIB == pytest.approx(measured - 60 / 1024, abs=0.1)
-    if memory.get("offload"):
-        assert traced.host_bytes == 2 * tokens * (2 * 4096 + 2 * 4096 + 4 * 32)
+    assert traced.host_bytes == 0  # what the last two layers need stays on the device
 
 
 def test_peaks_are_linear_in_the_layers_to_the_byte(monkeypatch):
@@ -61,6 +60,7 @@ def test_peaks_are_linear_in_the_layers_to_the_byte(monkeypatch):
     body = recipe("full", {"shard": 2}, offload=True, tiled_mlp=512)
     traced = trace_stage(body, SMALL, 1024, 1, 2)
     assert traced.exact
+    assert traced.host_bytes == (8 - 2) * 1024 * 256 * 2
     assert all(size == int(size) for size in traced.highest.values())
     assert not dist.is_initialized()
 
@@ -96,7 +96,6 @@ def test_a_70b_over_contexts_heads_and_shards():
     assert traced.highest[trace.PARAMETERS] == pytest.approx(parameters * 4 / 8, rel=1e-5)
     assert traced.highest[trace.MOMENTS] == pytest.approx(parameters * 8 / 8, rel=1e-5)
     assert traced.highest[trace.GATHERED] >= 2 * 128256 * 8192 * 2  # embedding and head, narrow
-    assert traced.host_bytes == 2**17 / 4 * 8192 * 2
     assert {"all-to-all", "all-gather", "reduce-scatter"} <= set(traced.sent)
 
 

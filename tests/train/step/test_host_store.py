@@ -118,6 +118,20 @@ def test_fetched_tensors_are_the_computing_streams_memory(gpu, monkeypatch):
     assert len(store) == 0
 
 
+def test_what_stays_is_returned_as_it_is_and_the_layer_before_is_fetched(gpu):
+    """Device memory in the backward pass is as without: the last layer's input and the one that is
+    fetched ahead."""
+    store = HostStore()
+    first, second, last = (torch.full((4,), float(i)) for i in range(3))
+    handles = [store.pack(first), store.pack(second, stays=True), store.pack(last, stays=True)]
+    assert store.moved == 16
+    assert store.unpack(handles[2]).data_ptr() == last.data_ptr()
+    assert store.unpack(handles[1]).data_ptr() == second.data_ptr()
+    assert set(store._fetched) == {handles[0]}
+    assert float(store.unpack(handles[0])[0]) == 0
+    assert len(store) == 0
+
+
 def test_the_tensors_of_a_layer_and_of_the_one_before_are_fetched_together(gpu):
     store, layers, layout = HostStore(), [], (1, 2, 3, 4)
     for _ in range(4):
