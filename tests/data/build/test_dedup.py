@@ -9,6 +9,7 @@ import pytest
 from built import documents, run_step
 from pydantic import ValidationError
 
+from regraft.data.build.disk_table import DiskTable
 from regraft.data.build.pipeline import PlacedStep, run_steps
 from regraft.data.build.steps.dedup import Dedup
 from regraft.data.build.tokens import ByteCounter
@@ -37,9 +38,25 @@ def test_two_steps_side_by_side_have_tables_of_their_own(tmp_path):
         steps, iter(texts), ByteCounter(), tmp_path, seed=0, device="cpu"
     )
     assert next(passed).id == "0"
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 2 * 3
     assert [one.id for one in passed] == ["2"]
     assert [one.out.documents for one in statistics] == [2, 2]
+
+
+def test_buckets_hold_numbers_and_each_signature_is_stored_once(monkeypatch):
+    stored = []
+    add = DiskTable.add
+
+    def record(self, pairs):
+        stored.extend(pairs)
+        add(self, pairs)
+
+    monkeypatch.setattr(DiskTable, "add", record)
+    texts = [" ".join(_words(30)) for _ in range(5)]
+    passed, _ = run_step(Dedup(), documents(*texts, texts[3] + " x", texts[0] + " y"))
+    assert [one.id for one in passed] == ["0", "1", "2", "3", "4"]
+    assert len(stored) == 5 * 14
+    assert {len(key) + len(value) for key, value in stored} == {16}
 
 
 def test_more_hashes_than_a_document_can_have_are_refused():

@@ -4,7 +4,8 @@ Near duplicates by MinHash ("On the resemblance and containment of documents", B
 locality-sensitive hashing: documents share a bucket if all `rows` hashes of one of `bands` agree,
 which happens for two of similarity s with probability 1 - (1 - s^rows)^bands; of those in a bucket
 the signatures are compared. 14 bands of 8 rows and 5-grams of words are FineWeb's settings (arXiv
-2406.17557). Signatures are datasketch's. The tables are on disk.
+2406.17557). Signatures are datasketch's. They are on disk, as the buckets are, which hold their
+numbers: about 900 bytes a document with these settings.
 
 Decontamination as for GPT-3 (arXiv 2005.14165, appendix C): a document that shares a 13-gram of
 words with a prompt is dropped.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +29,7 @@ from regraft.data.build.disk_table import DiskTable
 from regraft.data.build.document import Document
 from regraft.data.build.step import Context, Step
 from regraft.data.build.steps.prompts import prompt_texts
-from regraft.errors import InputError
+from regraft.errors import InputError, writing
 from regraft.recipe_values import Count, Share
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Dedup(Step):
         with (
             DiskTable(context.temporary("exact")) as texts,
             DiskTable(context.temporary("bands")) as bands,
+            _Signatures(context.temporary("signatures"), self.bands * self.band_rows) as signatures,
         ):
             for document in documents:
                 words = _WORD.findall(document.text.lower())
@@ -100,7 +103,7 @@ class Dedup(Step):
                         continue
                 if self.near and len(words) >= self.words:
                     signature = self._signature(words)
-                    similarity = self._similarity(signature, bands)
+                    similarity = self._similarity(signature, bands, signatures)
                     if similarity >= self.similarity:
                         statistics.score("similarity of near duplicates", similarity)
                         statistics.drop("near duplicate")
@@ -114,7 +117,7 @@ class Dedup(Step):
                 grams.update(_grams(_WORD.findall(text.lower()), self.prompt_words))
         return grams
 
-    def _signature(self, words: list[str]) -> NDArray[Any]:
+    def _signature(self, words: list[str]) -> NDArray[np.uint32]:
         from datasketch import MinHash
 
         empty = _empty(self.bands * self.band_rows)
@@ -129,7 +132,9 @@ class Dedup(Step):
             result.update_batch(grams)
         return np.asarray(result.hashvalues).astype(np.uint32)
 
-    def _similarity(self, signature: NDArray[Any], bands: DiskTable) -> float:
+    def _similarity(
+        self, signature: NDArray[np.uint32], bands: DiskTable, signatures: _Signatures
+    ) -> float:
         """The greatest similarity to a document in one of the same buckets. Where it is below the
         limit, the document is added to its buckets."""
         data = signature.tobytes()
@@ -140,14 +145,46 @@ class Dedup(Step):
             for number in range(self.bands)
         ]  # fmt: skip
         best = 0.0
-        for key in keys:
-            for other in bands.values(key):
-                shared = np.frombuffer(other, np.uint32) == signature
-                best = max(best, float(shared.mean()))
-                if best >= self.similarity:
-                    return best
-        bands.add([(key, data) for key in keys])
+        for number in sorted({number for key in keys for number in bands.values(key)}):
+            shared = signatures.read(int.from_bytes(number)) == signature
+            best = max(best, float(shared.mean()))
+            if best >= self.similarity:
+                return best
+        number = signatures.add(signature).to_bytes(8)
+        bands.add([(key, number) for key in keys])
         return best
+
+
+class _Signatures:
+    """Signatures of `size` values by number, in a temporary file that is removed at the end of the
+    block."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._bytes, self._count = path, size * 4, 0
+        with writing(path):
+            self._file = path.open("w+b")
+
+    def add(self, signature: NDArray[np.uint32]) -> int:
+        """The number of a signature that is added. Raises OutputError where the disk refuses."""
+        with writing(self._path):
+            self._file.seek(self._count * self._bytes)
+            self._file.write(signature.tobytes())
+        self._count += 1
+        return self._count - 1
+
+    def read(self, number: int) -> NDArray[np.uint32]:
+        """The signature of a number."""
+        with writing(self._path):  # of those that were not written yet
+            self._file.seek(number * self._bytes)
+            return np.frombuffer(self._file.read(self._bytes), np.uint32)
+
+    def __enter__(self) -> _Signatures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk, of what is thrown away
+            self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 @lru_cache
