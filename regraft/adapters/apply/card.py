@@ -39,8 +39,8 @@ relative to the change, spread over all directions as in any model of this dtype
 | tensors | how many | norm of the change | retained | error |
 |---|---|---|---|---|
 {% for role, row in roles.items() %}
-| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} |
-{{- " " }}{{ "%.2f%%" % (100 * row.retained) }} | {{ "%.2f%%" % (100 * row.lost_to_storage) }} |
+| {{ role }} | {{ row.tensors }} | {{ "%.4g" % row.change_norm }} | {{
+"%.2f%%" % (100 * row.retained) }} | {{ "%.2f%%" % (100 * row.lost_to_storage) }} |
 {% endfor %}
 {% if guard %}
 
@@ -52,8 +52,8 @@ from the guard, mapped to 0 to 1 over its tensor. Mean of these factors:
 | module | mean | smallest | largest |
 |---|---|---|---|
 {% for name, scales in guard.items() %}
-| {{ name }} | {{ "%.1f%%" % (100 * scales.mean) }} |
-{{- " " }}{{ "%.1f%%" % (100 * scales.smallest) }} | {{ "%.1f%%" % (100 * scales.largest) }} |
+| {{ name }} | {{ "%.1f%%" % (100 * scales.mean) }} | {{
+"%.1f%%" % (100 * scales.smallest) }} | {{ "%.1f%%" % (100 * scales.largest) }} |
 {% endfor %}
 
 Guard: {{ guard_model.name }}

@@ -200,7 +200,7 @@ def plan_record(plan: Plan) -> dict[str, Plain]:
     """The plan that a dry run prints."""
     return {
         "modules": len(plan.modules),
-        "ranks": plan.rule.describe(),
+        "rank": plan.rule.describe().removeprefix("rank "),
         "layout": plan.layout,
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_the_change_is_scaled_by_the_formula(
     assert f"Guard: {base}, sampled:" in card
     assert "| q_proj |" in card
     assert_tables_are_whole(card)
+    assert re.search(r"\| projection \| \d+ \| \S+ \| \d+\.\d\d% \| \d+\.\d\d% \|", card)
 
 
 def test_float64_follows_the_formula_to_float64(family: Any, adapter: Path, tmp_path: Path) -> None:
