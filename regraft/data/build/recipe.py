@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 from regraft.data.build.pipeline import ALL
 from regraft.data.build.schema import Body
 from regraft.data.build.step import Step
+from regraft.data.build.steps.length import Length
+from regraft.data.build.steps.mix import Mix
 from regraft.document import Where
 from regraft.errors import InputError, did_you_mean
 from regraft.input_files import JsonObject
@@ -63,6 +66,7 @@ class Recipe(BaseRecipe[Body]):
                 given = key in self.document.value["sources"][i]
                 if given and source.kind not in kinds:
                     mistakes.add((*where, key), f"'{key}' is of {' and '.join(kinds)} only")
+        self._check_joins(mistakes)
         for mix, shares in self.body.mixes.items():
             for name in shares:
                 if name not in names:
@@ -73,6 +77,20 @@ class Recipe(BaseRecipe[Body]):
                     )
             if not shares:
                 mistakes.add(("mixes", mix), f"the mix '{mix}' has no source")
+
+    def _check_joins(self, mistakes: Mistakes) -> None:
+        """Add every step that joins texts and would get conversations. `mix` may leave them out."""
+        common = [(("steps", j), entry.step) for j, entry in enumerate(self.body.steps)]
+        common = list(takewhile(lambda item: not isinstance(item[1], Mix), common))
+        for i, source in enumerate(self.body.sources):
+            own = [(("sources", i, "steps", j), entry.step) for j, entry in enumerate(source.steps)]
+            for where, step in [*own, *common] if source.chat else []:
+                if isinstance(step, Length) and step.join is not None:
+                    mistakes.add(
+                        (*where, step.name, "join"),
+                        f"'{source.name}' has conversations, which `join` does not join; use the "
+                        "step chat for them, and give `join` to the other sources",
+                    )
 
     def check_steps(self, *, servers: bool) -> None:
         """Raise InputError, with its line, where a step lacks a file, a model or a package, and,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from regraft.data.build.document import Document, Message
+from regraft.data.build.recipe import Recipe
 from regraft.data.build.steps.copies import Copies
 from regraft.data.build.steps.cutting import Cutter, boundary
 from regraft.data.build.steps.length import Length
@@ -161,3 +162,25 @@ def test_only_upsampling_and_joining_need_the_whole_source():
     assert Length(minimum=1, maximum=9).independent
     assert not Length(join=9).independent
     assert not Length(buckets=[9], shares=[0.5, 0.5]).independent
+
+
+@pytest.mark.parametrize(
+    ("own", "common", "line"),
+    [
+        ("length: {join: 4k}", "dedup: {near: false}", 7),
+        ("chat", "length: {join: 4k}", 9),
+        ("chat", "mix: {weights: {b: 1}}\n  - length: {join: 4k}", None),
+    ],
+    ids=["of the source", "of all", "after a mix"],
+)
+def test_joining_conversations_is_refused_by_the_recipe(tmp_path, own, common, line):
+    source = "licence: CC0-1.0\n    jsonl: a.jsonl\n"
+    (tmp_path / "recipe.yaml").write_text(
+        f"sources:\n  - name: a\n    {source}    chat: true\n    steps:\n      - {own}\n"
+        f"steps:\n  - {common}\noutput: {{tokenizer: bytes}}\n"
+    )
+    if line is None:
+        Recipe.read(tmp_path / "recipe.yaml")
+        return
+    with pytest.raises(InputError, match=rf"line {line}: 'a' has conversations, which `join`"):
+        Recipe.read(tmp_path / "recipe.yaml")
