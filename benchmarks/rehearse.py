@@ -99,7 +99,7 @@ def main() -> None:
         "LoRA of rank 16 on all linear layers, or everything in float32 with AdamW; bfloat16 "
         "arithmetic. Live tensors are the peak of a device, the formula is that of `regraft plan` "
         "without its constant for what no tensor shows; sent is by each device in a step. Linear: "
-        "whether five layers lie on the line through three and four.",
+        "whether six layers lie on the line through four and five.",
         "",
         "| model | method | tokens | mesh | memory savers | live | formula | host, a device "
         "| sent | linear | traced, CPU s |",

@@ -2,9 +2,9 @@
 
 The step is that of a training: this package's attention and exchange, loss, LoRA, FSDP2,
 recomputation, offload, clipping and optimizer. It runs on tensors without data (FakeTensorMode), in
-a process group whose other members do not exist (torch's backend "fake"). Three, four and five
+a process group whose other members do not exist (torch's backend "fake"). Four, five and six
 layers are traced. All layers but the first and the last are alike, so the peak of a phase, the
-messages and the operators are linear in their number; `exact` says whether the trace of five layers
+messages and the operators are linear in their number; `exact` says whether the trace of six layers
 lies on the line through the other two.
 
 Only live tensors are counted: no CUDA context, communication buffers or fragmentation.
@@ -38,7 +38,7 @@ from regraft.train.step.fsdp import wrap_layers
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.step.rotary import fix_rotary
 
-_LAYERS = (3, 4, 5)
+_LAYERS = (4, 5, 6)  # the second layer is none of the last two, whose inputs never leave the device
 _TOLERANCE = 1e-3  # relative distance of the last trace from the line through the others
 _NODE = 8  # devices that NVLink connects
 PARAMETERS, MOMENTS, KEPT, WORKING = "parameters", "moments", "kept for backward", "working set"

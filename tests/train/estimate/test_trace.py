@@ -61,7 +61,7 @@ def test_peaks_are_linear_in_the_layers_to_the_byte(monkeypatch):
     traced = trace_stage(body, SMALL, 1024, 1, 2)
     assert traced.exact
     assert traced.host_bytes == (8 - 2) * 1024 * 256 * 2
-    assert all(size == int(size) for size in traced.highest.values())
+    assert all(size == int(size) >= 0 for size in traced.highest.values())
     assert not dist.is_initialized()
 
 
