@@ -61,9 +61,10 @@ stage(4, JsonlReader(source), MinhashDedupFilter(f"{work}/remove"), JsonlWriter(
 
 NOTES = """\
 CPU seconds and peak memory are those of the whole process; of a build about 3.5 s and 350 MB are
-imports, and with scikit-learn 12 s and 190 MB the map of domains. A speed of `none` is that of the whole build; that of a step is from the difference to it,
-and '-' is a difference below the noise. datatrove splits words by spaCy, regraft at every character
-that is no letter, digit or underscore."""
+imports, and with scikit-learn 12 s and 190 MB the map of domains. A speed of `none` is that of the
+whole build; that of a step is from the difference to it, and '-' is a difference below the noise.
+datatrove splits words by spaCy, regraft at every character that is no letter, digit or
+underscore."""
 
 
 @dataclass(frozen=True)
