@@ -45,14 +45,14 @@ WINDOWS = ("200", "2048")
 @dataclass(frozen=True)
 class Size:
     """length: tokens of a training row. steps, batch: of the training, and rows of a step. sample:
-    characters of the text to choose from. asked: tokens of the text that the questions are about.
+    characters of the text to choose from. text_length: tokens of a text that is asked about.
     """
 
     length: int = 2048
     steps: int = 8
     batch: int = 3
     sample: int = 1_000_000
-    asked: int = 4096
+    text_length: int = 4096
     items: int = 32
     texts: int = 2
 
@@ -202,7 +202,7 @@ def _evaluation(out: Path, name: str, model: Path, size: Size, device: list[str]
     target = out / "scores" / _folder(name)
     line = [
         "evaluate", f"{_folder(name)}={model}", "-o", str(target), "--suite", "needle,perplexity",
-        "--haystack", str(out / "texts" / "held-out.txt"), "--lengths", str(size.asked),
+        "--haystack", str(out / "texts" / "held-out.txt"), "--lengths", str(size.text_length),
         "--items", str(size.items), "--questions-per-text", "8", "--texts", str(size.texts),
         *device,
     ]  # fmt: skip
@@ -211,7 +211,7 @@ def _evaluation(out: Path, name: str, model: Path, size: Size, device: list[str]
 
 def table(out: Path, size: Size) -> str:
     """The page of a finished run."""
-    head = ["text", "documents", f"needles at {format_tokens(size.asked)}", "answer's NLL"]
+    head = ["text", "documents", f"needles at {format_tokens(size.text_length)}", "answer's NLL"]
     head += ["less that of random, by text"]
     lines: list[list[str]] = []
     names = [BEFORE, RAISED, *selections(size, out / "base")]
@@ -220,11 +220,11 @@ def table(out: Path, size: Size) -> str:
         if not (out / "scores" / folder).is_dir():
             continue
         result = read_result(out / "scores" / folder)
-        cell = result.cells[folder]["needle"][size.asked]
+        cell = result.cells[folder]["needle"][size.text_length]
         measured = result.measures[folder].perplexity
         assert measured is not None  # the suites that were asked for
         assert cell.nll is not None
-        parts = [key for key in measured.nll if int(key.split("-")[1]) > size.asked // 8]
+        parts = [key for key in measured.nll if int(key.split("-")[1]) > size.text_length // 8]
         windows = [window for window in WINDOWS if window in measured.gain]
         if not lines:
             head += [f"NLL of tokens {part}" for part in parts]
@@ -235,7 +235,7 @@ def table(out: Path, size: Size) -> str:
             _documents(out / f"data-{folder}"),
             f"{cell.score:.2f} ({low:.2f}-{high:.2f})",
             f"{cell.nll:.2f}",
-            _differences(out, folder, size.asked),
+            _differences(out, folder, size.text_length),
             *(f"{measured.nll[part]:.3f}" for part in parts),
             *(f"{measured.gain[window]:.3f}" for window in windows),
         ])  # fmt: skip
