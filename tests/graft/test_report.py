@@ -115,8 +115,8 @@ def test_the_page_has_the_losses_of_the_sources_of_finished_trainings(tmp_path: 
         stages.append(StageRecord(name=f"{name}/one", out=name, key=key))
     write_pages(tmp_path, JobRecord(recipe="", stages=stages, targets={}, versions={}))
     page = (tmp_path / "index.html").read_text()
-    shown = page[page.index("<h2>Losses of the sources") : page.index("<h2>Stages</h2>")]
-    cells = re.findall("<td.*?>(.*?)</td>", shown)
+    losses_section = page[page.index("<h2>Losses of the sources") : page.index("<h2>Stages</h2>")]
+    cells = re.findall("<td.*?>(.*?)</td>", losses_section)
     assert cells == [
         "recover/one", "books",
         "2.412 -&gt; 2.398 within 8k (61,440 tokens), 6.930 -&gt; 2.301 beyond (430,080 tokens); "
