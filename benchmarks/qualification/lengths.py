@@ -17,7 +17,7 @@ from regraft.train.recipe.execution import Memory
 from regraft.train.step.memory import RESIDENT
 
 BOTH = {"offload": True, "tiled_mlp": 8192}
-_MEMORY_SAVERS: dict[str, dict[str, Any]] = {
+MEMORY_SAVERS: dict[str, dict[str, Any]] = {
     "recomputed": {},
     "offload": {"offload": True},
     "tiled_mlp": {"tiled_mlp": 8192},
@@ -64,7 +64,7 @@ def measure_levers(scope: Scope, report: Report) -> None:
     """Steps of few layers with each memory saver and kernel, extrapolated to all layers."""
     length = scope.pick(65536, 32768, 64)
     counts = scope.pick((2, 4), (2, 3), (1, 2))
-    for name, memory in {**_MEMORY_SAVERS, **_other_switches()}.items():
+    for name, memory in {**MEMORY_SAVERS, **_other_switches()}.items():
         _line(scope, report, name, length, counts, memory)
     _line(scope, report, "kept", scope.pick(16384, 8192, 64), counts, {"checkpoint": False})
     if scope.device.type == "cuda":
@@ -75,13 +75,13 @@ def measure_long_rows(scope: Scope, report: Report) -> None:
     """Steps of few layers at 128k tokens, without and with `keep_attention`, and at 256k."""
     length = scope.pick(131072, 32768, 128)
     for name in ("offload and tiled_mlp", "all three"):
-        _line(scope, report, name, length, (2, 3), _MEMORY_SAVERS[name])
-    _line(scope, report, "all three", 2 * length, (2, 3), _MEMORY_SAVERS["all three"])
+        _line(scope, report, name, length, (2, 3), MEMORY_SAVERS[name])
+    _line(scope, report, "all three", 2 * length, (2, 3), MEMORY_SAVERS["all three"])
 
 
 def _other_switches() -> dict[str, dict[str, Any]]:
-    """Switches of a recipe's `memory` that are off by default and not in _MEMORY_SAVERS."""
-    known = {"checkpoint", *(key for saver in _MEMORY_SAVERS.values() for key in saver)}
+    """Switches of a recipe's `memory` that are off by default and not in MEMORY_SAVERS."""
+    known = {"checkpoint", *(key for saver in MEMORY_SAVERS.values() for key in saver)}
     return {
         name: {name: True}
         for name, field in Memory.model_fields.items()
