@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from llama8b import LLAMA_8B, TOY, make
@@ -13,6 +16,7 @@ from qualification.commands import regraft
 from qualification.report import Report
 from qualification.scope import Scope
 from regraft import Adapter, Checkpoint
+from regraft.adapters.extract import streams
 from regraft.device import full_precision
 from regraft.lowrank.low_rank import LowRank
 from regraft.lowrank.noise import rounding_noise
@@ -55,6 +59,47 @@ def check_extraction(scope: Scope, report: Report) -> None:
         first_s=seconds["device"], CPU_s=seconds["CPU"], read_limit_s=read / _READ,
     )  # fmt: skip
     _compare(scope, report, folders, adapters["device, again"], adapters["CPU"])
+    _measure_a_layer(scope, report)
+
+
+def _measure_a_layer(scope: Scope, report: Report) -> None:
+    """Seconds that one more layer takes, from models of two numbers of layers, one matrix at a time
+    and several at once, beside the time to read it."""
+    sizes = TOY if scope.scale == "rehearse" else LLAMA_8B
+    few, many = scope.pick((2, 8), (1, 3), (1, 2))
+    read = 2 * 2 * sum(m * n for m, n in sizes.projections.values()) / _READ
+    for at_once in (1, streams.AT_ONCE):
+        seconds = []
+        for layers in (few, many):
+            base, extended = (
+                make(scope.folder, layers, kind, sizes, scope.device)
+                for kind in ("base", "extended")
+            )
+            with _at_once(at_once):
+                seconds.append(min(_extract(scope, base, extended) for _ in range(2)))
+        a_layer = (seconds[1] - seconds[0]) / (many - few)
+        report.figure(
+            f"one more layer, {at_once} at once", layers=many, seconds=seconds[1],
+            a_layer_s=a_layer, read_limit_s=read, over_read_limit=a_layer / read,
+        )  # fmt: skip
+
+
+def _extract(scope: Scope, base: Path, extended: Path) -> float:
+    return regraft(
+        "extract-lora", base, extended, "-o", scope.folder / "lora-layers", "--rank",
+        scope.pick(64, 64, 8), "--device", scope.device.type, "--overwrite", "--no-verify",
+        "--quiet",
+    )  # fmt: skip
+
+
+@contextmanager
+def _at_once(matrices: int) -> Iterator[None]:
+    module: Any = streams
+    before, module.AT_ONCE = module.AT_ONCE, matrices
+    try:
+        yield
+    finally:
+        module.AT_ONCE = before
 
 
 @full_precision()

@@ -89,12 +89,16 @@ def _check_learner(scope: Scope, report: Report) -> None:
 
 
 def _measure(scope: Scope, report: Report) -> None:
-    """Steps of all layers."""
+    """Steps of all layers; the first allocates the host memory of the layers' inputs."""
     layers = scope.pick(32, 32, 2)
     body: dict[str, Any] = {**BOTH, "loss_chunk": 1024}
+    lengths = scope.pick((65536, 16384), (16384,), (64,))
     try:
-        trainee = Trainee(scope, layers, scope.pick(65536, 16384, 64), body, bits=4)
-        for length in scope.pick((16384, 65536), (16384,), (64,)):
-            report.figure("all layers", **trainee.measure(length).values(card_peak(scope)))
+        trainee = Trainee(scope, layers, lengths[0], body, bits=4)
+        for number, length in enumerate((lengths[0], *lengths)):
+            values = trainee.measure(length).values(card_peak(scope))
+            report.figure("all layers" if number else "all layers, allocating", **values)
+            if scope.left() < 1.3 * values["step_s"]:
+                return
     except OutOfMemory as error:
         report.figure("all layers: out of memory", error=str(error)[:200])

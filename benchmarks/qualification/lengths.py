@@ -125,8 +125,8 @@ def measure_longest(scope: Scope, report: Report) -> None:
     moments; with `offload` the inputs of only two layers are on the device at a time, whatever
     their number. Attention is replaced by a kernel that allocates what the real one does and
     computes nothing, which makes a step linear in the length: peaks of two lengths give the length
-    that should fit, which is then run, and a longer one. The host needs `host_GiB` for the inputs
-    of all layers but the last two.
+    that should fit, which is then run, and a longer or a shorter one. The host needs `host_GiB` for
+    the inputs of all layers but the last two.
     """
     for memory in (BOTH, {**BOTH, "fused_norms": True}):
         _longest(scope, report, memory)
@@ -139,7 +139,7 @@ def _longest(scope: Scope, report: Report, memory: dict[str, Any]) -> None:
     shape = trainee.throughput.shape
     ballast = _allocate_layers(scope, trainee, layers - trainee.layers)
     with _Idle(trainee.mesh.kernel) as kernel:
-        short, long = scope.pick((65536, 131072), (16384, 32768), (64, 128))
+        short, long = scope.pick((131072, 262144), (16384, 32768), (64, 128))
         real = trainee.measure(short)
         kernel.idle = True
         idle = trainee.measure(short)
@@ -152,34 +152,46 @@ def _longest(scope: Scope, report: Report, memory: dict[str, Any]) -> None:
         total = torch.cuda.mem_get_info(scope.device)[1] / GIB
         outside = more.peaks["used_GiB"] - torch.cuda.memory_reserved(scope.device) / GIB
         a_token = (more.peaks["active_GiB"] - idle.peaks["active_GiB"]) / (long - short)
-        excess = real.peaks["active_GiB"] - idle.peaks["active_GiB"]  # grows with the length
-        a_token += excess / short
-        fits = short + (total - outside - 0.5 - real.peaks["active_GiB"]) / a_token
-        fits = int(0.97 * fits) // 4096 * 4096
-        report.figure("should fit", savers=savers, length=fits, KiB_a_token=a_token * 2**20,
-                      outside_GiB=outside, **_host(shape, fits))  # fmt: skip
-        for length in (fits, int(1.1 * fits) // 4096 * 4096):
+        excess = (real.peaks["active_GiB"] - idle.peaks["active_GiB"]) / short  # GiB a token
+        left = total - outside - 0.5 - more.peaks["active_GiB"] - excess * long
+        fits = int(0.97 * (long + left / (a_token + excess))) // 4096 * 4096
+        report.figure("should fit", savers=savers, length=fits, outside_GiB=outside,
+                      KiB_a_token=(a_token + excess) * 2**20, **_host(shape, fits))  # fmt: skip
+        longer, shorter = int(1.08 * fits) // 4096 * 4096, int(0.93 * fits) // 4096 * 4096
+        lengths = [fits]
+        while lengths:
+            length = lengths.pop()
             if scope.left() < 2 * more.seconds * length / long + 2:
                 report.figure("no time left", savers=savers, length=length)
                 break
-            scope.clear()
-            beyond_idle = max(0, int(excess * GIB * length / short))  # by the real kernel
-            try:
-                workspace = torch.empty(beyond_idle, dtype=torch.uint8, device=scope.device)
-                measured = trainee.measure(length)
-                del workspace
-            except OutOfMemory as error:
-                report.figure("out of memory", savers=savers, length=length,
-                              error=str(error)[:200])  # fmt: skip
-                break
-            report.figure("fits", savers=savers, length=length, step_s=measured.seconds,
-                          **measured.peaks)  # fmt: skip
+            fitted = _runs(scope, report, trainee, savers, length, int(excess * GIB * length))
+            if length == fits:
+                lengths.append(longer if fitted else shorter)
     del ballast
+
+
+def _runs(
+    scope: Scope, report: Report, trainee: Trainee, savers: str, length: int, workspace: int
+) -> bool:
+    """Whether a step fits beside `workspace` bytes, which the real attention needs more."""
+    scope.clear()
+    try:
+        beyond_idle = torch.empty(max(0, workspace), dtype=torch.uint8, device=scope.device)
+        measured = trainee.measure(length)
+        del beyond_idle
+    except OutOfMemory as error:
+        report.figure("out of memory", savers=savers, length=length, error=str(error)[:200])
+        return False
+    report.figure("fits", savers=savers, length=length, step_s=measured.seconds, **measured.peaks)
+    return True
 
 
 def _host(shape: Shape, length: int) -> dict[str, float]:
     needed = 2 * shape.hidden * (LAYERS - RESIDENT) * length / GIB
-    return {"host_GiB": needed, "host_free_GiB": available_memory() / GIB}
+    return {
+        "host_GiB": needed, "host_free_GiB": available_memory() / GIB,
+        "host_holds": int(available_memory() / (needed * GIB / length)),
+    }  # fmt: skip
 
 
 def _allocate_layers(scope: Scope, trainee: Trainee, layers: int) -> Tensor:

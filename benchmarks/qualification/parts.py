@@ -26,7 +26,7 @@ PARTS = (
     Part("extract", "extraction:check_extraction", 90, 35),
     Part("merge", "commands:check_merge", 60, 30),
     Part("constants", "machine:measure_constants", 25, 15),
-    Part("4bit", "four_bit:check_four_bit", 60, 40),
+    Part("4bit", "four_bit:check_four_bit", 75, 40),
     Part("64k", "lengths:measure_64k", 80),
     Part("profile", "profile:profile_step", 40),
     Part("levers", "lengths:measure_levers", 110, 30),

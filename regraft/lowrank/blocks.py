@@ -46,7 +46,10 @@ def _gaussian(
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(rows, columns, generator=generator, dtype=torch.float32)
-    return numbers.to(device, dtype)
+    numbers = numbers.to(device, dtype)
+    if device.type == "cuda":  # other threads may read it on their streams
+        torch.cuda.current_stream(device).synchronize()
+    return numbers
 
 
 def orthonormal(block: Tensor, *, strict: bool) -> Tensor:
