@@ -147,11 +147,13 @@ def _size(source: Source) -> tuple[int, int]:
 
 def _questions(work: Work, task: Task, length: int) -> int:
     """How many questions about one text a task has."""
-    questions = work.settings.questions_per_text
-    try:
-        return len(task.group(work.kit, length, 0, questions))
-    except InputError:  # no text fits
-        return questions
+    questions, known = work.settings.questions_per_text, work.kit.group_sizes
+    if (task.name, length) not in known:
+        try:
+            known[task.name, length] = len(task.group(work.kit, length, 0, questions))
+        except InputError:  # no text fits
+            known[task.name, length] = questions
+    return known[task.name, length]
 
 
 def _cache(work: Work, device: torch.device) -> dict[str, str]:

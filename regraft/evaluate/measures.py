@@ -39,6 +39,7 @@ class Measurer:
     def __init__(self, work: Work, output: SharedOutput) -> None:
         self._work, self._output = work, output
         self._drift_reference: drift.Reference | None = None
+        self._rows: list[list[int]] | None = None
         self._key_tokens = self._choose_key_tokens()
 
     def measure_once(self, source: Evaluated, load: Callable[[], Answerer]) -> Measures:
@@ -85,10 +86,10 @@ class Measurer:
         return rows
 
     def _long_texts(self) -> list[list[int]]:
-        return plain_texts(
-            self._work.kit, max(self._work.lengths), self._work.settings.texts,
-            self._work.settings.seed,
-        )  # fmt: skip
+        if self._rows is None:
+            work, settings = self._work, self._work.settings
+            self._rows = plain_texts(work.kit, max(work.lengths), settings.texts, settings.seed)
+        return self._rows
 
     def _reference(self, model: LanguageModel, source: Evaluated) -> drift.Reference:
         if self._drift_reference is None:

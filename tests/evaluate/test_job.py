@@ -19,11 +19,14 @@ from typer.testing import CliRunner
 from regraft.cli import app
 from regraft.data.toy_language import prose_row
 from regraft.errors import CheckpointError, InputError
+from regraft.evaluate.answers import perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
 from regraft.evaluate.job import text_files
 from regraft.evaluate.measures import Measurer
+from regraft.evaluate.prompts.length import Prompter
 from regraft.evaluate.result import read_result
 from regraft.evaluate.settings import Settings
+from regraft.evaluate.tasks import Kit, Task
 from regraft.records import dump_json
 
 CPU = torch.device("cpu")
@@ -74,6 +77,34 @@ def test_matrix_shows_every_model_the_same_prompts(
     assert "n/a" in card
     assert "n/a" in page
     assert (out / "curves.png").stat().st_size > 5000
+
+
+def test_texts_are_tokenized_once_for_all_models(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    grouped: list[tuple[int, int]] = []
+    plain: list[int] = []
+    encode, group, texts = Prompter._encode, Task.group, perplexity.texts
+
+    def spy_encode(self: Prompter, text: str, **more: Any) -> Any:
+        if more:
+            encoded.append(text)
+        return encode(self, text, **more)
+
+    def spy_group(self: Task, kit: Kit, length: int, text: int, questions: int) -> Any:
+        grouped.append((length, text))
+        return group(self, kit, length, text, questions)
+
+    monkeypatch.setattr(Prompter, "_encode", spy_encode)
+    monkeypatch.setattr(Task, "group", spy_group)
+    monkeypatch.setattr(perplexity, "texts", lambda *a: plain.append(0) or texts(*a))
+    models = [f"{name}={folders[name]}" for name in ("donor", "graft")]
+    run = {**QUICK, "items": 2, "texts": 1, "depths": 2, "questions_per_text": 2}
+    evaluate(models, tmp_path / "out", suite="needle,perplexity", lengths="96,128", **run)
+    assert len(encoded) == len(set(encoded)) == 2 * 4
+    assert len(grouped) == 2 * 2  # for the items, and for what they cost
+    assert len(plain) == 1
 
 
 def test_theta_only_is_the_recipients_weights_under_the_donors_rope(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from regraft.errors import InputError
 from regraft.evaluate.prompts.template import render_chat
 
 _MARK = "QUESTION"
+_CACHED = 1 << 26  # tokens of encoded prompts, 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Prompter:
         if chat and not tokenizer.chat_template:
             raise InputError("The model's tokenizer has no chat template; leave --chat out.")
         self.tokenizer, self.chat = tokenizer, chat
+        self._encoded: dict[bytes, tuple[array[int], list[list[int]]]] = {}
+        self._room = _CACHED
         if chat:
             self.wrap("")
 
@@ -66,7 +71,19 @@ class Prompter:
 
     def encode(self, prompt: str, answer: str, spans: list[tuple[int, int]]) -> Encoded:
         """Prompt and answer encoded together. spans: (start, end) of each reference in `answer`, in
-        characters; a token belongs to a reference if they share a character."""
+        characters; a token belongs to a reference if they share a character. The result is cached
+        for the next model, up to `_CACHED` tokens."""
+        key = blake2b(repr((prompt, answer, spans)).encode(), digest_size=16).digest()
+        if key not in self._encoded:
+            encoded = self._encode_answer(prompt, answer, spans)
+            if len(encoded.ids) > self._room:
+                return encoded
+            self._room -= len(encoded.ids)
+            self._encoded[key] = array("i", encoded.ids), encoded.positions
+        ids, positions = self._encoded[key]
+        return Encoded(ids.tolist(), positions)
+
+    def _encode_answer(self, prompt: str, answer: str, spans: list[tuple[int, int]]) -> Encoded:
         encoding = self._encode(prompt + answer, return_offsets_mapping=True)
         offsets, first = encoding["offset_mapping"], len(prompt)
         positions = [

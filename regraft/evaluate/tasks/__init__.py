@@ -90,6 +90,7 @@ class Kit:
     """What tasks need to make items: prompter, haystack, seed and the run's settings.
 
     needles: of the needle task; decoys: needles of other keys beside them; depths: grid points.
+    group_sizes: questions about one text by (task, length), where they were counted.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Kit:
         self.prompter, self.haystack, self.seed = prompter, haystack, seed
         self.needles, self.decoys, self.depths = needles, decoys, tuple(depths)
         self.questions = questions
+        self.group_sizes: dict[tuple[str, int], int] = {}
 
     def rng(self, *name: object) -> random.Random:
         """A random generator seeded by the run's seed and `name`."""
