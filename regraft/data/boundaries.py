@@ -11,7 +11,10 @@ from itertools import chain, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-_SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?!\s))*(?:[.!?]+[\"'\u201d\u2019)]*\s+|\n\s*|$)")
+_CLOSING = r"[\"'\u201d\u2019)]"
+# a stop that ends no sentence: before a letter, or in the quotation of "Go!" she said
+_INNER_STOP = rf"[.!?](?!\s|{_CLOSING}+\s+(?![a-z\s]))"
+_SENTENCE = re.compile(rf"(?:[^.!?\n]|{_INNER_STOP})*(?:[.!?]{_CLOSING}*\s+|\n\s*|$)")
 _LONGEST = 400  # characters of a piece, about
 _STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
 
@@ -19,8 +22,9 @@ _STRETCH = re.compile(rf".{{1,{_LONGEST}}}(?:\s+|$)|.{{{_LONGEST}}}", re.DOTALL)
 def split(text: str) -> list[str]:
     """Sentences, each with the space or line end behind it; their concatenation is the text.
 
-    Very long sentences, as in scripts without a full stop, are split between words or, without
-    spaces, anywhere."""
+    Quotation marks and brackets that close behind a stop belong to its sentence, which goes on
+    where a small letter follows them ('"Go!" she said.'). Very long sentences, as in scripts
+    without a full stop, are split between words or, without spaces, anywhere."""
     return [text[low:high] for low, high in pairwise(chain([0], _ends(text)))]
 
 

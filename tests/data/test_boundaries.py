@@ -24,11 +24,14 @@ def test_sentences_are_the_text(text: str, run: int) -> None:
     ("text", "sentences"),
     [
         ("One. Two?\n\nThe 3.5 more\nFour", ["One. ", "Two?\n\n", "The 3.5 more\n", "Four"]),
+        ('He said "go." She went. (All', ['He said "go." ', "She went. ", "(All"]),
+        ("(all!) \u201cWhy?\u201d\n'No.'  A", ["(all!) ", "\u201cWhy?\u201d\n", "'No.'  ", "A"]),
+        ("\"Go!\" she said.  'A?'  he", ['"Go!" she said.  ', "'A?'  he"]),
         ("word " * 100 + "end. Next", ["word " * 80, "word " * 20 + "end. ", "Next"]),
         ("x" * 900, ["x" * 400, "x" * 400, "x" * 100]),
         ("", []),
     ],
-    ids=["ends", "long", "without spaces", "empty"],
+    ids=["ends", "quotation", "closing marks", "speech", "long", "without spaces", "empty"],
 )
 def test_a_text_is_split_after_sentences_and_within_long_ones(text, sentences) -> None:
     assert split(text) == sentences
