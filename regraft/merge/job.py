@@ -36,6 +36,7 @@ from regraft.merge.mergekit.engine import (
 )
 from regraft.merge.methods.registry import get
 from regraft.merge.native import into_adapter
+from regraft.merge.native.adapter_plan import plan_adapter
 from regraft.merge.native.plan import Output, Plan, make_plan
 from regraft.merge.native.stream import Tally, merged, threads
 from regraft.merge.recipe.recipe import Recipe
@@ -136,8 +137,8 @@ def merge_models(
             progress.warn(text)
         if dry_run:
             if as_adapter and checked.plan is not None:
-                dtype = into_adapter.factor_dtype(parsed, inputs)
-                plan = adapter_plan_lines(record, inputs, checked.plan, parsed.body.space, dtype)
+                size = plan_adapter(parsed, inputs, checked.plan)
+                plan = adapter_plan_lines(record, inputs, checked.plan, parsed.body.space, size)
             else:
                 plan = plan_lines(record, inputs, checked.plan, torch_device)
             return replace(record, plan=plan)
@@ -156,7 +157,8 @@ def merge_models(
             if as_adapter:
                 assert checked.plan is not None
                 adapter = into_adapter.write(
-                    parsed, inputs, checked.plan, checked.context, staging,
+                    parsed, inputs, checked.plan, plan_adapter(parsed, inputs, checked.plan),
+                    checked.context, staging,
                     seed=seed, device=torch_device, arguments=arguments,
                 )  # fmt: skip
                 write_card(staging.folder, adapter, record)

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import models
+import pytest
 import torch
+from safetensors.torch import load_file
 
+from regraft.adapters.extract import extract
+from regraft.adapters.extract.factorize import Factorizer
+from regraft.adapters.folder import WEIGHTS
 from regraft.adapters.reader import Adapter
 
 LEAVES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -64,3 +69,23 @@ def record_of(adapter: Path) -> dict[str, Any]:
         raise AssertionError(f"{constant} is not JSON")
 
     return dict(json.loads((adapter / "regraft.json").read_text(), parse_constant=refuse))
+
+
+def planned_and_written(
+    monkeypatch: pytest.MonkeyPatch, base: Path, extended: Path, out: Path, **how: Any
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The bytes that an extraction checks the disk for and those of its tensors, by file."""
+    planned: dict[str, int] = {}
+    written: dict[str, int] = {}
+    run = Factorizer.run
+
+    def run_and_measure(self: Factorizer) -> None:
+        run(self)
+        for name in planned.keys() - {WEIGHTS}:
+            written[name] = sum(tensor.nbytes for tensor in load_file(name).values())
+
+    monkeypatch.setattr(Factorizer, "run", run_and_measure)
+    monkeypatch.setattr(extract, "need_space", lambda _, sizes, at_most: planned.update(sizes))
+    extract.extract_lora(base, extended, out, verify=False, **how)
+    written[WEIGHTS] = sum(tensor.nbytes for tensor in load_file(out / WEIGHTS).values())
+    return planned, written

@@ -21,7 +21,6 @@ from regraft.adapters.extract.deltas import difference, difference_dtype
 from regraft.adapters.extract.factorize import Factorizer, RestChange, measure_rest
 from regraft.adapters.extract.select import Module, Plan, check_lineage, make_plan, shared_shape
 from regraft.adapters.extract.verify import verify_with_peft
-from regraft.adapters.folder import WEIGHTS
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, write_adapter, write_adapter_record
 from regraft.checkpoint.config import load_config
@@ -142,12 +141,11 @@ def extract_lora(
         if dry_run:
             return replace(record, plan=evidence.plan_record(plan))
         with job.start(to_json(record), torch_device.type) as staging:
-            if plan.rule.rank is not None:  # other rules may take less than is planned
-                need_space(staging.folder, {WEIGHTS: plan.write_bytes})
             factorizer = Factorizer(
                 b, e, plan, staging, torch_device,
                 dtype=stored_dtype, seed=seed, exact=exact, calibration=calibration,
             )  # fmt: skip
+            need_space(staging.folder, factorizer.file_sizes(), at_most=plan.rule.rank is None)
             factorizer.run()
             rest = measure_rest(b, e, plan.rest, roles)
             with progress.stage("Writing the adapter"):

@@ -21,6 +21,7 @@ from regraft.adapters.extract.deltas import Delta, compare, deltas
 from regraft.adapters.extract.moments import Calibration, input_norms
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.extract.streams import in_order, lanes
+from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
@@ -137,6 +138,20 @@ class Factorizer:
             b, stored_b = (file.get_tensor(key)[:, :rank] for key in ("exact_B", "B"))
             a, stored_a = (file.get_tensor(key)[:rank] for key in ("weighted_A", "stored_A"))
         return rounding_error((b, a), (stored_b.to(self._dtype), stored_a))
+
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of the adapter's weights and of the spool, by file; at most, where the rule
+        gives ranks by the weights."""
+        rule, weights, sizes = self._plan.rule, 0, dict[str, int]()
+        for module, limit in zip(self._plan.modules, self._rank_limits().values(), strict=True):
+            rank = min(limit, *module.shape, rule.rank or rule.cap or limit)
+            if rule.rank is None:
+                rank = min(rank, break_even(*module.shape))
+            (m, n), weighted = module.shape, self._calibration and module.layer is not None
+            number = 12 * m + 20 * n if weighted else 4 * (m + n)  # see `_save_weighted`
+            sizes[str(self._spooled(module))] = number * rank
+            weights += (m + n) * rank * self._itemsize
+        return {**sizes, WEIGHTS: min(weights, rule.budget or weights)}
 
     def _rank_limits(self) -> dict[str, int]:
         """The highest rank to compute of each module; under a budget four times the uniform

@@ -9,25 +9,35 @@ from pathlib import Path
 
 import torch
 
+from regraft import progress
 from regraft.errors import OutputError
 from regraft.units import format_bytes
 
 CHUNK = 1 << 18  # stays in the cache between hashing and writing
 
 
-def need_space(folder: Path, sizes: dict[str, int]) -> None:
-    """Raise OutputError unless the disk has room for files of these sizes (bytes)."""
+def need_space(folder: Path, sizes: dict[str, int], *, at_most: bool = False) -> None:
+    """Raise OutputError unless the disk has room for files of these sizes (bytes).
+
+    at_most: the sizes are upper bounds, so where they do not fit there is only a warning.
+    """
     needed = 0
     for name, size in sizes.items():
         path = folder / name
         needed += max(0, size - (path.stat().st_blocks * 512 if path.exists() else 0))
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if needed > free:
-        raise OutputError(
-            f"The output needs {format_bytes(needed)}, and {format_bytes(free)} are free on the "
-            f"disk of {folder}; make room or choose another disk."
+    if needed <= free:
+        return
+    room = f"{format_bytes(free)} are free on the disk of {folder}"
+    if at_most:
+        progress.warn(
+            f"the output and what it is made from may need up to {format_bytes(needed)}, and {room}"
         )
+        return
+    raise OutputError(
+        f"The output needs {format_bytes(needed)}, and {room}; make room or choose another disk."
+    )
 
 
 def preallocated(path: Path, head: bytes, size: int) -> int:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regraft import progress
+from regraft.adapters.folder import WEIGHTS
 from regraft.adapters.serving import PORTABLE_CAP
 from regraft.adapters.writer import AdapterModule, totals_of, write_adapter, write_adapter_record
+from regraft.checkpoint.write.disk import need_space
 from regraft.checkpoint.write.staging import Staging
 from regraft.lowrank.core_space import core_space
 from regraft.lowrank.svd import truncated_svd
 from regraft.merge.inputs.inputs import Input, Inputs
 from regraft.merge.methods.registry import merge_tensors
+from regraft.merge.native.adapter_plan import AdapterPlan
 from regraft.merge.native.plan import Output, Plan
 from regraft.merge.native.stream import Tally, merged
 from regraft.merge.recipe.recipe import Recipe
@@ -98,6 +100,7 @@ def write(
     recipe: Recipe,
     inputs: Inputs,
     plan: Plan,
+    size: AdapterPlan,
     context: ContextSpec,
     staging: Staging,
     *,
@@ -107,20 +110,24 @@ def write(
 ) -> AdapterRecord:
     """Merge, and write the adapter without its card to the staging folder. Returns its record.
 
-    The factors have the recipe's out_dtype or dtype, else the inputs' widest dtype.
+    size: the plan of the adapter. Raises OutputError where the disk cannot hold it; where its
+    factors may turn out smaller, there is a warning.
     """
     assert recipe.body.base_model is not None
     base = inputs[recipe.body.base_model]
     changed = plan.changed
-    dtype = factor_dtype(recipe, inputs)
     scale = 1.0 if recipe.body.scale is None else recipe.body.scale
     spool = _Spool(staging)
+    sizes = {
+        str(spool.path(out.name)): 4 * sum(out.shape) * size.ranks[out.name] for out in changed
+    }
+    need_space(staging.folder, {**sizes, WEIGHTS: size.weight_bytes}, at_most=not size.dense)
     with progress.bar("Merging", len(changed)) as bar:
         for output in changed:
             if not spool.has(output.name):
                 if recipe.body.space == "core":
                     spool.put(output.name, _in_core_space(output, plan, scale))
-                elif plan.method.name == "task_arithmetic":
+                elif not size.dense:
                     spool.put(output.name, _added(output, scale))
                 else:
                     spool.put(output.name, _extracted(output, plan, scale, seed, device))
@@ -137,7 +144,7 @@ def write(
         base.role_of,
         modules,
         ((piece.b, piece.a) for piece in map(spool.get, (out.name for out in outputs))),
-        dtype=dtype,
+        dtype=size.dtype,
         uniform_rank=uniform_rank,
     )
     records = {}
@@ -169,14 +176,14 @@ def write(
         layout="portable" if uniform_rank else "compact",
         differences=[],
         modules=records,
-        totals=totals_of(records, uniform_rank=uniform_rank, dtype=dtype),
+        totals=totals_of(records, uniform_rank=uniform_rank, dtype=size.dtype),
         arguments=arguments,
         versions=versions(),
         merge=MergeSource(
             method=plan.method.name,
             recipe=recipe.document.text,
             inputs=[one.adapter.name for one in inputs if one.adapter is not None],
-            exact=recipe.body.space == "core" or plan.method.name == "task_arithmetic",
+            exact=not size.dense,
             space=recipe.body.space,
         ),
     )
@@ -200,13 +207,13 @@ class _Spool:
         self._staging, self._folder = staging, staging.spool
 
     def has(self, name: str) -> bool:
-        return self._staging.done(f"factors:{name}") is not None and self._path(name).is_file()
+        return self._staging.done(f"factors:{name}") is not None and self.path(name).is_file()
 
     def put(self, name: str, piece: Merged) -> None:
-        part = self._path(name).with_suffix(".part")
+        part = self.path(name).with_suffix(".part")
         with library_writing(part):
             save_file({"a": piece.a.contiguous().cpu(), "b": piece.b.contiguous().cpu()}, part)
-        part.replace(self._path(name))
+        part.replace(self.path(name))
         figures = _Figures(len(piece.a), piece.norm, piece.error)
         self._staging.record(f"factors:{name}", **asdict(figures))
 
@@ -215,20 +222,12 @@ class _Spool:
         return _Figures(**self._staging.done(f"factors:{name}") or {})
 
     def get(self, name: str) -> Merged:
-        stored, figures = load_file(self._path(name)), self.figures(name)
+        stored, figures = load_file(self.path(name)), self.figures(name)
         return Merged(stored["b"], stored["a"], figures.norm, figures.error)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The file of a module."""
         return self._folder / f"{name}.safetensors"
-
-
-def factor_dtype(recipe: Recipe, inputs: Inputs) -> torch.dtype:
-    """The dtype of the written factors: the recipe's, else one that holds the factors of all input
-    adapters without rounding."""
-    if recipe.out_dtype is not None:
-        return getattr(torch, recipe.out_dtype)
-    dtypes = [one.adapter.dtype for one in inputs if one.adapter is not None]
-    return reduce(torch.promote_types, dtypes)
 
 
 def _module(output: Output, base: Input, rank: int) -> AdapterModule:

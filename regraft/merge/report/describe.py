@@ -11,6 +11,7 @@ import torch
 from regraft.markdown import last_name
 from regraft.merge.inputs.inputs import Inputs
 from regraft.merge.methods.blockwise.blocks import BLOCK
+from regraft.merge.native.adapter_plan import AdapterPlan
 from regraft.merge.native.plan import Output, Plan
 from regraft.merge.native.stream import threads
 from regraft.merge.report.conflicts import role
@@ -57,26 +58,26 @@ def plan_lines(
 
 
 def adapter_plan_lines(
-    record: MergeRecord, inputs: Inputs, plan: Plan, space: str, dtype: torch.dtype
+    record: MergeRecord, inputs: Inputs, plan: Plan, space: str, size: AdapterPlan
 ) -> dict[str, Plain]:
-    """The plan of a merge into an adapter: label -> text or number. space: of the recipe; dtype: of
-    the written factors."""
+    """The plan of a merge into an adapter: label -> text or number. space: of the recipe; size: the
+    plan of the adapter."""
     how = _how(record.method, space)
     adapters = {one.adapter.folder: one.adapter for one in inputs if one.adapter is not None}
     read = sum(adapter.nbytes for adapter in adapters.values())
-    if how == _DENSE:
+    if size.dense:
         bases = [out.base for out in plan.changed if out.base is not None]
         read += sum(one.info(name).nbytes for one, name in bases)
-    rank = max(out.adapter_rank for out in plan.changed)
-    written = rank * sum(sum(out.shape) for out in plan.changed) * dtype.itemsize
     lines: dict[str, Plain] = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
     return lines | {
         "method": f"{record.method}, {len(adapters)} adapters, {how}",
         "context": _context(record),
         "parameters": _parameters(plan.changed),
-        "modules": f"{len(plan.changed)} of rank up to {rank}",
+        "modules": f"{len(plan.changed)} of rank up to {size.rank}",
         "reads": format_bytes(read),
-        "writes": f"up to {format_bytes(written)}",
+        "writes": f"up to {format_bytes(size.weight_bytes)}",
+        "peak memory": f"about {format_bytes(size.peak_bytes)}",
+        "seconds": round(size.seconds + read / _BYTES_PER_SECOND, 1),
     }
 
 

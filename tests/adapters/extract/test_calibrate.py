@@ -12,7 +12,7 @@ import models
 import pytest
 import torch
 from evaluated import text_tokenizer
-from extracted import changes, record_of
+from extracted import changes, planned_and_written, record_of
 
 from regraft.adapters.extract import moments
 from regraft.adapters.extract.extract import extract_lora
@@ -190,6 +190,14 @@ def test_resume_after_kills_gives_the_same_bytes(pair, tmp_path, children):
         assert children.run(*again, die=1 + int(share * whole["calls"]))["code"] == -9
     assert children.run(*again)["code"] == 0
     assert models.contents(tmp_path / "again") == models.contents(tmp_path / "whole")
+
+
+def test_the_room_that_is_checked_is_that_of_the_weighted_factors(pair, tmp_path, monkeypatch):
+    base, extended, text = pair
+    planned, written = planned_and_written(
+        monkeypatch, base, extended, tmp_path / "out", rank=3, calibrate=text, **HOW
+    )  # fmt: skip
+    assert written == planned
 
 
 def test_another_text_is_another_job(pair, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from extracted import planned_and_written
 from safetensors.torch import load_file
 
 from regraft.adapters.extract.extract import extract_lora
@@ -192,6 +193,25 @@ def test_too_little_room_is_found_before_the_first_module(family, tmp_path, monk
     monkeypatch.setattr(Factorizer, "run", never)
     with pytest.raises(OutputError, match=r"needs [\d.]+ kB, and 4 kB are free"):
         extract_lora(*family[:2], tmp_path / "out", rank=4, verify=False)
+    for rule in ({"rank": "auto"}, {"energy": 0.9}, {"layout": "compact", "budget": "20kB"}):
+        with (
+            pytest.warns(UserWarning, match=r"may need up to [\d.]+ kB, and 4 kB are free"),
+            pytest.raises(AssertionError, match="the work has begun"),
+        ):
+            extract_lora(*family[:2], tmp_path / "out", verify=False, **rule)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"rank": 4}, {"rank": "auto"}, {"energy": 0.9}, {"layout": "compact", "budget": "20kB"}],
+    ids=["rank", "auto", "energy", "budget"],
+)
+def test_the_room_that_is_checked_holds_spool_and_weights(family, tmp_path, monkeypatch, rule):
+    planned, written = planned_and_written(monkeypatch, *family[:2], tmp_path / "out", **rule)
+    assert planned.keys() == written.keys()
+    assert len(planned) == 15
+    assert all(size <= planned[name] for name, size in written.items())
+    assert (written == planned) == (rule == {"rank": 4})
 
 
 def test_an_output_inside_an_input_is_refused(family, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 
 from regraft.adapters.apply.apply import apply_lora
 from regraft.adapters.extract.extract import extract_lora
+from regraft.errors import OutputError
 from regraft.merge.job import merge_models, summary
+from regraft.merge.native import into_adapter
 from regraft.units import format_bytes, parse_bytes
 
 pytestmark = pytest.mark.usefixtures("in_zoo")
@@ -137,6 +141,8 @@ def test_the_plan_of_a_merge_into_an_adapter_is_that_of_the_adapter(
     assert plan["method"] == dict(summary(record))["method"]
     assert plan["modules"] == f"{record.totals.modules} of rank up to {record.totals.rank_max}"
     assert plan["writes"] == f"up to {format_bytes(record.totals.bytes)}"
+    assert plan["peak memory"].startswith("about ")
+    assert plan["seconds"] >= 0
     files = sum(
         Path(name, "adapter_model.safetensors").stat().st_size for name in ("lora", "lora2")
     )
@@ -146,6 +152,41 @@ def test_the_plan_of_a_merge_into_an_adapter_is_that_of_the_adapter(
     )
     assert 0.5 * files < read - (dense if method == "ties" else 0) <= files
     assert {"config", "tokenizer"}.isdisjoint(plan)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_too_little_room_is_found_before_the_first_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the work has begun")
+
+    recipe = {"merge_method": method, "base_model": "base", "context": {"from": "lora"},
+              "models": entries("lora", "lora2", weight=0.5)}  # fmt: skip
+    path = write_recipe(tmp_path, recipe)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=4, f_frsize=1000))
+    monkeypatch.setattr(into_adapter, "merged" if method == "ties" else "_added", never)
+    if method == "ties":
+        with pytest.raises(OutputError, match=r"needs [\d.]+ kB, and 4 kB are free"):
+            merge_models(path, tmp_path / "out", as_adapter=True)
+        return
+    with (
+        pytest.warns(UserWarning, match=r"may need up to [\d.]+ kB, and 4 kB are free"),
+        pytest.raises(AssertionError, match="the work has begun"),
+    ):
+        merge_models(path, tmp_path / "out", as_adapter=True)
+
+
+def test_the_room_that_is_checked_holds_spool_and_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"merge_method": "ties", "base_model": "base", "context": {"from": "lora"},
+              "out_dtype": "bfloat16", "models": entries("lora", "lora2", weight=0.5)}  # fmt: skip
+    sizes: dict[str, int] = {}
+    monkeypatch.setattr(into_adapter, "need_space", lambda _, own, at_most: sizes.update(own))
+    record = merge_models(write_recipe(tmp_path, recipe), tmp_path / "out", as_adapter=True)
+    assert sizes.pop("adapter_model.safetensors") == record.totals.bytes
+    assert sum(sizes.values()) == 2 * record.totals.bytes  # in float32
 
 
 def test_the_tables_of_the_card_are_whole(tmp_path: Path) -> None:
