@@ -32,6 +32,7 @@ from regraft.train.recipe.model import ToyModel
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import exports_adapter
 from regraft.train.recovery import check_recovery
+from regraft.train.step.fused import check_fused
 from regraft.train.step.learner import Learner, untrained_learner
 from regraft.train.toy_model import write_toy
 from regraft.train.validation import Validation
@@ -72,6 +73,7 @@ def prepare_run(recipe: Recipe, mesh: Mesh, source: str, base: Checkpoint) -> Ru
     name = source if isinstance(body.model, str) else "toy"
     check_tracker(body)
     _check_batches(recipe, mesh)
+    check_fused(body.memory, mesh.device)
     before = checkpoint_context(base)
     check_tensors(base, load_config(base.config, name))
     contexts = stage_contexts(recipe, name, base.config)

@@ -21,7 +21,7 @@ a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 
           ones save, and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward (`layer_bytes`); 2 q more where devices share rows;
           without recomputation 17.4 d, of the last norm, during the loss too, 6 d less with
-          fused_norms, which also makes a 4 d less
+          fused_norms, which also makes a 4 d less; fused_swiglu makes the 8 a 6
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
@@ -50,6 +50,7 @@ _EXCHANGE_BYTES = 2.0  # of bfloat16 arithmetic
 # without recomputation:
 _KEPT_BYTES, _KEPT_QUERY_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 13.1, 4.0, 8.0, 17.4
 _KEPT_NORM_BYTES, _KEPT_LAST_NORM_BYTES = 4.0, 6.0  # less with fused_norms
+_KEPT_SWIGLU_BYTES = 2.0  # less with fused_swiglu
 _LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
 _GRADIENT = 4  # bytes
 _FOUR_BIT_BYTES = 0.5625  # of a weight of `load: {bits: 4}`, with its share of a scale
@@ -116,6 +117,7 @@ class Switches:
     tile: int = 0
     trained_norms: bool = False
     fused_norms: bool = False
+    fused_swiglu: bool = False
     frozen_bytes: float = 2
     four_bit: bool = False
     trained_bytes: float = 12
@@ -133,9 +135,11 @@ def token_bytes(
     one layer's backward, on the host."""
     scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.queries if context > 1 else 0.0
     extra = switches.element * shape.hidden if switches.distill else 0
-    fused = switches.fused_norms and switches.element < _GRADIENT
+    narrow = switches.element < _GRADIENT
+    fused, swiglu = switches.fused_norms and narrow, switches.fused_swiglu and narrow
     if not switches.checkpoint:
-        mlp = 0.0 if switches.tile else _KEPT_MLP_BYTES * shape.intermediate
+        unit = _KEPT_MLP_BYTES - (_KEPT_SWIGLU_BYTES if swiglu else 0.0)
+        mlp = 0.0 if switches.tile else unit * shape.intermediate
         norm = _KEPT_NORM_BYTES if fused else 0.0
         kept = (_KEPT_BYTES - norm) * shape.hidden + _KEPT_QUERY_BYTES * shape.queries + mlp
         result = 2 if switches.trained_norms and not fused else 0  # of a norm, kept where it learns
@@ -148,7 +152,7 @@ def token_bytes(
     peaks = backward_peaks(
         shape.hidden, shape.queries, shape.kv, shape.intermediate, query_norms=shape.query_norms,
         tile=switches.tile / tokens, trained_norms=switches.trained_norms, fused_norms=fused,
-        offload=switches.offload,
+        fused_swiglu=swiglu, offload=switches.offload,
     )  # fmt: skip
     working = [Peak(scale * (peak.token + exchange) + extra, peak.trained) for peak in peaks]
     inputs = float(switches.element * shape.hidden)

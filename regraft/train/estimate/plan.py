@@ -128,15 +128,9 @@ def plan_training(
     stages = [
         estimate_stage(read, stage, shape, switches, machine, context) for stage in read.body.stages
     ]
+    numbers = (machine.memory, machine.host, machine.rate, machine.attention_rate)
     return TrainingPlan(
-        machine=PlannedMachine(
-            machine.name,
-            machine.devices,
-            machine.memory,
-            machine.host,
-            machine.rate,
-            machine.attention_rate,
-        ),
+        machine=PlannedMachine(machine.name, machine.devices, *numbers),
         model=PlannedModel(shape.parameters, shape.trained),
         context_devices=context,
         stages=stages,
@@ -217,6 +211,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         tile=body.memory.tiled_mlp,
         trained_norms=trains_everything(body) or (body.lora is not None and body.lora.norms),
         fused_norms=body.memory.fused_norms,
+        fused_swiglu=body.memory.fused_swiglu,
         frozen_bytes=element,
         four_bit=body.load.bits == 4,
         trained_bytes=max(4, element) + moments,

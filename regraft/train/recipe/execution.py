@@ -45,6 +45,16 @@ class Memory(Block):
         description="RMSNorm of bfloat16 layers without float32 copies; on a GPU by torch's fused "
         "kernels, which round once where transformers rounds twice",
     )
+    fused_rope: bool = Field(
+        default=False,
+        description="RoPE of bfloat16 layers by a Triton kernel on a GPU: one pass over queries "
+        "and keys, in float32 and rounded once, with the same bits every time",
+    )
+    fused_swiglu: bool = Field(
+        default=False,
+        description="the MLP's SwiGLU of bfloat16 layers likewise; its gradients overwrite its "
+        "inputs",
+    )
     loss_chunk: Count = Field(default=2048, description="tokens whose logits exist at a time")
     rows: Count = Field(default=1, description="rows of a process in one forward pass")
 

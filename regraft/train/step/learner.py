@@ -19,6 +19,7 @@ from regraft.parallel.shards import Part
 from regraft.train.recipe.model import Lora
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.four_bit import check_four_bit, quantize_layers
+from regraft.train.step.fused import fuse_rope, fuse_swiglu
 from regraft.train.step.lora_linear import fuse_lora
 from regraft.train.step.loss import kl_sum, nll_sum, token_scores
 from regraft.train.step.memory import HostStore, save_memory
@@ -149,6 +150,10 @@ def prepare(model: Any, body: Body, mesh: Mesh) -> Learner:
         fuse_lora(model)
     if body.memory.fused_norms:
         fuse_norms(model)
+    if body.memory.fused_rope:
+        fuse_rope(model)
+    if body.memory.fused_swiglu:
+        fuse_swiglu(model)
     wide = accumulator(dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)

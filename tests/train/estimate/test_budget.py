@@ -19,6 +19,8 @@ from regraft.train.step.learner import untrained_learner
 _TWO = {"offload": True, "tile": 8192}
 _ALL = {**_TWO, "keep_attention": True}
 _FUSED = {"fused_norms": True}
+_SWIGLU = {"fused_swiglu": True}
+_KERNELS = {"fused_rope": True, **_SWIGLU}
 # Live GiB of the real step on each device, traced by shape alone (`regraft plan --trace`): layers,
 # everything trained, switches, thousands of tokens, devices that share the row, live.
 TRACED = [
@@ -48,6 +50,11 @@ TRACED = [
     (3, False, _FUSED, 256, 8, 10.84),
     (3, False, _FUSED | _ALL, 1024, 8, 18.67),
     (3, True, _FUSED | _ALL, 512, 8, 15.14),
+    (3, False, _SWIGLU, 64, 1, 16.56),
+    (3, False, _SWIGLU | {"checkpoint": False}, 16, 1, 14.05),
+    (3, False, _FUSED | _SWIGLU, 64, 1, 15.06),
+    (3, False, _FUSED | _SWIGLU | {"checkpoint": False}, 16, 1, 13.30),
+    (3, False, _FUSED | _SWIGLU, 256, 8, 9.096),
 ]
 # The same of other meshes and models (benchmarks/rehearse.py): shape, switches, thousands of
 # tokens, devices that share the row, devices, live.
@@ -127,7 +134,7 @@ def test_the_formula_holds_for_70b_and_qwen3_for_other_meshes_and_tiles(
 
 
 @pytest.mark.parametrize(
-    ("method", "memory"), [("lora", {"tiled_mlp": 8192, "fused_norms": True}), ("recover", {})]
+    ("method", "memory"), [("lora", {"tiled_mlp": 8192, **_FUSED, **_KERNELS}), ("recover", {})]
 )
 def test_the_formula_follows_the_step_as_it_is(method, memory):
     """Two layers of Llama-3-8B's width over 64k tokens, traced now: a change of the step that
