@@ -17,6 +17,7 @@ from regraft.train.recipe.execution import Memory
 from regraft.train.step.memory import RESIDENT
 
 BOTH = {"offload": True, "tiled_mlp": 8192}
+FUSED = {"fused_norms": True, "fused_rope": True, "fused_swiglu": True}
 MEMORY_SAVERS: dict[str, dict[str, Any]] = {
     "recomputed": {},
     "offload": {"offload": True},
@@ -26,12 +27,14 @@ MEMORY_SAVERS: dict[str, dict[str, Any]] = {
     "all three": {**BOTH, "keep_attention": True},
     "fused_norms": {"fused_norms": True},
     "keep_attention and fused_norms": {"keep_attention": True, "fused_norms": True},
+    "fused": FUSED,
+    "keep_attention and fused": {"keep_attention": True, **FUSED},
 }
 
 
 def measure_64k(scope: Scope, report: Report) -> None:
-    """All layers of the model, and again with `keep_attention`."""
-    for memory in ({}, {"keep_attention": True}):
+    """All layers of the model, with `keep_attention`, and with the fused kernels besides."""
+    for memory in ({}, {"keep_attention": True}, {"keep_attention": True, **FUSED}):
         _measure_whole(scope, report, scope.pick(65536, 16384, 64), memory)
         scope.clear()
 

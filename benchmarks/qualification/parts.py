@@ -27,7 +27,7 @@ PARTS = (
     Part("merge", "commands:check_merge", 60, 30),
     Part("constants", "machine:measure_constants", 25, 15),
     Part("4bit", "four_bit:check_four_bit", 75, 40),
-    Part("64k", "lengths:measure_64k", 80),
+    Part("64k", "lengths:measure_64k", 100),
     Part("profile", "profile:profile_step", 40),
     Part("levers", "lengths:measure_levers", 110, 30),
     Part("long", "lengths:measure_long_rows", 100),

@@ -18,7 +18,10 @@ from qualification.scope import Scope, relative
 from qualification.trainee import draw_lora, gradients, take_gradients
 from regraft.data.batch import Row
 from regraft.device import deterministic_algorithms, full_precision, set_cublas_workspace
+from regraft.errors import InputError
 from regraft.parallel import Mesh
+from regraft.train.recipe.execution import Memory
+from regraft.train.step.fused import check_fused
 
 _MARGIN = 1.5
 _PREFIX = "base_model.model."
@@ -60,6 +63,14 @@ def check_step(scope: Scope, report: Report) -> None:
         "all": {"offload": True, "keep_attention": True, "tiled_mlp": length // 4},
         "fused_norms": {"fused_norms": True},
     }  # fmt: skip
+    kernels = {"fused_rope": True, "fused_swiglu": True}
+    try:
+        check_fused(Memory.model_validate(kernels), scope.device)
+    except InputError as error:
+        report.figure("ours, fused kernels: not run", reason=str(error)[:300])
+    else:
+        ways |= {name: {name: True} for name in kernels}
+        ways["all fused"] = {"fused_norms": True, **kernels}
     for name, memory in ways.items():
         ours_loss, ours = _our_gradients(scope, sizes, length, memory, base, row)
         errors = _errors(ours, exact)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("method: full", "method: lora\nlora: {{targets: q_prj}}", "no linear layers 'q_prj'"),
         ("warmup: 2", "warmup: 2}}\nparallel: {{context: 3", "3 processes (context 3)"),
         ("warmup: 2", "warmup: 2}}\noptimizer: {{name: adamw8bit", "say adamw"),
-        ("warmup: 2", "warmup: 2}}\nmemory: {{fused_rope: true", "for GPUs and this runs on cpu"),
+        ("rows: 2}}", "rows: 2, fused_rope: true}}", "for GPUs and this runs on cpu"),
         ("words: 256, documents: 30", "words: 120, documents: 30", "fills half a row"),
     ],
 )
