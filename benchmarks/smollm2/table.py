@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from regraft.evaluate.result import Cell, EvaluationRecord, read_result
 from regraft.records.adapter import AdapterRecord
 from regraft.records.files import read_record
 from regraft.units import format_tokens
+from smollm2.evaluations import score_folders, skill_folders
 from smollm2.recipes import SIZES
 
 FIRST = ("base", "derivative", "theta-only", "extended", "pose")
 DRAWN = ("derivative", "theta-only", "extended", "graft-8", "graft-32", "graft-128", "full-delta")
 WINDOW = "2048"
+MACHINE = "machine.txt"
+"""File with a line on software and machine."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def write(folder: Path) -> None:
     options: dict[str, Any] = json.loads((folder / "options.json").read_text())
     size = SIZES[options["size"]]
     rows = _rows(folder)
-    failed = json.loads((folder / "failed.json").read_text())
+    failures = folder / "failed.json"  # a killed run has none
+    failed: dict[str, str] = json.loads(failures.read_text()) if failures.exists() else {}
     lengths = list(size.lengths)
     by_name = {row.name: row for row in rows}
     head = ["model", *(f"needles at {format_tokens(n)}" for n in lengths)]
@@ -67,13 +71,13 @@ def write(folder: Path) -> None:
     text = [
         "# SmolLM2-135M: a context extension and its transfer to a derivative\n",
         f"    {_command(options)}\n",
-        (folder / "machine.txt").read_text() + "\n",
+        (folder / MACHINE).read_text() + "\n",
         _text(folder, options) + "\n",
         *lines,
         "",
         *_adapters(folder),
         "",
-        *_not_done(folder, failed),
+        *_not_done(by_name, failed),
     ]
     page = "\n".join(text)
     (folder / "smollm2.md").write_text(page)
@@ -85,11 +89,11 @@ def write(folder: Path) -> None:
         target.write_bytes((folder / "smollm2.png").read_bytes())
 
 
-def _not_done(folder: Path, failed: dict[str, str]) -> Iterator[str]:
+def _not_done(done: Collection[str], failed: dict[str, str]) -> Iterator[str]:
     """Models without a score, and the failure that this goes back to."""
     for name in failed:
         model = name.removeprefix("score-")
-        if model == name or (folder / "scores" / model).exists():
+        if model == name or model in done:
             continue
         reason = failed[name]
         while reason.endswith(" failed") and (cause := reason.removesuffix(" failed")) in failed:
@@ -98,11 +102,15 @@ def _not_done(folder: Path, failed: dict[str, str]) -> Iterator[str]:
 
 
 def _rows(folder: Path) -> list[Row]:
-    names = [path.name for path in (folder / "scores").iterdir() if (path / "result.json").exists()]
+    """Of every model with scores; a model in several evaluations has those of the first."""
+    scores, skill = (
+        {name: result for path in reversed(paths) for result in [read_result(path)]
+         for name in result.models}
+        for paths in (score_folders(folder), skill_folders(folder))
+    )  # fmt: skip
     order = {name: number for number, name in enumerate(FIRST)}
-    skill = read_result(folder / "skill") if (folder / "skill").exists() else None
-    names.sort(key=lambda name: (order.get(name, len(order)), _natural(name)))
-    return [Row(name, read_result(folder / "scores" / name), skill) for name in names]
+    names = sorted(scores, key=lambda name: (order.get(name, len(order)), _natural(name)))
+    return [Row(name, scores[name], skill.get(name)) for name in names]
 
 
 def _natural(name: str) -> tuple[str, int, str]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.bench
 def parts(monkeypatch) -> Any:
     """The modules of the benchmark."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    names = ("corpus", "jobs", "recipes", "reversal")
+    names = ("corpus", "evaluations", "jobs", "recipes", "reversal")
     return SimpleNamespace(**{n: importlib.import_module(f"smollm2.{n}") for n in names})
 
 
@@ -82,6 +82,37 @@ def test_selections_are_valid_recipes_of_rows_that_fill_the_training(monkeypatch
         last = [entry.step for entry in recipe.sources[0].steps][-1]
         if isinstance(last, Length):
             assert (last.join or last.minimum or 0) > size.length
+
+
+def test_a_model_is_chosen_with_what_it_needs_in_order(parts, tmp_path):
+    def job(name: str, *needs: str, after: tuple[str, ...] = ()) -> Any:
+        return parts.jobs.Job(name, list, tmp_path, needs, after)
+
+    jobs = [job("a"), job("x"), job("b", "a", after=("x", "a")), job("y", "b"), job("c", "b")]
+    chosen = parts.jobs.with_needs(jobs, ["c"])
+    assert [(one.name, one.after) for one in chosen] == [("a", ()), ("b", ("a",)), ("c", ())]
+
+
+def test_groups_are_evaluated_without_models_that_failed_and_the_rest_alone(
+    parts, tmp_path, monkeypatch
+):
+    names = ["derivative", "extended", "theta-only", "graft-8"]
+    size = parts.recipes.SIZES["quick"]
+    jobs = {job.name: job for job in parts.evaluations.evaluations(tmp_path, size, names, "cpu")}
+    group, skill = jobs["scores-of-derivative"], jobs["skill-of-theta-only"]
+    assert set(group.after) == {"derivative", "extended", "theta-only"}
+    assert skill.needs == ("derivative",)
+    assert "skill-of-derivative" not in jobs
+    for name in ("derivative", "extended", "graft-8"):
+        (tmp_path / name).mkdir()
+    models = [word for word in group.work() if f"={tmp_path}" in word]
+    assert models == [f"{name}={tmp_path / name}" for name in ("derivative", "extended")]
+    (group.output).mkdir(parents=True)
+    (group.output / "result.json").touch()
+    scored = SimpleNamespace(models=["derivative", "extended"])
+    monkeypatch.setattr("regraft.evaluate.result.read_result", lambda folder: scored)
+    assert jobs["score-extended"].work() is None
+    assert jobs["score-graft-8"].work()[1] == f"graft-8={tmp_path / 'graft-8'}"
 
 
 def test_jobs_run_once_in_order_and_a_failure_stops_what_needs_it(parts, tmp_path):
