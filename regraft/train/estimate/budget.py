@@ -3,7 +3,7 @@
 Per device, with S tokens on it and N devices:
 
     M = C + state / N + max(loss, backward, update)
-    loss = E + S a + loss chunk + gradient of the head
+    loss = E + S (a + 2 d) + loss chunk + gradient of the head
     backward = E + G + max(S a, gradients of layers / N + S a / L) + S w
     update = 2 gradients / N
 
@@ -20,8 +20,8 @@ a         2 d L bytes of layer inputs a token (recomputing) and (2 q + 4 h)(L - 
           recomputation, of every layer 13.1 d + 4 q, what norms of queries and keys and trained
           ones save, and 8 for each unit of the MLP's width unless that is tiled
 w         working set of one layer's backward (`layer_bytes`); 2 q more where devices share rows;
-          without recomputation 17.4 d, of the last norm, during the loss too, 6 d less with
-          fused_norms, which also makes a 4 d less; fused_swiglu makes the 8 a 6
+          without recomputation 17.4 d, of the last norm, 6 d less with fused_norms, which also
+          makes a 4 d less; fused_swiglu makes the 8 a 6
 C         what no tensor shows: context, libraries, communication buffers, fragmentation
 
 a, G and w were counted: the live bytes of the real step (this package's attention, loss and LoRA,
@@ -51,7 +51,7 @@ _EXCHANGE_BYTES = 2.0  # of bfloat16 arithmetic
 _KEPT_BYTES, _KEPT_QUERY_BYTES, _KEPT_MLP_BYTES, _LAST_NORM_BYTES = 13.1, 4.0, 8.0, 17.4
 _KEPT_NORM_BYTES, _KEPT_LAST_NORM_BYTES = 4.0, 6.0  # less with fused_norms
 _KEPT_SWIGLU_BYTES = 2.0  # less with fused_swiglu
-_LOGIT_BYTES = 12  # of one logit in the loss: float32 logits, their gradient, the narrow copies
+_LOGIT_BYTES = 8.6  # of one logit in the loss: float32 logits and log-probabilities; hidden states
 _GRADIENT = 4  # bytes
 _FOUR_BIT_BYTES = 0.5625  # of a weight of `load: {bits: 4}`, with its share of a scale
 _TILE = 8192  # tokens, of the advice to compute the MLP in tiles
@@ -197,8 +197,7 @@ def memory(
     backward = max(local * inputs, before + local * last) + working
     kept = min(RESIDENT, shape.layers) if switches.offload else 1  # layers, of `inputs` each
     loss = local * inputs * kept + chunk + (_GRADIENT + switches.element) * embedding
-    if not switches.checkpoint:
-        loss += local * peaks[0].token
+    loss += local * switches.element * shape.hidden  # the gradient of the last hidden states
     if devices > 1:  # FSDP gathers the embeddings, a layer and the next
         teachers = shape.vocabulary * shape.hidden if switches.distill else 0  # head
         root = (shape.embeddings + teachers) * switches.element

@@ -70,11 +70,13 @@ class _HeadLoss(torch.autograd.Function):
                 if of_hidden is None and of_weight is None:
                     continue
                 slope = log_p.exp_().scatter_add_(1, right, -torch.ones_like(right, dtype=wide))
-                slope = slope.mul_(valid[:, None]).to(narrow)
+                del log_p  # or it is there beside the next chunk's
+                slope, valid = slope.to(narrow), valid[:, None]
                 if of_hidden is not None:
-                    of_hidden[span] = slope @ used
+                    torch.mul(slope @ used, valid, out=of_hidden[span])
                 if of_weight is not None:
-                    of_weight += slope.T @ part
+                    of_weight += slope.T @ (part * valid)
+                del slope
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.dtype = weight.dtype
         return total
