@@ -122,7 +122,7 @@ def _line(
 
 
 def measure_longest(scope: Scope, report: Report) -> None:
-    """The longest row of the whole model that the device's memory holds, and with `fused_norms`.
+    """The longest row of the whole model that the device's memory holds, also with fused kernels.
 
     Three layers train beside a tensor of the size of the other layers' weights, gradients and
     moments; with `offload` the inputs of only two layers are on the device at a time, whatever
@@ -131,7 +131,7 @@ def measure_longest(scope: Scope, report: Report) -> None:
     that should fit, which is then run, and a longer or a shorter one. The host needs `host_GiB` for
     the inputs of all layers but the last two.
     """
-    for memory in (BOTH, {**BOTH, "fused_norms": True}):
+    for memory in (BOTH, {**BOTH, **FUSED}):
         _longest(scope, report, memory)
         scope.clear()
 

@@ -19,16 +19,17 @@ _KINDS = {
     "norms": ("norm",),
     "sums and softmax": ("reduce", "softmax", "sum", "mean"),
     "copies": ("memcpy", "memset", "copy", "cat", "fill"),
+    "fused kernels": ("_rotate", "_swiglu"),
     "elementwise": ("elementwise", "vectorized", "mul", "add", "silu", "neg"),
 }
 _LONGEST = 24
 
 
 def profile_step(scope: Scope, report: Report) -> None:
-    """A step of two layers at 64k tokens, plain and with the quickest savers, by torch's profiler:
+    """A step of two layers at 64k tokens, without and with fused kernels, by torch's profiler:
     device seconds of each kind of kernel and of the longest kernels."""
     length = scope.pick(65536, 32768, 64)
-    for name in ("keep_attention", "keep_attention and fused_norms"):
+    for name in ("keep_attention", "keep_attention and fused"):
         trainee = Trainee(scope, 2, length, MEMORY_SAVERS[name])
         trainee.measure(length)
         seconds = trainee.measure(length)
