@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from regraft.adapters.extract.decomposition import Decomposition
-from regraft.adapters.extract.factorize import RestChange
 from regraft.adapters.extract.rank_gain import LITTLE_SIGNAL, describe, gains, suggested_rank
+from regraft.adapters.extract.rest import RestChange
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.writer import totals_of
 from regraft.records import (

@@ -18,7 +18,8 @@ from torch import Tensor
 from regraft import progress
 from regraft.adapters.extract import card, evidence, moments
 from regraft.adapters.extract.deltas import difference, difference_dtype
-from regraft.adapters.extract.factorize import Factorizer, RestChange, measure_rest
+from regraft.adapters.extract.factorize import Factorizer
+from regraft.adapters.extract.rest import RestChange, measure_rest
 from regraft.adapters.extract.select import Module, Plan, check_lineage, make_plan, shared_shape
 from regraft.adapters.extract.verify import verify_with_peft
 from regraft.adapters.serving import PORTABLE_CAP

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from regraft import progress
 from regraft.adapters.extract.decomposition import Decomposition
-from regraft.adapters.extract.deltas import Delta, compare, deltas
+from regraft.adapters.extract.deltas import Delta, deltas
 from regraft.adapters.extract.moments import Calibration, input_norms
 from regraft.adapters.extract.select import Module, Plan
 from regraft.adapters.extract.streams import in_order, lanes
 from regraft.adapters.folder import WEIGHTS
-from regraft.checkpoint.hf.roles import Role
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
 from regraft.checkpoint.write.staging import Staging
@@ -41,17 +40,6 @@ from regraft.lowrank.weighted import WeightedNorm, weighted_factors
 _AUTO_SLACK = 0.01  # relative increase of the error that `--rank auto` accepts for a smaller rank
 # Least number of directions computed of a module that may be stored at a higher rank than its own.
 _SPARE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestChange:
-    """The change of one tensor that is not factorised. rows_not_shared: rows that the extended
-    model has more than the base; negative if fewer."""
-
-    role: str
-    delta_norm: float
-    relative_delta: float | None
-    rows_not_shared: int
 
 
 class Factorizer:
@@ -284,22 +272,3 @@ class Factorizer:
 def _unit(module: Module, at_most: Mapping[str, int]) -> str:
     """The key of a module's entry in the journal."""
     return f"{module.name} <= {at_most[module.name]}"
-
-
-def measure_rest(
-    base: Checkpoint, extended: Checkpoint, names: list[str], roles: Mapping[str, Role]
-) -> dict[str, RestChange]:
-    """The change of every tensor that is not factorised."""
-    rest: dict[str, RestChange] = {}
-    with progress.bar("Measuring the rest", max(1, len(names))) as bar:
-        for name in names:
-            squared_delta, squared_base = compare(base, extended, name)[:2]
-            rows, own = extended.tensors[name].shape[:1], base.tensors[name].shape[:1]
-            rest[name] = RestChange(
-                role=roles[name].kind,
-                delta_norm=math.sqrt(squared_delta),
-                relative_delta=math.sqrt(squared_delta / squared_base) if squared_base else None,
-                rows_not_shared=rows[0] - own[0] if rows != own else 0,
-            )
-            bar.advance()
-    return rest
