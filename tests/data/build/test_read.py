@@ -62,16 +62,38 @@ def test_names_of_files_in_another_encoding_are_printable(tmp_path):
     assert list(report.hashes) == [r"code/caf\udce9.py"]
 
 
-def test_only_the_broken_lines_that_are_examples_have_their_number_counted(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [("{", "it is not valid JSON"), ('{"body": "a"}', "has no text in its field 'text'; it has")],
+)
+def test_only_the_broken_lines_that_are_examples_have_their_number_counted(
+    tmp_path, monkeypatch, line, problem
+):
     counted = []
-    number = lines._line_number
-    monkeypatch.setattr(lines, "_line_number", lambda *place: counted.append(1) or number(*place))
-    (tmp_path / "a.jsonl").write_text("{\n" * 30)
+
+    def place_in(*place):
+        counted.append(place)
+        return number(*place)
+
+    number = lines.place_in
+    for module in (lines, read):
+        monkeypatch.setattr(module, "place_in", place_in)
+    (tmp_path / "a.jsonl").write_text(f"{line}\n" * 30)
     found, report = _read(_source(jsonl=str(tmp_path)))
     assert (found, report.broken, len(counted)) == ([], 30, 5)
-    assert [text.split(":")[0] for text in report.examples[3:]] == [
-        "a.jsonl, line 4", "a.jsonl, line 5"
-    ]  # fmt: skip
+    assert report.examples[3].startswith("a.jsonl, line 4")
+    assert report.examples[4].startswith("a.jsonl, line 5")
+    assert problem in report.examples[4]
+
+
+def test_a_broken_record_of_parquet_has_its_number(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"text": "a", "key": key} for key in (1, 2, None)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1)
+    _, report = _read(_source(parquet=str(tmp_path), id_field="key"))
+    assert report.examples == ["a.parquet, record 3 has no id in its field 'key'"]
 
 
 def test_parquet_is_read_by_row_groups(tmp_path, monkeypatch):

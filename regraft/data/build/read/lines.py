@@ -62,8 +62,7 @@ def read_jsonl(
 
     A line that is in none of the encodings, no JSON or longer than 256 MB counts as broken.
     """
-    remote = is_hub(path)
-    raw = open_hub_file(path, in_order=True) if remote else open_file(path)
+    raw = open_hub_file(path, in_order=True) if is_hub(path) else open_file(path)
     with BufferedReader(raw, _BLOCK) as file:
         if start:
             file.seek(start - 1)
@@ -80,11 +79,7 @@ def read_jsonl(
                 value = parse_json(text if at else text.removeprefix("\ufeff"), "it")
             except InputError as error:
                 report.records += 1
-                place = name
-                if remote:
-                    place = f"{name}, byte {at}"
-                elif report.has_room:  # a line number takes a reading of all before it
-                    place = f"{name}, line {_line_number(path, at)}"
+                place = f"{name}, {place_in(path, at)}" if report.has_room else name
                 report.add_broken(f"{place}: {str(error).split('; correct it')[0]}")
                 continue
             yield f"{name}:{at}", value
@@ -104,14 +99,17 @@ def _decode(line: bytes, encodings: Sequence[str]) -> str:
     raise InputError(f"it is not {' or '.join(encodings)} text")
 
 
-def _line_number(path: str, at: int) -> int:
-    """The number of the line that begins at byte `at`; reads all that is before it."""
+def place_in(path: str, at: int) -> str:
+    """'line N', of the line that begins at byte `at`; 'byte N' in a file of the Hub, since the
+    number takes a reading of all that is before it."""
+    if is_hub(path):
+        return f"byte {at}"
     number = 1
     with open_file(path) as file:
         while at > 0 and (block := file.read(min(_BLOCK, at))):
             number += block.count(b"\n")
             at -= len(block)
-    return number
+    return f"line {number}"
 
 
 def _encoding_of(path: Path, encodings: Sequence[str]) -> str | None:

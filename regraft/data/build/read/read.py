@@ -14,7 +14,7 @@ from typing import Any
 
 from regraft.data.build.document import Document, Message
 from regraft.data.build.read.hub import is_hub, name_of, open_hub_parquet, reading_hub
-from regraft.data.build.read.lines import cut_texts, read_jsonl, read_texts
+from regraft.data.build.read.lines import cut_texts, place_in, read_jsonl, read_texts
 from regraft.data.build.read.pages import page_text, read_page, read_pdf
 from regraft.data.build.read.parts import Part, Piece, is_parquet, root_of
 from regraft.data.build.read.report import ReadReport
@@ -42,7 +42,7 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
             return
         if is_hub(piece.path):
             rows = _hub_rows(source, piece, report)
-            yield from _records(source, rows, report, last)
+            yield from _records(source, piece, rows, report, last)
             continue
         path = Path(piece.path)
         name = _printable(path.relative_to(root) if path.is_relative_to(root) else path.name)
@@ -58,7 +58,8 @@ def read_part(source: Source, part: Part, report: ReadReport) -> Iterator[Docume
             elif source.kind in ("html", "pdf"):
                 yield from _texts(source, _pages(source, path, name, report), name, report)
             else:
-                yield from _records(source, _rows(source, piece, name, report), report, last)
+                rows = _rows(source, piece, name, report)
+                yield from _records(source, piece, rows, report, last)
 
 
 def file_hash(path: Path) -> str:
@@ -100,7 +101,11 @@ def _pages(source: Source, path: Path, name: str, report: ReadReport) -> Iterato
 
 
 def _records(
-    source: Source, rows: Iterator[tuple[str, Any]], report: ReadReport, last: int | None
+    source: Source,
+    piece: Piece,
+    rows: Iterator[tuple[str, Any]],
+    report: ReadReport,
+    last: int | None,
 ) -> Iterator[Document]:
     """Documents of (place, record) pairs; the place is the id unless a field has one. last: where
     the count of records ends."""
@@ -111,7 +116,8 @@ def _records(
         try:
             document = _document(source, where, row)
         except InputError as error:
-            report.add_broken(str(error))
+            place = _place(source, piece, where) if report.has_room else where
+            report.add_broken(place + str(error).removeprefix(where))
             continue
         if not source.books3 and _is_books3(row):
             report.books3 += 1
@@ -119,6 +125,14 @@ def _records(
             yield document
         else:
             report.empty += 1
+
+
+def _place(source: Source, piece: Piece, where: str) -> str:
+    """The place 'name:number' as text with a line or record number, from 1."""
+    name, _, number = where.rpartition(":")
+    if is_parquet(source, piece.path):
+        return f"{name}, record {int(number) + 1}"
+    return f"{name}, {place_in(piece.path, int(number))}"
 
 
 def _document(source: Source, where: str, row: Any) -> Document:
