@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,14 +16,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from regraft.records import AdapterRecord
-
-
-class Layout(StrEnum):
-    """The values of --layout."""
-
-    portable = "portable"
-    compact = "compact"
-    exact = "exact"
 
 
 @options.shell_command()
@@ -54,13 +45,13 @@ def extract_lora(
         typer.Option(help="Choose ranks so that the adapter has this size, such as 300MB."),
     ] = None,
     layout: Annotated[
-        Layout,
+        str,
         typer.Option(
             help="portable: one rank, read by PEFT, vLLM, SGLang and llama.cpp; compact: a rank "
             "per module, PEFT only; exact: compact plus the differences of norms, embeddings and "
             "head."
         ),
-    ] = Layout.portable,
+    ] = "portable",
     modules: Annotated[
         str,
         typer.Option(
@@ -116,7 +107,7 @@ def extract_lora(
 
     return Command(
         lambda: regraft.extract_lora(
-            base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout.value,
+            base, extended, out, rank=rank, energy=energy, budget=budget, layout=layout,
             modules=modules, dtype=dtype, exact=exact, calibrate=calibrate,
             calibrate_length=calibrate_length, calibrate_tokens=calibrate_tokens, verify=verify,
             full_fingerprint=full_fingerprint, device=device, seed=seed, force=force,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def extract_lora(
     rank: int | str | None = None,
     energy: float | None = None,
     budget: str | int | None = None,
-    layout: Layout = "portable",
+    layout: str = "portable",
     modules: str = "all-linear",
     dtype: str = "bfloat16",
     exact: bool = False,
@@ -90,7 +91,7 @@ def extract_lora(
     NaN), LineageError (unrelated or swapped checkpoints), InputError (arguments), OutputError
     (disk).
     """
-    rule = _check_arguments(rank, energy, budget, layout, dtype)
+    layout, rule = _check_arguments(rank, energy, budget, layout, dtype)
     if calibrate is None and (calibrate_length, calibrate_tokens) != (None, None):
         raise InputError("--calibrate-length and --calibrate-tokens need --calibrate TEXT.")
     torch_device, stored_dtype = pick_device(device), OUTPUT_DTYPES[dtype]
@@ -169,19 +170,19 @@ def _check_arguments(
     rank: int | str | None,
     energy: float | None,
     budget: str | int | None,
-    layout: Layout,
+    layout: str,
     dtype: str,
-) -> RankRule:
+) -> tuple[Layout, RankRule]:
     if dtype not in OUTPUT_DTYPES:
         raise InputError(f"--dtype '{dtype}' is not one of {', '.join(OUTPUT_DTYPES)}.")
-    if layout not in ("portable", "compact", "exact"):
-        raise InputError(f"--layout '{layout}' is not one of portable, compact, exact.")
+    layouts = get_args(Layout)
+    if layout not in layouts:
+        raise InputError(f"--layout '{layout}' is not one of {', '.join(layouts)}.")
     cap = PORTABLE_CAP if layout == "portable" else None
     if rank is None and energy is None and budget is None:
         rank = 64
-    return parse_rule(
-        rank, energy, parse_bytes(budget, "--budget") if budget is not None else None, cap
-    )
+    size = parse_bytes(budget, "--budget") if budget is not None else None
+    return cast(Layout, layout), parse_rule(rank, energy, size, cap)
 
 
 def _model(checkpoint: Checkpoint, full_fingerprint: bool) -> ModelRecord:
