@@ -22,6 +22,7 @@ PARTS = (
     Part("kernels", "kernels:check_kernels", 60, 25),
     Part("nccl", "distributed:check_distributed", 40, 25),
     Part("step", "step:check_step", 60, 30),
+    Part("fused", "fused:check_fused_kernels", 40, 20),
     Part("offload", "offload:check_offload", 40, 20),
     Part("extract", "extraction:check_extraction", 90, 35),
     Part("merge", "commands:check_merge", 60, 30),

@@ -42,8 +42,8 @@ def test_every_part_holds_on_a_cpu_and_leaves_tables(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     text = (tmp_path / "gpu.md").read_text()
-    names = ("kernels", "nccl", "step", "offload", "extract", "merge", "constants", "4bit", "64k",
-             "levers", "long", "longest", "evaluate", "wide", "128k")  # fmt: skip
+    names = ("kernels", "nccl", "step", "fused", "offload", "extract", "merge", "constants",
+             "4bit", "64k", "levers", "long", "longest", "evaluate", "wide", "128k")  # fmt: skip
     assert all(f"| {name} | ok |" in text for name in names)
     assert "do not hold" not in text
 

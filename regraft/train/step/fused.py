@@ -95,12 +95,12 @@ def _rotation(own: Rotation) -> Rotation:
         narrow = _has_kernel(q) and _has_kernel(k)
         if not narrow or cos.dtype != torch.float32 or cos.shape[-1] != q.shape[-1]:
             return own(q, k, cos, sin)
-        return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+        return Rotate.apply(q, cos, sin), Rotate.apply(k, cos, sin)
 
     return run
 
 
-class _Rotate(torch.autograd.Function):
+class Rotate(torch.autograd.Function):
     """x [B, H, s, D], cos and sin [1 or B, s, D] -> [B, H, s, D] in x's type and order of axes."""
 
     @staticmethod
@@ -146,10 +146,10 @@ class _Mlp:
         gate, up = self.mlp.gate_proj(x), self.mlp.up_proj(x)
         if not _has_kernel(gate) or gate.dtype != up.dtype:
             return self.mlp.act_fn(gate) * up
-        return _SwiGlu.apply(gate.contiguous(), up.contiguous())
+        return SwiGlu.apply(gate.contiguous(), up.contiguous())
 
 
-class _SwiGlu(torch.autograd.Function):
+class SwiGlu(torch.autograd.Function):
     """gate and up of one shape, contiguous -> silu(gate) up."""
 
     @staticmethod

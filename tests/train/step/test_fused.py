@@ -162,7 +162,7 @@ def test_one_model_is_changed_and_no_other(plain, name):
 
 def test_swiglu_writes_gradients_over_what_it_saved_once(plain):
     gate, up = (torch.randn(3, 8).requires_grad_().mul(1) for _ in range(2))
-    result = fused._SwiGlu.apply(gate, up).sum()
+    result = fused.SwiGlu.apply(gate, up).sum()
     grads = torch.autograd.grad(result, (gate, up), retain_graph=True)
     assert [g.data_ptr() for g in grads] == [gate.data_ptr(), up.data_ptr()]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -174,7 +174,7 @@ def test_rotation_takes_any_order_of_axes_and_saves_the_tables_alone(plain):
     tables = [torch.randn(1, 5, 8) for _ in range(2)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        out = fused._Rotate.apply(x.transpose(1, 2), *tables)
+        out = fused.Rotate.apply(x.transpose(1, 2), *tables)
     assert [t.data_ptr() for t in kept] == [t.data_ptr() for t in tables]
     assert out.transpose(1, 2).is_contiguous()
     (grad,) = torch.autograd.grad(out, x, torch.ones(2, 3, 5, 8, dtype=torch.bfloat16))
@@ -186,8 +186,8 @@ def test_shapes_alone_take_the_path_of_the_kernels():
         x = torch.empty(1, 7, 2, 8, dtype=torch.bfloat16, requires_grad=True).transpose(1, 2)
         assert fused._has_kernel(x)
         assert not fused._has_kernel(x.float())
-        out = fused._Rotate.apply(x, *torch.empty(2, 1, 7, 8))
-        result = fused._SwiGlu.apply(out.contiguous(), out.contiguous())
+        out = fused.Rotate.apply(x, *torch.empty(2, 1, 7, 8))
+        result = fused.SwiGlu.apply(out.contiguous(), out.contiguous())
         assert (result.shape, result.dtype) == (x.shape, x.dtype)
         result.sum().backward()
 
