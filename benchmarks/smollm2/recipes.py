@@ -116,6 +116,7 @@ def recovery(
         "recover": {"teacher": str(teacher), "distill": 1.0, "short": ["skill"]},
         "stages": [{**stage, "rate": rate, "mix": {"skill": 1}}],
         "data": {"sources": [_long(texts), *_skill(texts)["sources"]], "held_out": 0.05},
+        "memory": {"rows": size.rows},
         "watch": {
             "every": 10, "rows": 2, "length": size.target, "needle": {"filler": "long", "rows": 4},
         },
