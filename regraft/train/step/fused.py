@@ -30,6 +30,7 @@ from regraft.errors import InputError
 from regraft.train.recipe.execution import Memory
 
 _ROTATION = "apply_rotary_pos_emb"
+_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 _SILUS = ("SiLU", "SiLUActivation")
 _HALVES = (torch.bfloat16, torch.float16)
@@ -63,7 +64,7 @@ def fuse_rope(model: nn.Module) -> None:
     """Rotate queries and keys of every attention layer of a transformers model by the kernel.
 
     The layers' own forward functions run, with another function in place of the name
-    `apply_rotary_pos_emb`. Raises InputError where a layer does not call it.
+    `apply_rotary_pos_emb`. Raises InputError for architectures that may rotate other pairs.
     """
     made: dict[type, Any] = {}
     for layer in model.model.layers:  # type: ignore[union-attr]
@@ -75,9 +76,9 @@ def fuse_rope(model: nn.Module) -> None:
 
 
 def _with_rotation(kind: type) -> Any:
-    forward = kind.forward  # type: ignore[attr-defined]
+    forward: Any = getattr(kind, "forward", None)
     code = getattr(forward, "__code__", None)
-    if code is None or _ROTATION not in code.co_names or _ROTATION not in forward.__globals__:
+    if kind.__name__ not in _ATTENTIONS or code is None or _ROTATION not in code.co_names:
         raise InputError(
             f"memory: {{fused_rope: true}} does not know how {kind.__name__} rotates; leave it out."
         )

@@ -198,12 +198,14 @@ def test_other_architectures_are_refused():
     with pytest.raises(InputError, match=r"fused_swiglu.*LlamaMLP with GELU"):
         fuse_swiglu(model)
 
-    class Other(torch.nn.Module):
-        def forward(self, hidden_states):
-            return hidden_states
+    class GlmAttention(modeling_llama.LlamaAttention):
+        """It rotates neighbours, by a function of the same name."""
 
-    model.model.layers[1].self_attn = Other()
-    with pytest.raises(InputError, match=r"fused_rope.*Other rotates"):
+    model.model.layers[1].self_attn = GlmAttention(model.config, 1)
+    with pytest.raises(InputError, match=r"fused_rope.*GlmAttention rotates"):
+        fuse_rope(model)
+    model.model.layers[1].self_attn = type("LlamaAttention", (torch.nn.Identity,), {})()
+    with pytest.raises(InputError, match=r"fused_rope.*LlamaAttention rotates"):
         fuse_rope(model)
 
 
