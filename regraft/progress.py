@@ -23,6 +23,7 @@ _console: Console | None = None
 _active = False  # whether a bar is displayed; another one inside its block is not
 _part: Callable[[float], None] | None = None  # moves the outer bar by a share of the current part
 _notes_hidden = False
+_warned: set[str] | None = None  # in a block that gives each warning once
 _whole: Whole | None = None  # of a command that runs others
 
 
@@ -59,8 +60,23 @@ def hide_notes() -> Iterator[None]:
         _notes_hidden = before
 
 
+@contextmanager
+def warn_once() -> Iterator[None]:
+    """Give each warning of the block once, for a command that runs others several times."""
+    global _warned
+    before, _warned = _warned, set()
+    try:
+        yield
+    finally:
+        _warned = before
+
+
 def warn(text: str) -> None:
     """Print a warning; where nothing is printed, it is a Python warning instead."""
+    if _warned is not None:
+        if text in _warned:
+            return
+        _warned.add(text)
     if _quiet:
         import warnings
 

@@ -30,6 +30,19 @@ def test_a_command_with_hidden_notes_gives_its_warnings(
     assert said.readouterr().err.splitlines() == ["warning: a danger", "a fact"]
 
 
+def test_a_warning_is_given_once_in_a_command_that_runs_others(
+    said: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        with progress.warn_once():
+            for text in ("a danger", "another", "a danger"):
+                progress.warn(text)
+    progress.warn("another")
+    progress.warn("another")
+    lines = ["warning: a danger", "warning: another"]
+    assert said.readouterr().err.splitlines() == [*lines, *lines, lines[1], lines[1]]
+
+
 def test_a_long_wait_is_told_also_where_notes_are_not(
     said: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ class StagePlan:
     seconds: float | None
 
 
+@progress.warn_once()
 def graft_model(
     recipe: str | Path | Document,
     out: str | Path,

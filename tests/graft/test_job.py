@@ -1,51 +1,23 @@
-"""Jobs on small models: what they write, what they do again, what they refuse, what kills them."""
+"""Jobs on small models: what they write, what they do again, what they refuse."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from models import LLAMA, changed, contents, family, load, save, weights
+from graft_jobs import folders, recipe, runs
+from models import LLAMA, contents, load, save, weights
 
+from regraft import progress
 from regraft.adapters.apply.apply import apply_lora
-from regraft.adapters.extract import extract, factorize
 from regraft.adapters.extract.extract import extract_lora
 from regraft.errors import InputError, LineageError, RegraftError
 from regraft.graft.job import graft_model
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base, extended, derivative and `other`, a second derivative."""
-    folder = tmp_path_factory.mktemp("models")
-    family(folder)
-    save(folder / "other", LLAMA, changed(weights(LLAMA), rank=None, size=0.03, seed=7))
-    return folder
-
-
-def recipe(folder: Path, models: Path, text: str = "", targets: str = "derivative") -> Path:
-    """A recipe for the models, with more keys."""
-    listed = ", ".join(str(models / name) for name in targets.split())
-    path = folder / "recipe.yaml"
-    keys = {"ranks": "[4]"}
-    keys |= {key: value for key, _, value in (line.partition(": ") for line in text.splitlines())}
-    lines = [f"{key}: {value}\n" for key, value in keys.items()]
-    path.write_text(
-        f"base: {models / 'base'}\nextended: {models / 'extended'}\ntargets: [{listed}]\n"
-        + "".join(lines)
-    )
-    return path
-
-
-def runs(out: Path) -> dict[str, int]:
-    """When each stage was noted as finished."""
-    return {p.stem: p.stat().st_mtime_ns for p in (out / ".regraft-graft").glob("*@*.json")}
+from regraft.graft.stages.evaluation import Evaluate
 
 
 def test_a_job_does_what_the_single_commands_do(models: Path, tmp_path: Path) -> None:
@@ -86,15 +58,6 @@ def test_a_changed_argument_is_done_again_with_what_depends_on_it(
     assert again == {f"{kind}@{name}" for kind in kinds for name in ("derivative", "other")}
     graft_model(changed_recipe, tmp_path / "fresh")
     assert folders(out) == folders(tmp_path / "fresh")
-
-
-def folders(out: Path) -> dict[str, bytes]:
-    """Every file of a job, with its own folder's name taken out."""
-    return {
-        name: data.replace(str(out).encode(), b"OUT")
-        for name, data in contents(out).items()
-        if not name.endswith("/lock") and ".regraft-files" not in name
-    }
 
 
 def test_a_changed_input_is_seen_and_a_touched_one_is_not(models: Path, tmp_path: Path) -> None:
@@ -222,29 +185,6 @@ def test_a_target_that_fails_does_not_stop_the_others(models: Path, tmp_path: Pa
     assert not (out / "grafts/broken").exists()
 
 
-def test_an_interrupted_stage_continues_where_it_was(models, tmp_path, monkeypatch) -> None:
-    def stop(*_, **__):
-        raise RuntimeError("stopped")
-
-    decomposed = []
-
-    def deltas(base, extended, modules, device):
-        decomposed.extend(modules)
-        return real(base, extended, modules, device)
-
-    real = factorize.deltas
-    monkeypatch.setattr(factorize, "deltas", deltas)
-    monkeypatch.setattr(extract, "write_adapter", stop)  # when all modules are decomposed
-    given, out = recipe(tmp_path, models), tmp_path / "out"
-    with pytest.raises(RuntimeError, match="stopped"):
-        graft_model(given, out)
-    assert decomposed
-    decomposed.clear()
-    with pytest.raises(RuntimeError, match="stopped"):
-        graft_model(given, out)
-    assert not decomposed
-
-
 def test_a_given_adapter_and_its_scale_are_applied(models: Path, tmp_path: Path) -> None:
     extract_lora(models / "base", models / "extended", tmp_path / "adapter", rank=4)
     path = tmp_path / "recipe.yaml"
@@ -267,67 +207,17 @@ def test_a_target_is_merged_with_the_adapter(models: Path, tmp_path: Path) -> No
         assert torch.allclose(merged[name], tensor, atol=8 * torch.finfo(torch.float32).eps)
 
 
-def test_a_second_job_on_the_same_folder_is_refused(models, tmp_path, children) -> None:
-    given, out, gate = recipe(tmp_path, models), tmp_path / "out", tmp_path / "gate"
-    import threading
-
-    first: list[dict] = []
-    job = threading.Thread(
-        target=lambda: first.append(
-            children.run("graft", given, "-o", out, "--quiet", gate=(8, gate))
-        )
-    )
-    job.start()
-    while not Path(f"{gate}.reached").exists():
-        assert job.is_alive()
-        time.sleep(0.01)
-    with pytest.raises(InputError, match="Another regraft process is writing"):
-        graft_model(given, out)
-    gate.touch()
-    job.join()
-    assert first[0]["code"] == 0, first[0]["err"]
-
-
-def test_a_recipe_changed_in_the_middle_ends_as_if_it_had_always_been_so(
-    models, tmp_path, children
+def test_a_warning_of_several_stages_is_given_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "first").mkdir()
-    first = recipe(tmp_path / "first", models, "ranks: [8]", targets="derivative other")
-    second, out = recipe(tmp_path, models), tmp_path / "out"
-    whole = children.run("graft", second, "-o", out, "--quiet")
-    assert whole["code"] == 0, whole["err"]
-    expected = contents(out)
-    for moment in (60, 150):  # in the extraction, and after it
-        shutil.rmtree(out)
-        killed = children.run("graft", first, "-o", out, "--quiet", die=moment)
-        assert killed["code"] == -9
-        refused = children.run("graft", second, "-o", out, "--quiet")
-        assert refused["code"] == 2
-        assert "another recipe" in refused["err"]
-        done = children.run("graft", second, "-o", out, "--quiet", "--resume")
-        assert done["code"] == 0, done["err"]
-        assert contents(out) == expected
+    def check(stage: Evaluate) -> dict[str, str]:
+        progress.warn("few items")
+        return {}
 
-
-def test_killed_anywhere_the_same_line_ends_with_the_same_bytes(models, tmp_path, children) -> None:
-    (tmp_path / "work").mkdir()
-    given = recipe(tmp_path, models, targets="derivative other")
-    out = tmp_path / "out"
-    whole = children.run("graft", given, "-o", out, "--quiet")
-    assert whole["code"] == 0, whole["err"]
-    expected = contents(out)
-    rng = random.Random(0)
-    for moment in sorted(rng.sample(range(1, whole["calls"] + 1), 2)):
-        shutil.rmtree(out)
-        killed = children.run("graft", given, "-o", out, "--quiet", die=moment)
-        assert killed["code"] == -9, moment
-        deaths = 0
-        while True:  # again and again, a little later each time
-            deaths += 1
-            again = children.run(
-                "graft", given, "-o", out, "--quiet", die=40 * deaths if deaths < 3 else None
-            )
-            if again["code"] == 0:
-                break
-            assert again["code"] == -9, again["err"]
-        assert contents(out) == expected, moment
+    monkeypatch.setattr(Evaluate, "check", check)
+    given = recipe(tmp_path, models, "evaluate: {items: 2}", targets="derivative other")
+    with pytest.warns(UserWarning, match="few items") as warnings:
+        record = graft_model(given, tmp_path / "out", dry_run=True)
+    assert record.plan is not None
+    assert {"evaluate/derivative", "evaluate/other"} <= record.plan.keys()
+    assert len(warnings) == 1
