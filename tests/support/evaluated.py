@@ -103,3 +103,13 @@ def cell(score: float, **fields: Any) -> Any:
     return Cell(
         score=score, items=50, interval=(score, score), tokens=60, unique_share=1.0, **fields
     )
+
+
+SPEAKER: dict[str, Any] = {**LLAMA, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 1}
+
+
+def speaker(folder: Path, **config: Any) -> Path:
+    """A random Llama whose tokenizer knows every text."""
+    save(folder, SPEAKER | config, weights(SPEAKER | config))
+    text_tokenizer().save_pretrained(folder)
+    return folder
