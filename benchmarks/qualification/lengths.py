@@ -18,17 +18,18 @@ from regraft.train.step.memory import RESIDENT
 
 BOTH = {"offload": True, "tiled_mlp": 8192}
 FUSED = {"fused_norms": True, "fused_rope": True, "fused_swiglu": True}
-MEMORY_SAVERS: dict[str, dict[str, Any]] = {
+MEMORY_SAVERS: dict[str, dict[str, Any]] = {  # in the order of their value, if time runs out
+    "keep_attention": {"keep_attention": True},
+    "keep_attention and fused": {"keep_attention": True, **FUSED},
+    "keep_attention and fused_norms": {"keep_attention": True, "fused_norms": True},
+    "fused": FUSED,
     "recomputed": {},
+    "fused_norms": {"fused_norms": True},
     "offload": {"offload": True},
     "tiled_mlp": {"tiled_mlp": 8192},
     "offload and tiled_mlp": BOTH,
-    "keep_attention": {"keep_attention": True},
     "all three": {**BOTH, "keep_attention": True},
-    "fused_norms": {"fused_norms": True},
-    "keep_attention and fused_norms": {"keep_attention": True, "fused_norms": True},
-    "fused": FUSED,
-    "keep_attention and fused": {"keep_attention": True, **FUSED},
+    "all three and fused": {**BOTH, "keep_attention": True, **FUSED},
 }
 
 
@@ -67,9 +68,9 @@ def measure_levers(scope: Scope, report: Report) -> None:
     """Steps of few layers with each memory saver and kernel, extrapolated to all layers."""
     length = scope.pick(65536, 32768, 64)
     counts = scope.pick((2, 4), (2, 3), (1, 2))
+    _line(scope, report, "kept", scope.pick(16384, 8192, 64), counts, {"checkpoint": False})
     for name, memory in {**MEMORY_SAVERS, **_other_switches()}.items():
         _line(scope, report, name, length, counts, memory)
-    _line(scope, report, "kept", scope.pick(16384, 8192, 64), counts, {"checkpoint": False})
     if scope.device.type == "cuda":
         _line(scope, report, "recomputed, flash", length, counts, {}, "flash")
 
