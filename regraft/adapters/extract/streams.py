@@ -52,6 +52,8 @@ def in_order(
             yield result
         return
     threads = torch.get_num_threads()
+    if device.index is None:  # a new thread's default is the first GPU, not this thread's
+        device = torch.device(device.type, torch.cuda.current_device())
     running: deque[tuple[int, Future[Result]]] = deque()
     try:
         with ThreadPoolExecutor(at_once, "regraft", _own_stream, (device,)) as pool:

@@ -9,7 +9,7 @@ import torch
 
 from regraft.adapters.extract import streams
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Stream:
@@ -40,9 +40,13 @@ def current(monkeypatch):
     def set_stream(stream):
         own.stream = stream
 
+    def set_device(device):
+        assert device.index == 3
+
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(torch.cuda, "set_stream", set_stream)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     return current_stream
@@ -62,7 +66,7 @@ def test_results_come_in_order_and_each_is_computed_on_a_stream_of_its_thread(cu
         return 10 * item
 
     threads = torch.get_num_threads()
-    results = streams.in_order(iter(range(7)), work, lambda _: 1, CPU, 3)
+    results = streams.in_order(iter(range(7)), work, lambda _: 1, CUDA, 3)
     assert list(results) == [0, 10, 20, 30, 40, 50, 60]
     assert len(set(map(id, used))) == 3
     assert all(stream.calls[-1] == "synchronize" for stream in used)
@@ -83,7 +87,7 @@ def test_large_items_wait_until_there_is_room(current, monkeypatch):
         return size
 
     sizes = [4, 4, 4, 12, 3, 3, 3, 3]
-    assert list(streams.in_order(sizes, work, lambda size: size, CPU, 4)) == sizes
+    assert list(streams.in_order(sizes, work, lambda size: size, CUDA, 4)) == sizes
     assert max(most) == 12  # alone, although it is more than the limit
 
 
@@ -97,7 +101,7 @@ def test_an_error_is_raised_in_its_turn_and_nothing_is_begun_after_it(current):
         return item
 
     with pytest.raises(ValueError, match="no"):
-        results.extend(streams.in_order(range(100), work, lambda _: 1, CPU, 2))
+        results.extend(streams.in_order(range(100), work, lambda _: 1, CUDA, 2))
     assert results == [0, 1]
     assert begun[:3] == [0, 1, 2]
     assert len(begun) <= 5
