@@ -24,6 +24,8 @@ _SPECIAL = re.compile(
     r"|(?<!\w)_|_(?!\w)|~(?=~)"  # emphasis; an underscore inside a name is none
     r"|^>|^[#+=-]+(?=\s|$)"  # quote, heading, list, rule
 )
+_NUMBER = re.compile(r"[-+<>]?\d[\d.,]*(e[-+]?\d+)?([kMG]|%|x)?(?![\w/-])")
+_NO_VALUE = ("", "-", "n/a", "none", "not supported")  # in a column of numbers
 _PLAIN_YAML = re.compile(r"[A-Za-z][\w-]*/[A-Za-z][\w.-]*")  # org/name
 
 
@@ -58,9 +60,17 @@ def yaml_scalar(text: str) -> Markdown:
 
 
 def table(rows: Sequence[Sequence[object]]) -> Markdown:
-    """A table, the first row its head: first column to the left, numbers to the right."""
-    rule = [Markdown("---"), *[Markdown("--:")] * (len(rows[0]) - 1)]
+    """A table, the first row its head: columns of numbers to the right, except the first one."""
+    columns = list(zip(*rows[1:], strict=True))[1:] or [()] * (len(rows[0]) - 1)
+    rule = [Markdown("---")]
+    rule += [Markdown("--:" if _are_numbers(column) else "---") for column in columns]
     return Markdown("\n".join(map(_row, [rows[0], rule, *rows[1:]])))
+
+
+def _are_numbers(column: Iterable[object]) -> bool:
+    """Whether cells begin with a number, except for those without a value."""
+    texts = [str(cell) for cell in column if str(cell) not in _NO_VALUE]
+    return bool(texts) and all(map(_NUMBER.match, texts))
 
 
 def _row(cells: Iterable[object]) -> str:

@@ -71,6 +71,11 @@ def format_tokens(n: int) -> str:
     return str(n)
 
 
+def counted(n: int, noun: str) -> str:
+    """'1 file', '1,200 files'. noun: one whose plural ends in s."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The plan of a dry run as (label, text): ('read', '32.1 GB') for {'read_bytes': 32121044992}.
 

@@ -52,6 +52,24 @@ def test_a_table_has_as_many_cells_as_its_head() -> None:
     assert lines == ["| a | b |", "| --- | --: |", "| x\\|y | 1 |"]
 
 
+@pytest.mark.parametrize(
+    ("cells", "rule"),
+    [
+        (["1,024", "3 (0.5%)", "-"], "--:"),
+        (["0.50 [0.41, 0.60]", "n/a"], "--:"),
+        (["64k", "-2e-05", "3 documents", "<1%"], "--:"),
+        (["CC0-1.0", "MIT"], "---"),
+        (["0BSD", "1"], "---"),
+        (["7/8", "1"], "---"),
+        (["-", ""], "---"),
+        ([], "---"),
+    ],
+)
+def test_columns_of_numbers_are_to_the_right(cells: list[str], rule: str) -> None:
+    rows = [["name", "b"], *([str(number), cell] for number, cell in enumerate(cells))]
+    assert table(rows).splitlines()[1] == f"| --- | {rule} |"
+
+
 def test_a_code_block_is_not_left_by_its_text() -> None:
     text = "a\n```\n# out"
     assert fenced(text, "yaml").splitlines() == ["````yaml", *text.splitlines(), "````"]

@@ -100,7 +100,7 @@ def readers(adapter: AdapterFacts, length: int | None = None) -> dict[str, str]:
         what = "whole tensors" if adapter.whole_tensors else "dense differences"
         llamacpp = f"no: it loads no {what} from a LoRA"
     else:
-        llamacpp = f"by `regraft export`{', with the RoPE flags' if length else ''}"
+        llamacpp = f"by regraft export{', with the RoPE flags' if length else ''}"
     return {"regraft apply": "yes", "PEFT": peft, "vLLM": vllm, "llama.cpp": llamacpp}
 
 

@@ -116,7 +116,7 @@ def test_llama_cpps_flags_override_the_trained_length() -> None:
 @pytest.mark.parametrize(
     ("facts", "answer"),
     [
-        (AdapterFacts(rank=4, uniform=False, patterns=1), "by `regraft export`"),
+        (AdapterFacts(rank=4, uniform=False, patterns=1), "by regraft export"),
         (AdapterFacts(rank=4, uniform=True, differences=3), "no: it loads no dense differences"),
         (AdapterFacts(rank=4, uniform=True, whole_tensors=1), "no: it loads no whole tensors"),
     ],

@@ -33,6 +33,7 @@ from regraft.device import check_device, pick_device
 from regraft.errors import InputError
 from regraft.job import Job
 from regraft.records import Plain, versions, write_record
+from regraft.units import counted
 from regraft.write import write_text
 
 _LIBRARIES = ("pyarrow", "datasets", "datasketch", "tokenizers", "trafilatura", "pypdfium2")
@@ -170,7 +171,8 @@ def _source_record(source: Source, listing: Listing) -> SourceRecord:
 
 def _plan(listings: dict[str, Listing]) -> dict[str, Plain]:
     plan: dict[str, Plain] = {
-        f"source {name}": f"{listing.files:,} files in {len(listing.parts):,} parts"
+        f"source {name}": f"{counted(listing.files, 'file')} in "
+        f"{counted(len(listing.parts), 'part')}"
         for name, listing in listings.items()
     }
     read = sum(listing.bytes for listing in listings.values())

@@ -19,6 +19,7 @@ from regraft.units import format_tokens
 
 Rows = list[list[str]]  # the first is the header
 Value = TypeVar("Value")
+_BY_LENGTH = ", by length in tokens"
 MANY_TASKS = 4  # with more, summaries are more readable than a table for each
 
 
@@ -32,20 +33,23 @@ def tables(result: EvaluationRecord, *, brief: bool = False) -> list[tuple[str, 
     for task in result.tasks:
         cells = cells_of(result, task)
         if cells and not brief:
-            single.append((f"{task}: share answered", _task(result, task)))
+            single.append((f"{task}: share answered{_BY_LENGTH}", _task(result, task)))
             first = next(iter(cells.values()))
             if first.precision is not None:
-                single.append((f"{task}: precision / recall / F1", _detection(result, task)))
+                title = f"{task}: precision / recall / F1{_BY_LENGTH}"
+                single.append((title, _detection(result, task)))
             if result.settings.judge and result.tasks[task].judged:
-                single.append((f"{task}: share the judge agrees with", _judge(result, task)))
+                title = f"{task}: share the judge agrees with{_BY_LENGTH}"
+                single.append((title, _judge(result, task)))
     names = result.overall_tasks
     if len(names) > 1:
         listed = ", ".join(names) if len(names) <= MANY_TASKS else f"{len(names)} tasks"
-        summaries.append((f"Mean over {listed}", _overall(result)))
+        summaries.append((f"Mean over {listed}{_BY_LENGTH}", _overall(result)))
     if result.effective_length:
-        summaries.append(("Effective length", _effective_length(result)))
+        summaries.append(("Effective length in tokens", _effective_length(result)))
     if any(result.long_score.values()):
-        summaries.append(("LongScore", _long_score(result)))
+        title = f"LongScore: change relative to short lengths{_BY_LENGTH}"
+        summaries.append((title, _long_score(result)))
     if published := compare_with_published(result):
         summaries.append(("RULER: published, not comparable item by item", published))
     for task, ratios in _all_first(result.ratios or {}):
@@ -53,7 +57,7 @@ def tables(result: EvaluationRecord, *, brief: bool = False) -> list[tuple[str, 
             summaries.append((f"Carried over: {task}", _transfer(ratios)))
     for task, ratios in _all_first(result.fidelity.ratios if result.fidelity else {}):
         if not brief or task == "all":
-            summaries.append((f"Extraction fidelity: {task}", _fidelity(ratios)))
+            summaries.append((f"Extraction fidelity: {task}{_BY_LENGTH}", _fidelity(ratios)))
     suites = _published_suites(result.published)
     return [*summaries, *single, *_perplexity(result.measures), *_drift(result.measures), *suites]
 

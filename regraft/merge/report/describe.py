@@ -17,7 +17,7 @@ from regraft.merge.native.stream import threads
 from regraft.merge.report.conflicts import role
 from regraft.records import AdapterRecord, MergeFigures, MergeRecord, Plain
 from regraft.rope import ContextSpec
-from regraft.units import format_bytes
+from regraft.units import counted, format_bytes
 
 _DENSE = "densely, then extracted again"
 _BYTES_PER_SECOND = 0.5e9  # read on two cores, measured with benchmarks/merge.py
@@ -70,7 +70,7 @@ def adapter_plan_lines(
         read += sum(one.info(name).nbytes for one, name in bases)
     lines: dict[str, Plain] = {f"input {i}": str(one) for i, one in enumerate(inputs, 1)}
     return lines | {
-        "method": f"{record.method}, {len(adapters)} adapters, {how}",
+        "method": f"{record.method}, {counted(len(adapters), 'adapter')}, {how}",
         "context": _context(record),
         "parameters": _parameters(plan.changed),
         "modules": f"{len(plan.changed)} of rank up to {size.rank}",
@@ -188,7 +188,7 @@ def _adapter_summary(record: AdapterRecord) -> list[tuple[str, str]]:
     how = _how(record.merge.method, record.merge.space)
     totals = record.totals
     return [
-        ("method", f"{record.merge.method}, {len(record.merge.inputs)} adapters, {how}"),
+        ("method", f"{record.merge.method}, {counted(len(record.merge.inputs), 'adapter')}, {how}"),
         ("context", f"{before.describe()}  ->  {after.describe()}"),
         ("modules", f"{totals.modules} of rank up to {totals.rank_max}"),
         ("error", f"{totals.error:.3g} of the merged change, rounding of the factors included"),

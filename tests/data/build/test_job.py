@@ -156,8 +156,8 @@ def test_card_and_page_have_licences_figures_and_warnings(folder):
     assert f"| {read:,} (" in card.read_text()  # tokens before the steps
     assert f'<td class="number">{books.out.documents:,} (' in html
     assert html.count("<svg") == 3 + 5  # lengths of the sources, scores of quality
-    for words in ("are broken and left out, such as: books.jsonl, line 8: it is not valid JSON",
-                  "have no text and are left out."):  # fmt: skip
+    for words in ("is broken and left out, such as: books.jsonl, line 8: it is not valid JSON",
+                  "is without text and left out."):  # fmt: skip
         assert f"Of books, 1 of 60 records {words}" in card.read_text()
         assert f"Of books, 1 of 60 records {words}" in html
     assert [warning.split(" of ")[1] for warning in record.warnings] == [
@@ -235,7 +235,7 @@ def test_a_full_disk_keeps_what_is_done(folder, absolute, children):
 def test_a_dry_run_writes_nothing(folder):
     record = regraft.build_data("recipe.yaml", None, dry_run=True)
     assert record.plan is not None
-    assert record.plan["source books"] == "1 files in 1 parts"
+    assert record.plan["source books"] == "1 file in 1 part"
     assert not list(folder.glob(".*"))
 
 

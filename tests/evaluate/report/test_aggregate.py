@@ -61,9 +61,9 @@ def test_the_long_score_stands_beside_the_effective_length() -> None:
     assert score is not None
     assert score.value == pytest.approx(0.35 / 0.7 - 1)
     result = record(**vars(summary))
-    titles = [title for title, _ in tables(result)]
-    assert titles.index("LongScore") == titles.index("Effective length") + 1
-    rows = dict(tables(result))["LongScore"]
+    (before, _), (title, rows) = tables(result)[1:3]
+    assert before == "Effective length in tokens"
+    assert title == "LongScore: change relative to short lengths, by length in tokens"
     assert rows[0] == ["model", "256"]
     assert rows[1][1].startswith("-0.50 [")
     assert any("the short lengths (64, 128) as base" in note for note in notes(result))

@@ -193,4 +193,6 @@ def test_the_tables_of_the_card_are_whole(tmp_path: Path) -> None:
     recipe = {"merge_method": "task_arithmetic", "base_model": "base",
               "models": entries("lora", weight=1), "context": {"from": "lora"}}  # fmt: skip
     merge_models(write_recipe(tmp_path, recipe), tmp_path / "out", as_adapter=True)
-    assert_tables_are_whole((tmp_path / "out" / "README.md").read_text())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert_tables_are_whole(card)
+    assert "| method | task_arithmetic, 1 adapter, in factors, exactly |" in card

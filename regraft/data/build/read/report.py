@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from regraft.units import counted
+
 _EXAMPLES = 5
 
 
@@ -36,14 +38,15 @@ class ReadReport:
         phrases = []
         if self.broken:
             phrases.append(
-                f"{self.broken:,} of {self.records:,} records are broken and left out, such as: "
+                f"{self._of_records(self.broken)} broken and left out, such as: "
                 f"{'; '.join(self.examples)}"
             )
         if self.empty:
-            phrases.append(
-                f"{self.empty:,} of {self.records:,} records have no text and are left out"
-            )
+            phrases.append(f"{self._of_records(self.empty)} without text and left out")
         return phrases
+
+    def _of_records(self, number: int) -> str:
+        return f"{number:,} of {counted(self.records, 'record')} {'is' if number == 1 else 'are'}"
 
     def include(self, other: ReadReport) -> None:
         """Add the report of another part of the source."""

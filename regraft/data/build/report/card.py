@@ -8,7 +8,7 @@ from regraft.data.build.record import RECORD, DatasetRecord
 from regraft.data.build.report.domain_map import FIGURE
 from regraft.data.build.statistics import Flow, Statistics
 from regraft.markdown import Markdown, render, table
-from regraft.units import format_bytes
+from regraft.units import counted, format_bytes
 from regraft.write import write_text
 
 _CARD = """\
@@ -31,6 +31,8 @@ Text for `regraft train`, made by `regraft data build`. Every token count is by 
 
 {{ shares }}
 
+Tokens read are estimated, by the tokens per character of what was written.
+
 {% if map %}
 ![A map of documents: {{ map }}]({{ figure }})
 
@@ -45,10 +47,12 @@ Of {{ name }}, {{ phrase }}.
 {{ warning }}
 
 {% endfor %}
+{% if record.steps %}
 ## Steps
 
 {{ steps }}
 
+{% endif %}
 {% if mixes %}
 ## Mixes
 
@@ -86,7 +90,7 @@ def source_rows(record: DatasetRecord) -> list[list[str]]:
     for name, source in record.sources.items():
         rows.append([
             name, source.licence, f"{source.kind} {source.location}", f"{source.files:,}",
-            f"{source.read.documents:,} documents, {format_bytes(source.bytes)}",
+            f"{counted(source.read.documents, 'document')}, {format_bytes(source.bytes)}",
             f"{source.out.documents:,}", f"{source.out.tokens:,}",
         ])  # fmt: skip
     return rows
@@ -155,8 +159,8 @@ def summary(record: DatasetRecord) -> list[tuple[str, str]]:
     rows = [
         (
             name,
-            f"{source.read.documents:,} documents read, {source.out.documents:,} written, "
-            f"{source.out.tokens:,} tokens",
+            f"{counted(source.read.documents, 'document')} read, {source.out.documents:,} "
+            f"written, {counted(source.out.tokens, 'token')}",
         )
         for name, source in record.sources.items()
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from regraft.data.build.record import DatasetRecord
 from regraft.data.build.statistics import Histogram
+from regraft.units import counted
 
 WIDTH, HEIGHT, LEFT, TOP = 420, 150, 52, 10  # of the area that is drawn on; LEFT and TOP of it
 _CLASSES = 30
@@ -44,9 +45,9 @@ def length_figures(record: DatasetRecord) -> list[Figure]:
     figures = []
     for name, source in record.sources.items():
         note = (
-            f"{source.read.documents:,} documents before, {source.out.documents:,} after; mean "
-            f"{_number(source.characters_before.mean)} and {_number(source.characters.mean)} "
-            "characters"
+            f"{counted(source.read.documents, 'document')} before, {source.out.documents:,} "
+            f"after; mean {_number(source.characters_before.mean)} and "
+            f"{_number(source.characters.mean)} characters"
         )
         series = {"before": source.characters_before, "after": source.characters}
         figures.append(histogram(f"{name}: characters of a document", series, note, weighted=True))

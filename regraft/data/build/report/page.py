@@ -11,6 +11,7 @@ from regraft.data.build.record import DatasetRecord, total
 from regraft.data.build.report import figures
 from regraft.data.build.report.card import mix_rows, share_rows, source_rows, step_rows
 from regraft.data.build.report.domain_map import FIGURE
+from regraft.units import counted
 from regraft.write import write_text
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#999999")
@@ -38,8 +39,8 @@ def write_page(path: Path, record: DatasetRecord, name: str, caption: str | None
     out = total(source.out for source in record.sources.values())
     text = environment.get_template("page.html.j2").render(
         title=name,
-        summary=f"{out.documents:,} documents with {out.tokens:,} tokens (tokenizer "
-        f"{record.tokenizer.name}) in {len(record.shards):,} files.",
+        summary=f"{counted(out.documents, 'document')} with {counted(out.tokens, 'token')} "
+        f"(tokenizer {record.tokenizer.name}) in {counted(len(record.shards), 'file')}.",
         size=_Size(), sources=source_rows(record), shares=_shares(record),
         domains=share_rows(record), map=caption, figure=_figure(path.with_name(FIGURE)),
         left_out=_left_out(record), warnings=record.warnings,

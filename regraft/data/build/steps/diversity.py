@@ -21,6 +21,7 @@ from regraft.data.calibration import text_of_path
 from regraft.device import pick_device
 from regraft.errors import InputError
 from regraft.recipe_values import Count, Number, Tokens
+from regraft.units import counted
 
 _BATCH = 256  # documents
 
@@ -148,7 +149,7 @@ def _sample(base: str, count: int, rng: np.random.Generator) -> list[str]:
             drawn[at] = text
     if len(drawn) < 2:
         raise InputError(
-            f"diversity: {base} has {len(drawn)} documents, and a sample needs two or more; give a "
-            "larger `base`."
+            f"diversity: {base} has {counted(len(drawn), 'document')}, and a sample needs two or "
+            "more; give a larger `base`."
         )
     return drawn

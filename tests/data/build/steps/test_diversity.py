@@ -64,7 +64,7 @@ def test_bad_settings_are_refused(step, tmp_path):
     with pytest.raises(ValidationError, match="least below most"):
         step(least=0.5, most=0.2)
     (tmp_path / "base" / "0.txt").unlink()
-    with pytest.raises(InputError, match="has 1 documents, and a sample needs two"):
+    with pytest.raises(InputError, match="has 1 document, and a sample needs two"):
         run_step(step(), documents("1"))
 
 
