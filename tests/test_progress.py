@@ -107,14 +107,18 @@ def test_bars_inside_a_part_move_it_by_their_share(said):
         with bar.part(4):
             with progress.bar("batches", total=8) as inner:
                 inner.advance(2)
+                with progress.bar("aside", total=2) as aside:  # in no part of the inner one
+                    aside.advance(2)
                 assert bar.line().startswith("models the first: 10%")
                 with inner.part(4):
                     with progress.bar("tokens", total=2) as innermost:
                         innermost.advance(1)
                     with progress.bar("tokens", total=2) as again:  # the part is full at its end
                         again.advance(2)
+                    assert bar.line().startswith("models the first: 30%")
                     with progress.bar("tokens", total=2) as late:
                         late.advance(2)
+                    assert bar.line().startswith("models the first: 30%")
                 assert bar.line().startswith("models the first: 30%")
             assert bar.line().startswith("models the first: 30%")
         assert bar.line().startswith("models the first: 40%")

@@ -84,10 +84,11 @@ def answer_items(
     measures: dict[str, Measures] = {}
     measurer = Measurer(work, output)
     costs = [Operations(work, source, output.mesh.device) for source in work.sources]
-    total = sum(
-        cost.measures() + sum(cost.cell(tasks[task], length) for task, length in files)
+    sizes = [
+        [*cost.measures().values(), *(cost.cell(tasks[task], length) for task, length in files)]
         for cost in costs
-    )
+    ]
+    total = sum(map(sum, sizes))
     with progress.bar("models", total=total or None) as bar:
         for source, cost in zip(work.sources, costs, strict=True):
             model = _LazyModel(work, source, output, lambda text: bar.advance(0, text))
@@ -109,9 +110,7 @@ def answer_items(
                     output.write(key, target, [to_json(line) for line in lines])
                 answers[source.name, task, length] = parse_answers(output.read(target))
             model.label = source.name
-            bar.advance(0, f"{source.name}: {', '.join(work.measures)}".rstrip(": "))
-            with bar.part(cost.measures()):
-                measures[source.name] = measurer.measure_once(source, model.get)
+            measures[source.name] = measurer.measure_once(source, model.get, bar, cost.measures())
     return answers, measures
 
 

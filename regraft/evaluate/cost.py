@@ -20,7 +20,7 @@ from regraft.evaluate.answers.cache import cache_bytes, too_large
 from regraft.evaluate.answers.model import Source
 from regraft.evaluate.answers.perplexity import WINDOWS
 from regraft.evaluate.answers.served.source import ServedSource
-from regraft.evaluate.measures import drift_size
+from regraft.evaluate.measures import REFERENCE, drift_size
 from regraft.evaluate.prepare import Evaluated, Work
 from regraft.evaluate.tasks import Task
 from regraft.units import format_bytes, format_tokens
@@ -60,7 +60,10 @@ def tokens(
 
     fits: whether the cache of a text of so many tokens does, so that its questions share it. An
     item's candidates count once, as with a cached prompt; lm-eval's suites do not count."""
-    read = measured_tokens(work)
+    read: dict[int, int] = {}
+    for measured in measured_tokens(work).values():
+        for length, count in measured.items():
+            read[length] = read.get(length, 0) + count
     written = 0
     for task in work.tasks:
         for length in work.lengths:
@@ -83,26 +86,27 @@ def cell_tokens(
     return read, prompts * task.answer_tokens if work.scoring(task) == "generate" else 0
 
 
-def measured_tokens(work: Work) -> dict[int, int]:
-    """`tokens` of the measures without questions, by the length of their texts."""
-    read: dict[int, int] = {}
+def measured_tokens(work: Work) -> dict[str, dict[int, int]]:
+    """`tokens` of each measure without questions, by the length of their texts."""
+    measured: dict[str, dict[int, int]] = {}
     longest, texts = max(work.lengths), work.settings.texts
     if "perplexity" in work.measures:
-        read[longest] = texts * longest
+        read = {longest: texts * longest}
         for window in WINDOWS:
             if 4 * window <= longest:  # half the text, each quarter window behind a whole one
-                read[window] = read.get(window, 0) + texts * longest * 5 // 2
+                read[window] = texts * longest * 5 // 2
+        measured["perplexity"] = read
     if "drift" in work.measures:
         length, count = drift_size(work)
-        read[length] = read.get(length, 0) + length * count
-    return read
+        measured["drift"] = {length: length * count}
+    return measured
 
 
 class Operations:
     """What the parts of one model's evaluation cost in operations; of a served one in tokens."""
 
     def __init__(self, work: Work, source: Evaluated, device: torch.device) -> None:
-        self._work = work
+        self._work, self._is_first = work, source is work.sources[0]
         self._weights, self._attended = 1, 0
         self.fits: Callable[[int], bool] = lambda length: True
         if isinstance(source, Source):
@@ -114,9 +118,13 @@ class Operations:
         read, written = cell_tokens(self._work, task, length, self.fits)
         return self.of({length: read}) + _SLOWER * self.of({0: written})
 
-    def measures(self) -> float:
-        """Of the measures without questions."""
-        return self.of(measured_tokens(self._work))
+    def measures(self) -> dict[str, float]:
+        """Of each measure without questions, and of the `REFERENCE` of the drift, which the first
+        model gives."""
+        sizes = {name: self.of(read) for name, read in measured_tokens(self._work).items()}
+        if self._is_first and "drift" in sizes:
+            sizes[REFERENCE] = sizes["drift"]
+        return sizes
 
     def of(self, read: Mapping[int, int]) -> float:
         """Of tokens that are read, by the length of their texts."""

@@ -7,8 +7,10 @@ for all; drift is from the first model.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from regraft import progress
 from regraft.evaluate.answers import drift, lm_eval, perplexity
 from regraft.evaluate.answers.model import LanguageModel, Source
 from regraft.evaluate.answers.scoring import Answerer
@@ -21,6 +23,7 @@ from regraft.evaluate.shared_output import SharedOutput
 from regraft.evaluate.tasks import Kit
 from regraft.records import to_json
 
+REFERENCE = "reference"  # of the drift: among what measures cost
 _DRIFT_TOKENS = 8192  # at least
 
 
@@ -42,36 +45,58 @@ class Measurer:
         self._rows: list[list[int]] | None = None
         self._key_tokens = self._choose_key_tokens()
 
-    def measure_once(self, source: Evaluated, load: Callable[[], Answerer]) -> Measures:
-        """The measures of one model, from an interrupted run if it has them. Collective."""
-        if all(name in source.unsupported for name in self._work.measures):
-            return Measures()
-        key = f"measures {source.name}"
-        if self._output.facts(key) is None:
-            self._output.note(key, **to_json(self._measure(load(), source)))
-        return parse_measures(self._output.facts(key) or {})
+    def measure_once(
+        self,
+        source: Evaluated,
+        load: Callable[[], Answerer],
+        bar: progress.Bar,
+        sizes: Mapping[str, float],
+    ) -> Measures:
+        """The measures of one model, from an interrupted run if it has them. Collective.
 
-    def _measure(self, model: Answerer, source: Evaluated) -> Measures:
-        work, settings = self._work, self._work.settings
-        chosen = [name for name in work.measures if name not in source.unsupported]
-        names = [
-            name.removeprefix(lm_eval.PREFIX) for name in chosen if name.startswith(lm_eval.PREFIX)
-        ]
-        return Measures(
-            perplexity=perplexity.measure(
-                model, self._long_texts(), batch_tokens(settings, model), self._key_tokens
-            )
-            if "perplexity" in chosen
-            else None,
-            lm_eval=lm_eval.measure(
-                model, work.kit.prompter.tokenizer, names, settings.limit, settings.chat
-            )
-            if names and isinstance(model, LanguageModel)
-            else None,
-            drift=drift.measure(model, self._reference(model, source))
-            if "drift" in chosen and isinstance(model, LanguageModel)
-            else None,
-        )
+        bar: moved by `sizes`, what each measure costs (`cost.Operations.measures`).
+        """
+        key = f"measures {source.name}"
+        chosen = [name for name in self._work.measures if name not in source.unsupported]
+        if not chosen or self._output.facts(key) is not None:
+            bar.skip(sum(sizes.values()))
+        else:
+            self._output.note(key, **to_json(self._measure(load(), source, chosen, bar, sizes)))
+        return parse_measures(self._output.facts(key) or {}) if chosen else Measures()
+
+    def _measure(
+        self,
+        model: Answerer,
+        source: Evaluated,
+        chosen: Sequence[str],
+        bar: progress.Bar,
+        sizes: Mapping[str, float],
+    ) -> Measures:
+        work, settings, result = self._work, self._work.settings, Measures()
+        if "perplexity" in chosen:
+            bar.advance(0, f"{source.name}: perplexity")
+            budget = batch_tokens(settings, model)
+            with bar.part(sizes["perplexity"]):
+                texts = self._long_texts()
+                figures = perplexity.measure(model, texts, budget, self._key_tokens)
+            result = replace(result, perplexity=figures)
+        if not isinstance(model, LanguageModel):
+            bar.skip(sum(size for name, size in sizes.items() if name != "perplexity"))
+            return result
+        suites = [name for name in chosen if name.startswith(lm_eval.PREFIX)]
+        if suites:
+            bar.advance(0, f"{source.name}: {', '.join(suites)}")
+            names = [name.removeprefix(lm_eval.PREFIX) for name in suites]
+            tokenizer = work.kit.prompter.tokenizer
+            scores = lm_eval.measure(model, tokenizer, names, settings.limit, settings.chat)
+            result = replace(result, lm_eval=scores)
+        if "drift" in chosen:
+            bar.advance(0, f"{source.name}: drift")
+            with bar.part(sizes.get(REFERENCE, 0)):
+                reference = self._reference(model, source)
+            with bar.part(sizes["drift"]):
+                result = replace(result, drift=drift.measure(model, reference))
+        return result
 
     def _choose_key_tokens(self) -> perplexity.KeyTokens | None:
         work, output = self._work, self._output
