@@ -141,7 +141,7 @@ class Bar:
         self._description = self._label = description
         self._total, self._done, self._skipped = total, 0.0, 0.0
         self._began = time.monotonic()
-        self._outer = outer if total else None
+        self._outer = outer
 
     @property
     def left(self) -> float | None:
@@ -279,20 +279,6 @@ def _printed_bar(description: str, total: float | None) -> Iterator[Bar]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextmanager
-def hide_library_bars() -> Iterator[None]:
-    """Hide transformers' progress bars, which would be drawn over ours."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _print(text: str, style: str) -> None:

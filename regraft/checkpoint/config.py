@@ -170,12 +170,24 @@ def quiet() -> Iterator[None]:
     """Silence transformers' progress bars, reports and warnings; regraft raises what matters."""
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    level = logging.get_verbosity()
+    with hide_bars():
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+
+
+@contextmanager
+def hide_bars() -> Iterator[None]:
+    """Hide transformers' progress bars, which would be drawn over ours."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
+        if enabled:
             logging.enable_progress_bar()

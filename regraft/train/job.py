@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from regraft import progress
+from regraft.checkpoint.config import hide_bars
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.staging import Staging
 from regraft.checkpoint.write.target import staging_folder
@@ -87,7 +88,7 @@ def train_model(
         job = Job(out, inputs=input_files(parsed), overwrite=overwrite, resume=resume,
                   keep_refused=True)  # fmt: skip
     target = Path(out).expanduser().resolve()
-    with ExitStack() as stack, progress.hide_library_bars(), mesh.guard():
+    with ExitStack() as stack, hide_bars(), mesh.guard():
         if parsed.body.deterministic:
             stack.enter_context(deterministic_algorithms())
         toys = Path(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_a_build_has_the_documents_and_counts_of_every_source(folder, monkeypatc
     read, whole = shares_of(monkeypatch, "Reading"), shares_of(monkeypatch, "Working on sources")
     record = _build()
     assert len(set(read)) > 57  # documents of books; the part of each source is a third
+    assert sum(after - before > 0.2 for before, after in pairwise([0, *read])) == 2  # the others
     assert read[-1] == pytest.approx(1)
     assert len(set(whole)) > 2  # documents of notes, the one source with a step on all of it
     assert whole[-1] == pytest.approx(1)
