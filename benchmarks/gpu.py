@@ -52,7 +52,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together")
     parser.add_argument(
         "--table", type=Path, action="append",
-        help="only write the tables of this folder; repeat to add parts that only older runs have",
+        help="only write the tables of this folder; repeat to add parts that only older runs have, "
+        "or that ended well only there",
     )  # fmt: skip
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # by a new interpreter
     arguments = parser.parse_args()
@@ -248,18 +249,27 @@ def _reason(outcome: Outcome) -> str:
 
 
 def _conclude(out: Path, *others: Path) -> int:
-    """Write and print the tables of the folder, with the parts that only the others have; returns
-    the exit code."""
+    """Write and print the tables of the folder, with parts that only the others have or that ended
+    well only there; returns the exit code."""
     lines = read(out / "gpu.jsonl")
     for other in others:
-        known = {line.part for line in lines}
-        lines += [line for line in read(other / "gpu.jsonl") if line.part not in known]
+        more = read(other / "gpu.jsonl")
+        known, well = {line.part for line in lines}, _ended_well(lines)
+        better = (_ended_well(more) - well) | ({line.part for line in more} - known)
+        lines = [line for line in lines if line.part not in better]
+        lines += [line for line in more if line.part in better]
     order = [FIRST.name, *(part.name for part in PARTS)]
     lines.sort(key=lambda line: order.index(line.part) if line.part in order else len(order))
     text = tables(lines)
     (out / "gpu.md").write_text(text, encoding="utf-8")
     print(text)
     return 0 if _all_hold(lines) else 1
+
+
+def _ended_well(lines: Sequence[Line]) -> set[str]:
+    """The parts that ran to their end, and the machine."""
+    ended = {line.part for line in lines if line.kind == "end" and line.ok}
+    return ended | {line.part for line in lines if line.kind == "machine"}
 
 
 def _all_hold(lines: Sequence[Line]) -> bool:

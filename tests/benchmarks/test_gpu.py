@@ -194,14 +194,21 @@ def test_tables_of_a_run_that_was_cut_off(gpu, monkeypatch, tmp_path, capsys):
 def test_parts_of_an_older_run_fill_what_a_newer_one_has_not(gpu, monkeypatch, tmp_path, capsys):
     from qualification.report import Report
 
-    for folder, parts in (("new", ("step", "64k")), ("old", ("step", "nccl"))):
+    runs = {  # how each part ended
+        "new": {"step": "ok", "64k": "ok", "long": "time limit", "wide": "time limit"},
+        "old": {"step": "ok", "nccl": "ok", "long": "ok", "wide": "time limit"},
+    }
+    for folder, parts in runs.items():
         (tmp_path / folder).mkdir()
-        for part in ("machine", *parts):
+        Report(tmp_path / folder / "gpu.jsonl", "machine").machine(card="H100")
+        for part, end in parts.items():
             report = Report(tmp_path / folder / "gpu.jsonl", part)
-            report.machine(card="H100") if part == "machine" else report.check(folder, True)
+            report.check(folder, True)
+            report.end(end, 1.0)
     folders = [item for name in ("new", "old") for item in ("--table", tmp_path / name)]
-    assert call(gpu, monkeypatch, *folders) == 0
+    assert call(gpu, monkeypatch, *folders) == 1  # wide ended well in neither
     text = capsys.readouterr().out
     assert re.findall("^## (.*)|^[|] (new|old)", text, re.M) == [
-        ("nccl", ""), ("", "old"), ("step", ""), ("", "new"), ("64k", ""), ("", "new")
+        ("nccl", ""), ("", "old"), ("step", ""), ("", "new"), ("64k", ""), ("", "new"),
+        ("long", ""), ("", "old"), ("wide", ""), ("", "new"),
     ]  # fmt: skip
