@@ -163,7 +163,14 @@ def test_a_needle_grid_of_one_model_is_drawn(tmp_path: Path, rendered: None) -> 
     [
         ({"models": ["recipient={recipient}"]}, "needs donor=MODEL, graft=MODEL"),
         ({"models": ["a={donor}"]}, "needs donor"),
+        (
+            {"models": ["recipient={recipient}", "donor={donor}", "graft={graft}", "b={donor}"]},
+            "--matrix knows recipient, donor, graft and recovered, not b.",
+        ),
         ({"suite": "nothing"}, "unknown"),
+        ({"suite": ","}, "--suite names nothing to measure"),
+        ({"judge": "http://localhost"}, "needs both --judge URL and --judge-model NAME"),
+        ({"judge": "http://localhost", "judge_model": "m"}, "no chosen task has any"),
         ({"suite": "qa_1"}, "--qa FILE"),
         ({"suite": "toy,lm-eval:none.yaml"}, r"cannot be read|regraft\[eval\]"),
         ({"haystack": "grammar", "suite": "needle"}, "does not know"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from regraft.errors import InputError
 from regraft.input_files import JsonObject, read_json
+from regraft.units import counted
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def read_quiz(path: str | Path) -> Quiz:
         raise InputError(f"--qa {path} has no question with an answer; give another file.")
     if len(quiz.documents) < 2:
         raise InputError(
-            f"--qa {path} has {len(quiz.documents)} documents; give a file with two or more."
+            f"--qa {path} has {counted(len(quiz.documents), 'document')}; give a file with two or "
+            "more."
         )
     return quiz
 

@@ -13,6 +13,7 @@ from regraft.data.build.read import lines, parts, read
 from regraft.data.build.read.report import ReadReport
 from regraft.data.build.read.repository import in_order_of_imports, repository_files
 from regraft.data.build.schema import Source
+from regraft.errors import InputError
 
 
 def _read(source: Source):
@@ -195,3 +196,17 @@ def test_files_of_code_leave_out_packages_and_data(tmp_path: Path):
         path.write_text("x")
     (tmp_path / "large.py").write_text("x" * 1_000_001)
     assert repository_files(tmp_path) == ["Makefile", "a/c.rs", "b.py"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("none", "The source 's': .*none is no folder of code"),
+        ("empty", "The source 's' has no files of code"),
+    ],
+)
+def test_a_source_of_code_without_code_is_refused(tmp_path, folder, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "picture.png").write_bytes(b"")
+    with pytest.raises(InputError, match=message):
+        parts.list_source(_source(code=str(tmp_path / folder)))

@@ -222,6 +222,9 @@ def test_a_text_is_never_repeated(tmp_path: Path) -> None:
     assert all(line.endswith("\n") for line in code)
     with pytest.raises(InputError, match="neither grammar"):
         open_corpus(str(tmp_path / "none"))
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(InputError, match=r"pictures has no \.txt, \.md, \.rst, \.text file"):
+        open_corpus(str(tmp_path / "pictures"))
 
 
 def test_two_documents_of_the_archive_answer_together_and_neither_alone(kit: Kit) -> None:

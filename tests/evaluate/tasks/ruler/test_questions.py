@@ -158,6 +158,12 @@ def test_hard_questions_stand_among_the_documents_nearest_to_them(tmp_path: Path
             assert f"Nobody knows who founded {name}," in hard.prompt
 
 
+def one_question(**question: Any) -> str:
+    """SQuAD's JSON with one document and one question."""
+    entry = {"question": "Which river?", "answers": [{"text": "Ister"}], **question}
+    return json.dumps({"data": [{"paragraphs": [{"context": "The Ister.", "qas": [entry]}]}]})
+
+
 def test_broken_question_files_are_explained(tmp_path: Path) -> None:
     entry: dict[str, Any] = {
         "question": "Which river?", "answer": "Ister",
@@ -180,6 +186,8 @@ def test_broken_question_files_are_explained(tmp_path: Path) -> None:
         (json.dumps([{**entry, "question": "\ud800?"}]), "half of a surrogate pair"),
         ('{"data": []}', "no question with an answer"),
         ("[]", "no question with an answer"),
+        (one_question(is_impossible=True), "no question with an answer"),
+        (one_question(), "has 1 document; give a file with two or more"),
     ):
         path.write_text(broken)
         with pytest.raises(InputError, match=message) as caught:
