@@ -22,7 +22,7 @@ _KINDS = {
     "fused kernels": ("_rotate", "_swiglu"),
     "elementwise": ("elementwise", "vectorized", "mul", "add", "silu", "neg"),
 }
-_LONGEST = 24
+_LONGEST = 12
 
 
 def profile_step(scope: Scope, report: Report) -> None:

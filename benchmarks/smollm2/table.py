@@ -45,11 +45,15 @@ class Row:
 def write(folder: Path) -> None:
     """smollm2.md and smollm2.png in `folder`; in benchmarks/results, too, but for a quick run.
 
-    There they are smollm2_cpu.md and .png for a run of the size `cpu`.
+    There they are smollm2_cpu.md and .png for a run of the size `cpu`. Without scores nothing is
+    written.
     """
     options: dict[str, Any] = json.loads((folder / "options.json").read_text())
     size = SIZES[options["size"]]
     rows = _rows(folder)
+    if not rows:
+        print(f"No model in {folder} has scores yet.")
+        return
     failures = folder / "failed.json"  # a killed run has none
     failed: dict[str, str] = json.loads(failures.read_text()) if failures.exists() else {}
     lengths = list(size.lengths)

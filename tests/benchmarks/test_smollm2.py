@@ -26,7 +26,7 @@ pytestmark = pytest.mark.bench
 def parts(monkeypatch) -> Any:
     """The modules of the benchmark."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    names = ("corpus", "evaluations", "jobs", "recipes", "reversal")
+    names = ("corpus", "evaluations", "jobs", "recipes", "reversal", "table")
     return SimpleNamespace(**{n: importlib.import_module(f"smollm2.{n}") for n in names})
 
 
@@ -139,3 +139,10 @@ def test_jobs_run_once_in_order_and_a_failure_stops_what_needs_it(parts, tmp_pat
     assert parts.jobs.run_jobs([job("late")], tmp_path / "logs", 1, 1, -1) == {
         "late": "no time left"
     }
+
+
+def test_a_run_without_scores_leaves_the_tables_as_they_are(parts, tmp_path, capsys):
+    (tmp_path / "options.json").write_text('{"size": "gpu"}')
+    parts.table.write(tmp_path)
+    assert "has scores yet" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["options.json"]
