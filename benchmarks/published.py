@@ -17,7 +17,8 @@ from rehearse import CONFIGS, Row, trace_row
 from training import make_body
 
 from regraft.parallel import Mesh
-from regraft.train.estimate import budget
+from regraft.train.estimate import step_time
+from regraft.train.estimate.budget import Switches
 from regraft.train.estimate.machine import parse_machine
 from regraft.train.estimate.throughput import shape_of
 from regraft.train.estimate.trace import MOMENTS, PARAMETERS
@@ -157,8 +158,9 @@ def compare_seconds(model: str, measured: float) -> str:
     """The line of a step of TRL's."""
     body, mesh = make_body("full", {}), Mesh.create(device="cpu")
     shape = shape_of(untrained_learner(body, CONFIGS[model], model, mesh))
-    flops = budget.step_flops(shape, 2**20, full=True, checkpoint=True)
-    seconds = budget.step_seconds(shape, parse_machine("8xH100", None), flops, 1)
+    flops = step_time.step_flops(shape, 2**20, full=True, checkpoint=True)
+    traffic = step_time.step_traffic(shape, Switches(), 2**20)
+    seconds = step_time.step_seconds(shape, parse_machine("8xH100", None), flops, traffic, 1)
     return f"| {model} | {measured:.0f} | {seconds:.0f} | {seconds / measured - 1:+.0%} |"
 
 

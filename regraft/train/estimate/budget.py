@@ -1,4 +1,4 @@
-"""Memory, time and bandwidth that a training step needs, by formulas.
+"""Memory that a training step needs, by formulas; its time is in `step_time`.
 
 Per device, with S tokens on it and N devices:
 
@@ -30,10 +30,6 @@ to 80 of them, 64k to 4M tokens, 1 to 1,024 devices. The formula is within 5% of
 all trained on one device, up to 13% above; a small one where the loss sets the peak, up to 15%
 below), and within 3% of the peaks measured on an H100 (`benchmarks/results/gpu.md`). Other
 architectures may differ. In float32 the bytes of activations double.
-
-Time is floating-point operations over the rates that whole steps reach, those of attention and the
-others apart, but at least the time to start all operators: tracing a LoRA step of Llama-3-8B
-counted 71,000 of them for 32 layers, recomputation included.
 """
 
 from __future__ import annotations
@@ -55,7 +51,6 @@ _LOGIT_BYTES = 8.6  # of one logit in the loss: float32 logits and log-probabili
 _GRADIENT = 4  # bytes
 _FOUR_BIT_BYTES = 0.5625  # of a weight of `load: {bits: 4}`, with its share of a scale
 _TILE = 8192  # tokens, of the advice to compute the MLP in tiles
-_CALLS = 2200  # operators of a layer in one forward, recomputation, backward and update (counted)
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,7 @@ class Switches:
     tile: int = 0
     trained_norms: bool = False
     fused_norms: bool = False
+    fused_rope: bool = False
     fused_swiglu: bool = False
     frozen_bytes: float = 2
     four_bit: bool = False
@@ -127,6 +123,11 @@ class Switches:
     distill: bool = False
     overhead: float = 3 * GIB
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the arithmetic is narrower than float32, as fused kernels need it."""
+        return self.element < _GRADIENT
+
 
 def token_bytes(
     shape: Shape, switches: Switches, tokens: float, context: int
@@ -135,8 +136,8 @@ def token_bytes(
     one layer's backward, on the host."""
     scale, exchange = switches.element / 2, _EXCHANGE_BYTES * shape.queries if context > 1 else 0.0
     extra = switches.element * shape.hidden if switches.distill else 0
-    narrow = switches.element < _GRADIENT
-    fused, swiglu = switches.fused_norms and narrow, switches.fused_swiglu and narrow
+    fused = switches.fused_norms and switches.narrow
+    swiglu = switches.fused_swiglu and switches.narrow
     if not switches.checkpoint:
         unit = _KEPT_MLP_BYTES - (_KEPT_SWIGLU_BYTES if swiglu else 0.0)
         mlp = 0.0 if switches.tile else unit * shape.intermediate
@@ -181,7 +182,7 @@ def memory(
         state += switches.element * shape.hidden * shape.intermediate
     if switches.teacher:
         state += shape.parameters * switches.element
-    if devices == 1 and switches.element < _GRADIENT:
+    if devices == 1 and switches.narrow:
         state += (shape.trained - embedding) * switches.element
     parts = devices / replicate
     state /= parts
@@ -225,73 +226,25 @@ def longest(shape: Shape, switches: Switches, machine: Machine) -> int:
     return 1024 * low
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations, those of attention's scores and sums apart from all others."""
-
-    linear: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        return self.linear + self.attention
-
-    def __mul__(self, rows: float) -> Flops:
-        return Flops(self.linear * rows, self.attention * rows)
-
-
-def step_flops(
-    shape: Shape,
-    tokens: int,
-    *,
-    full: bool,
-    checkpoint: bool,
-    keep_attention: bool = False,
-    distill: bool = False,
-) -> Flops:
-    """Operations of one row: forward, recomputation and backward, and the forward of a teacher of
-    the same shape with `distill`. keep_attention: it is not recomputed.
-
-    Linear layers 2 P a token forward and 2 P (frozen) or 4 P (trained) backward; causal attention
-    2 S^2 q L forward and 2.5 times that backward.
-    """
-    extra = int(checkpoint) + int(distill)
-    passes = 2 + 2 * extra + (4 if full else 2)
-    look_up = 0 if shape.tied else shape.vocabulary * shape.hidden  # takes no operations
-    matrices = shape.parameters - look_up
-    repeated = extra - int(checkpoint and keep_attention)
-    attention = 2.0 * tokens**2 * shape.heads * shape.head * shape.layers * (3.5 + repeated)
-    return Flops(passes * float(matrices) * tokens, attention)
-
-
-def step_seconds(shape: Shape, machine: Machine, flops: Flops, passes: int) -> float:
-    """Seconds of an optimizer step of `flops` on all devices together, in `passes` forward and
-    backward passes on each. Small models are limited by the time to start operators."""
-    start = passes * shape.layers * _CALLS * machine.call_seconds
-    work = flops.linear / machine.rate + flops.attention / machine.attention_rate
-    return max(work / machine.devices, start)
-
-
-def link_needed(shape: Shape, machine: Machine, tokens: int, context: int) -> float:
-    """Bytes a second each way that hide the exchange of keys and values behind attention:
-    F (N - 1) kv / (2 S q) x 4 bytes for keys and values, F the rate of attention on a device."""
-    if context == 1:
-        return 0.0
-    return machine.attention_rate * (context - 1) * 4 * shape.kv / (2 * tokens * shape.queries)
-
-
 def alternatives(
     shape: Shape, switches: Switches, machine: Machine
 ) -> list[tuple[str, Switches, int]]:
     """(what to switch, the switches, longest row), as set first, then each way to save more."""
     options, tile = [("as set", switches)], switches.tile or _TILE
-    for name, change in (
+    tiled: dict[str, Any] = {"checkpoint": True, "tile": tile}
+    both = {**tiled, "offload": True}
+    fused = {"fused_norms": True, "fused_swiglu": True}
+    changes: list[tuple[str, dict[str, Any]]] = [
         ("checkpoint", {"checkpoint": True}),
-        ("tiled_mlp", {"checkpoint": True, "tile": tile}),
+        ("fused_norms and fused_swiglu", fused),
+        ("tiled_mlp", tiled),
         ("offload", {"checkpoint": True, "offload": True}),
-        ("offload and tiled_mlp", {"checkpoint": True, "offload": True, "tile": tile}),
-    ):
+        ("offload and tiled_mlp", both),
+        ("offload, tiled_mlp, fused_norms and fused_swiglu", {**both, **fused}),
+    ]
+    for name, change in changes:
         other = replace(switches, **change, keep_attention=False)
-        if other not in [known for _, known in options]:
+        works = "fused" not in name or (switches.narrow and not machine.is_cpu)
+        if works and other not in [known for _, known in options]:
             options.append((name, other))
     return [(name, option, longest(shape, option, machine)) for name, option in options]

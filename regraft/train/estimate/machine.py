@@ -1,6 +1,6 @@
 """The devices of an estimate: named GPUs, or the GPUs or the CPU of this machine.
 
-The rate of a GPU is a share of its published rate. That of a CPU is measured by a few matrix
+The rates of a GPU are shares of its published ones. That of a CPU is measured by a few matrix
 products of the model's shapes. Both are estimates, and printed as such.
 """
 
@@ -26,18 +26,32 @@ _NCCL = 1132 * _MIB  # where there are several processes
 _CPU_OVERHEAD = 0.8 * GIB  # Python with torch and transformers loaded
 _USED = 0.98  # of a device's memory
 _HOST_USED = 0.8
-# Shares of a GPU's peak rate in whole training steps, fitted to the steps measured on an H100:
-_ACHIEVED = 0.40  # by linear layers, with the norms and the rest between them
-_ATTENTION_ACHIEVED = 0.58
+# Shares of a GPU's published rates in whole training steps, fitted to those measured on an H100:
+_ACHIEVED = 0.70  # by matrix products
+_ATTENTION_ACHIEVED = 0.54
+_BANDWIDTH_ACHIEVED = 0.87  # a copy on the device: 2.9 of 3.35 TB/s
 _CPU_ACHIEVED = 0.6  # of the rate of its matrix products, by whole training steps
 _MEASURED_SECONDS = 0.2
 
-# name: (peak bfloat16 FLOP/s without sparsity, GiB); one that begins like another comes first
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU by NVIDIA's data sheet. peak: bfloat16 FLOP/s without sparsity; gibibytes: of memory,
+    as the driver counts them; bandwidth: bytes a second of that memory."""
+
+    peak: float
+    gibibytes: float
+    bandwidth: float
+
+
+# by name; one that begins like another comes first
 DEVICES = {
-    "B200": (2250e12, 179), "H200NVL": (835e12, 139), "H200": (989e12, 139),
-    "H100PCIE": (756e12, 79), "H100NVL": (835e12, 93), "H100": (989e12, 79),
-    "A100": (312e12, 79), "L40S": (362e12, 44), "A6000": (155e12, 47),
-    "RTX4090": (165e12, 23), "RTX3090": (71e12, 23),
+    "B200": Device(2250e12, 179, 8e12), "H200NVL": Device(835e12, 139, 4.8e12),
+    "H200": Device(989e12, 139, 4.8e12), "H100PCIE": Device(756e12, 79, 2e12),
+    "H100NVL": Device(835e12, 93, 3.9e12), "H100": Device(989e12, 79, 3.35e12),
+    "A100": Device(312e12, 79, 2.04e12), "L40S": Device(362e12, 44, 0.864e12),
+    "A6000": Device(155e12, 47, 0.768e12), "RTX4090": Device(165e12, 23, 1.008e12),
+    "RTX3090": Device(71e12, 23, 0.936e12),
 }  # fmt: skip
 
 
@@ -45,10 +59,11 @@ DEVICES = {
 class Machine:
     """Devices of one kind.
 
-    memory: usable bytes of one device. rate: FLOP/s of one device, averaged over training steps,
-    but for attention, whose rate is attention_rate. host: usable bytes of host memory for all
-    devices together. alone_overhead: bytes on a single device besides parameters and activations.
-    call_seconds: time to start one operator.
+    memory: usable bytes of one device. rate: FLOP/s of one device in matrix products, but for
+    attention, whose rate is attention_rate. bandwidth: bytes a second that operators between them
+    read and write in its memory; None where the rates are averages over whole steps. host: usable
+    bytes of host memory for all devices together. alone_overhead: bytes on a single device besides
+    parameters and activations. call_seconds: time to start one operator.
     """
 
     name: str
@@ -57,6 +72,7 @@ class Machine:
     rate: float
     attention_rate: float
     host: float
+    bandwidth: float | None = None
     alone_overhead: float = _GPU_OVERHEAD
     call_seconds: float = 5e-6
     is_cpu: bool = False
@@ -79,16 +95,17 @@ def parse_machine(text: str, host: float | None) -> Machine:
             f"--gpus '{text}' is not like 8xH100-80; known are {', '.join(DEVICES)}, with GB after "
             "a dash where they differ."
         )
-    peak, usable = DEVICES[name]
-    memory = (float(match[3]) * 1e9 / GIB * 0.98 if match[3] else usable) * GIB
+    device = DEVICES[name]
+    memory = (float(match[3]) * 1e9 / GIB * 0.98 if match[3] else device.gibibytes) * GIB
     count = int(match[1] or 1)
     return Machine(
         text,
         count,
         memory * _USED,
-        peak * _ACHIEVED,
-        peak * _ATTENTION_ACHIEVED,
+        device.peak * _ACHIEVED,
+        device.peak * _ATTENTION_ACHIEVED,
         (host or count * 128 * GIB) * _HOST_USED,
+        device.bandwidth * _BANDWIDTH_ACHIEVED,
     )
 
 

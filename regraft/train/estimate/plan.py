@@ -16,7 +16,7 @@ from regraft.errors import InputError
 from regraft.input_files import JsonObject
 from regraft.parallel import Mesh
 from regraft.records import SCHEMA_VERSION
-from regraft.train.estimate import budget
+from regraft.train.estimate import budget, step_time
 from regraft.train.estimate.budget import Shape, Switches
 from regraft.train.estimate.machine import Machine, parse_machine, this_machine
 from regraft.train.estimate.throughput import shape_of
@@ -65,8 +65,9 @@ class StageTrace:
 
 @dataclass(frozen=True)
 class PlannedMachine:
-    """The devices that a plan is for. assumed_rate: FLOP/s of a device in whole training steps,
-    but for attention, whose are assumed_attention_rate."""
+    """The devices that a plan is for. assumed_rate: FLOP/s of a device in matrix products, but for
+    attention, whose are assumed_attention_rate; on a CPU in whole steps. assumed_bandwidth: bytes a
+    second of a GPU's memory."""
 
     name: str
     devices: int
@@ -74,6 +75,7 @@ class PlannedMachine:
     usable_host_bytes: float
     assumed_rate: float
     assumed_attention_rate: float
+    assumed_bandwidth: float | None
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ def plan_training(
     stages = [
         estimate_stage(read, stage, shape, switches, machine, context) for stage in read.body.stages
     ]
-    numbers = (machine.memory, machine.host, machine.rate, machine.attention_rate)
+    rates = (machine.rate, machine.attention_rate, machine.bandwidth)
     return TrainingPlan(
-        machine=PlannedMachine(machine.name, machine.devices, *numbers),
+        machine=PlannedMachine(machine.name, machine.devices, machine.memory, machine.host, *rates),
         model=PlannedModel(shape.parameters, shape.trained),
         context_devices=context,
         stages=stages,
@@ -211,6 +213,7 @@ def switches_of(body: Body, machine: Machine) -> Switches:
         tile=body.memory.tiled_mlp,
         trained_norms=trains_everything(body) or (body.lora is not None and body.lora.norms),
         fused_norms=body.memory.fused_norms,
+        fused_rope=body.memory.fused_rope,
         fused_swiglu=body.memory.fused_swiglu,
         frozen_bytes=element,
         four_bit=body.load.bits == 4,
@@ -237,16 +240,13 @@ def estimate_stage(
         if needed[0] <= _FILLED * machine.memory and needed[1] <= _FILLED * machine.host:
             switches = keeping
     device, host = budget.memory(shape, switches, window * rows, *mesh)
-    flops = budget.step_flops(
-        shape,
-        window,
-        full=trains_everything(recipe.body),
-        checkpoint=switches.checkpoint,
-        keep_attention=switches.keep_attention,
-        distill=switches.distill,
-    )
+    flops = step_time.step_flops(
+        shape, window, full=trains_everything(recipe.body), checkpoint=switches.checkpoint,
+        keep_attention=switches.keep_attention, distill=switches.distill,
+    )  # fmt: skip
+    traffic = step_time.step_traffic(shape, switches, window) * stage.batch
     passes = math.ceil(stage.batch * context / (rows * machine.devices))
-    seconds = budget.step_seconds(shape, machine, flops * stage.batch, passes)
+    seconds = step_time.step_seconds(shape, machine, flops * stage.batch, traffic, passes)
     return StageEstimate(
         length=stage.length,
         window=window,
@@ -255,7 +255,7 @@ def estimate_stage(
         fits=device <= machine.memory and host <= machine.host,
         step_seconds=seconds,
         seconds=seconds * recipe.steps(stage),
-        link_bytes_per_second=budget.link_needed(shape, machine, window, context),
+        link_bytes_per_second=step_time.link_needed(shape, machine, window, context),
         keep_attention=switches.keep_attention,
     )
 

@@ -34,14 +34,15 @@ def memory_shortages(
         if estimate.fits:
             continue
         rows = min(body.memory.rows, stage.batch)
-        helps = []
+        helps: list[str] = []
         for name, switches, _ in options:
             switches = replace(switches, tile=switches.tile * rows)
             device, on_host = budget.memory(
                 shape, switches, estimate.window * rows,
                 mesh.context * mesh.ulysses, machine.devices, mesh.replicate,
             )  # fmt: skip
-            if device <= machine.memory and on_host <= machine.host:
+            fits = device <= machine.memory and on_host <= machine.host
+            if fits and not any(_names(other) <= _names(name) for other in helps):
                 helps.append(name)
         advice = (
             f"it would fit with memory: {' or '.join(helps)}"
@@ -57,6 +58,11 @@ def memory_shortages(
             f"{host}, and {free} can be used here; {advice}. See regraft plan."
         )
     return lines
+
+
+def _names(option: str) -> set[str]:
+    """The switches of `offload and tiled_mlp`."""
+    return set(option.replace(" and ", ", ").split(", "))
 
 
 def different_gpus(mesh: Mesh) -> str | None:

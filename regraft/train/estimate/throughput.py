@@ -13,8 +13,9 @@ import torch
 
 from regraft.data.batch import Row
 from regraft.parallel import Mesh
-from regraft.train.estimate.budget import Shape, step_flops
+from regraft.train.estimate.budget import Shape
 from regraft.train.estimate.machine import DEVICES, known_device
+from regraft.train.estimate.step_time import step_flops
 from regraft.train.recipe.schema import Body, trains_everything
 from regraft.train.step.four_bit import quantized_parameters
 from regraft.train.step.learner import Learner
@@ -68,7 +69,7 @@ def known_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = known_device(torch.cuda.get_device_name(device))
-    return None if name is None else DEVICES[name][0]
+    return None if name is None else DEVICES[name].peak
 
 
 @dataclass(frozen=True)

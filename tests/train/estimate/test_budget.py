@@ -1,4 +1,4 @@
-"""Formulas for memory and time against traced and measured steps of Llama-3-8B's layers."""
+"""Formulas for memory against traced steps of Llama-3-8B's layers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from llama_shapes import LLAMA_8B, LLAMA_8B_CONFIG, llama, llama_70b, qwen3_8b, 
 
 from regraft.parallel import Mesh
 from regraft.train.estimate import budget, plan
-from regraft.train.estimate.budget import Shape, Switches
+from regraft.train.estimate.budget import Switches
 from regraft.train.estimate.machine import GIB, parse_machine
+from regraft.train.estimate.step_time import step_flops
 from regraft.train.estimate.throughput import shape_of
 from regraft.train.estimate.trace import trace_stage
 from regraft.train.recipe.schema import Body
@@ -79,37 +80,6 @@ TRACED_MESHES = [
     (qwen3_32b(3, True), _SENT, 1024, 8, 8, 76.112),
     (qwen3_32b(3, False), {"tile": 8192}, 64, 1, 1, 22.766),
 ]
-# Peaks of live tensors on an H100, GiB, and seconds of a step (benchmarks/results/gpu.md): layers,
-# switches, thousands of tokens.
-MEASURED = [
-    (32, {}, 64, 46.82, 15.98),
-    (32, {"keep_attention": True}, 64, 62.57, 14.07),
-    (2, {}, 64, 19.20, 1.304),
-    (4, {"offload": True}, 64, 19.55, 2.283),
-    (4, {"tile": 8192}, 64, 15.04, 2.333),
-    (4, {"keep_attention": True}, 64, 22.56, 2.044),
-    (2, _TWO, 64, 12.69, 1.342),
-    (2, _ALL, 64, 13.20, 1.220),
-    (4, _ALL, 64, 14.05, 2.109),
-    (2, {"checkpoint": False}, 16, 10.72, 0.186),
-    (4, {"checkpoint": False}, 16, 17.20, 0.2851),
-    (3, _TWO, 128, 22.95, 5.505),
-    (3, _ALL, 128, 23.96, 4.745),
-    (2, _ALL, 256, 44.21, 10.56),
-]
-
-
-@pytest.mark.parametrize(("layers", "switches", "tokens", "peak", "seconds"), MEASURED)
-def test_the_formulas_agree_with_what_an_h100_took(layers, switches, tokens, peak, seconds):
-    shape, how = llama(layers, False), Switches(**switches, overhead=0)
-    device, _ = budget.memory(shape, how, tokens * 1024, 1, 1)
-    assert device / GIB == pytest.approx(peak, rel=0.03)
-    flops = budget.step_flops(
-        shape, tokens * 1024, full=False, checkpoint=how.checkpoint,
-        keep_attention=how.keep_attention,
-    )  # fmt: skip
-    estimate = budget.step_seconds(shape, parse_machine("H100", None), flops, 1)
-    assert estimate == pytest.approx(seconds, rel=0.2)
 
 
 @pytest.mark.parametrize(("layers", "everything", "switches", "tokens", "devices", "live"), TRACED)
@@ -171,6 +141,20 @@ def test_norms_of_queries_trained_norms_the_mlps_width_and_a_tied_head_count():
     assert device == pytest.approx(live, rel=0.03)
 
 
+def test_fused_kernels_are_advised_on_gpus_and_in_narrow_arithmetic():
+    shape, gpu = llama(32, False), parse_machine("H100", None)
+    longest = {name: most for name, _, most in budget.alternatives(shape, Switches(), gpu)}
+    assert longest["fused_norms and fused_swiglu"] > 1.15 * longest["as set"]
+    every = "offload, tiled_mlp, fused_norms and fused_swiglu"
+    assert longest[every] > longest["offload and tiled_mlp"]
+    fused = Switches(fused_norms=True, fused_swiglu=True)
+    for switches, machine in (
+        (fused, gpu), (Switches(element=4), gpu), (Switches(), replace(gpu, is_cpu=True)),
+    ):  # fmt: skip
+        names = [name for name, *_ in budget.alternatives(shape, switches, machine)]
+        assert names == ["as set", "tiled_mlp", "offload", "offload and tiled_mlp"]
+
+
 def test_replicated_processes_hold_parameters_again():
     rest = (Switches(), 65536, 4)
     assert budget.memory(LLAMA_8B, *rest, 8, 2)[0] == budget.memory(LLAMA_8B, *rest, 4)[0]
@@ -194,33 +178,13 @@ def test_the_longest_row_just_fits():
         assert not fits(most + 2048)
 
 
-def test_time_and_links_of_a_step():
-    lora = budget.step_flops(LLAMA_8B, 262144, full=False, checkpoint=True)
-    assert lora.total == pytest.approx(9.4e16, rel=0.05)  # 6 P S + 4.5 attention
-    gpus = replace(parse_machine("8xH100", None), attention_rate=400e12)
-    needed = budget.link_needed(LLAMA_8B, gpus, 131072, 8)
-    assert needed == pytest.approx(10.7e9, rel=0.01)  # F (N - 1) / (2 S)
-    assert budget.link_needed(LLAMA_8B, gpus, 131072, 1) == 0
-    wide = replace(LLAMA_8B, heads=64)  # twice the operations for the same keys and values
-    assert budget.link_needed(wide, gpus, 131072, 8) == needed / 2
-
-
 def test_a_tied_head_takes_operations_and_is_gathered_once():
     tied = replace(LLAMA_8B, parameters=LLAMA_8B.parameters - 128256 * 4096, tied=True)
     both = [replace(shape, trained=0) for shape in (LLAMA_8B, tied)]
-    flops = [budget.step_flops(s, 4096, full=False, checkpoint=True) for s in both]
+    flops = [step_flops(s, 4096, full=False, checkpoint=True) for s in both]
     assert flops[0] == flops[1]
     sizes = [budget.memory(s, Switches(frozen_bytes=0), 65536, 8, 8)[0] for s in both]
     assert sizes[0] - sizes[1] == pytest.approx(128256 * 4096 * 2)
-
-
-def test_a_step_never_takes_less_than_starting_its_operators():
-    """A toy on a fast GPU: 2 layers of 2,200 operators, 5 microseconds each, in 3 passes."""
-    toy = Shape(300_000, 300_000, 128, 2, 192, 246, 64, 4, 32)
-    gpus = parse_machine("H100", None)
-    assert budget.step_seconds(toy, gpus, budget.Flops(1e9, 0), 3) == pytest.approx(0.066)
-    large = budget.step_seconds(LLAMA_8B, gpus, budget.Flops(1e16, 8e16), 1)
-    assert large == pytest.approx(1e16 / gpus.rate + 8e16 / gpus.attention_rate)
 
 
 def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputation():
@@ -232,7 +196,7 @@ def test_kept_attention_takes_memory_where_it_is_kept_and_saves_its_recomputatio
     on_device, _ = budget.memory(shape, replace(switches, offload=False), 65536, 1, 1)
     assert on_device > budget.memory(shape, switches, 65536, 1, 1)[0] + 0.9 * host
     flops = [
-        budget.step_flops(shape, 65536, full=False, checkpoint=True, keep_attention=keep)
+        step_flops(shape, 65536, full=False, checkpoint=True, keep_attention=keep)
         for keep in (False, True)
     ]
     assert flops[0].total - flops[1].total == 2 * 65536**2 * 4096 * 32
@@ -254,7 +218,7 @@ def test_a_teacher_takes_memory_and_time():
     assert sizes[1] - sizes[0] == pytest.approx(shape.parameters * 2 / 8)
     assert sizes[2] > sizes[1]
     flops = [
-        budget.step_flops(shape, 65536, full=True, checkpoint=True, distill=s.distill)
+        step_flops(shape, 65536, full=True, checkpoint=True, distill=s.distill)
         for s in (held, read)
     ]
     assert flops[1].total / flops[0].total == pytest.approx(10 / 8, rel=0.05)  # a forward more

@@ -20,6 +20,7 @@ from regraft.parallel import Mesh
 from regraft.train.estimate import budget, machine, plan, plan_text
 from regraft.train.estimate.budget import Shape
 from regraft.train.estimate.machine import GIB, parse_machine
+from regraft.train.estimate.step_time import step_flops
 from regraft.train.recipe.recipe import Recipe
 from regraft.train.recipe.schema import Body, trains_everything
 
@@ -46,7 +47,7 @@ def test_without_a_gpu_the_plan_is_for_this_cpu_and_its_measured_rate(tmp_path, 
     assert "this CPU" in result.machine.name
     (stage,) = result.stages
     shape = Shape(result.model.parameters, 0, 128, 2, 192, len(WORDS), 64, 4, 32)
-    flops = 4 * budget.step_flops(shape, 1024, full=True, checkpoint=True).total
+    flops = 4 * step_flops(shape, 1024, full=True, checkpoint=True).total
     assert stage.step_seconds == pytest.approx(flops / result.machine.assumed_rate)
     assert result.machine.assumed_rate < 1e9
     assert stage.fits

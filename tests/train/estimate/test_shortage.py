@@ -32,7 +32,9 @@ def recipe_of(tmp_path, length):
     ("length", "advice"),
     [
         ("64k", None),
-        ("192k", "it would fit with memory: offload or offload and tiled_mlp."),
+        ("128k", "with memory: fused_norms and fused_swiglu or tiled_mlp or offload."),
+        ("192k", "it would fit with memory: offload."),
+        ("400k", "it would fit with memory: offload, tiled_mlp, fused_norms and fused_swiglu."),
         ("4M", "no memory saver is enough: take more devices or shorter rows."),
     ],
 )

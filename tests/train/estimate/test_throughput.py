@@ -11,7 +11,8 @@ from train_recipes import RECIPE, write_recipe
 
 from regraft.data.batch import Row
 from regraft.train.estimate import throughput
-from regraft.train.estimate.budget import Shape, step_flops
+from regraft.train.estimate.budget import Shape
+from regraft.train.estimate.step_time import step_flops
 from regraft.train.estimate.throughput import document_lengths
 from regraft.train.job import train_model
 from regraft.train.output import log as metrics
