@@ -7,7 +7,8 @@ on all modules (a byte budget) are chosen when all spectra are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from regraft.adapters.extract.decomposition import Decomposition
 from regraft.adapters.extract.deltas import Delta, deltas
 from regraft.adapters.extract.moments import Calibration, input_norms
 from regraft.adapters.extract.select import Module, Plan
-from regraft.adapters.extract.streams import in_order, lanes
+from regraft.adapters.extract.streams import in_order, matrices_at_once
 from regraft.adapters.folder import WEIGHTS
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.checkpoint.write.shard_plan import PlannedTensor, write_safetensors
@@ -164,17 +165,18 @@ class Factorizer:
                 else:
                     remaining.append(module)
             for norm, members in self._groups(remaining, bar):
-                for module, result in self._decomposed(members, at_most, norm):
-                    self.decompositions[module.name] = result
-                    self._staging.record(_unit(module, at_most), **asdict(result))
-                    bar.advance(math.prod(module.shape), text=module.name)
+                with closing(self._decomposed(members, at_most, norm)) as results:
+                    for module, result in results:
+                        self.decompositions[module.name] = result
+                        self._staging.record(_unit(module, at_most), **asdict(result))
+                        bar.advance(math.prod(module.shape), text=module.name)
         # in the order of the plan, so that sums over modules are the same in a resumed run
         names = [m.name for m in self._plan.modules if m.name in self.decompositions]
         self.decompositions = {name: self.decompositions[name] for name in names}
 
     def _decomposed(
         self, modules: list[Module], at_most: Mapping[str, int], weighted: WeightedNorm | None
-    ) -> Iterator[tuple[Module, Decomposition]]:
+    ) -> Generator[tuple[Module, Decomposition]]:
         """The modules with their decompositions; several are computed at once in the plain norm on
         a GPU."""
         device = self._device
@@ -184,7 +186,7 @@ class Factorizer:
             return module, self._decompose(module, delta, at_most[module.name], weighted)
 
         pairs = deltas(self._base, self._extended, modules, device)
-        at_once = 1 if weighted is not None else lanes(device)
+        at_once = 1 if weighted is not None else matrices_at_once(device)
         return in_order(pairs, work, lambda item: math.prod(item[0].shape), device, at_once)
 
     def _groups(

@@ -8,9 +8,8 @@ matrix does not depend on the others.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,12 +22,12 @@ AT_ONCE = 4
 _ELEMENTS = 1 << 28  # of all matrices at once: 1 GiB in float32
 
 
-def lanes(device: torch.device) -> int:
-    """Number of matrices to decompose at once: on a GPU as many as the host has cores to spare,
-    four at most; on a CPU one, which takes all threads."""
+def matrices_at_once(device: torch.device) -> int:
+    """Number of matrices to decompose at once: on a GPU one less than torch has threads, four at
+    most; on a CPU one, which takes all threads."""
     if device.type != "cuda":
         return 1
-    return max(1, min(AT_ONCE, (os.cpu_count() or 1) - 1))
+    return max(1, min(AT_ONCE, torch.get_num_threads() - 1))
 
 
 def in_order(
@@ -37,13 +36,14 @@ def in_order(
     size: Callable[[Item], int],
     device: torch.device,
     at_once: int,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """work(item) of every item, in the order of the items.
 
     items: made by this thread on its current stream of `device`, and dropped when worked on. size:
     elements of an item; items of more than `_ELEMENTS` in all wait. at_once: threads, each with a
-    stream of its own; 1: this thread. The first error is raised in its turn, after which no item is
-    begun.
+    stream of its own; 1: this thread. The first error of `work` is raised in its turn, one of
+    `items` at once; no item is begun after it. Close the iterator where it is left before its end,
+    or threads go on working.
     """
     if at_once == 1:
         for item in items:

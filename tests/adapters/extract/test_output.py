@@ -14,8 +14,10 @@ import torch
 from extracted import planned_and_written
 from safetensors.torch import load_file
 
+from regraft.adapters.extract import factorize
 from regraft.adapters.extract.extract import extract_lora
 from regraft.adapters.extract.factorize import Factorizer
+from regraft.checkpoint.write.staging import Staging
 from regraft.errors import InputError, OutputError
 
 
@@ -130,6 +132,26 @@ def test_resume_does_not_repeat_what_is_done(family, tmp_path, monkeypatch):
     assert len(done) == len(set(done)) == 14
 
 
+def test_decompositions_have_ended_when_the_journal_fails(family, tmp_path, monkeypatch):
+    ended = []
+
+    def watched(items, work, *_):
+        try:
+            yield from map(work, items)
+        finally:
+            ended.append(True)
+
+    def full(self: Staging, unit: str, **values: Any) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(factorize, "in_order", watched)
+    monkeypatch.setattr(Staging, "record", full)
+    with pytest.raises(OutputError, match="the disk is full") as error:
+        extract_lora(*family[:2], tmp_path / "a", rank=4, verify=False)
+    assert error.tb is not None  # or the frames were gone, and the iterator with them
+    assert ended
+
+
 def test_modules_are_summed_in_one_order_whatever_a_resumed_run_repeats(
     family, tmp_path, monkeypatch
 ):
@@ -195,7 +217,7 @@ def test_too_little_room_is_found_before_the_first_module(family, tmp_path, monk
         extract_lora(*family[:2], tmp_path / "out", rank=4, verify=False)
     for rule in ({"rank": "auto"}, {"energy": 0.9}, {"layout": "compact", "budget": "20kB"}):
         with (
-            pytest.warns(UserWarning, match=r"may need up to [\d.]+ kB, and 4 kB are free"),
+            pytest.warns(UserWarning, match=r"may need up to [\d.]+ kB, and 4 kB .*; make room"),
             pytest.raises(AssertionError, match="the work has begun"),
         ):
             extract_lora(*family[:2], tmp_path / "out", verify=False, **rule)

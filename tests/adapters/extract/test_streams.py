@@ -122,8 +122,8 @@ def test_one_at_a_time_is_this_thread(current):
     assert seen == [(1, 1), (2, 2), (3, 3)]  # an item is made when the one before is done
 
 
-def test_a_gpu_gets_as_many_as_the_host_has_cores_to_spare(monkeypatch):
-    for cores, lanes in ((1, 1), (2, 1), (4, 3), (16, 4)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert streams.lanes(torch.device("cuda:0")) == lanes
-        assert streams.lanes(CPU) == 1
+def test_a_gpu_gets_one_matrix_less_than_torch_has_threads(monkeypatch):
+    for threads, expected in ((1, 1), (2, 1), (4, 3), (16, 4)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert streams.matrices_at_once(torch.device("cuda:0")) == expected
+        assert streams.matrices_at_once(CPU) == 1
