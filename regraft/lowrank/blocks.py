@@ -37,7 +37,10 @@ def gaussian(rows: int, columns: int, seed: int, like: Tensor) -> Tensor:
     Drawing them on the CPU takes longer than a GPU's passes over a whole matrix, so the last few
     results are cached: matrices of one width and seed share them.
     """
-    return _gaussian(rows, columns, seed, like.dtype, like.device)
+    result = _gaussian(rows, columns, seed, like.dtype, like.device)
+    if result.is_cuda:  # or its memory is free when the cache drops it, before it was read
+        result.record_stream(torch.cuda.current_stream(result.device))
+    return result
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.lowrank import subspace
+from regraft.lowrank import blocks, subspace
 from regraft.lowrank.blocks import gaussian, gram, orthonormal, squared_frobenius
 from regraft.lowrank.svd import truncated_svd
 
@@ -39,6 +39,19 @@ def test_gaussian_numbers_are_drawn_once_and_are_the_seeds():
     generator = torch.Generator().manual_seed(5)
     assert torch.equal(first.float(), torch.randn(30, 4, generator=generator))
     assert not torch.equal(gaussian(30, 4, 6, like), first)
+
+
+def test_a_stream_that_reads_cached_numbers_keeps_their_memory(monkeypatch):
+    class OnGpu:
+        is_cuda, device, streams = True, "cuda:1", []
+
+        def record_stream(self, stream):
+            self.streams.append(stream)
+
+    monkeypatch.setattr(blocks, "_gaussian", lambda *_: OnGpu())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    gaussian(30, 4, 5, torch.empty(0))
+    assert OnGpu.streams == ["the stream of cuda:1"]
 
 
 def test_a_decomposition_leaves_the_numbers_it_began_from(monkeypatch):
