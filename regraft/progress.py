@@ -125,8 +125,8 @@ def whole(describe: Callable[[], str]) -> Iterator[None]:
 class Bar:
     """Progress over a known amount of work (bytes, steps), with rate and time left.
 
-    total: None for a stage of unknown length, which displays the time that it has taken. outer:
-    told, of a bar inside another's part, the share of `total` that was done.
+    total: None for a stage of unknown length, which displays the time that it has taken. outer: of
+    a bar inside another's part, called with the share of `total` that was done.
     """
 
     def __init__(

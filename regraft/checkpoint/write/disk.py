@@ -32,7 +32,8 @@ def need_space(folder: Path, sizes: dict[str, int], *, at_most: bool = False) ->
     room = f"{format_bytes(free)} are free on the disk of {folder}"
     if at_most:
         progress.warn(
-            f"the output and what it is made from may need up to {format_bytes(needed)}, and {room}"
+            f"the output and temporary files may need up to {format_bytes(needed)}, and {room}; "
+            "make room or choose another disk"
         )
         return
     raise OutputError(

@@ -44,7 +44,7 @@ def check_fused(memory: Memory, device: torch.device) -> None:
     names = [name for name in ("fused_rope", "fused_swiglu") if getattr(memory, name)]
     if not names:
         return
-    advice = f"leave {' and '.join(names)} out of memory"
+    advice = f"remove {' and '.join(names)} from the recipe"
     if device.type != "cuda":
         raise InputError(
             f"memory: {{{names[0]}: true}} is for GPUs and this runs on {device.type}; {advice}."
