@@ -27,7 +27,8 @@ from regraft.units import format_tokens
 
 GIB = 2**30
 OFFLOAD, TILED = {"offload": True}, {"tiled_mlp": 8192}
-ALL = OFFLOAD | TILED | {"keep_attention": True}
+KEEP = {"keep_attention": True}
+FUSED = {"fused_norms": True, "fused_rope": True, "fused_swiglu": True}
 RING = {"context": 8, "algorithm": "ring"}
 
 
@@ -46,18 +47,18 @@ class Published:
 _H100 = "live tensors by torch's allocator, cuBLAS's workspace of 0.06 among them"
 _ARCTIC = (
     "their whole device, without parameters and optimizer, which are in host memory; traced is a "
-    "LoRA step without its parameters and moments; Liger's fused SwiGLU is not expressed (below)"
+    "LoRA step without its parameters and moments (below)"
 )
 ROWS = [
     Published("benchmarks/results/gpu.md", Row("8B", "lora", 2**16, 1), 46.82, _H100),
-    Published("benchmarks/results/gpu.md",
-              Row("8B", "lora", 2**16, 1, memory={"keep_attention": True}), 62.57, _H100),
-    Published("benchmarks/results/gpu.md (continued)", Row("8B", "lora", 2**17, 1, memory=ALL),
-              36.31, _H100),
-    Published("ArcticTraining, H200", Row("8B", "lora", 300_000, 1, memory={"fused_norms": True}),
-              134.96, _ARCTIC, False),
-    Published("ArcticTraining, H200",
-              Row("8B", "lora", 650_000, 1, memory=OFFLOAD | {"fused_norms": True}), 126.81,
+    Published("benchmarks/results/gpu.md", Row("8B", "lora", 2**16, 1, memory=KEEP), 62.57, _H100),
+    Published("benchmarks/results/gpu.md", Row("8B", "lora", 2**16, 1, memory=KEEP | FUSED), 57.57,
+              _H100),
+    Published("benchmarks/results/gpu.md (continued)",
+              Row("8B", "lora", 2**17, 1, memory=OFFLOAD | TILED | KEEP), 36.31, _H100),
+    Published("ArcticTraining, H200", Row("8B", "lora", 300_000, 1, memory=FUSED), 134.96, _ARCTIC,
+              False),
+    Published("ArcticTraining, H200", Row("8B", "lora", 650_000, 1, memory=OFFLOAD | FUSED), 126.81,
               _ARCTIC, False),
     Published("TRL 1.13, 8 x H100", Row("Qwen3-8B", "full", 2**20, 8, RING, OFFLOAD), 56.2,
               "their whole device, 56.2 GB read as GiB; RoPE without YaRN's factor"),
@@ -72,31 +73,24 @@ BY_HAND = """\
 
 Their settings (one H200, full fine-tune of Llama-3.1-8B, FlashAttention-3, parameters and Adam in
 host memory by ZeRO-3, Liger's kernels) leave on the device a constant C, for each token the inputs
-of 32 layers (2 d bytes each, d = 4,096; one layer's with offload) and the working set w of a
-layer. Their rows of 300,000 and 650,000 tokens differ in tokens and offload alone, so they give
-both:
+of 32 layers (2 d bytes each, d = 4,096; with offload one layer's and the one fetched ahead) and the
+working set w of a layer. Their rows of 300,000 and 650,000 tokens differ in tokens and offload
+alone, so they give both:
 
     C + 300,000 (64 d + w) = 134.96 GiB
-    C + 650,000 ( 2 d + w) = 126.81 GiB     w = 45.0 d, C = 10.2 GiB
+    C + 650,000 ( 4 d + w) = 126.81 GiB     w = 41.3 d, C = 14.4 GiB
 
-Here w is 57.4 d with fused norms. The 12.3 d between them are the MLP's: at the peak of its
-backward pass 12 bytes live for each unit of its width m = 3.5 d here (gate, silu(gate), up and
-three gradients); Liger's SwiGLU saves gate and up alone and writes their gradients over them,
-which leaves 8, so 14 d less.
+Here w is 41.35 d with fused_norms and fused_swiglu. So the two lines of the table above that leave
+14.4 and 14.2 GiB to them agree. With that C:
 
-| tokens | memory savers | theirs | with w = 57.4 d | with Liger's SwiGLU, 43.4 d | apart |
-|--:|---|--:|--:|--:|--:|
-| 300,000 | | 134.96 | 149.1 | 133.1 | -1.4% |
-| 650,000 | offload | 126.81 | 157.5 | 122.8 | -3.2% |
-| 1,200,000 | offload, tiles (w = 23.4 d) | 136.15 | | 126.5 | -7% |
-| 65,000 | none; norms not fused, w = 61.4 d | 137.36 | 134.4 | | -2% |
+| tokens | memory savers | theirs | here | apart |
+|--:|---|--:|--:|--:|
+| 1,200,000 | offload, tiles (w = 21.4 d) | 136.15 | 130.7 | -4% |
+| 65,000 | none; norms and SwiGLU not fused, w = 61.35 d | 137.36 | 138.6 | +1% |
 
-So the row of 300,000 agreed in the table above only because C is not in it. In the row with tiles
-attention sets the peak, by 2.1 d a token more than here; FlashAttention-3's float32 sum of dq
-takes 4 d where it lives at that time, which the trace's kernel does not have. The row of 65,000
-keeps whole logits: 12 bytes of each of 65,000 x 128,256, 93 GiB. `regraft plan` is of the step as
-it is here, so nothing in it follows from these rows but that a SwiGLU which saves less would be
-worth 14 d (56 KiB a token) where the MLP is not tiled."""
+In the row with tiles attention sets the peak, by 1.2 d a token more than here; FlashAttention-3's
+float32 sum of dq takes 4 d where it lives at that time, which the trace's kernel does not have. The
+row of 65,000 keeps whole logits: 12 bytes of each of 65,000 x 128,256, 93 GiB."""
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ for Llama-3-8B's layers in bfloat16; in float32 it differs. Bytes of one element
     SwiGLU              10    18         6    10
     all others of d     12    45
 
+Norms that are trained are float32, for which there is no kernel: fused_norms saves no time there.
 Some of these ran at less than the H100's 2.9 TB/s and are counted as the bytes that would have
 taken as long: in RoPE's forward pass the products of bfloat16 with float32 tables (12 bytes) at 1.0
 and the concatenation of halves (4) at 0.9; of the loss, 28 of each logit, the softmax's 8 at half.
@@ -95,7 +96,8 @@ def step_flops(
 def step_traffic(shape: Shape, switches: Switches, tokens: int) -> float:
     """Bytes that operators other than matrix products and attention read and write for one row, as
     far as they take as long as at the full bandwidth."""
-    norm = _FUSED_NORM if switches.fused_norms and switches.narrow else _NORM
+    one_pass = switches.fused_norms and switches.narrow and not switches.trained_norms
+    norm = _FUSED_NORM if one_pass else _NORM
     rope = _FUSED_ROPE if switches.fused_rope and switches.narrow else _ROPE
     swiglu = _FUSED_SWIGLU if switches.fused_swiglu and switches.narrow else _SWIGLU
     forwards = 1 + int(switches.checkpoint) + int(switches.distill)

@@ -137,6 +137,7 @@ def test_recomputation_tiles_and_a_teacher_move_more_bytes_and_fused_kernels_few
     for fused in ("fused_norms", "fused_rope", "fused_swiglu"):
         assert bytes_of(**{fused: True}) < bytes_of()
         assert bytes_of(**{fused: True}, element=4) == bytes_of()
+    assert bytes_of(fused_norms=True, trained_norms=True) == bytes_of()
     normed = replace(LLAMA_8B, query_norms=True)
     saved = step_traffic(normed, Switches(), 1) - bytes_of()
     assert saved == pytest.approx((2 * 36 + 84) * 5120 * 32)
