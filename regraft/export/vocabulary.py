@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from regraft.checkpoint.hf.pre_tokenizer import GPT2, LLAMA3, SMOLLM, steps
 from regraft.checkpoint.hf.tokenizer import load_tokenizer
 from regraft.checkpoint.read.source import Checkpoint
 from regraft.errors import CheckpointError, InputError
@@ -17,16 +18,8 @@ from regraft.input_files import JsonObject, read_json_object
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # gguf.TokenType
 _MEND = "download the model again"
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # The steps of a pre-tokenizer -> llama.cpp's name for it.
-_PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
-    (f"split {_LLAMA3_SPLIT}", "bytes"): "llama-bpe",
-    ("digits", "gpt-2", "bytes"): "smollm",
-    ("gpt-2", "bytes"): "gpt-2",
-}
+_PRE_TOKENIZERS = {LLAMA3: "llama-bpe", SMOLLM: "smollm", GPT2: "gpt-2"}
 _SPECIAL = ("bos", "eos", "unk", "pad", "sep", "mask")
 _KEYS = {
     "unk": "unknown", "pad": "padding", "sep": "seperator",  # GGUF spells it so
@@ -77,7 +70,7 @@ def read_vocabulary(model: Checkpoint, size: int) -> Vocabulary:
         kind = core.get("type") if isinstance(core, dict) else "unknown"
         exact = "BPE with byte fallback" if kind == "BPE" else kind
         raise _refused(model, f"a {exact} tokenizer")
-    parts = tuple(_parts(content.get("pre_tokenizer")))
+    parts = steps(content.get("pre_tokenizer"))
     if content.get("normalizer") is not None:
         raise _refused(model, "a tokenizer that normalizes its text")
     if parts not in _PRE_TOKENIZERS:
@@ -107,24 +100,6 @@ def _refused(model: Checkpoint, what: str) -> InputError:
         "to GGUF: convert it with llama.cpp's own convert_hf_to_gguf.py, or give --no-tokenizer "
         "for a file that takes token ids."
     )
-
-
-def _parts(pre_tokenizer: Any) -> list[str]:
-    """The steps of a pre-tokenizer, spelled as in `_PRE_TOKENIZERS`."""
-    if not isinstance(pre_tokenizer, dict):
-        return ["none"]
-    kind = pre_tokenizer.get("type")
-    if kind == "Sequence":
-        return [p for step in pre_tokenizer.get("pretokenizers") or [] for p in _parts(step)]
-    if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
-        return ["gpt-2", "bytes"] if pre_tokenizer.get("use_regex", True) else ["bytes"]
-    if kind == "Digits" and pre_tokenizer.get("individual_digits"):
-        return ["digits"]
-    if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated":
-        pattern = pre_tokenizer.get("pattern")
-        expression = pattern.get("Regex") if isinstance(pattern, dict) else None
-        return [f"split {expression}"] if not pre_tokenizer.get("invert") else ["other"]
-    return ["other"]
 
 
 def _tokens(
