@@ -129,8 +129,9 @@ def open_corpus(name: str) -> Corpus:
 def unique_share(ids: Sequence[int]) -> float:
     """Share of different runs of 16 tokens among all: 1 if nothing is repeated, 1/n for a text that
     is repeated n times. 1 for texts shorter than that."""
-    hashes = ngram_hashes(ids, _GRAM)
-    return float(len(np.unique(hashes)) / len(hashes)) if len(hashes) else 1.0
+    hashes = np.sort(ngram_hashes(ids, _GRAM))  # faster than numpy's unique
+    different = 1 + np.count_nonzero(hashes[1:] != hashes[:-1])
+    return float(different / len(hashes)) if len(hashes) else 1.0
 
 
 def _standard_library() -> Fixed:
