@@ -67,6 +67,7 @@ def _items(work: Work, task: Task, length: int, mesh: Mesh) -> list[Item]:
         numbers = range(min(count, task.max_items or count))
         return map_over_processes(mesh, numbers, partial(task.item, work.kit, length))
     first = task.group(work.kit, length, 0, questions)
+    work.kit.group_sizes[task.name, length] = len(first)
     others = range(1, -(-count // len(first)))  # a group has the same size for every text
     groups = map_over_processes(
         mesh, others, lambda text: task.group(work.kit, length, text, questions)

@@ -91,23 +91,22 @@ def test_texts_are_tokenized_once_for_all_models(
     encoded: list[str] = []
     grouped: list[tuple[int, int]] = []
     plain: list[int] = []
-    encode, group, texts = Prompter._encode, Task.group, perplexity.texts
+    encode, group, texts = Prompter._encode_answer, Task.group, perplexity.texts
 
-    def spy_encode(self: Prompter, text: str, **more: Any) -> Any:
-        if more:
-            encoded.append(text)
-        return encode(self, text, **more)
+    def spy_encode(self: Prompter, prompt: str, *more: Any) -> Any:
+        encoded.append(prompt)
+        return encode(self, prompt, *more)
 
     def spy_group(self: Task, kit: Kit, length: int, text: int, questions: int) -> Any:
         grouped.append((length, text))
         return group(self, kit, length, text, questions)
 
-    monkeypatch.setattr(Prompter, "_encode", spy_encode)
+    monkeypatch.setattr(Prompter, "_encode_answer", spy_encode)
     monkeypatch.setattr(Task, "group", spy_group)
     monkeypatch.setattr(perplexity, "texts", lambda *a: plain.append(0) or texts(*a))
     models = [f"{name}={folders[name]}" for name in ("donor", "graft")]
     run = {**QUICK, "items": 2, "texts": 1, "depths": 2, "questions_per_text": 2}
     evaluate(models, tmp_path / "out", suite="needle,perplexity", lengths="96,128", **run)
     assert len(encoded) == len(set(encoded)) == 2 * 4
-    assert len(grouped) == 2 * 2  # for the items, and for what they cost
+    assert len(grouped) == 2  # the first text of each length, which also says what they cost
     assert len(plain) == 1

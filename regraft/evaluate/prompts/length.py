@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from regraft.errors import InputError
+from regraft.evaluate.prompts.pieces import PieceEncoder
 from regraft.evaluate.prompts.template import render_chat
 
 _MARK = "QUESTION"
@@ -37,6 +38,7 @@ class Prompter:
         self.tokenizer, self.chat = tokenizer, chat
         self._encoded: dict[bytes, tuple[array[int], list[list[int]]]] = {}
         self._room = _CACHED
+        self._pieces = PieceEncoder(tokenizer)
         if chat:
             self.wrap("")
 
@@ -63,7 +65,7 @@ class Prompter:
 
     def ids(self, text: str) -> list[int]:
         """Token ids, with the tokenizer's special tokens unless the text starts with them."""
-        return list(self._encode(text)["input_ids"])
+        return self._pieces.ids(text, self._adds_special(text))
 
     def count(self, text: str) -> int:
         """The number of token ids of `text`."""
@@ -73,7 +75,8 @@ class Prompter:
         """Prompt and answer encoded together. spans: (start, end) of each reference in `answer`, in
         characters; a token belongs to a reference if they share a character. The result is cached
         for the next model, up to `_CACHED` tokens."""
-        key = blake2b(repr((prompt, answer, spans)).encode(), digest_size=16).digest()
+        named = f"{len(prompt)} {prompt}{answer} {spans}".encode(errors="surrogatepass")
+        key = blake2b(named, digest_size=16).digest()
         if key not in self._encoded:
             encoded = self._encode_answer(prompt, answer, spans)
             if len(encoded.ids) > self._room:
@@ -84,24 +87,24 @@ class Prompter:
         return Encoded(ids.tolist(), positions)
 
     def _encode_answer(self, prompt: str, answer: str, spans: list[tuple[int, int]]) -> Encoded:
-        encoding = self._encode(prompt + answer, return_offsets_mapping=True)
-        offsets, first = encoding["offset_mapping"], len(prompt)
+        text, first = prompt + answer, len(prompt)
+        special = self._adds_special(text)
+        ids, number, offsets = self._pieces.ids_and_offsets(text, len(answer), special)
         positions = [
             [
                 at
-                for at, (start, end) in enumerate(offsets)
+                for at, (start, end) in enumerate(offsets, number)
                 if start < first + high and end > first + low and end > start
             ]
             for low, high in spans
         ]
-        return Encoded(list(encoding["input_ids"]), positions)
+        return Encoded(ids, positions)
 
     def unknown_share(self, text: str) -> float:
         """Share of the text's tokens that are the unknown token."""
         ids, unknown = self.ids(text), self.tokenizer.unk_token_id
         return ids.count(unknown) / max(1, len(ids)) if unknown is not None else 0.0
 
-    def _encode(self, text: str, **more: Any) -> Any:
+    def _adds_special(self, text: str) -> bool:
         start = self.tokenizer.bos_token
-        special = not (self.chat or (start and text.startswith(start)))
-        return self.tokenizer(text, add_special_tokens=special, verbose=False, **more)
+        return not (self.chat or (start and text.startswith(start)))
