@@ -45,7 +45,7 @@ class Delta:
 def deltas(
     b: Checkpoint, e: Checkpoint, modules: list[Module], device: torch.device
 ) -> Iterator[tuple[Module, Delta]]:
-    """Each module with its delta, whose tensors the next one overwrites.
+    """Each module with its delta, whose tensors the next one overwrites on a CPU.
 
     Raises CheckpointError for NaN, infinity and differences that overflow float32.
     """

@@ -1,9 +1,9 @@
 """`extract_lora`: the difference of two checkpoints as a LoRA adapter.
 
 Every projection's delta is decomposed by a truncated SVD with a certificate. Tensors are streamed
-one at a time through two reused buffers (the float32 delta and its bfloat16 copy), so peak memory
-depends on the largest projection. The adapter is written when all ranks are known, read back with
-PEFT and published by rename.
+one at a time through two reused buffers (the float32 delta and its bfloat16 copy), on a GPU up to
+four at once (`streams`), so peak memory depends on the largest projections. The adapter is written
+when all ranks are known, read back with PEFT and published by rename.
 """
 
 from __future__ import annotations
