@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
 from regraft.checkpoint.config import one_line
 from regraft.errors import InputError
@@ -110,6 +111,7 @@ class Rotate(torch.autograd.Function):
         return _rotated(x, cos, sin, inverse=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _rotated(grad, *ctx.saved_tensors, inverse=True), None, None
 
@@ -162,6 +164,7 @@ class SwiGlu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad = grad.contiguous()

@@ -68,6 +68,7 @@ class _HeadLoss(torch.autograd.Function):
                 right = label.where(valid, 0)[:, None]
                 total -= (log_p.gather(1, right)[:, 0] * valid).sum()
                 if of_hidden is None and of_weight is None:
+                    del log_p
                     continue
                 slope = log_p.exp_().scatter_add_(1, right, -torch.ones_like(right, dtype=wide))
                 del log_p  # or it is there beside the next chunk's

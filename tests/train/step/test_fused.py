@@ -169,6 +169,17 @@ def test_swiglu_writes_gradients_over_what_it_saved_once(plain):
         torch.autograd.grad(result, (gate, up))
 
 
+def test_second_derivatives_are_refused(plain):
+    x = torch.randn(1, 2, 3, 8, requires_grad=True)
+    table = torch.randn(1, 3, 8)
+    for result in (
+        fused.Rotate.apply(x.bfloat16(), table, table), fused.SwiGlu.apply(x.mul(1), x.mul(2))
+    ):  # fmt: skip
+        (grad,) = torch.autograd.grad(result.float().square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
 def test_rotation_takes_any_order_of_axes_and_saves_the_tables_alone(plain):
     x = torch.randn(2, 5, 3, 8).bfloat16().requires_grad_()
     tables = [torch.randn(1, 5, 8) for _ in range(2)]
