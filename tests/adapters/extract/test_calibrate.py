@@ -11,7 +11,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from calibrated import HOW, copy_of
+from calibration import HOW, copy_of
 from extracted import changes, planned_and_written, record_of
 
 from regraft.adapters.extract import moments

@@ -8,7 +8,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from calibrated import HOW, copy_of
+from calibration import HOW, copy_of
 from evaluated import text_tokenizer
 
 from regraft.adapters.extract.extract import extract_lora
