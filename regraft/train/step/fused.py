@@ -54,7 +54,7 @@ def check_fused(memory: Memory, device: torch.device) -> None:
         kernels = _kernels()
         x = torch.ones(1, 1, 1, 16, dtype=torch.bfloat16, device=device)
         kernels.swiglu(x, x, torch.empty_like(x))  # compiled and run
-    except Exception as error:
+    except Exception as error:  # what compilers and drivers raise has no class in common
         raise InputError(
             f"memory: {{{names[0]}: true}} needs Triton, a GPU that it knows and a C compiler "
             f"({one_line(error)}): pip install triton, or {advice}."
@@ -68,8 +68,8 @@ def fuse_rope(model: nn.Module) -> None:
     `apply_rotary_pos_emb`. Raises InputError for architectures that may rotate other pairs.
     """
     made: dict[type, Any] = {}
-    for layer in model.model.layers:  # type: ignore[union-attr]
-        attention: Any = layer.self_attn
+    for layer in _layers(model):
+        attention = layer.self_attn
         kind = type(attention)
         if kind not in made:
             made[kind] = _with_rotation(kind)
@@ -127,8 +127,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
 def fuse_swiglu(model: nn.Module) -> None:
     """Compute silu(gate) up by the kernel in every MLP of a transformers model. Raises InputError
     for one of another form."""
-    for layer in model.model.layers:  # type: ignore[union-attr]
-        mlp: Any = layer.mlp
+    for layer in _layers(model):
+        mlp = layer.mlp
         kinds = type(mlp).__name__, type(getattr(mlp, "act_fn", None)).__name__
         if kinds[0] not in _MLPS or kinds[1] not in _SILUS:
             raise InputError(
@@ -173,6 +173,11 @@ class SwiGlu(torch.autograd.Function):
         for tensor in (gate, up):  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(tensor)
         return gate, up
+
+
+def _layers(model: Any) -> Any:
+    """The decoder layers of a transformers model."""
+    return model.model.layers
 
 
 def _has_kernel(x: Tensor) -> bool:

@@ -11,15 +11,8 @@ from regraft.data.build.record import read_dataset
 from regraft.errors import InputError
 
 
-def test_a_shard_that_is_missing_or_cut_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.txt").write_text("x")
-    Path("recipe.yaml").write_text(
-        "sources: [{name: one, licence: CC0-1.0, text: a.txt}]\noutput: {tokenizer: bytes}\n"
-    )
-    record = regraft.build_data("recipe.yaml", "out")
+def test_a_shard_that_is_missing_or_cut_is_named(recipe_of_one_text: str) -> None:
+    record = regraft.build_data(recipe_of_one_text, "out")
     assert read_dataset("out") == record
     shard = Path("out", record.shards[0].path)
     content = shard.read_bytes()

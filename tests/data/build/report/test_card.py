@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from cards import assert_tables_are_whole
 
 import regraft
 from regraft.data.build.report.card import summary
 
 
-def test_a_dataset_of_one_document_without_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.txt").write_text("x")
-    Path("recipe.yaml").write_text(
-        "sources: [{name: one, licence: CC0-1.0, text: a.txt}]\noutput: {tokenizer: bytes}\n"
-    )
-    plan = regraft.build_data("recipe.yaml", "out", dry_run=True).plan
+def test_a_dataset_of_one_document_without_steps(recipe_of_one_text: str) -> None:
+    plan = regraft.build_data(recipe_of_one_text, "out", dry_run=True).plan
     assert plan is not None
     assert plan["source one"] == "1 file in 1 part"
-    record = regraft.build_data("recipe.yaml", "out")
+    record = regraft.build_data(recipe_of_one_text, "out")
     assert ("one", "1 document read, 1 written, 1 token") in summary(record)
     card = Path("out/README.md").read_text()
     assert_tables_are_whole(card)
